@@ -1,0 +1,1 @@
+"""The method: torch and numpy, no sockets, no Nuke."""

@@ -1,0 +1,1 @@
+"""The embedded default: a procedural performer that needs no download."""
