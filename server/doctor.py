@@ -1,0 +1,352 @@
+"""`install.py doctor`: what is there, what is missing, and the exact line that mends it.
+
+Two halves: `outside` looks at the machine with the standard library alone, so it works before
+anything is installed; `python -m server.doctor` runs `inside` the environment and prints one
+JSON line per check, so that a library that crashes takes no finished line with it.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from server.environment import Environment, base_version, why_outdated
+
+GIB = 2**30
+FREE_GIB = 3  # an installation with a CPU build of torch takes 2.5
+ALEXNET = "alexnet-owt-7be5be79.pth"  # the name ends in the first digits of its SHA-256
+FACE_MODELS = (
+    "face_landmark/face_landmark_with_attention.tflite",
+    "face_landmark/face_landmark.tflite",
+    "face_detection/face_detection_short_range.tflite",
+)
+# Shared library -> its package on (Debian and Ubuntu, Rocky and Fedora).
+SYSTEM_PACKAGES = {
+    "libGL.so.1": ("libgl1", "mesa-libGL"),
+    "libEGL.so.1": ("libegl1", "mesa-libEGL"),
+    "libglib-2.0.so.0": ("libglib2.0-0", "glib2"),
+    "libgthread-2.0.so.0": ("libglib2.0-0", "glib2"),
+    "libSM.so.6": ("libsm6", "libSM"),
+    "libICE.so.6": ("libice6", "libICE"),
+    "libXext.so.6": ("libxext6", "libXext"),
+    "libXrender.so.1": ("libxrender1", "libXrender"),
+    "libX11.so.6": ("libx11-6", "libX11"),
+    "libgomp.so.1": ("libgomp1", "libgomp"),
+    "libstdc++.so.6": ("libstdc++6", "libstdc++"),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at.
+
+    state: "ok"; "warning": Reenact runs without it; "missing": it does not.
+    found: what is there, in words. mend: the line to run or what to do, "" if nothing.
+    details: the same as plain values, for scripts.
+    """
+
+    name: str
+    state: Literal["ok", "warning", "missing"]
+    found: str
+    mend: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def diagnose(env: Environment) -> Iterator[Check]:
+    """Every check, the machine's first; those inside the environment only where one runs."""
+    yield check_python()
+    yield check_environment(env)
+    if env.python_version():
+        yield from inside(env)
+    else:
+        for name in INSIDE:
+            yield Check(name, "missing", "not installed", install_line())
+    yield check_nuke()
+    yield check_disk(env)
+
+
+def healthy(checks: list[Check]) -> bool:
+    return all(check.state != "missing" for check in checks)
+
+
+def install_line() -> str:
+    return "py -3.11 install.py" if os.name == "nt" else "python3 install.py"
+
+
+# --- outside -----------------------------------------------------------------------------------
+
+
+def check_python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    details = {"version": version, "executable": sys.executable}
+    if (3, 10) <= sys.version_info[:2] <= (3, 12):
+        return Check("python", "ok", f"{version} ({sys.executable})", details=details)
+    mend = "run install.py with Python 3.10, 3.11 or 3.12"
+    return Check("python", "missing", f"{version}, 3.10 to 3.12 needed", mend, details)
+
+
+def check_environment(env: Environment) -> Check:
+    reason = why_outdated(env, set())
+    version = env.python_version()
+    details = {"path": str(env.venv), "current": reason is None, "python": version}
+    if reason is None and version:
+        found = f"{env.venv} (Python {version[0]}.{version[1]}), current"
+        return Check("environment", "ok", found, details=details)
+    state: Literal["warning", "missing"] = "warning" if version else "missing"
+    return Check("environment", state, f"{env.venv}: {reason}", install_line(), details)
+
+
+def check_nuke() -> Check:
+    """Nuke on PATH or in Foundry's usual folders of Linux, Windows and macOS."""
+    places = [Path(folder) for folder in os.get_exec_path() if folder]
+    names = re.compile(r"nuke(\d+\.\d+)?(v\d+)?(\.exe)?", re.IGNORECASE)
+    programs = {file for place in places for file in listing(place) if names.fullmatch(file.name)}
+    roots = ["/usr/local", "/opt", "/opt/foundry", "/opt/Foundry", "/Applications", Path.home()]
+    roots += [os.environ[key] for key in ("PROGRAMFILES", "PROGRAMW6432") if key in os.environ]
+    folders = {
+        folder
+        for root in roots
+        for folder in listing(Path(root))
+        if re.match(r"Nuke\d", folder.name) and folder.is_dir()
+    }
+    found = sorted(map(str, programs | folders))
+    path = os.environ.get("NUKE_PATH", "")
+    details = {"found": found, "NUKE_PATH": path}
+    shown = f"{', '.join(found)}; NUKE_PATH {path or 'not set'}"
+    if found:
+        return Check("nuke", "ok", shown, details=details)
+    nowhere = f"not found: only needed on artists' machines (NUKE_PATH {path or 'not set'})"
+    return Check("nuke", "warning", nowhere, "", details)
+
+
+def listing(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def check_disk(env: Environment) -> Check:
+    free = shutil.disk_usage(env.root).free
+    found = f"{free / GIB:.0f} GiB free on the disk of {env.root}"
+    details = {"free_bytes": free}
+    if free >= FREE_GIB * GIB:
+        return Check("disk", "ok", found, details=details)
+    return Check("disk", "warning", found, f"free {FREE_GIB} GiB or more there", details)
+
+
+def inside(env: Environment) -> Iterator[Check]:
+    """Runs this module in the environment and yields its checks as they come."""
+    command = [str(env.python), "-m", "server.doctor"]
+    process = subprocess.Popen(
+        command,
+        cwd=env.root,
+        env=env.variables(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        encoding="utf-8",
+    )
+    assert process.stdout
+    waiting = list(INSIDE)
+    for line in process.stdout:
+        if line.startswith('{"name"'):  # a library may print a line of its own
+            yield Check(**json.loads(line))
+            waiting.pop(0)
+    code = process.wait()
+    for position, name in enumerate(waiting):
+        found = f"Python ended with code {code} at this check" if position == 0 else "not reached"
+        yield Check(name, "missing", found, install_line())
+
+
+# --- inside ------------------------------------------------------------------------------------
+
+
+def check_torch() -> Check:
+    import torch
+
+    details: dict[str, Any] = {"version": torch.__version__, "cuda": torch.cuda.is_available()}
+    details["devices"] = [
+        {"name": p.name, "memory_bytes": p.total_memory}
+        for p in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    ]
+    if details["cuda"]:
+        cards = [f"{d['name']}, {d['memory_bytes'] / GIB:.0f} GiB" for d in details["devices"]]
+        return Check("torch", "ok", f"{torch.__version__}, CUDA: {'; '.join(cards)}", "", details)
+    if not (shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists()):
+        return Check("torch", "ok", f"{torch.__version__}, CPU only", "", details)
+    if torch.version.cuda:
+        found = f"{torch.__version__}, but the NVIDIA driver does not offer CUDA"
+        mend = f"nvidia-smi   # then a driver for CUDA {torch.version.cuda} or newer"
+    else:
+        found = f"{torch.__version__} is a CPU build, and this machine has an NVIDIA card"
+        mend = (
+            f"the line of pytorch.org/get-started/locally for your CUDA, begun with {pip()} "
+            f"and with torch=={base_version(torch.__version__)}"
+        )
+    return Check("torch", "warning", found, mend, details)
+
+
+def check_torchvision() -> Check:
+    """That it is the one made for the torch beside it (it requires an exact version)."""
+    torch, vision = metadata.version("torch"), metadata.version("torchvision")
+    details: dict[str, Any] = {"version": vision, "torch": torch}
+    requires = re.findall(
+        r"^torch\b\W*==\s*([\w.]+)", "\n".join(metadata.requires("torchvision") or []), re.M
+    )
+    if requires and requires[0] != base_version(torch):
+        found = f"{vision} is made for torch {requires[0]}, and torch is {torch}"
+        return Check("torchvision", "missing", found, reinstall("torch", "torchvision"), details)
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        details["operators"] = False
+        found = (
+            f"{vision}; its compiled operators do not load beside torch {torch}: not needed here"
+        )
+        return Check("torchvision", "ok", found, details=details)
+    details["operators"] = True
+    return Check("torchvision", "ok", vision, details=details)
+
+
+def check_opencv() -> Check:
+    import cv2
+
+    names = ("opencv-python", "opencv-contrib-python")
+    versions = {name: metadata.version(name) for name in names}
+    details = {"version": cv2.__version__, **versions}
+    if len(set(versions.values())) > 1:
+        found = "; ".join(f"{k} {v}" for k, v in versions.items()) + ": they share the folder cv2"
+        return Check("opencv", "missing", found, reinstall(*names), details)
+    return Check("opencv", "ok", cv2.__version__, details=details)
+
+
+def check_mediapipe() -> Check:
+    """The model files alone: Reenact never imports mediapipe itself to track."""
+    version = metadata.version("mediapipe")
+    modules = Path(str(metadata.distribution("mediapipe").locate_file("mediapipe/modules")))
+    absent = [name for name in FACE_MODELS if not (modules / name).is_file()]
+    details = {"version": version, "models": str(modules), "absent": absent}
+    if absent:
+        found = f"{version} without {', '.join(absent)}"
+        return Check("mediapipe", "missing", found, reinstall("mediapipe"), details)
+    return Check("mediapipe", "ok", f"{version}, {len(FACE_MODELS)} face models", "", details)
+
+
+def check_colour() -> Check:
+    import OpenImageIO
+
+    version = metadata.version("OpenImageIO")
+    chosen = os.environ.get("OCIO", "")
+    config = OpenImageIO.ColorConfig(chosen or "ocio://default")
+    error = config.geterror()
+    details = {"version": version, "OCIO": chosen, "config": config.configname()}
+    if error:
+        unset = "set OCIO=" if os.name == "nt" else "unset OCIO"
+        mend = f"{unset}   # or name a config that can be read"
+        return Check("colour", "warning", f"OpenImageIO {version}; OCIO: {error}", mend, details)
+    origin = f"OCIO {chosen}" if chosen else "built-in OCIO config (OCIO not set)"
+    return Check("colour", "ok", f"OpenImageIO {version}, {origin}", details=details)
+
+
+def check_video() -> Check:
+    import av
+
+    wanted = [("h264", "r"), ("prores", "r"), ("dnxhd", "r"), ("libx264", "w")]
+    absent = []
+    for name, mode in wanted:
+        try:
+            av.Codec(name, "r" if mode == "r" else "w")
+        except ValueError:  # av.codec.codec.UnknownCodecError
+            absent.append(f"{name} {'decoder' if mode == 'r' else 'encoder'}")
+    version = metadata.version("av")
+    details = {"version": version, "absent": absent}
+    if absent:
+        found = f"av {version} without {', '.join(absent)}: such mov and mp4 files cannot be used"
+        return Check("video", "warning", found, reinstall("av"), details)
+    return Check("video", "ok", f"av {version}, H.264 in and out, ProRes, DNxHD", "", details)
+
+
+def check_lpips() -> Check:
+    import torch
+
+    version = metadata.version("lpips")
+    path = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET
+    details = {"version": version, "weights": str(path)}
+    fetch = (
+        f'{python()} -c "from torchvision.models import alexnet; '
+        "alexnet(weights='IMAGENET1K_V1')\""
+    )
+    mend = f"{fetch}   # with internet; without, run it elsewhere and copy the file to {path}"
+    without = "the embedded metric is used instead"
+    if not path.is_file():
+        return Check("lpips", "warning", f"{version}, no trunk weights: {without}", mend, details)
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if not digest.hexdigest().startswith(path.stem.rpartition("-")[2]):
+        found = f"{version}, trunk weights damaged: {without}"
+        return Check("lpips", "warning", found, f"delete {path}, then {mend}", details)
+    return Check("lpips", "ok", f"{version}, trunk weights {path}", "", details)
+
+
+INSIDE: dict[str, Callable[[], Check]] = {
+    "torch": check_torch,
+    "torchvision": check_torchvision,
+    "opencv": check_opencv,
+    "mediapipe": check_mediapipe,
+    "colour": check_colour,
+    "video": check_video,
+    "lpips": check_lpips,
+}
+
+
+def examine(name: str) -> Check:
+    """Runs one check inside the environment; whatever it raises becomes its finding."""
+    try:
+        return INSIDE[name]()
+    except metadata.PackageNotFoundError as error:
+        return Check(name, "missing", f"{error.name} is not installed", install_line())
+    except Exception as error:
+        mend = system_library(str(error)) or install_line()
+        return Check(name, "missing", f"{type(error).__name__}: {error}", mend)
+
+
+def system_library(error: str) -> str | None:
+    """The line that installs the shared library which a failed import names; None if none."""
+    match = re.search(r"(lib[\w+.-]+\.so[.\d]*): cannot open shared object file", error)
+    if not match:
+        return None
+    debian, fedora = SYSTEM_PACKAGES.get(match[1], ("", ""))
+    if shutil.which("apt-get"):
+        return f"sudo apt install {debian}" if debian else f"apt-file search {match[1]}"
+    return f"sudo dnf install {fedora or repr('*/' + match[1])}"
+
+
+def python() -> str:
+    return shlex.quote(sys.executable) if os.name != "nt" else f'"{sys.executable}"'
+
+
+def pip() -> str:
+    return f"{python()} -m pip"
+
+
+def reinstall(*names: str) -> str:
+    return f"{pip()} uninstall -y {' '.join(names)} && {install_line()}"
+
+
+if __name__ == "__main__":
+    for name in INSIDE:
+        print(json.dumps(asdict(examine(name))), flush=True)
