@@ -8,7 +8,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from typing import NamedTuple
 
 import cv2
+import mediapipe as mp
 import numpy as np
+from mediapipe.framework.formats import rect_pb2
+from mediapipe.python import packet_creator, packet_getter
 from mediapipe.python.solution_base import SolutionBase
 
 
@@ -53,6 +56,46 @@ class Graph:
         # MediaPipe keeps the ROI in single precision; a digit more would move its crop's rounding
         roi = np.float32([q.x_center, q.y_center, q.width, q.height, q.rotation])
         return Reference(landmarks, roi * np.float32([width, height, width, height, 1]))
+
+
+class CropGraph:
+    """MediaPipe's mesh stage alone, given a 192 px crop and told that all of it is the ROI."""
+
+    CONFIG = """
+        input_stream: "image"
+        input_stream: "roi"
+        input_side_packet: "attention"
+        output_stream: "landmarks"
+        node {
+          calculator: "FaceLandmarkCpu"
+          input_stream: "IMAGE:image"
+          input_stream: "ROI:roi"
+          input_side_packet: "WITH_ATTENTION:attention"
+          output_stream: "LANDMARKS:landmarks"
+        }
+    """
+
+    def __init__(self, attention: bool = True) -> None:
+        self.graph = mp.CalculatorGraph(graph_config=self.CONFIG)
+        self.time = 0
+        self.landmarks: np.ndarray | None = None
+        self.graph.observe_output_stream("landmarks", self._keep)
+        self.graph.start_run({"attention": packet_creator.create_bool(attention)})
+
+    def _keep(self, _name: str, packet: mp.Packet) -> None:
+        points = packet_getter.get_proto(packet).landmark
+        self.landmarks = np.array([[p.x, p.y, p.z] for p in points]) * 192
+
+    def __call__(self, crop: np.ndarray) -> np.ndarray | None:
+        """Landmarks [478 or 468, 3] in crop px of a crop `[192, 192, 3]` uint8, if it is a face."""
+        self.landmarks, self.time = None, self.time + 1
+        picture = packet_creator.create_image_frame(image_format=mp.ImageFormat.SRGB, data=crop)
+        whole = rect_pb2.NormalizedRect(x_center=0.5, y_center=0.5, width=1, height=1, rotation=0)
+        self.graph.add_packet_to_input_stream("image", picture.at(self.time))
+        roi = packet_creator.create_proto(whole)
+        self.graph.add_packet_to_input_stream("roi", roi.at(self.time))
+        self.graph.wait_until_idle()
+        return self.landmarks
 
 
 def crop(image: np.ndarray, roi: np.ndarray, size: int) -> np.ndarray:

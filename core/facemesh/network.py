@@ -9,6 +9,7 @@ screen. Picture coordinates are MediaPipe's: pixel `i` is sampled at `i`, not at
 """
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.errors import ReenactError
 from core.facemesh.keypoints import LEFT_EYE, RIGHT_EYE
 from core.facemesh.tflite_graph import load_tflite
 
@@ -51,7 +53,7 @@ _LEFT_EYE_REGION = (
 )  # fmt: skip
 
 
-class ModelsMissing(Exception):
+class ModelsMissing(ReenactError):
     """The installed mediapipe has no bundled .tflite models."""
 
 
@@ -245,15 +247,16 @@ class FaceDetector(nn.Module):
         self.register_buffer("anchors", torch.tensor(anchors), persistent=False)
 
     @torch.no_grad()
-    def forward(self, image: Tensor) -> Detections:
+    def forward(self, image: Tensor, around: tuple[float, float] | None = None) -> Detections:
         """Finds faces.
 
-        The whole picture is tried first, as MediaPipe does. Where that finds nothing, squares of
-        the shorter side, then of a half and a quarter of it, are searched, so that a small head in
-        a large plate is found too.
+        The whole picture is tried first, as MediaPipe does. Where that finds no face (or none at
+        the point asked for) ever smaller squares are searched, so that a small head in a large
+        plate is found too.
 
         Args:
             image: `[1, 3, H, W]`, sRGB in 0..1.
+            around: a point, in picture px, at which a face is wanted.
 
         Raises:
             ValueError: more than one picture.
@@ -261,15 +264,15 @@ class FaceDetector(nn.Module):
         if image.ndim != 4 or image.shape[:2] != (1, 3):
             raise ValueError(f"The detector needs one picture [1, 3, H, W], not {[*image.shape]}.")
         height, width = image.shape[2:]
-        found = self._search(image, [(width / 2, height / 2, float(max(width, height)))])
-        for parts in (1, 2, 4):
-            side = min(height, width) / parts
-            if len(found.roi) or side < DETECTOR_CROP / 2:
-                break
-            if side == max(height, width):
-                continue  # a square picture was just searched whole
-            found = self._search(image, _squares(width, height, side))
-        return found
+        elsewhere: Detections | None = None
+        for squares in _searches(width, height, around):
+            found = self._search(image, squares)
+            if not len(found.roi):
+                continue
+            if around is None or _contain(found.roi, around):
+                return found
+            elsewhere = elsewhere or found
+        return elsewhere or found
 
     def _search(self, image: Tensor, squares: list[tuple[float, float, float]]) -> Detections:
         """Runs the detector on squares (centre x, centre y, side) and merges what it finds."""
@@ -319,11 +322,32 @@ class FaceDetector(nn.Module):
         return Detections(roi, torch.stack(scores))
 
 
-def _squares(width: int, height: int, side: float) -> list[tuple[float, float, float]]:
+def _contain(roi: Tensor, point: tuple[float, float]) -> bool:
+    """Whether any face box (a ROI without its enlargement) reaches a point, turn ignored."""
+    distance = (roi[:, :2] - roi.new_tensor([point])).abs().amax(1)
+    return bool((distance < roi[:, 2] / ROI_SCALE / 2).any())
+
+
+def _searches(
+    width: int, height: int, around: tuple[float, float] | None
+) -> Iterator[list[tuple[float, float, float]]]:
+    """Sets of squares (centre x, centre y, side) to search in turn, coarse to fine."""
+    yield [(width / 2, height / 2, float(max(width, height)))]
+    sides = [
+        min(width, height) / n for n in (1, 2, 4) if min(width, height) / n >= DETECTOR_CROP / 2
+    ]
+    if around is not None:
+        yield from ([(*around, side)] for side in sides)
+    for side in sides:
+        if side < max(width, height):
+            yield _tiling(width, height, side)
+
+
+def _tiling(width: int, height: int, side: float) -> list[tuple[float, float, float]]:
     """Squares of one size that cover a picture and overlap by at least half."""
 
     def centres(length: int) -> list[float]:
-        count = max(math.ceil((length - side) / (side / 2)), 0) + 1
+        count = math.ceil((length - side) / (side / 2)) + 1
         if count == 1:
             return [length / 2]
         step = (length - side) / (count - 1)

@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from flatbuffers import flexbuffers
 from torch import Tensor, nn
 
+from core.errors import ReenactError
+
 _OPERATORS = {v: k for k, v in vars(tflite.BuiltinOperator).items() if isinstance(v, int)}
 _DTYPES = {
     tflite.TensorType.FLOAT32: np.float32,
@@ -35,7 +37,7 @@ _ACTIVATIONS: dict[int, Callable[..., Tensor]] = {
 _NHWC_TO_NCHW_AXIS = {0: 0, 1: 2, 2: 3, 3: 1}
 
 
-class UnsupportedModel(Exception):
+class UnsupportedModel(ReenactError):
     """The file is not a .tflite model, or uses an operation that is not translated here."""
 
 

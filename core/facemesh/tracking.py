@@ -5,9 +5,11 @@ the detector runs again only when the mesh network no longer sees a face there, 
 A frame without a face is a state, not an error.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -26,6 +28,9 @@ from core.facemesh.network import (
 # (mean absolute sRGB difference), and by this many times more than frames of the shot do.
 CUT_DIFFERENCE = 0.06
 CUT_RATIO = 3.0
+# A face that was lost is looked for within one ROI side of where it was, and this much further for
+# every frame that passes: a second person in the plate is not taken for it at once.
+REACH_GROWTH = 1 / 12
 _THUMBNAIL = (48, 27)
 _RECENT = 8  # frames over which a shot's usual difference is averaged
 
@@ -65,8 +70,8 @@ def track(
 ) -> FaceTrack:
     """Follows one face through a clip.
 
-    Where the detector sees several faces, it takes the one nearest to where the face was last
-    seen in this shot; else the one nearest to `at`; else the largest.
+    At the start of a shot it takes the face nearest to `at`, else the largest; after a loss, the
+    one nearest to where the face was last seen, within a reach that grows with time.
 
     Args:
         pictures: frame number and `[H, W, 3]` float32 sRGB in 0..1, in order; read once.
@@ -80,61 +85,97 @@ def track(
     Raises:
         ValueError: no pictures, or one that is not `[H, W, 3]`.
     """
-    mesh_net = face_mesh(device=device)
-    if at is not None:
-        at = (at[0] * pixel_aspect, at[1])
-    rows: list[tuple[int, FaceState, float, np.ndarray, np.ndarray, bool, int]] = []
-    roi: torch.Tensor | None = None  # where to look in this frame
-    last: torch.Tensor | None = None  # where the face was last seen in this shot
+    follower = _Follower(at and (at[0] * pixel_aspect, at[1]), device)
+    numbers, cuts, sightings = [], [], []
     thumbnail: np.ndarray | None = None
     recent: list[float] = []
-    nothing = (np.full((478, 3), np.nan, np.float32), np.full(5, np.nan, np.float32))
-
     for number, picture in pictures:
         if picture.ndim != 3 or picture.shape[2] != 3:
             raise ValueError(f"Frame {number} is {picture.shape}, not [height, width, 3].")
-        previous, thumbnail = (
-            thumbnail,
-            cv2.resize(picture, _THUMBNAIL, interpolation=cv2.INTER_AREA),
-        )
-        cut = previous is not None and _is_cut(previous, thumbnail, recent)
+        before, thumbnail = thumbnail, cv2.resize(picture, _THUMBNAIL, interpolation=cv2.INTER_AREA)
+        cut = before is not None and _is_cut(before, thumbnail, recent)
         if cut:
-            roi, last = None, None
-        image = _tensor(picture, pixel_aspect, device)
-        state, score, faces = FaceState.NONE, 0.0, -1
-        landmarks, found_roi = nothing
-        for source in (FaceState.TRACKED, FaceState.DETECTED):
-            if source == FaceState.DETECTED:
-                found = face_detector(device)(image)
-                faces = len(found.score)
-                roi = _pick(found.roi, last, at)
-            if roi is None:
-                continue
-            with torch.no_grad():
-                mesh = mesh_net(crop_roi(image, roi))
-                points = to_picture(mesh.landmarks, roi)
-            score = float(mesh.score)
-            if score > MESH_SCORE:
-                state, found_roi = source, roi[0].cpu().numpy()
-                landmarks = points[0].cpu().numpy().copy()
-                landmarks[:, 0] /= pixel_aspect
-                roi = last = roi_from_landmarks(points)
-                break
-            roi = None
-        rows.append((number, state, score, landmarks, found_roi, cut, faces))
-
-    if not rows:
+            follower.forget()
+        numbers.append(number)
+        cuts.append(cut)
+        sightings.append(follower.look(_tensor(picture, pixel_aspect, device)))
+    if not numbers:
         raise ValueError("There are no pictures to track a face in.")
-    numbers, states, scores, points_, rois, cuts, counts = zip(*rows, strict=True)
+    landmarks = np.stack([s.landmarks for s in sightings])
+    landmarks[..., 0] /= pixel_aspect
     return FaceTrack(
         numbers=np.array(numbers),
-        state=np.array(states, np.uint8),
-        score=np.array(scores, np.float32),
-        landmarks=np.stack(points_),
-        roi=np.stack(rois),
+        state=np.array([s.state for s in sightings], np.uint8),
+        score=np.array([s.score for s in sightings], np.float32),
+        landmarks=landmarks,
+        roi=np.stack([s.roi for s in sightings]),
         cut=np.array(cuts, bool),
-        faces=np.array(counts),
+        faces=np.array([s.faces for s in sightings]),
     )
+
+
+class _Sighting(NamedTuple):
+    """What one frame shows, in square pixels."""
+
+    state: FaceState
+    score: float
+    roi: np.ndarray
+    landmarks: np.ndarray
+    faces: int
+
+
+class _Follower:
+    """What is remembered of a face from frame to frame."""
+
+    def __init__(self, at: tuple[float, float] | None, device: str) -> None:
+        self.at = at
+        self.mesh = face_mesh(device=device)
+        self.detector = face_detector(device)
+        self.forget()
+
+    def forget(self) -> None:
+        """Starts over, as at the first frame of a shot."""
+        self.roi: torch.Tensor | None = None  # where the next frame should have the face
+        self.wanted = self.at  # a point at which to detect it
+        self.reach = math.inf  # how far from there it may be
+        self.side = 0.0  # of the last ROI
+
+    def look(self, image: torch.Tensor) -> _Sighting:
+        """Finds the face in the next frame `[1, 3, H, W]`."""
+        score, faces = 0.0, -1
+        if self.roi is not None:
+            score, landmarks = self._mesh(image, self.roi)
+            if score > MESH_SCORE:
+                return self._seen(FaceState.TRACKED, score, self.roi, landmarks, faces)
+        found = self.detector(image, self.wanted)
+        faces = len(found.score)
+        roi = _pick(found.roi, self.wanted, self.reach)
+        if roi is not None:
+            score, landmarks = self._mesh(image, roi)
+            if score > MESH_SCORE:
+                return self._seen(FaceState.DETECTED, score, roi, landmarks, faces)
+        self.roi = None
+        self.reach += REACH_GROWTH * self.side
+        nan = np.float32(np.nan)
+        return _Sighting(FaceState.NONE, score, np.full(5, nan), np.full((478, 3), nan), faces)
+
+    @torch.no_grad()
+    def _mesh(self, image: torch.Tensor, roi: torch.Tensor) -> tuple[float, torch.Tensor]:
+        mesh = self.mesh(crop_roi(image, roi))
+        return float(mesh.score), to_picture(mesh.landmarks, roi)
+
+    def _seen(
+        self,
+        state: FaceState,
+        score: float,
+        roi: torch.Tensor,
+        landmarks: torch.Tensor,
+        faces: int,
+    ) -> _Sighting:
+        self.roi = roi_from_landmarks(landmarks)
+        x, y, self.side = self.roi[0, :3].tolist()
+        self.wanted, self.reach = (x, y), self.side
+        return _Sighting(state, score, roi[0].cpu().numpy(), landmarks[0].cpu().numpy(), faces)
 
 
 def _is_cut(previous: np.ndarray, thumbnail: np.ndarray, recent: list[float]) -> bool:
@@ -159,15 +200,13 @@ def _tensor(picture: np.ndarray, pixel_aspect: float, device: str) -> torch.Tens
 
 
 def _pick(
-    rois: torch.Tensor, last: torch.Tensor | None, at: tuple[float, float] | None
+    rois: torch.Tensor, wanted: tuple[float, float] | None, reach: float
 ) -> torch.Tensor | None:
     """The face `[1, 5]` to follow among those detected `[N, 5]`, or None."""
     if not len(rois):
         return None
-    if last is not None:
-        wanted = last[:, :2]
-    elif at is not None:
-        wanted = rois.new_tensor([at])
-    else:
+    if wanted is None:
         return rois[rois[:, 2].argmax()][None]
-    return rois[(rois[:, :2] - wanted).norm(dim=1).argmin()][None]
+    distance = (rois[:, :2] - rois.new_tensor([wanted])).norm(dim=1)
+    nearest = distance.argmin()
+    return rois[nearest][None] if distance[nearest] <= reach else None

@@ -1,0 +1,114 @@
+"""Following a face: against MediaPipe's video graph; losses, cuts, crowds, anamorphic plates."""
+
+import cv2
+import mediapipe_reference as reference
+import numpy as np
+import pytest
+import skimage.data
+
+from core.facemesh import FaceState, track
+from core.synthetic import performer
+
+ASTRONAUT = skimage.data.astronaut()
+NONE, DETECTED, TRACKED = FaceState.NONE, FaceState.DETECTED, FaceState.TRACKED
+
+
+def clip(pictures: list[np.ndarray], first: int = 1001) -> list[tuple[int, np.ndarray]]:
+    return [(first + i, p.astype(np.float32) / 255) for i, p in enumerate(pictures)]
+
+
+def with_face(x: int, y: int, size: int, plate: np.ndarray) -> np.ndarray:
+    """The astronaut's head, `size` px, put into a plate."""
+    plate = plate.copy()
+    head = cv2.resize(ASTRONAUT[:256, 96:352], (size, size), interpolation=cv2.INTER_AREA)
+    plate[y : y + size, x : x + size] = head
+    return plate
+
+
+def grey(width: int = 640, height: int = 360) -> np.ndarray:
+    return np.full((height, width, 3), 110, np.uint8)
+
+
+def centre(landmarks: np.ndarray) -> np.ndarray:
+    return landmarks[:, :2].mean(0)
+
+
+def test_follows_as_mediapipe_follows_a_video() -> None:
+    motion = performer.performance(performer.random_identity(4), frames=40, seed=4)
+    pictures = [performer.render(p, 256, supersample=1) for p in motion]
+    result = track(clip(pictures))
+    graph = reference.Graph(video=True)
+    assert result.state.tolist() == [DETECTED] + [TRACKED] * 39
+    assert result.numbers.tolist() == list(range(1001, 1041))
+    expected = np.stack([graph(picture).landmarks for picture in pictures])
+    error = np.abs(result.landmarks - expected)[..., :2] * 192 / result.roi[:, 2, None, None]
+    assert error.mean() < 0.1
+    assert error.max() < 1.5  # the ROI depends on the frame before: differences feed back
+
+
+def test_a_lost_face_is_a_state_and_is_found_again() -> None:
+    face = with_face(200, 60, 240, grey())
+    moved = with_face(230, 70, 240, grey())
+    result = track(clip([face, face, grey(), grey(), moved, moved]))
+    # the plate going blank reads as a cut, and so does its return
+    assert result.state.tolist() == [DETECTED, TRACKED, NONE, NONE, DETECTED, TRACKED]
+    assert np.isnan(result.landmarks[2:4]).all()
+    assert np.isnan(result.roi[2:4]).all()
+    assert result.found.tolist() == [True, True, False, False, True, True]
+    np.testing.assert_allclose(
+        centre(result.landmarks[5]) - centre(result.landmarks[1]), [30, 10], atol=1.0
+    )
+
+
+def test_a_clip_without_any_face_is_tracked_too() -> None:
+    result = track(clip([grey()] * 3))
+    assert result.state.tolist() == [NONE] * 3
+    assert result.faces.tolist() == [0] * 3
+
+
+def test_picks_the_largest_the_nearest_or_the_one_pointed_at() -> None:
+    left, right = (170, 170), (520, 230)
+    alone = with_face(420, 130, 200, grey())
+    crowd = with_face(40, 40, 260, alone)
+
+    def who(landmarks: np.ndarray) -> tuple[int, int]:
+        return min(left, right, key=lambda p: np.hypot(*(centre(landmarks) - p)))
+
+    assert who(track(clip([crowd])).landmarks[0]) == left
+    assert who(track(clip([crowd]), at=right).landmarks[0]) == right
+    assert who(track(clip([crowd]), at=left).landmarks[0]) == left
+    # hidden for a while, then beside a larger face that was there all along: stays with the person
+    hidden = crowd.copy()
+    hidden[130:330, 420:620] = 110
+    stays = track(clip([crowd, crowd, hidden, crowd, crowd]), at=right)
+    assert not stays.cut.any()
+    assert stays.state.tolist() == [DETECTED, TRACKED, NONE, DETECTED, TRACKED]
+    assert who(stays.landmarks[1]) == who(stays.landmarks[3]) == who(stays.landmarks[4]) == right
+
+
+def test_cuts_are_found_and_motion_is_not_one() -> None:
+    def pan(x: int) -> list[np.ndarray]:
+        return [with_face(x + 6 * i, 60 + i, 240, ground) for i in range(8)]
+
+    ground = cv2.resize(skimage.data.coffee(), (640, 360), interpolation=cv2.INTER_AREA)
+    first = pan(20)
+    ground = cv2.resize(skimage.data.chelsea(), (640, 360), interpolation=cv2.INTER_AREA)
+    result = track(clip([*first, *pan(300)]))
+    assert np.flatnonzero(result.cut).tolist() == [8]
+    assert result.state.tolist() == [DETECTED] + [TRACKED] * 7 + [DETECTED] + [TRACKED] * 7
+
+
+def test_anamorphic_plates_are_seen_unsqueezed() -> None:
+    plate = with_face(200, 40, 280, grey())
+    squeezed = cv2.resize(plate, (320, 360), interpolation=cv2.INTER_AREA)
+    expected = track(clip([plate] * 3)).landmarks[2]
+    got = track(clip([squeezed] * 3), pixel_aspect=2.0, at=(170, 180)).landmarks[2]
+    difference = np.abs(got * [2, 1, 1] - expected)[:, :2]
+    assert difference.mean() < 1.0  # of a face 200 px wide, at half the resolution across
+
+
+def test_no_pictures_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no pictures"):
+        track([])
+    with pytest.raises(ValueError, match="Frame 7"):
+        track([(7, np.zeros((10, 10, 4), np.float32))])
