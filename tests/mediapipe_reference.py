@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("GLOG_minloglevel", "2")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -12,6 +13,7 @@ import mediapipe as mp
 import numpy as np
 from mediapipe.framework.formats import rect_pb2
 from mediapipe.python import packet_creator, packet_getter
+from mediapipe.python._framework_bindings import resource_util
 from mediapipe.python.solution_base import SolutionBase
 
 
@@ -76,6 +78,8 @@ class CropGraph:
     """
 
     def __init__(self, attention: bool = True) -> None:
+        # a solution would say where the models are; a bare graph must be told
+        resource_util.set_resource_dir(str(Path(mp.__file__).parents[1]))
         self.graph = mp.CalculatorGraph(graph_config=self.CONFIG)
         self.time = 0
         self.landmarks: np.ndarray | None = None
