@@ -111,7 +111,14 @@ def check_nuke() -> Check:
     places = [Path(folder) for folder in os.get_exec_path() if folder]
     names = re.compile(r"nuke(\d+\.\d+)?(v\d+)?(\.exe)?", re.IGNORECASE)
     programs = {file for place in places for file in listing(place) if names.fullmatch(file.name)}
-    roots = ["/usr/local", "/opt", "/opt/foundry", "/opt/Foundry", "/Applications", Path.home()]
+    roots: list[str | Path] = [
+        "/usr/local",
+        "/opt",
+        "/opt/foundry",
+        "/opt/Foundry",
+        "/Applications",
+        Path.home(),
+    ]
     roots += [os.environ[key] for key in ("PROGRAMFILES", "PROGRAMW6432") if key in os.environ]
     folders = {
         folder

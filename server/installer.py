@@ -489,14 +489,14 @@ REMEDIES = (
         "{pip} cache purge, then run {install} again",
     ),
     (
+        r"no matching distribution|Could not find a version|not a supported wheel",
+        "a package has no wheel for this machine ({machine}, Python {python})",
+        "{platform}",
+    ),
+    (
         r"ResolutionImpossible|conflicting dependencies",
         "the versions asked for exclude each other",
         "restore constraints.txt and pyproject.toml: git checkout constraints.txt pyproject.toml",
-    ),
-    (
-        r"No matching distribution found|Could not find a version|not a supported wheel",
-        "a package has no wheel for this machine ({machine}, Python {python})",
-        "{platform}",
     ),
     (
         r"Permission denied|Errno 13|WinError (5|32)\b|Read-only file system",
@@ -530,7 +530,10 @@ def platform_advice(output: str, libc: str, version: str) -> str:
         return f"this system's glibc is {version}: Rocky 8, Ubuntu 20.04 or newer are needed (2.28)"
     if sys.maxsize < 2**32:
         return "use a 64-bit Python"
-    name = re.search(r"No matching distribution found for ([^\s;]+)", output)
+    # The second is what pip says of a package that is pinned by a constraint.
+    name = re.search(r"No matching distribution found for ([^\s;]+)", output) or re.search(
+        r"no matching distributions available for your environment:\s+(\S+)", output
+    )
     wanted = f" (not found: {name[1]})" if name else ""
     return (
         "use Linux x86-64 with glibc 2.28 or newer, Windows x86-64 or macOS on Apple silicon, with "
