@@ -489,6 +489,7 @@ def test_an_interrupted_pip_leaves_nothing_running_unlocked(
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     while not handler.served:
         time.sleep(0.05)
@@ -499,6 +500,8 @@ def test_an_interrupted_pip_leaves_nothing_running_unlocked(
     os.close(descriptor)
     # Ctrl-C ends pip; a kill cannot, and then pip itself still holds the lock.
     assert free == (number == signal.SIGINT)
+    if not free:
+        os.killpg(process.pid, signal.SIGKILL)
     assert "sample" not in with_pip.installed()
 
 
