@@ -128,10 +128,10 @@ def install(env: Environment, extras: set[str]) -> None:
             extras = extras | recorded_extras(env)
             env.stamp.unlink(missing_ok=True)
         with step(2):
+            torch = chosen_torch(env)  # first: a repair would remove a damaged one unasked
             repair(env)
             prepare_pip(env, lock)
         with step(3):
-            torch = chosen_torch(env)
             target = f".[{','.join(sorted(extras))}]" if extras else "."
             # No compiling: a package without a wheel for this machine is a clear fault at once.
             options = ["--only-binary", ":all:", "--no-build-isolation", "-c", "constraints.txt"]

@@ -313,6 +313,16 @@ def test_torch_of_another_version_is_named_and_not_replaced(bare: Environment) -
     assert torch.exists()
 
 
+def test_a_damaged_torch_of_another_version_is_not_replaced_either(checkout: Environment) -> None:
+    make_venv(sys.executable, checkout, "--without-pip")
+    torch = put(checkout, "torch", "2.12.1+cu126", torch="x = 1\n")
+    (checkout.site_packages / "torch.py").unlink()
+    done = run_install(checkout.root)
+    assert done.returncode == 1
+    assert 'Step "pip" failed: torch 2.12.1+cu126 is installed' in done.stderr
+    assert torch.exists()
+
+
 def test_pip_keeps_another_build_of_the_pinned_torch(with_pip: Environment) -> None:
     version = with_pip.pins()["torch"] + "+cu130"
     put(with_pip, "torch", version)
