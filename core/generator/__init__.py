@@ -1,0 +1,12 @@
+"""The StyleGAN2 generator."""
+
+from core.generator.network import (
+    Architecture,
+    Generator,
+    Mapping,
+    Noise,
+    Synthesis,
+    config_f,
+)
+
+__all__ = ["Architecture", "Generator", "Mapping", "Noise", "Synthesis", "config_f"]

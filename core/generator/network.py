@@ -1,0 +1,311 @@
+"""StyleGAN2 (Karras et al. 2020): mapping and synthesis networks, the skip architecture.
+
+Parameter names are those of NVIDIA's PyTorch checkpoints, so their tensors load by name. What
+differs is how the same function is computed: the style scales the activations going into a
+convolution and the demodulation those coming out, so that one weight is shared by the batch
+(the paper's section 2.2 scales the weights, which needs a grouped convolution per sample).
+"""
+
+import math
+from collections.abc import Mapping as Table
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Noise = Literal["const", "random", "none"]
+
+_GAIN = math.sqrt(2)  # of every leaky ReLU
+_SLOPE = 0.2
+_EPSILON = 1e-8
+_FIR = (1 / 8, 3 / 8, 3 / 8, 1 / 8)  # low-pass of every up-sampling
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a generator."""
+
+    resolution: int  # 64..1024, a power of two
+    channels: Table[int, int]  # resolution -> feature maps, from 4 up
+    z_dim: int = 512
+    w_dim: int = 512
+    mapping_layers: int = 8
+    mapping_rate: float = 0.01  # learning-rate multiplier of the mapping network
+    conv_clamp: float | None = None  # activations are clamped to +- this; half precision needs it
+
+    def __post_init__(self) -> None:
+        size = self.resolution
+        if size < 8 or size & (size - 1):
+            raise ValueError(f"The resolution must be a power of two, at least 8, not {size}.")
+        if sorted(self.channels) != self.resolutions:
+            raise ValueError(f"Channels must be given for {self.resolutions}.")
+
+    @property
+    def resolutions(self) -> list[int]:
+        """4, 8, ... up to the generator's."""
+        return [2**i for i in range(2, int(math.log2(self.resolution)) + 1)]
+
+    @property
+    def num_ws(self) -> int:
+        """Rows of w+: one per convolution, and one for the last picture."""
+        return 2 * len(self.resolutions)
+
+
+def config_f(resolution: int) -> Architecture:
+    """NVIDIA's configuration F, that of the published FFHQ generator at 1024."""
+    sizes = [2**i for i in range(2, int(math.log2(resolution)) + 1)]
+    return Architecture(resolution, {r: min(32768 // r, 512) for r in sizes})
+
+
+class Dense(nn.Module):
+    """Fully connected layer with run-time weight scaling ("equalised learning rate").
+
+    Args:
+        inputs: features in.
+        outputs: features out.
+        bias: initial bias.
+        rate: learning-rate multiplier.
+        activate: leaky ReLU after it.
+    """
+
+    def __init__(self, inputs: int, outputs: int, bias: float = 0.0, rate: float = 1.0,
+                 activate: bool = False) -> None:  # fmt: skip
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / rate)
+        self.bias = nn.Parameter(torch.full((outputs,), bias / rate))
+        self.weight_gain = rate / math.sqrt(inputs)
+        self.bias_gain = rate
+        self.activate = activate
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
+        return F.leaky_relu(x, _SLOPE) * _GAIN if self.activate else x
+
+
+class Mapping(nn.Module):
+    """z -> w."""
+
+    w_avg: Tensor
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.layers = architecture.mapping_layers
+        sizes = [architecture.z_dim] + [architecture.w_dim] * self.layers
+        for i in range(self.layers):
+            layer = Dense(sizes[i], sizes[i + 1], rate=architecture.mapping_rate, activate=True)
+            self.add_module(f"fc{i}", layer)
+        self.register_buffer("w_avg", torch.zeros(architecture.w_dim))
+
+    def forward(self, z: Tensor, truncation: float = 1.0) -> Tensor:
+        """Maps latents.
+
+        Args:
+            z: `[B, z_dim]`, standard normal.
+            truncation: psi; 1 leaves w as it is, 0 gives the mean of W.
+
+        Returns:
+            w `[B, w_dim]`.
+        """
+        x = z * torch.rsqrt(z.square().mean(1, keepdim=True) + _EPSILON)
+        for i in range(self.layers):
+            x = self.get_submodule(f"fc{i}")(x)
+        return x if truncation == 1 else torch.lerp(self.w_avg, x, truncation)
+
+
+class ModulatedConv(nn.Module):
+    """A convolution whose input channels are scaled by a style.
+
+    Args:
+        inputs: channels in.
+        outputs: channels out.
+        kernel: 1 or 3.
+        w_dim: features of the latent.
+        demodulate: divide by the expected size of the output.
+        upsample: double the resolution.
+    """
+
+    fir: Tensor
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, w_dim: int, *, demodulate: bool,
+                 upsample: bool = False) -> None:  # fmt: skip
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
+        self.affine = Dense(w_dim, inputs, bias=1.0)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.demodulate = demodulate
+        self.upsample = upsample
+        fir = 2 * torch.tensor(_FIR)
+        self.register_buffer("fir", fir[:, None] * fir[None], persistent=False)
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        style, weight = self.affine(w), self.weight
+        fan_in = math.sqrt(weight[0].numel())
+        if self.demodulate:
+            if x.dtype in (torch.float16, torch.bfloat16):
+                # The output does not depend on the scale of either, and half precision overflows.
+                weight = weight / weight.abs().amax((1, 2, 3), keepdim=True)
+                style = style / style.abs().amax(1, keepdim=True)
+            size = style.square() @ weight.square().sum((2, 3)).T
+            demodulation = torch.rsqrt(size + _EPSILON) * fan_in
+        else:
+            demodulation = None
+        x = x * style[:, :, None, None].to(x.dtype)
+        kernel = (weight / fan_in).to(x.dtype)
+        if self.upsample:
+            x = F.conv_transpose2d(x, kernel.transpose(0, 1), stride=2)
+            fir = self.fir.to(x.dtype).expand(x.shape[1], 1, 4, 4)
+            x = F.conv2d(x, fir, padding=1, groups=x.shape[1])
+        else:
+            x = F.conv2d(x, kernel, padding=kernel.shape[2] // 2)
+        return x if demodulation is None else x * demodulation[:, :, None, None].to(x.dtype)
+
+
+class SynthesisLayer(ModulatedConv):
+    """Modulated 3x3 convolution, noise, bias, leaky ReLU."""
+
+    noise_const: Tensor
+
+    def __init__(self, inputs: int, outputs: int, resolution: int, w_dim: int,
+                 clamp: float | None, upsample: bool = False) -> None:  # fmt: skip
+        super().__init__(inputs, outputs, 3, w_dim, demodulate=True, upsample=upsample)
+        self.noise_strength = nn.Parameter(torch.zeros([]))
+        self.register_buffer("noise_const", torch.randn(resolution, resolution))
+        self.clamp = clamp
+
+    def forward(self, x: Tensor, w: Tensor, noise: Noise = "const") -> Tensor:
+        x = super().forward(x, w)
+        if noise == "const":
+            x = x + (self.noise_const * self.noise_strength).to(x.dtype)
+        elif noise == "random":
+            drawn = torch.randn(x.shape[0], 1, *x.shape[2:], device=x.device, dtype=x.dtype)
+            x = x + drawn * self.noise_strength.to(x.dtype)
+        x = F.leaky_relu(x + self.bias[None, :, None, None].to(x.dtype), _SLOPE) * _GAIN
+        return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
+
+
+class ToRGB(ModulatedConv):
+    """Features -> picture: modulated 1x1 convolution without demodulation."""
+
+    def __init__(self, inputs: int, w_dim: int, clamp: float | None) -> None:
+        super().__init__(inputs, 3, 1, w_dim, demodulate=False)
+        self.clamp = clamp
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        x = super().forward(x, w) + self.bias[None, :, None, None].to(x.dtype)
+        return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
+
+
+class Block(nn.Module):
+    """One resolution: up-sampling layer (above 4), layer, and its share of the picture."""
+
+    fir: Tensor
+
+    def __init__(self, inputs: int, resolution: int, a: Architecture) -> None:
+        super().__init__()
+        outputs = a.channels[resolution]
+        if inputs:
+            self.conv0 = SynthesisLayer(
+                inputs, outputs, resolution, a.w_dim, a.conv_clamp, upsample=True
+            )
+        else:
+            self.const = nn.Parameter(torch.randn(outputs, resolution, resolution))
+        self.conv1 = SynthesisLayer(outputs, outputs, resolution, a.w_dim, a.conv_clamp)
+        self.torgb = ToRGB(outputs, a.w_dim, a.conv_clamp)
+        fir = 2 * torch.tensor(_FIR)
+        self.register_buffer("fir", (fir[:, None] * fir[None]).expand(3, 1, 4, 4).clone(),
+                             persistent=False)  # fmt: skip
+        self.first = not inputs
+
+    def forward(
+        self, x: Tensor | None, image: Tensor | None, ws: Tensor, dtype: torch.dtype, noise: Noise
+    ) -> tuple[Tensor, Tensor]:
+        """Features and picture of the block below -> those of this one; `ws` starts at its own."""
+        layer = 0
+        if x is None or image is None:
+            x = self.const.to(dtype).expand(ws.shape[0], -1, -1, -1)
+            x = x.contiguous(memory_format=torch.channels_last)
+        else:
+            x = self.conv0(x.to(dtype), ws[:, 0], noise)
+            image = F.conv_transpose2d(image, self.fir.to(image.dtype), stride=2, padding=1,
+                                       groups=3)  # fmt: skip
+            layer = 1
+        x = self.conv1(x, ws[:, layer], noise)
+        rgb = self.torgb(x, ws[:, layer + 1]).to(ws.dtype)
+        return x, rgb if image is None else image + rgb
+
+
+class Synthesis(nn.Module):
+    """w or w+ -> picture."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        inputs = 0
+        for resolution in architecture.resolutions:
+            self.add_module(f"b{resolution}", Block(inputs, resolution, architecture))
+            inputs = architecture.channels[resolution]
+
+    def forward(
+        self,
+        ws: Tensor,
+        *,
+        stop_at: int | None = None,
+        noise: Noise = "const",
+        half: torch.dtype | None = None,
+        half_from: int = 32,
+        save_memory: bool = False,
+    ) -> Tensor:
+        """Renders latents.
+
+        Args:
+            ws: `[B, w_dim]` or `[B, num_ws, w_dim]`.
+            stop_at: a lower resolution at which to stop; the skip picture there is returned.
+            noise: the constant noise of the checkpoint, fresh noise, or none.
+            half: float16 or bfloat16 for the blocks from `half_from` up.
+            half_from: resolution of the first block in half precision.
+            save_memory: recompute activations in the backward pass instead of keeping them.
+
+        Returns:
+            `[B, 3, R, R]` in the dtype of `ws`, sRGB, nominally in [-1, 1].
+
+        Raises:
+            ValueError: a `stop_at` that is no resolution of this generator, or w+ of another depth.
+        """
+        a = self.architecture
+        if ws.ndim == 2:
+            ws = ws[:, None].expand(-1, a.num_ws, -1)
+        if ws.shape[1:] != (a.num_ws, a.w_dim):
+            raise ValueError(f"w+ must be [B, {a.num_ws}, {a.w_dim}], not {[*ws.shape]}.")
+        stop_at = stop_at or a.resolution
+        if stop_at not in a.channels:
+            raise ValueError(f"stop_at must be one of {a.resolutions}, not {stop_at}.")
+        x = image = None
+        row = 0
+        for resolution in a.resolutions[: a.resolutions.index(stop_at) + 1]:
+            dtype = half if half is not None and resolution >= half_from else ws.dtype
+            block = partial(self.get_submodule(f"b{resolution}"), dtype=dtype, noise=noise)
+            if save_memory:
+                x, image = checkpoint(block, x, image, ws[:, row:], use_reentrant=False)
+            else:
+                x, image = block(x, image, ws[:, row:])
+            row += 1 if resolution == 4 else 2
+        assert image is not None
+        return image
+
+
+class Generator(nn.Module):
+    """Mapping and synthesis together."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.mapping = Mapping(architecture)
+        self.synthesis = Synthesis(architecture).to(memory_format=torch.channels_last)
+
+    def forward(self, z: Tensor, truncation: float = 1.0) -> Tensor:
+        """z `[B, z_dim]` -> pictures `[B, 3, R, R]`; see `Synthesis.forward` for more control."""
+        return self.synthesis(self.mapping(z, truncation))
