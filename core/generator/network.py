@@ -142,7 +142,8 @@ class ModulatedConv(nn.Module):
         self.register_buffer("fir", fir[:, None] * fir[None], persistent=False)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        style, weight = self.affine(w), self.weight
+        style: Tensor = self.affine(w)
+        weight: Tensor = self.weight
         fan_in = math.sqrt(weight[0].numel())
         if self.demodulate:
             if x.dtype in (torch.float16, torch.bfloat16):
@@ -304,7 +305,8 @@ class Generator(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.mapping = Mapping(architecture)
-        self.synthesis = Synthesis(architecture).to(memory_format=torch.channels_last)
+        self.synthesis = Synthesis(architecture)
+        self.synthesis.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, z: Tensor, truncation: float = 1.0) -> Tensor:
         """z `[B, z_dim]` -> pictures `[B, 3, R, R]`; see `Synthesis.forward` for more control."""
