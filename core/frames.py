@@ -45,19 +45,17 @@ MOVIES = {".mov": "mov", ".mp4": "mov", ".m4v": "mov", ".mkv": "matroska", ".web
 PICTURES = {".exr", ".dpx", ".cin", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".hdr", ".tga"}
 
 # x, y of red, green, blue and white -> aliases of the linear space with these primaries.
-_PRIMARIES = {
-    ("lin_ap1", "ACES - ACEScg"): (0.713, 0.293, 0.165, 0.83, 0.128, 0.044, 0.32168, 0.33767),
-    ("lin_ap0", "ACES2065-1"): (0.7347, 0.2653, 0, 1, 0.0001, -0.077, 0.32168, 0.33767),
-    ("lin_rec709_srgb", "lin_rec709", "lin_srgb", "Utility - Linear - sRGB"): (
-        *(0.64, 0.33, 0.3, 0.6, 0.15, 0.06, 0.3127, 0.329),
-    ),
-    ("lin_rec2020", "Utility - Linear - Rec.2020"): (
-        *(0.708, 0.292, 0.17, 0.797, 0.131, 0.046, 0.3127, 0.329),
-    ),
-    ("lin_p3d65", "Utility - Linear - P3-D65"): (
-        *(0.68, 0.32, 0.265, 0.69, 0.15, 0.06, 0.3127, 0.329),
-    ),
-}
+_D65 = (0.3127, 0.329)
+_PRIMARIES = (
+    ((0.713, 0.293, 0.165, 0.83, 0.128, 0.044, 0.32168, 0.33767), ("lin_ap1", "ACES - ACEScg")),
+    ((0.7347, 0.2653, 0, 1, 0.0001, -0.077, 0.32168, 0.33767), ("lin_ap0", "ACES2065-1")),
+    ((0.64, 0.33, 0.3, 0.6, 0.15, 0.06, *_D65), ("lin_rec709", "Utility - Linear - sRGB")),
+    ((0.708, 0.292, 0.17, 0.797, 0.131, 0.046, *_D65), ("lin_rec2020",)),
+    ((0.68, 0.32, 0.265, 0.69, 0.15, 0.06, *_D65), ("lin_p3d65", "Utility - Linear - P3-D65")),
+)
+
+# Attributes that OpenImageIO keeps as types of their own; the others follow from their values.
+_ATTRIBUTE_TYPES = {"FramesPerSecond": "rational", "smpte:TimeCode": "timecode"}
 
 
 class ClipError(ReenactError):
@@ -324,7 +322,8 @@ def write_exr(
             NAME.A, NAME.u/.v, NAME.R/.G/.B or NAME.R/.G/.B/.A by their count. float32 layers
             (STMaps) stay float, float16 ones half.
         half: whether `pixels` are stored as half (clamped to +-65504) or float.
-        attributes: header attributes: str, int, float, or a tuple of floats or ints.
+        attributes: header attributes: str, int, float, or a tuple of floats or ints;
+            `Frame.metadata` of an EXR goes through.
         pixel_aspect: width over height of one pixel.
 
     Raises:
@@ -366,7 +365,8 @@ def write_exr(
     spec.full_x = spec.full_y = 0
     spec.full_width, spec.full_height = display
     for name, value in (attributes or {}).items():
-        _set_attribute(spec, name, value)
+        if not name.startswith(("openexr:", "oiio:")):  # how another file was stored
+            _set_attribute(spec, name, value)
     spec.attribute("PixelAspectRatio", float(pixel_aspect))
     spec.attribute("compression", "zip")  # HTJ2K, new in OpenEXR 3.4, is Greek to older Nukes
     with _writing(path) as temporary:
@@ -407,7 +407,7 @@ def write_movie(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> N
         WriteFailed: what the file system or the encoder said.
         ValueError: no frames, or frames of different sizes.
     """
-    with _writing(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+    with _writing(path) as temporary, av.open(str(temporary), "w") as container:
         stream = None
         size: tuple[int, ...] = ()
         for rgb in frames:
@@ -435,6 +435,21 @@ def write_movie(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> N
 
 
 # Finding files
+
+
+def _check_file(path: str) -> None:
+    """Tell missing, forbidden and damaged files apart; the libraries do not."""
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait forever
+            raise ClipNotReadable(f"{path} is not a file. Choose a picture or a movie.")
+        with open(path, "rb"):
+            pass
+    except FileNotFoundError as error:
+        raise ClipNotFound(f"There is no {path}.") from error
+    except OSError as error:
+        raise ClipNotReadable(
+            f"{path} can't be read: {error.strerror}. Ask for the right to read it."
+        ) from error
 
 
 def _split_range(text: str) -> tuple[str, int | None, int | None]:
@@ -617,7 +632,7 @@ def _picture_space(
         space = colour.log_space(config)
         return space, [f"The pictures are taken for log ({space}): name the space if they are not."]
     if kind == "openexr" and (found := spec.getattribute("chromaticities")) is not None:
-        for names, primaries in _PRIMARIES.items():
+        for primaries, names in _PRIMARIES:
             if np.allclose(found, primaries, atol=1e-3):
                 for name in names:
                     try:
@@ -667,12 +682,9 @@ def _choose_channels(
 @contextmanager
 def _picture(path: str, number: int) -> Iterator[oiio.ImageInput]:
     try:
-        with open(path, "rb"):  # tells missing, forbidden and damaged apart; OpenImageIO does not
-            pass
-    except FileNotFoundError as error:
+        _check_file(path)
+    except ClipNotFound as error:
         raise UnreadableFrame(path, number, "is gone. Open the clip again.") from error
-    except OSError as error:
-        raise ClipNotReadable(f"{path} can't be read: {error.strerror}.") from error
     as_stored = oiio.ImageSpec()
     as_stored.attribute("oiio:UnassociatedAlpha", 1)
     picture = oiio.ImageInput.open(path, as_stored)
@@ -819,13 +831,10 @@ def _open_movie(
 
 @contextmanager
 def _movie(path: str) -> Iterator[tuple[Any, Any]]:
+    _check_file(path)
     demuxer = MOVIES[Path(path).suffix.lower()]  # fixed: a playlist in disguise could name files
     try:
         container = av.open(path, format=demuxer, options={"enable_drefs": "0"})
-    except FileNotFoundError as error:
-        raise ClipNotFound(f"There is no {path}.") from error
-    except PermissionError as error:
-        raise ClipNotReadable(f"{path} may not be read by this user.") from error
     except (av.FFmpegError, OSError) as error:
         raise ClipNotReadable(
             f"{path} is no movie that can be read: {_sentence(error.strerror)} If it is still "
@@ -1059,8 +1068,11 @@ def _write_exr(path: Path, spec: oiio.ImageSpec, pixels: np.ndarray) -> None:
 
 
 def _set_attribute(spec: oiio.ImageSpec, name: str, value: object) -> None:
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, (str, bool, int, float)):
         spec.attribute(name, int(value) if isinstance(value, bool) else value)
+    elif name in _ATTRIBUTE_TYPES:
+        spec.attribute(name, oiio.TypeDesc(_ATTRIBUTE_TYPES[name]), value)
     elif isinstance(value, (tuple, list)) and value:
         whole = all(isinstance(item, int) for item in value)
         kind = oiio.TypeDesc(f"{'int' if whole else 'float'}[{len(value)}]")

@@ -362,6 +362,14 @@ def test_a_file_that_is_no_picture_or_movie(tmp_path: Path) -> None:
         open_clip(tmp_path / "a.mp4")
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["a.exr", "a.mp4", "a.0001.exr"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ClipNotReadable, match="not a file"):
+        open_clip(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["a.exr", "a.mp4"])
 def test_forbidden_files_are_told(tmp_path: Path, name: str) -> None:
     sequence(tmp_path, [1], "a.exr")
@@ -492,6 +500,27 @@ def test_exr_is_what_an_independent_reader_expects(tmp_path: Path) -> None:
     assert np.array_equal(plane["G"].ravel()[1:], rgba[..., 1].ravel()[1:])
     assert np.array_equal(plane["matte.A"], matte)
     assert np.array_equal(plane["uv.v"], uv[..., 1])
+
+
+def test_metadata_of_a_plate_goes_through(tmp_path: Path) -> None:
+    spec = oiio.ImageSpec(8, 6, 3, "half")
+    spec.attribute("FramesPerSecond", oiio.TypeDesc("rational"), (24000, 1001))
+    spec.attribute("smpte:TimeCode", oiio.TypeDesc("timecode"), (0x01020304, 0))
+    spec.attribute("worldToCamera", oiio.TypeDesc("matrix"), tuple(map(float, range(16))))
+    spec.attribute("nuke/node_hash", "abc")
+    spec.attribute("compression", "piz")
+    output = oiio.ImageOutput.create(str(tmp_path / "plate.exr"))
+    assert output.open(str(tmp_path / "plate.exr"), spec)
+    output.write_image(picture(0, 6, 8))
+    output.close()
+    read = read_frame(open_clip(tmp_path / "plate.exr"), 1)
+    write_exr(tmp_path / "out.exr", read.pixels, attributes=read.metadata)
+    before, after = load(tmp_path / "plate.exr")[0], load(tmp_path / "out.exr")[0]
+    for name in ("FramesPerSecond", "smpte:TimeCode", "nuke/node_hash"):
+        assert after[name] == before[name]
+        assert after.getattribute(name) is not None
+    assert after["compression"] == "zip"
+    assert open_clip(tmp_path / "out.exr").fps == pytest.approx(24000 / 1001)
 
 
 def test_float_exr_is_exact(tmp_path: Path) -> None:
