@@ -1,0 +1,437 @@
+"""Distils the base generator from the performer: a StyleGAN2 that draws what the performer does.
+
+    python -m core.synthetic.distill FOLDER [--resolution 128] [--pictures 24000] [--steps 40000]
+
+Each picture is a draw of the performer's parameters, aligned as every clip is. The generator
+learns, supervised, the way from a latent z to that picture: the first entries of z are the
+parameters' standard normals, the others are noise that the picture does not depend on, and
+|z|^2 = 512, so ordinary normal draws of z give ordinary people.
+
+Everything is kept in FOLDER: rendered pictures (shards), checkpoints, the log, sheets. Run the
+same line again and it goes on where it stopped. `FOLDER/base.safetensors` is the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core.alignment import ffhq_quads, warp
+from core.facemesh import crop_roi, face_detector, face_mesh, keypoints, to_picture
+from core.files import atomic_write
+from core.frames import write_png
+from core.generator import Architecture, Generator
+from core.generator.storage import save_generator
+from core.sheets import contact_sheet
+from core.synthetic import performer
+
+SHARD = 512  # pictures per file
+HELD_OUT = 512  # the first shard is never trained on
+Z_DIM = 512
+CALIBRATION = 1536  # pictures on which MediaPipe's alignment is learnt
+
+# Anchors of the loss weights: eyes, mouth corners (FFHQ's four points).
+_POINTS = 4
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What makes a base generator; written into its header."""
+
+    resolution: int = 128
+    pictures: int = 24_000
+    steps: int = 40_000
+    seed: int = 1
+    rate: float = 3e-3
+    ema: float = 0.998
+
+    def architecture(self) -> Architecture:
+        """Narrower than configuration F: the performer needs less than the world's faces."""
+        sizes = {4: 256, 8: 256, 16: 256, 32: 128, 64: 64, 128: 32, 256: 32}
+        channels = {r: c for r, c in sizes.items() if r <= self.resolution}
+        return Architecture(self.resolution, channels, mapping_layers=4, mapping_rate=1.0)
+
+    def stages(self) -> list[tuple[float, int, int]]:
+        """(share of the steps, resolution, batch): coarse first, where steps are cheap."""
+        if self.resolution == 128:
+            return [(0.25, 32, 16), (0.25, 64, 12), (0.5, 128, 8)]
+        return [(0.2, 32, 16), (0.2, 64, 16), (0.25, 128, 16), (0.35, 256, 16)]
+
+
+# -- pictures ----------------------------------------------------------------------------------
+
+
+def draw_normals(seed: int, count: int) -> np.ndarray:
+    """Standard normals `[count, P]` of performer parameters."""
+    return np.random.default_rng(seed).standard_normal((count, len(performer.PARAMETERS)))
+
+
+def _features(params: np.ndarray) -> np.ndarray:
+    """What the four alignment points are regressed on: geometry, motion and its products."""
+    points = np.stack([performer.landmarks(p) for p in params]).reshape(len(params), -1)
+    span = performer.HIGH - performer.LOW
+    unit = ((params - performer.LOW) / span * 2 - 1)[:, performer.MOTION]
+    i, j = np.triu_indices(unit.shape[1])
+    products = unit[:, i] * unit[:, j]
+    return np.concatenate([np.ones((len(params), 1)), points, unit, products], 1)
+
+
+def alignment_points(landmarks: np.ndarray) -> np.ndarray:
+    """The four points of FFHQ's alignment `[T, 4, 2]`: right eye, left eye, mouth corners."""
+    xy = landmarks[..., :2]
+    eyes = [xy[:, [*e]].mean(1) for e in (keypoints.DLIB_RIGHT_EYE, keypoints.DLIB_LEFT_EYE)]
+    corners = [xy[:, i] for i in keypoints.DLIB_MOUTH_CORNERS]
+    return np.stack([*eyes, *corners], 1)
+
+
+def calibrate(folder: Path, seed: int, size: int = 256) -> np.ndarray:
+    """Learns MediaPipe's alignment points from the performer's parameters.
+
+    Measured on each picture they would jitter with the landmark network's noise, and the target
+    would not be a smooth function of z any more.
+
+    Returns:
+        Ridge-regression weights `[features, 8]`, picture fractions; kept in `FOLDER/align.npy`.
+    """
+    path = folder / "align.npy"
+    if path.exists():
+        return np.load(path)
+    params = performer.from_normal(draw_normals(seed, CALIBRATION))
+    mesh, detector = face_mesh(), face_detector()
+    found, points = [], []
+    for i, p in enumerate(params):
+        image = torch.from_numpy(performer.render(p, size)).permute(2, 0, 1)[None] / 255
+        roi = detector(image).roi[:1]
+        if not len(roi):
+            continue
+        with torch.no_grad():
+            landmarks = to_picture(mesh(crop_roi(image, roi)).landmarks, roi).numpy()
+        found.append(i)
+        points.append(alignment_points(landmarks)[0] / size)
+    x, y = _features(params[found]), np.stack(points).reshape(len(points), -1)
+    train = len(x) * 3 // 4
+    weights = _ridge(x[:train], y[:train])
+    error = np.sqrt(((x[train:] @ weights - y[train:]) ** 2).mean()) * size
+    print(f"alignment points: {error:.2f} px of {size} rms on held-out pictures", flush=True)
+    weights = _ridge(x, y)
+    with atomic_write(path) as temporary:
+        np.save(temporary, weights)
+    return weights
+
+
+def _ridge(x: np.ndarray, y: np.ndarray, penalty: float = 1e-2) -> np.ndarray:
+    return np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y)
+
+
+def render_aligned(
+    params: np.ndarray, weights: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Renders draws and aligns them.
+
+    Args:
+        params: `[N, P]`.
+        weights: of `calibrate`.
+        size: side of the pictures.
+
+    Returns:
+        Pictures `[N, size, size, 3]` uint8 and alignment points `[N, 4, 2]` in fractions of them.
+    """
+    # At this size the face is about as large as in the aligned picture.
+    plate = round(size * 1.5)
+    points = (_features(params) @ weights).reshape(-1, _POINTS, 2) * plate
+    landmarks = np.zeros((len(params), 478, 2))
+    landmarks[:, [*keypoints.DLIB_RIGHT_EYE]] = points[:, :1]
+    landmarks[:, [*keypoints.DLIB_LEFT_EYE]] = points[:, 1:2]
+    landmarks[:, [*keypoints.DLIB_MOUTH_CORNERS]] = points[:, 2:]
+    quads = ffhq_quads(landmarks)
+    pictures = np.empty((len(params), size, size, 3), np.uint8)
+    for i, p in enumerate(params):
+        image = torch.from_numpy(performer.render(p, plate)).permute(2, 0, 1)[None].float()
+        crop = warp(image, torch.from_numpy(quads[i])[None], size)[0]
+        pictures[i] = crop.clamp(0, 255).round().permute(1, 2, 0).numpy()
+    x, y = quads[:, 3] - quads[:, 0], quads[:, 1] - quads[:, 0]
+    offset = points - quads[:, :1]
+    inside = np.stack([(offset * a[:, None]).sum(-1) / (a**2).sum(-1)[:, None] for a in (x, y)], -1)
+    return pictures, inside.astype(np.float32)
+
+
+def _render_shard(folder: Path, index: int, seed: int, size: int) -> None:
+    path = folder / f"shard{index:04d}.npz"
+    if path.exists():
+        return
+    torch.set_num_threads(1)
+    normals = draw_normals(seed * 100_003 + index, SHARD)
+    pictures, points = render_aligned(
+        performer.from_normal(normals), np.load(folder / "align.npy"), size
+    )
+    with atomic_write(path) as temporary:
+        np.savez(temporary, normals=normals.astype(np.float32), pictures=pictures, points=points)
+
+
+def render(folder: Path, recipe: Recipe) -> list[Path]:
+    """Renders all shards that are not there yet, on every core; the first one is held out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    calibrate(folder, recipe.seed)
+    shards = HELD_OUT // SHARD + -(-recipe.pictures // SHARD)
+    start = time.monotonic()
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        jobs = [
+            pool.submit(_render_shard, folder, i, recipe.seed, recipe.resolution)
+            for i in range(shards)
+        ]
+        for i, job in enumerate(jobs):
+            job.result()
+            seconds = time.monotonic() - start
+            print(f"\rrendered {i + 1} of {shards} shards, {seconds:.0f} s", end="", flush=True)
+    print()
+    return [folder / f"shard{i:04d}.npz" for i in range(shards)]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Rendered draws in memory."""
+
+    normals: Tensor  # [N, P]
+    pictures: Tensor  # [N, H, W, 3] uint8
+    points: Tensor  # [N, 4, 2]
+
+    def batch(self, indices: Tensor, mirrored: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Targets `[B, 3, size, size]` in [-1, 1], normals and points; some of them mirrored."""
+        target = self.pictures[indices].permute(0, 3, 1, 2).float() / 127.5 - 1
+        target = torch.where(mirrored[:, None, None, None], target.flip(-1), target)
+        normals, points = self.normals[indices], self.points[indices]
+        flipped = torch.from_numpy(performer.mirror(normals.numpy())).float()
+        normals = torch.where(mirrored[:, None], flipped, normals)
+        swapped = points[:, [1, 0, 3, 2]] * torch.tensor([-1.0, 1]) + torch.tensor([1.0, 0])
+        points = torch.where(mirrored[:, None, None], swapped, points)
+        if size < target.shape[-1]:
+            target = F.avg_pool2d(target, target.shape[-1] // size)
+        return target, normals, points
+
+
+def load_pictures(paths: list[Path]) -> Pictures:
+    """Reads shards."""
+    shards = [np.load(p) for p in paths]
+    return Pictures(
+        *(torch.from_numpy(np.concatenate([s[k] for s in shards]))
+          for k in ("normals", "pictures", "points"))
+    )  # fmt: skip
+
+
+def latents(normals: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """z `[B, 512]` of draws `[B, P]`, the rest filled with noise so that |z|^2 = 512."""
+    noise = torch.randn(len(normals), Z_DIM - normals.shape[1], generator=generator)
+    # A draw of unusually large normals leaves little for the noise, but never nothing.
+    left = (Z_DIM - normals.square().sum(1)).clamp(min=1.0)
+    noise = noise * (left / noise.square().sum(1)).sqrt()[:, None]
+    return torch.cat([normals, noise], 1)
+
+
+# -- loss --------------------------------------------------------------------------------------
+
+
+def weights_at(points: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Loss weights `[B, 1, size, size]`: of every pixel, and of the eyes alone.
+
+    Eyes and mouth are a few percent of a face's pixels and most of what is looked at.
+    """
+    at = (torch.arange(size) + 0.5) / size
+
+    def bumps(centres: Tensor, width: float, height: float) -> Tensor:
+        x = torch.exp(-(((at - centres[..., :1]) / width) ** 2))
+        y = torch.exp(-(((at - centres[..., 1:]) / height) ** 2))
+        return torch.einsum("bkh,bkw->bhw", y, x)
+
+    eyes, mouth = points[:, :2], points[:, 2:].mean(1, keepdim=True)
+    brows = eyes - torch.tensor([0, 0.07])
+    middle = points.mean(1, keepdim=True)
+    eye = bumps(eyes, 0.075, 0.05)
+    weight = 0.5 + 8 * eye + 4 * bumps(mouth, 0.11, 0.08) + 1.5 * bumps(brows, 0.08, 0.035)
+    weight = weight + 0.8 * bumps(middle, 0.28, 0.30)
+    return weight[:, None], eye[:, None]
+
+
+def loss(result: Tensor, target: Tensor, points: Tensor) -> Tensor:
+    """Weighted L1 on pixels and on gradients at three scales, and squared error in the eyes."""
+    weight, eye = weights_at(points, result.shape[-1])
+    error = result - target
+    total = (weight * error.abs()).mean() + 6 * (eye * error.square()).mean()
+    for _ in range(3):
+        dx, dy = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
+        total = total + (weight[..., 1:] * dx.abs()).mean() + (weight[..., 1:, :] * dy.abs()).mean()
+        if error.shape[-1] <= 16:
+            break
+        error, weight = F.avg_pool2d(error, 2), F.avg_pool2d(weight, 2)
+    return total
+
+
+# -- training ----------------------------------------------------------------------------------
+
+
+def new_generator(recipe: Recipe) -> Generator:
+    """A fresh generator whose mapping hears the parameters and hardly the noise."""
+    torch.manual_seed(recipe.seed)
+    generator = Generator(recipe.architecture())
+    count = len(performer.PARAMETERS)
+    gain = torch.ones(count)
+    for i, p in enumerate(performer.PARAMETERS):
+        if p.group in ("expression", "pose"):
+            gain[i] = 1.5
+    with torch.no_grad():
+        first = generator.mapping.get_submodule("fc0").weight
+        first[:, count:] *= 0.02
+        first[:, :count] *= gain * math.sqrt(Z_DIM / float(gain.square().sum()))
+    return generator
+
+
+def stage_of(recipe: Recipe, step: int) -> tuple[int, int]:
+    """Resolution and batch of a step."""
+    end = 0.0
+    for share, resolution, batch in recipe.stages():
+        end += share * recipe.steps
+        if step < end:
+            return resolution, batch
+    return resolution, batch
+
+
+def train(folder: Path, recipe: Recipe, data: Pictures, held_out: Pictures) -> Generator:
+    """Trains to the recipe's end, from the last checkpoint if there is one.
+
+    Returns:
+        The moving average of the generator.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = new_generator(recipe).to(device)
+    average = copy.deepcopy(generator).eval().requires_grad_(False)
+    optimiser = torch.optim.Adam(generator.parameters(), lr=recipe.rate, betas=(0.9, 0.99))
+    path, start = folder / "checkpoint.pt", 0
+    if path.exists():
+        state = torch.load(path, map_location=device, weights_only=True)
+        if state["recipe"] != asdict(recipe):
+            raise SystemExit(
+                f"{path} belongs to another recipe: {state['recipe']}. Use another folder."
+            )
+        generator.load_state_dict(state["generator"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        start = state["step"]
+        print(f"goes on at step {start}", flush=True)
+    saved = logged = time.monotonic()
+    total, count = 0.0, 0
+    for step in range(start, recipe.steps):
+        rate = recipe.rate * min(1, (step + 1) / 100)
+        rate *= 0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / recipe.steps))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        resolution, batch = stage_of(recipe, step)
+        rng = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)  # as when resumed
+        indices = torch.randint(len(data.normals), (batch,), generator=rng)
+        mirrored = torch.rand(batch, generator=rng) < 0.5
+        target, normals, points = data.batch(indices, mirrored, resolution)
+        w = generator.mapping(latents(normals, rng).to(device))
+        result = generator.synthesis(w, stop_at=resolution, half=torch.bfloat16, half_from=4)
+        error = loss(result.float(), target.to(device), points)
+        optimiser.zero_grad()
+        error.backward()
+        optimiser.step()
+        keep = min((1 + step) / (10 + step), recipe.ema)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), 1 - keep)
+        total, count = total + float(error.detach()), count + 1
+        now = time.monotonic()
+        last = step + 1 == recipe.steps
+        if now - logged > 60 or last:
+            line = {
+                "step": step + 1,
+                "resolution": resolution,
+                "loss": round(total / count, 4),
+                "ms": round((now - logged) / count * 1e3),
+                **score(average, held_out, resolution),
+            }
+            print(json.dumps(line), flush=True)
+            with (folder / "log.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+            total, count, logged = 0.0, 0, time.monotonic()
+        if now - saved > 180 or last:
+            with atomic_write(path) as temporary:
+                torch.save({"recipe": asdict(recipe), "step": step + 1,
+                            "generator": generator.state_dict(), "average": average.state_dict(),
+                            "optimiser": optimiser.state_dict()}, temporary)  # fmt: skip
+            write_png(folder / "pairs.png", pair_sheet(average, held_out))
+            saved = time.monotonic()
+    return average
+
+
+def generate(generator: Generator, data: Pictures, size: int) -> Iterator[tuple[slice, Tensor]]:
+    """Pictures of draws, 32 at a time, without gradients."""
+    device = next(generator.parameters()).device
+    for i in range(0, len(data.normals), 32):
+        part = slice(i, i + 32)
+        z = latents(data.normals[part], torch.Generator().manual_seed(i)).to(device)
+        with torch.no_grad():
+            yield part, generator.synthesis(generator.mapping(z), stop_at=size).clamp(-1, 1)
+
+
+def score(generator: Generator, data: Pictures, size: int) -> dict[str, float]:
+    """Held-out PSNR of the whole picture and of the eyes, dB, at a resolution."""
+    whole, eyes = [], []
+    first = Pictures(data.normals[:256], data.pictures[:256], data.points[:256])
+    for part, result in generate(generator, first, size):
+        indices = torch.arange(part.start, min(part.stop, len(first.normals)))
+        target, _, points = data.batch(indices, torch.zeros(len(indices), dtype=torch.bool), size)
+        error = ((result.cpu() - target) / 2).square()
+        _, eye = weights_at(points, size)
+        whole.append(error.mean((1, 2, 3)))
+        eyes.append((error * eye).sum((1, 2, 3)) / eye.sum((1, 2, 3)) / 3)
+    names = ("psnr", "eye_psnr")
+    return {n: round(float((-10 * torch.cat(e).log10()).mean()), 2)
+            for n, e in zip(names, (whole, eyes), strict=True)}  # fmt: skip
+
+
+def pair_sheet(generator: Generator, data: Pictures, count: int = 20) -> np.ndarray:
+    """Targets above results."""
+    size = generator.architecture.resolution
+    some = Pictures(data.normals[:count], data.pictures[:count], data.points[:count])
+    results = torch.cat([r for _, r in generate(generator, some, size)])
+    shown = ((results.permute(0, 2, 3, 1).cpu() + 1) * 127.5).round().byte().numpy()
+    rows: list[np.ndarray] = []
+    for i in range(0, count, 10):
+        rows += [*some.pictures[i : i + 10].numpy(), *shown[i : i + 10]]
+    return contact_sheet(rows, columns=10)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--resolution", type=int, default=128, choices=(128, 256))
+    parser.add_argument("--pictures", type=int, default=24_000)
+    parser.add_argument("--steps", type=int, default=40_000)
+    options = parser.parse_args()
+    recipe = Recipe(options.resolution, options.pictures, options.steps)
+    torch.set_flush_denormal(True)  # dying activations would slow the CPU down tenfold
+    shards = render(options.folder, recipe)
+    held_out = load_pictures(shards[:1])
+    generator = train(options.folder, recipe, load_pictures(shards[1:]), held_out)
+    with torch.no_grad():
+        z = latents(torch.randn(10_000, len(performer.PARAMETERS)))
+        w = generator.mapping(z.to(next(generator.parameters()).device))
+        generator.mapping.w_avg.copy_(w.mean(0))
+    header = {"recipe": json.dumps(asdict(recipe)), "parameters": json.dumps(performer.NAMES)}
+    save_generator(options.folder / "base.safetensors", generator, header, torch.float16)
+
+
+if __name__ == "__main__":
+    main()

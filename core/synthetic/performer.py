@@ -1,0 +1,422 @@
+"""The performer: a procedural head that acts, rendered on one CPU thread.
+
+It makes self-scans, driving clips and their ground truth for the embedded default: the same
+performance by another identity is only another vector of parameters.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from core.synthetic import head, shading
+from core.synthetic.parameters import (
+    HIGH,
+    INDEX,
+    LOW,
+    MOTION,
+    NAMES,
+    PARAMETERS,
+    Parameter,
+    check,
+    from_normal,
+    mirror,
+    neutral,
+)
+
+__all__ = ["INDEX", "NAMES", "PARAMETERS", "Parameter", "from_normal", "landmarks", "mirror",
+           "neutral", "performance", "random_identity", "render", "self_scan", "transfer"]
+
+# Camera: distance and width of the picture at the head's pivot, in head units (10 cm).
+_DISTANCE, _WINDOW, _CENTRE_Y = 9.0, 3.45, -0.22
+_PIVOT = np.array([0.0, -0.45, -0.80])
+_NECK = np.array([0.0, -1.7, -0.93])
+
+_SKIN = [(0.94, 0.79, 0.71), (0.90, 0.72, 0.62), (0.84, 0.64, 0.52), (0.73, 0.52, 0.40),
+         (0.56, 0.38, 0.28), (0.43, 0.285, 0.21), (0.34, 0.225, 0.17)]
+_HAIR = [(0.80, 0.66, 0.45), (0.66, 0.49, 0.30), (0.55, 0.27, 0.14), (0.42, 0.27, 0.18),
+         (0.28, 0.18, 0.13), (0.13, 0.10, 0.09)]
+_IRIS = [(0.38, 0.53, 0.68), (0.42, 0.52, 0.46), (0.48, 0.42, 0.26), (0.44, 0.29, 0.17),
+         (0.36, 0.22, 0.14), (0.24, 0.15, 0.10)]
+_LIP = [(0.80, 0.42, 0.42), (0.72, 0.20, 0.22), (0.52, 0.20, 0.26), (0.86, 0.46, 0.42)]
+
+
+def _along(colours: list[tuple[float, float, float]], t: float) -> np.ndarray:
+    """Colour at t in [0, 1] of a ramp of sRGB colours, smoothly interpolated, linear light."""
+    ramp = shading.to_linear(np.array(colours))
+    x = t * (len(ramp) - 1)
+    return np.array([np.interp(x, np.arange(len(ramp)), ramp[:, k]) for k in range(3)])
+
+
+def _muted(r: float, g: float, b: float) -> np.ndarray:
+    """Linear colour with most of its saturation taken out: few rooms are painted in primaries."""
+    c = np.array([r, g, b])
+    return shading.to_linear(c.mean() + 0.35 * (c - c.mean()))
+
+
+def _palette(f: np.void) -> np.ndarray:
+    """Linear colours [11, 3] in the order of shading's column names."""
+    skin = _along(_SKIN, f["skin"]) * (1 + f["skin_hue"] * np.array([-0.03, 0.02, -0.12]))
+    grey = 0.9 * f["hair_grey"]
+    hair = _along(_HAIR, f["hair_hue"]) * (1.25 - 0.75 * f["hair_dark"])
+    hair = hair * (1 - grey) + grey * shading.to_linear(
+        np.array([0.66, 0.65, 0.64]) * (1.1 - 0.35 * f["hair_dark"]))
+    lip = skin * np.array([0.80, 0.46, 0.48])
+    paint = _along(_LIP, f["lip_col"]) * (0.35 + 0.65 * skin.mean() / 0.5)
+    lip = lip + (paint - lip) * 0.75 * f["lip_sat"]
+    frame = shading.to_linear(np.array([0.62, 0.50, 0.33])) * (1 - f["glasses_dark"]) + 0.012
+    warm = f["light_warm"]
+    return np.stack([
+        skin, lip, hair, hair * 0.42, _along(_IRIS, f["eye_hue"]) * (0.65 + 0.6 * f["eye_shade"]),
+        _muted(f["cloth_r"], f["cloth_g"], f["cloth_b"]), frame,
+        np.array([1 + 0.08 * warm, 1.0, 1 - 0.14 * warm]),
+        np.array([0.98, 1.0, 1.05]), np.array([0.56, 0.50, 0.47]), hair * 0.55 + 0.08 * skin,
+    ])
+
+
+def _rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
+    """Degrees, as PARAMETERS say; applied pitch first, then yaw, then roll."""
+    a, b, c = math.radians(yaw), math.radians(pitch), math.radians(roll)
+    ry = np.array([[math.cos(a), 0, math.sin(a)], [0, 1, 0], [-math.sin(a), 0, math.cos(a)]])
+    rx = np.array([[1, 0, 0], [0, math.cos(b), -math.sin(b)], [0, math.sin(b), math.cos(b)]])
+    rz = np.array([[math.cos(c), -math.sin(c), 0], [math.sin(c), math.cos(c), 0], [0, 0, 1]])
+    return rz @ ry @ rx
+
+
+def _pose(f: np.void) -> tuple[np.ndarray, np.ndarray]:
+    """Rotation of the head about its pivot, and of the body, which follows a little."""
+    yaw, pitch, roll = f["yaw"], f["pitch"], f["roll"]
+    return _rotation(yaw, pitch, roll), _rotation(0.12 * yaw, 0.0, 0.08 * roll)
+
+
+def _place(points: np.ndarray, share: np.ndarray, rotation: np.ndarray,
+           body: np.ndarray) -> np.ndarray:
+    """Head space to camera space: a blend of the head's and the body's rigid motion."""
+    turned = (points - _PIVOT.astype(np.float32)) @ rotation.T.astype(np.float32) + _PIVOT
+    still = (points - _NECK.astype(np.float32)) @ body.T.astype(np.float32) + _NECK
+    return still + (turned - still) * share[:, None]
+
+
+def _project(points: np.ndarray, size: int) -> np.ndarray:
+    """Camera space to pixel x, y (down, centres at integers) and distance."""
+    away = _DISTANCE - (points[:, 2] - _PIVOT[2])
+    scale = size / _WINDOW * _DISTANCE / away
+    return np.stack([points[:, 0] * scale + 0.5 * (size - 1),
+                     0.5 * (size - 1) - (points[:, 1] - _CENTRE_Y) * scale, away], 1)
+
+
+_SHADOW = 160           # shadow map side
+_SHADOW_SPAN = 4.6      # head units it covers
+
+
+def _light(f: np.void) -> np.ndarray:
+    """Key light direction in camera space."""
+    azimuth, elevation = math.radians(60) * f["light_az"], 0.15 + f["light_el"]
+    d = np.array([math.sin(azimuth) * math.cos(elevation), math.sin(elevation),
+                  math.cos(azimuth) * math.cos(elevation)])
+    return d / np.linalg.norm(d)
+
+
+def _seen_from(light: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Orthographic view along the light: map x, map y, distance."""
+    side = np.array([light[2], 0.0, -light[0]])
+    side /= np.linalg.norm(side)
+    up = np.cross(light, side)
+    q = (points - np.array([0, -0.5, -0.8])) @ np.stack([side, up, light], 1)
+    scale = _SHADOW / _SHADOW_SPAN
+    return np.stack([q[:, 0] * scale + _SHADOW / 2, q[:, 1] * scale + _SHADOW / 2, -q[:, 2]],
+                    1).astype(np.float32)
+
+
+def render(params: np.ndarray, size: int = 256, supersample: int = 2) -> np.ndarray:
+    """One picture of the performer.
+
+    params [P] (clipped to the bounds of PARAMETERS); size 64..1024 pixels; supersample 1..4
+    samples per pixel and axis. Returns uint8 [size, size, 3], sRGB. The same parameters give
+    the same bytes. Raises ValueError for a wrong count, a value that is not finite, or a size
+    or supersample out of range.
+    """
+    p = check(params, 1)
+    if not 64 <= size <= 1024:
+        raise ValueError(f"size is {size}; the performer renders 64 to 1024 pixels.")
+    if not 1 <= supersample <= 4:
+        raise ValueError(f"supersample is {supersample}; choose 1 to 4.")
+    p = np.clip(p, LOW, HIGH)
+    n = int(size) * int(supersample)
+    mesh = head.build(p, shading.NOISE)
+    f = mesh.face[0]
+    rotation, body = _pose(f)
+    skin = _place(mesh.position, mesh.head_share, rotation, body)
+    hair = _place(mesh.hair_position, mesh.hair_share, rotation, body)
+
+    # normals turn with the head or the body, whichever carries the vertex
+    share = mesh.head_share[:, None]
+    turned = mesh.normal @ rotation.T.astype(np.float32)
+    mesh.attribute[:, head.NX:head.NZ + 1] = (
+        mesh.normal @ body.T.astype(np.float32) * (1 - share) + turned * share)
+    mesh.attribute[:, head.X:head.Z + 1] = mesh.position
+    mesh.hair_attribute[:, head.NX:head.NZ + 1] = mesh.hair_normal @ rotation.T.astype(np.float32)
+    grid = hair.reshape(head.HAIR_ROWS, head.HAIR_COLUMNS, 3)
+    tangent = np.gradient(grid, axis=0).reshape(-1, 3).astype(np.float32)
+
+    light = _light(f)
+    skin_lit, hair_lit = _seen_from(light, skin), _seen_from(light, hair)
+    shadow = np.full((_SHADOW, _SHADOW), 1e9, np.float32)
+    shading.depth_map(skin_lit, head.CASTER_FACES, shadow)
+    if f["hair_amount"] > 0.05:
+        shading.depth_map(hair_lit, head.HAIR_FACES[::2], shadow)
+    shading.light_received(skin_lit, shadow, 2.2, mesh.attribute)
+    shading.light_received(hair_lit, shadow, 3.0, mesh.hair_attribute)
+
+    half = light + np.array([0, 0, 1.0])
+    half /= np.linalg.norm(half)
+    ambient = f["light_amb"]
+    to_head = rotation.T
+    lights = np.concatenate([to_head @ light, to_head @ half, light, half,
+                             [ambient * 1.15, 1.35 - 1.0 * ambient]])
+    eye = to_head @ (np.array([0, _CENTRE_Y, _DISTANCE + _PIVOT[2]]) - _PIVOT) + _PIVOT
+    palette = _palette(f)
+
+    background = np.empty((97, 97, 3))
+    shading.paint_background(mesh.face, shading.NOISE,
+                             _muted(f["bg_r"], f["bg_g"], f["bg_b"]), background)
+
+    def buffers() -> tuple[np.ndarray, ...]:
+        return (np.full((n, n), 1e9, np.float32), np.zeros((n, n), np.int32),
+                np.empty((n, n), np.float32), np.empty((n, n), np.float32))
+
+    linear = np.empty((n, n, 3), np.float32)
+    skin_buffers = buffers()
+    shading.rasterize(_project(skin, n), head.FACES, True, *skin_buffers)
+    shading.shade_skin(mesh.face, shading.NOISE, palette, lights, eye, n / _WINDOW, head.FACES,
+                       head.EAR_FACE, mesh.attribute, *skin_buffers, background,
+                       linear)
+    if f["glasses"] > 0.0:
+        wire, wire_normal = head.glasses(f)
+        wire = _place(wire, np.ones(len(wire)), rotation, body)
+        glass_buffers = buffers()
+        shading.rasterize(_project(wire, n), head.GLASS_FACES, False, *glass_buffers)
+        shading.shade_glasses(mesh.face, palette, lights, head.GLASS_FACES,
+                              wire_normal @ rotation.T, *glass_buffers, skin_buffers[0], linear)
+    if f["hair_amount"] > 0.0:
+        hair_buffers = buffers()
+        shading.rasterize(_project(hair, n), head.HAIR_FACES, False, *hair_buffers)
+        shading.shade_hair(mesh.face, shading.NOISE, palette, lights, head.HAIR_FACES,
+                           mesh.hair_attribute, tangent, *hair_buffers, skin_buffers[0], linear)
+    out = np.empty((size, size, 3), np.uint8)
+    shading.resolve(linear, supersample, shading.TONE,
+                    (shading._TONE_STEPS - 1) / shading._TONE_MAX, out)
+    return out
+
+
+# -- where things are ------------------------------------------------------------------------
+
+def landmarks(params: np.ndarray) -> dict[str, np.ndarray]:
+    """Analytic points of the picture [2], as fractions of its side: x right, y down.
+
+    eye_l, eye_r (middle of the fissure), mouth_l, mouth_r (corners), mouth (middle of the
+    opening), nose (tip), chin, brow_l, brow_r, crown. They move smoothly with every parameter.
+    "l" is the subject's left. Raises ValueError as `render` does.
+    """
+    p = np.clip(check(params, 1), LOW, HIGH)
+    f = head.face_record(p)[0]
+    wide = max(f["smile"], 0.0)
+    half = 0.252 * f["mouth_w"] * (1 + 0.22 * wide - 0.36 * f["pucker"] - 0.07 * f["jaw"])
+    forward = 0.09 * f["pucker"]
+    eye_front = f["eye_z"] + head.LID
+    points = {}
+    for side, name in ((1.0, "l"), (-1.0, "r")):
+        smile = f["smile"] + 0.45 * f["mouth_skew"] * side * min(3 * half, 1.0)
+        lift = f["brow_raise"] + 0.5 * f["brow_skew"] * side
+        points[f"eye_{name}"] = (side * f["eye_x"], 0.005, eye_front)
+        points[f"mouth_{name}"] = (0.02 * f["mouth_skew"] + side * half,
+                                   f["mouth_y"] + 0.086 * smile - 0.012, -0.02 + forward)
+        points[f"brow_{name}"] = (side * f["eye_x"], 0.22 + f["brow_y"] + 0.115 * lift, 0.0)
+    points["mouth"] = (0.0, f["mouth_y"] - 0.085 * f["jaw"], 0.09 + forward)
+    points["nose"] = (0.0, f["nose_y"], 0.28 * f["nose_p"])
+    points["chin"] = (0.0, f["chin_y"] + 0.05 - 0.24 * f["jaw"], 0.02 - 0.10 * f["jaw"])
+    points["crown"] = (0.0, 1.15 * f["head_h"], -0.87)
+    rotation, body = _pose(f)
+    placed = _place(np.array(list(points.values())), np.ones(len(points)), rotation, body)
+    xy = (_project(placed, 1024)[:, :2] + 0.5) / 1024
+    return dict(zip(points, xy, strict=True))
+
+
+# -- acting ----------------------------------------------------------------------------------
+
+def random_identity(seed: int) -> np.ndarray:
+    """[P] a seeded person with their look, light and background; resting face, straight pose."""
+    p = from_normal(np.random.default_rng(seed).standard_normal(len(PARAMETERS)))
+    p[MOTION] = 0.0
+    return p
+
+
+def transfer(motion: np.ndarray, identity: np.ndarray) -> np.ndarray:
+    """The same expressions and poses by another identity: motion [T, P] -> [T, P]."""
+    moves, who = check(motion, 2), check(identity, 1)
+    return np.where(MOTION, moves, who)
+
+
+def _ease(t: np.ndarray, start: float, rise: float, hold: float, fall: float) -> np.ndarray:
+    """0 before start, eased up to 1 within rise, held, eased back within fall; seconds."""
+    up = np.clip((t - start) / rise, 0, 1)
+    down = np.clip((t - start - rise - hold) / fall, 0, 1)
+    return up * up * (3 - 2 * up) * (1 - down * down * (3 - 2 * down))
+
+
+def _drift(rng: np.random.Generator, t: np.ndarray, rate: float) -> np.ndarray:
+    """Smooth random motion of about unit size and `rate` changes of direction a second."""
+    out = np.zeros_like(t)
+    for octave, weight in ((1.0, 0.8), (2.1, 0.5), (4.3, 0.2)):
+        out += weight * np.sin(2 * np.pi * (0.5 * rate * octave * t + rng.random()))
+    return out
+
+
+def _blinks(rng: np.random.Generator, t: np.ndarray, every: float) -> np.ndarray:
+    """Spontaneous blinks: shut in 70 ms, open again in 120 ms."""
+    out = np.zeros_like(t)
+    at = rng.uniform(0.4, every)
+    while at < t[-1]:
+        out = np.maximum(out, _ease(t, at, 0.07, rng.uniform(0.01, 0.05), 0.12))
+        at += rng.uniform(0.55, 1.45) * every
+    return out
+
+
+def _saccades(rng: np.random.Generator, t: np.ndarray, spread: float, every: float) -> np.ndarray:
+    """Fixations [T, 2] joined by fast jumps (about 50 ms)."""
+    out = np.zeros((len(t), 2))
+    here = np.zeros(2)
+    at = rng.uniform(0.3, every)
+    while at < t[-1]:
+        there = np.clip(rng.normal(0, spread, 2) * (1, 0.7), -1, 1)
+        out += np.clip((t - at) / 0.05, 0, 1)[:, None] * (there - here)
+        here = there
+        at += rng.uniform(0.4, 1.6) * every
+    return out
+
+
+def _start(identity: np.ndarray, frames: int, fps: float) -> tuple[np.ndarray, np.ndarray]:
+    who = check(identity, 1)
+    if frames < 1 or not fps > 0:
+        raise ValueError(f"frames is {frames} and fps {fps}; a clip needs at least one frame and "
+                         "a positive rate.")
+    clip = np.tile(np.where(MOTION, 0.0, who), (frames, 1))
+    return clip, np.arange(frames) / fps
+
+
+# What a self-scan holds, in its order: name and the frontal share of its time.
+_SCAN = (("rest", 1.0), ("yaw", 2.6), ("vowels", 3.2), ("pitch", 1.8), ("smile", 2.2),
+         ("gaze", 2.6), ("brows", 2.0), ("wink", 0.9), ("roll", 1.6), ("teeth", 1.4),
+         ("puff", 1.1), ("jaw", 1.6), ("pucker", 1.1), ("skew", 1.4), ("turned_talk", 3.0),
+         ("rest", 0.8))
+
+
+def self_scan(identity: np.ndarray, frames: int, fps: float = 30, seed: int = 0) -> np.ndarray:
+    """Motion of a good self-scan [frames, P] by `identity` [P].
+
+    Turns of the head, vowels, smiles, brows, looks around and blinks; among them exactly one
+    wink, one pair of puffed cheeks and one pucker. The programme is stretched over the clip.
+    """
+    p, t = _start(identity, frames, fps)
+    rng = np.random.default_rng([seed, 1])
+    total = sum(share for _, share in _SCAN)
+    length = frames / fps
+    set_ = {name: p[:, i] for name, i in INDEX.items()}     # views into the clip
+
+    quick = 1.0
+    wink_at = (0.0, 0.0)
+    gaze = 0.12 * _saccades(rng, t, 0.5, 1.2)
+    start = 0.0
+    for name, share in _SCAN:
+        d = share * length / total
+        w = _ease(t, start, 0.12 * d, 0.76 * d, 0.12 * d)
+        s = np.clip((t - start) / d, 0, 1)
+        once = _ease(t, start + 0.1 * d, 0.3 * d, 0.2 * d, 0.3 * d)
+        if name == "yaw":
+            set_["yaw"] += 36 * w * np.sin(2 * np.pi * s) * rng.uniform(0.9, 1.05)
+            gaze[:, 0] -= 0.35 * w * np.sin(2 * np.pi * s)
+        elif name == "pitch":
+            set_["pitch"] += 15 * w * np.sin(2 * np.pi * s)
+        elif name == "roll":
+            set_["roll"] += 11 * w * np.sin(2 * np.pi * s)
+        elif name in ("vowels", "turned_talk"):
+            beat = np.sin(np.pi * 5 * s) ** 2
+            set_["jaw"] += 0.62 * w * beat * (0.6 + 0.4 * np.sin(9 * s))
+            set_["smile"] += 0.35 * w * np.maximum(np.sin(np.pi * 5 * s + 2.2), 0)
+            set_["teeth"] += 0.5 * w * (1 - beat)
+            if name == "turned_talk":
+                set_["yaw"] += 22 * w * np.sin(2 * np.pi * s)
+                set_["pitch"] += 7 * w * np.sin(4 * np.pi * s)
+        elif name == "smile":
+            set_["smile"] += 0.9 * once
+            set_["teeth"] += _ease(t, start + 0.42 * d, 0.15 * d, 0.15 * d, 0.15 * d)
+        elif name == "gaze":
+            gaze[:, 0] += 0.9 * w * np.sin(2 * np.pi * s)
+            gaze[:, 1] += 0.8 * w * np.sin(4 * np.pi * s)
+        elif name == "brows":
+            set_["brow_raise"] += 0.9 * _ease(t, start, 0.15 * d, 0.12 * d, 0.13 * d)
+            set_["frown"] += 0.9 * _ease(t, start + 0.45 * d, 0.15 * d, 0.15 * d, 0.2 * d)
+            set_["brow_skew"] += 0.8 * _ease(t, start + 0.72 * d, 0.1 * d, 0.05 * d, 0.13 * d)
+        elif name == "wink":
+            eye = "blink_l" if rng.random() < 0.5 else "blink_r"
+            wink = _ease(t, start + 0.2 * d, 0.2 * d, 0.25 * d, 0.25 * d)
+            wink_at = (start, start + d)
+            set_["smile"] += 0.25 * wink
+            set_["mouth_skew"] += (0.5 if eye == "blink_l" else -0.5) * wink
+        elif name == "teeth":
+            set_["teeth"] += once
+        elif name == "puff":
+            set_["puff"] += once
+        elif name == "jaw":
+            set_["jaw"] += 0.95 * once
+        elif name == "pucker":
+            set_["pucker"] += once
+        elif name == "skew":
+            set_["mouth_skew"] += w * np.sin(2 * np.pi * s)
+        start += d
+    for name, size in (("yaw", 1.2), ("pitch", 0.8), ("roll", 0.8)):
+        set_[name] += size * quick * _drift(rng, t, 0.5)
+    p[:, INDEX["gaze_x"]], p[:, INDEX["gaze_y"]] = gaze.T
+    # nobody blinks in the middle of a wink
+    both = _blinks(rng, t, 3.0) * ((t < wink_at[0]) | (t > wink_at[1]))
+    set_["blink_l"][:] = both
+    set_["blink_r"][:] = both
+    set_[eye][:] = np.maximum(set_[eye], wink)
+    return np.clip(p, LOW, HIGH)
+
+
+def performance(identity: np.ndarray, frames: int, fps: float = 30, seed: int = 0) -> np.ndarray:
+    """A talking performance [frames, P] by `identity` [P]: phrases of syllables (4 to 6 a
+    second) with pauses, blinks, saccades, sway of the head and accents of the brows."""
+    p, t = _start(identity, frames, fps)
+    rng = np.random.default_rng([seed, 2])
+    set_ = {name: p[:, i] for name, i in INDEX.items()}
+    at = rng.uniform(0.1, 0.4)
+    while at < t[-1]:
+        phrase_end = at + rng.uniform(1.2, 3.0)
+        accent = rng.uniform(at, phrase_end)
+        set_["brow_raise"] += rng.uniform(0.2, 0.75) * _ease(t, accent, 0.18, 0.15, 0.35)
+        set_["pitch"] += rng.uniform(1.5, 4.0) * _ease(t, accent, 0.15, 0.05, 0.3)
+        while at < phrase_end:
+            d = rng.uniform(0.16, 0.26)
+            open_ = _ease(t, at, 0.45 * d, 0.1 * d, 0.55 * d)
+            vowel = rng.random()
+            set_["jaw"] += rng.uniform(0.2, 0.75) * open_ * (0.45 if vowel < 0.4 else 1.0)
+            if vowel < 0.22:
+                set_["pucker"] += rng.uniform(0.35, 0.7) * open_
+            elif vowel < 0.5:
+                set_["smile"] += rng.uniform(0.15, 0.4) * open_
+                set_["teeth"] += rng.uniform(0.3, 0.8) * open_
+            at += d
+        if rng.random() < 0.5:
+            set_["smile"] += rng.uniform(0.3, 0.7) * _ease(t, phrase_end - 0.2, 0.3, 0.3, 0.5)
+        at = phrase_end + rng.uniform(0.25, 0.8)
+    for name, size in (("yaw", 9.0), ("pitch", 3.5), ("roll", 3.0), ("mouth_skew", 0.12),
+                       ("brow_skew", 0.15)):
+        set_[name] += size * _drift(rng, t, 0.45)
+    gaze = _saccades(rng, t, 0.35, 0.9)
+    set_["gaze_x"][:] = gaze[:, 0] - 0.015 * set_["yaw"]
+    set_["gaze_y"][:] = gaze[:, 1] + 0.01 * set_["pitch"]
+    set_["blink_l"][:] = set_["blink_r"][:] = _blinks(rng, t, 2.6)
+    return np.clip(p, LOW, HIGH)
