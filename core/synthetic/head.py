@@ -121,15 +121,15 @@ def mouth_curves(p, x):
     k = 1.0 - u2
     yc = p.mouth_y + 0.115 * smile * (u2 - 0.25) - 0.012 * (1.0 - k)
     rounding = 1.0 - 0.45 * p.pucker
-    gap = (p.jaw * 0.29 * math.sqrt(k + 1e-9) * rounding
-           + p.teeth * (0.026 + 0.034 * wide) * math.sqrt(k + 1e-9) * (1.0 - 0.7 * p.pucker))
-    if abs(u) >= 1.0:
-        gap = 0.0
+    arch = math.sqrt(k + 1e-9) if abs(u) < 1.0 else 0.0
+    dropped = p.jaw * 0.29 * arch * rounding
+    bared = p.teeth * (0.034 + 0.048 * wide) * arch * (1.0 - 0.7 * p.pucker) * (1.0 - 0.4 * p.jaw)
+    gap = dropped + bared
     thin = 1.0 - 0.28 * wide + 0.25 * p.pucker
     upper = 0.066 * p.lip_u * thin * k**0.75 * (1.0 - 0.24 * bump(u, 0.14)
                                                 + 0.10 * bump(abs(u) - 0.26, 0.18))
     lower = 0.086 * p.lip_l * thin * k**0.7
-    open_up = 0.24 * gap + 0.5 * p.teeth * (1.0 - p.jaw) * 0.02 * k
+    open_up = 0.24 * dropped + 0.62 * bared
     return u, yc + open_up, yc + open_up - gap, upper, lower
 
 
@@ -141,9 +141,10 @@ def eye_lids(p, side, x):
     u = (side * x - p.eye_x) / (0.156 * p.eye_size)
     k = max(1.0 - u * u, 0.0)
     tilt = p.eye_tilt * 0.6 * u * 0.15 + 0.012 * u
-    squint = max(p.smile, 0.0) * 0.012 + 0.010 * p.puff
-    up = (0.061 + 0.024 * p.gaze_y + 0.010 * max(p.brow_raise, 0.0) - 0.008 * p.frown) * p.eye_size
-    down = (0.045 - squint - 0.012 * p.gaze_y) * p.eye_size
+    squint = max(p.smile, 0.0) * 0.008 + 0.010 * p.puff
+    up = (0.061 + 0.034 * p.gaze_y - 0.018 * max(-p.gaze_y, 0.0) ** 2
+          + 0.010 * max(p.brow_raise, 0.0) - 0.008 * p.frown) * p.eye_size
+    down = (0.045 - squint - 0.028 * p.gaze_y) * p.eye_size
     lower = tilt - down * k**0.8
     # The upper lid peaks nearer the nose, the lower one nearer the temple.
     upper = tilt + up * k**0.65 * (1.0 - 0.16 * u * k)
@@ -436,7 +437,7 @@ def _build_hair(P, rows, theta, noise, pos, attr):
                 x += (xw * pull - x) * fall
                 z += (zw - z) * fall * (1.0 if c < 0.0 else 0.8)
             up = smooth(0.15, 0.95, y)
-            root = smooth(1.0, 0.5, t)
+            root = smooth(0.88, 0.4, t)
             loose = max(fringe, side * hang)
             temple = bump(a - 0.95, 0.4) * smooth(0.3, 0.9, t) * (1.0 - side * hang)
             taper = (root + (1.0 - root) * (0.12 + 0.60 * loose)) * (1.0 - 0.75 * temple)

@@ -99,7 +99,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         ("hair_grey", 0, 1, "greyed hair, brows and beard"),
         ("hair_amount", 0, 1, "from shaved to a full head"),
         ("hair_line", -0.06, 0.12, "hairline height over the forehead"),
-        ("hair_vol", 0.03, 0.2, "how far the hair stands off the skull"),
+        ("hair_vol", 0.03, 0.17, "how far the hair stands off the skull"),
         ("hair_long", 0, 1, "from cropped to over the shoulders"),
         ("hair_fringe", 0, 1, "fringe over the forehead"),
         ("hair_curl", 0, 1, "from straight to curly"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numba import njit
 
 from core.synthetic import head, shading
 from core.synthetic.parameters import (
@@ -68,7 +69,7 @@ def _palette(f: np.void) -> np.ndarray:
     frame = shading.to_linear(np.array([0.62, 0.50, 0.33])) * (1 - f["glasses_dark"]) + 0.012
     warm = f["light_warm"]
     return np.stack([
-        skin, lip, hair, hair * 0.42, _along(_IRIS, f["eye_hue"]) * (0.65 + 0.6 * f["eye_shade"]),
+        skin, lip, hair, np.minimum(0.42 * hair, 0.30 * skin), _along(_IRIS, f["eye_hue"]) * (0.65 + 0.6 * f["eye_shade"]),
         _muted(f["cloth_r"], f["cloth_g"], f["cloth_b"]), frame,
         np.array([1 + 0.08 * warm, 1.0, 1 - 0.14 * warm]),
         np.array([0.98, 1.0, 1.05]), np.array([0.56, 0.50, 0.47]), hair * 0.55 + 0.08 * skin,
@@ -90,20 +91,53 @@ def _pose(f: np.void) -> tuple[np.ndarray, np.ndarray]:
     return _rotation(yaw, pitch, roll), _rotation(0.12 * yaw, 0.0, 0.08 * roll)
 
 
+# The three below are compiled because numpy's matrix product wakes all of BLAS's threads for them.
+
+@njit(cache=True)
 def _place(points: np.ndarray, share: np.ndarray, rotation: np.ndarray,
            body: np.ndarray) -> np.ndarray:
-    """Head space to camera space: a blend of the head's and the body's rigid motion."""
-    turned = (points - _PIVOT.astype(np.float32)) @ rotation.T.astype(np.float32) + _PIVOT
-    still = (points - _NECK.astype(np.float32)) @ body.T.astype(np.float32) + _NECK
-    return still + (turned - still) * share[:, None]
+    """Head space to camera space [N, 3]: a blend, by `share` [N], of the head's and the body's
+    rigid motion."""
+    out = np.empty(points.shape, np.float32)
+    for q in range(points.shape[0]):
+        w = share[q]
+        for k in range(3):
+            turned = _PIVOT[k]
+            still = _NECK[k]
+            for m in range(3):
+                turned += rotation[k, m] * (points[q, m] - _PIVOT[m])
+                still += body[k, m] * (points[q, m] - _NECK[m])
+            out[q, k] = still + (turned - still) * w
+    return out
 
 
+@njit(cache=True)
+def _turn(normals: np.ndarray, share: np.ndarray, rotation: np.ndarray,
+          body: np.ndarray) -> np.ndarray:
+    """Normals [N, 3] turned as `_place` moves their points (not renormalised)."""
+    out = np.empty(normals.shape, np.float32)
+    for q in range(normals.shape[0]):
+        w = share[q]
+        for k in range(3):
+            total = 0.0
+            for m in range(3):
+                total += (body[k, m] + w * (rotation[k, m] - body[k, m])) * normals[q, m]
+            out[q, k] = total
+    return out
+
+
+@njit(cache=True)
 def _project(points: np.ndarray, size: int) -> np.ndarray:
-    """Camera space to pixel x, y (down, centres at integers) and distance."""
-    away = _DISTANCE - (points[:, 2] - _PIVOT[2])
-    scale = size / _WINDOW * _DISTANCE / away
-    return np.stack([points[:, 0] * scale + 0.5 * (size - 1),
-                     0.5 * (size - 1) - (points[:, 1] - _CENTRE_Y) * scale, away], 1)
+    """Camera space to pixel x, y (down, centres at integers) and distance [N, 3]."""
+    out = np.empty(points.shape, np.float32)
+    middle = 0.5 * (size - 1)
+    for q in range(points.shape[0]):
+        away = _DISTANCE - (points[q, 2] - _PIVOT[2])
+        scale = size / _WINDOW * _DISTANCE / away
+        out[q, 0] = points[q, 0] * scale + middle
+        out[q, 1] = middle - (points[q, 1] - _CENTRE_Y) * scale
+        out[q, 2] = away
+    return out
 
 
 _SHADOW = 160           # shadow map side
@@ -118,15 +152,20 @@ def _light(f: np.void) -> np.ndarray:
     return d / np.linalg.norm(d)
 
 
+@njit(cache=True)
 def _seen_from(light: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Orthographic view along the light: map x, map y, distance."""
-    side = np.array([light[2], 0.0, -light[0]])
-    side /= np.linalg.norm(side)
-    up = np.cross(light, side)
-    q = (points - np.array([0, -0.5, -0.8])) @ np.stack([side, up, light], 1)
+    """Orthographic view along the light [N, 3]: map x, map y, distance."""
+    flat = math.hypot(light[0], light[2])
+    sx, sz = light[2] / flat, -light[0] / flat
+    ux, uy, uz = light[1] * sz, light[2] * sx - light[0] * sz, -light[1] * sx
     scale = _SHADOW / _SHADOW_SPAN
-    return np.stack([q[:, 0] * scale + _SHADOW / 2, q[:, 1] * scale + _SHADOW / 2, -q[:, 2]],
-                    1).astype(np.float32)
+    out = np.empty(points.shape, np.float32)
+    for q in range(points.shape[0]):
+        x, y, z = points[q, 0], points[q, 1] + 0.5, points[q, 2] + 0.8
+        out[q, 0] = (sx * x + sz * z) * scale + _SHADOW / 2
+        out[q, 1] = (ux * x + uy * y + uz * z) * scale + _SHADOW / 2
+        out[q, 2] = -(light[0] * x + light[1] * y + light[2] * z)
+    return out
 
 
 def render(params: np.ndarray, size: int = 256, supersample: int = 2) -> np.ndarray:
@@ -150,13 +189,10 @@ def render(params: np.ndarray, size: int = 256, supersample: int = 2) -> np.ndar
     skin = _place(mesh.position, mesh.head_share, rotation, body)
     hair = _place(mesh.hair_position, mesh.hair_share, rotation, body)
 
-    # normals turn with the head or the body, whichever carries the vertex
-    share = mesh.head_share[:, None]
-    turned = mesh.normal @ rotation.T.astype(np.float32)
-    mesh.attribute[:, head.NX:head.NZ + 1] = (
-        mesh.normal @ body.T.astype(np.float32) * (1 - share) + turned * share)
+    mesh.attribute[:, head.NX:head.NZ + 1] = _turn(mesh.normal, mesh.head_share, rotation, body)
     mesh.attribute[:, head.X:head.Z + 1] = mesh.position
-    mesh.hair_attribute[:, head.NX:head.NZ + 1] = mesh.hair_normal @ rotation.T.astype(np.float32)
+    mesh.hair_attribute[:, head.NX:head.NZ + 1] = _turn(
+        mesh.hair_normal, mesh.hair_share, rotation, body)
     grid = hair.reshape(head.HAIR_ROWS, head.HAIR_COLUMNS, 3)
     tangent = np.gradient(grid, axis=0).reshape(-1, 3).astype(np.float32)
 
@@ -194,11 +230,12 @@ def render(params: np.ndarray, size: int = 256, supersample: int = 2) -> np.ndar
                        linear)
     if f["glasses"] > 0.0:
         wire, wire_normal = head.glasses(f)
-        wire = _place(wire, np.ones(len(wire)), rotation, body)
+        rigid = np.ones(len(wire), np.float32)
+        wire = _place(wire, rigid, rotation, body)
         glass_buffers = buffers()
         shading.rasterize(_project(wire, n), head.GLASS_FACES, False, *glass_buffers)
         shading.shade_glasses(mesh.face, palette, lights, head.GLASS_FACES,
-                              wire_normal @ rotation.T, *glass_buffers, skin_buffers[0], linear)
+                              _turn(wire_normal, rigid, rotation, body), *glass_buffers, skin_buffers[0], linear)
     if f["hair_amount"] > 0.0:
         hair_buffers = buffers()
         shading.rasterize(_project(hair, n), head.HAIR_FACES, False, *hair_buffers)

@@ -257,7 +257,7 @@ def _eye(p, tiles, pal, x, y, z, dx, dy, dz, side, opening, u, upper, lower, lig
     nz = ez * n
     # gaze frame
     gx = 0.60 * p.gaze_x
-    gy = 0.44 * p.gaze_y
+    gy = 0.52 * p.gaze_y
     cgx = math.cos(gx)
     sgx = math.sin(gx)
     cgy = math.cos(gy)
@@ -333,7 +333,7 @@ def _mouth_inside(p, tiles, x, y, z, dx, dy, dz, top, low, colour):
     ty = y + s * dy
     gap = top - low
     drop = 0.235 * p.jaw
-    edge = p.mouth_y - 0.030 + 0.030 * (tx / 0.2) ** 2 + 0.012 * max(p.smile, 0.0)
+    edge = p.mouth_y - 0.026 + 0.030 * (tx / 0.2) ** 2 + 0.012 * max(p.smile, 0.0)
     arc = abs(tx) * (1.0 + 1.6 * tx * tx)
     # boundaries: central, lateral, canine, premolars
     w = 0.088
@@ -361,7 +361,7 @@ def _mouth_inside(p, tiles, x, y, z, dx, dy, dz, top, low, colour):
     r += ((t * (1 - gum) + 0.45 * gum * shadow) - r) * upper
     g += ((0.93 * t * (1 - gum) + 0.18 * gum * shadow) - g) * upper
     b += ((0.80 * t * (1 - gum) + 0.17 * gum * shadow) - b) * upper
-    rim = edge - 0.016 - drop
+    rim = edge - 0.008 - drop
     down = smooth(rim + 0.006, rim - 0.008, ty + 0.5 * scallop) * smooth(0.25, 0.20, abs(tx))
     down *= 1.0 - upper
     tone *= 0.72 * (1.0 - 0.35 * bump(ty - low, 0.03))
@@ -464,7 +464,7 @@ def shade_skin(P, tiles, pal, light, eye, fine, faces, ear_face, attr, depth, fa
                 bl *= 1.0 - 0.9 * red
                 if p.freckles > 0.0:
                     spot = smooth(0.9, 1.9, _noise(tiles, 1, au * 70.0 + 90.0, t * 70.0))
-                    spot *= p.freckles * 0.42 * front * bump(ax - 0.22, 0.32) * bump(y + 0.26, 0.28)
+                    spot *= p.freckles * 0.8 * front * bump(ax - 0.22, 0.32) * bump(y + 0.26, 0.28)
                     r *= 1.0 - 0.5 * spot
                     g *= 1.0 - 0.8 * spot
                     bl *= 1.0 - 0.9 * spot
@@ -522,8 +522,8 @@ def shade_skin(P, tiles, pal, light, eye, fine, faces, ear_face, attr, depth, fa
                     lip_line = 0.5 * (ny_ - 0.10 + p.mouth_y)
                     mo = bump(ax, 0.27) * bump(y - lip_line - 0.005 + 0.35 * ax * ax, 0.042)
                     mo *= max(p.moustache, 0.75 * p.beard) * front
-                    m = max(m, min(1.35 * mo, 1.0))
-                    m = clip(m * (0.80 + 0.06 * strand), 0.0, 0.86)
+                    m = max(m, min(1.9 * mo, 1.0))
+                    m = clip(m * (0.92 + 0.06 * strand), 0.0, 0.93)
                     k2 = 1.0 + 0.18 * strand
                     r += (pal[BEARD_COLOUR, 0] * k2 - r) * m
                     g += (pal[BEARD_COLOUR, 1] * k2 - g) * m
@@ -620,7 +620,7 @@ def shade_skin(P, tiles, pal, light, eye, fine, faces, ear_face, attr, depth, fa
                         comb = 1.0 + 0.25 * _noise(tiles, 1, ax * 260.0 + 30.0 * (y - top), 9.0)
                         lash = bump(y - top - 0.004 - 0.004 * out_side,
                                     0.0095 + 0.007 * out_side * comb) * smooth(1.10, 0.92, abs(m))
-                        lash = clip(1.05 * lash, 0.0, 0.9)
+                        lash = clip(1.15 * lash, 0.0, 0.93)
                         low_lash = 0.34 * bump(y - low + 0.006, 0.009) * smooth(
                             1.02, 0.75, abs(m)) * (0.5 + 0.5 * out_side)
                         lash = max(lash, low_lash)
