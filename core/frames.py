@@ -740,7 +740,9 @@ def _read_picture(clip: Clip, number: int) -> Frame:
         )
     _refuse_bad_pixels(stored, path, number)
     placed = _place(stored, window, display)
-    rgb = placed[..., [c - begin for c in (channels.rgb * 3)[:3]]]
+    order = [channel - begin for channel in channels.rgb]
+    in_order = order == list(range(order[0], order[0] + 3))
+    rgb = placed[..., order[0] : order[0] + 3] if in_order else placed[..., (order * 3)[:3]]
     return Frame(
         number=number,
         pixels=np.ascontiguousarray(rgb),
@@ -792,10 +794,10 @@ def _open_movie(
     with _movie(path) as (container, stream):
         _check_movie_size(stream, path)
         index, stored, even = _index(container, stream, path)
-        numbers, first, last = _clip_range(path, range(1, len(index.pts) + 1), first, last)
         if stream.frames > stored:  # the header's count; the packets are what is there
-            last = max(last, stream.frames)
+            last = stream.frames if last is None else last
             notes.append(f"The movie is cut off: {stored} of {stream.frames} frames are there.")
+        numbers, first, last = _clip_range(path, range(1, len(index.pts) + 1), first, last)
         if not even:
             notes.append("The frame rate varies: every stored picture is one frame.")
         picture = _find_picture(_seek(container, stream, index.keys[0]), path, 1, index.pts[0])
@@ -873,7 +875,7 @@ def _index(container: Any, stream: Any, path: str) -> tuple[Movie, int, bool]:
     if not pts or not keys:
         raise ClipNotReadable(f"{path} holds no pictures that can be decoded. Export it again.")
     movie = Movie(tuple(sorted(set(pts))), tuple(sorted(keys)))
-    steps = np.diff(movie.pts[:-1] if len(movie.pts) > 3 else movie.pts)
+    steps = np.diff(movie.pts)
     return movie, stored, steps.size == 0 or int(steps.max() - steps.min()) <= 1
 
 

@@ -717,6 +717,7 @@ def test_a_cut_off_movie_keeps_what_is_there(b_frames, tmp_path: Path) -> None:
     assert clip.last == 120
     assert 0 < len(clip.numbers) < 120
     assert missing(clip) == list(range(len(clip.numbers) + 1, 121))
+    assert missing(open_clip(tmp_path / "a.mp4", 1, 5)) == []
     read = []
     try:
         for frame in read_frames(clip):
@@ -762,6 +763,7 @@ WEIGHTS = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627
     [
         ("libx264", "yuv420p", 8, "mp4"),
         ("libx264", "yuv444p", 8, "mp4"),
+        ("libx264", "gray", 8, "mp4"),
         ("libx264", "yuv420p10le", 10, "mp4"),
         ("libx264", "yuv422p10le", 10, "mov"),
         ("prores_ks", "yuv422p10le", 10, "mov"),
@@ -774,6 +776,8 @@ def test_matrix_range_and_depth(tmp_path, codec, form, bits, suffix, full, tag) 
     if codec == "prores_ks" and full:
         pytest.skip("ProRes is limited range by definition")
     colours = np.array([[0.2, 0.5, 0.8], [0.9, 0.3, 0.1], [1, 1, 1], [0.1004, 0.1004, 0.1004]])
+    if form == "gray":
+        colours = colours[:, :1].repeat(3, axis=1)
     image = av.VideoFrame(128, 32, form)
     kind = np.uint8 if bits == 8 else np.uint16
     for index, plane in enumerate(image.planes):
@@ -790,6 +794,23 @@ def test_matrix_range_and_depth(tmp_path, codec, form, bits, suffix, full, tag) 
     # Half a code in each of Y', Cb and Cr.
     step = 1.6 / (2**bits - 1) * (3 if codec == "prores_ks" else 1)
     assert np.abs(shown - colours).max() < step
+
+
+def test_what_a_user_should_know_is_noted(tmp_path: Path) -> None:
+    image = av.VideoFrame.from_ndarray(numbered(1), "rgb24").reformat(format="yuv420p")
+    for trc, notes in ((1, 0), (16, 1), (18, 1)):  # Rec.709, PQ, HLG
+        encode(tmp_path / f"{trc}.mp4", [image], "libx264", color_trc=trc, colorspace=1)
+        clip = open_clip(tmp_path / f"{trc}.mp4")
+        assert len(clip.notes) == notes
+        assert all("HDR" in note for note in clip.notes)
+
+
+def test_codes_above_white_are_kept(tmp_path: Path) -> None:
+    image = av.VideoFrame(64, 48, "gray")
+    image.planes[0].update(np.full(image.planes[0].buffer_size, 250, np.uint8).tobytes())
+    encode(tmp_path / "a.mp4", [image], "libx264", {"qp": "0"}, color_range=1)
+    pixels = read_frame(open_clip(tmp_path / "a.mp4"), 1).pixels
+    assert np.abs(pixels - (250 - 16) / 219).max() < 1e-3
 
 
 def test_sizes_that_are_odd_square_pixels_that_are_not_and_rotation(tmp_path: Path) -> None:
