@@ -119,7 +119,7 @@ def mouth_curves(p, x):
     u = (x - shift) / half
     u2 = min(u * u, 1.0)
     k = 1.0 - u2
-    yc = p.mouth_y + 0.115 * smile * (u2 - 0.25) - 0.012 * (1.0 - k)
+    yc = p.mouth_y + 0.115 * smile * (u2 - 0.25) + 0.006 * u2
     rounding = 1.0 - 0.45 * p.pucker
     arch = math.sqrt(k + 1e-9) if abs(u) < 1.0 else 0.0
     dropped = p.jaw * 0.29 * arch * rounding
@@ -142,7 +142,7 @@ def eye_lids(p, side, x):
     k = max(1.0 - u * u, 0.0)
     tilt = p.eye_tilt * 0.6 * u * 0.15 + 0.012 * u
     squint = max(p.smile, 0.0) * 0.008 + 0.010 * p.puff
-    up = (0.061 + 0.034 * p.gaze_y - 0.018 * max(-p.gaze_y, 0.0) ** 2
+    up = (0.061 + 0.034 * p.gaze_y - 0.010 * max(-p.gaze_y, 0.0) ** 2
           + 0.010 * max(p.brow_raise, 0.0) - 0.008 * p.frown) * p.eye_size
     down = (0.045 - squint - 0.028 * p.gaze_y) * p.eye_size
     lower = tilt - down * k**0.8
@@ -266,6 +266,12 @@ def _build_head(P, rows, theta, pos, attr):
                     lid = p.eye_z + math.sqrt(max(r2, 0.0))
                     h = clip(0.5 + 0.5 * (lid - z) / 0.035, 0.0, 1.0)
                     z += (lid - z) * h * smooth(-0.01, 0.004, r2) + 0.035 * h * (1.0 - h) * 0.5
+            if v < -1.2 and c > 0.0:
+                # cords of the neck, larynx, collarbones
+                cord = ax - 0.13 - 0.32 * (v + 1.80)
+                z += c * (0.030 * bump(cord, 0.07) * smooth(-1.86, -1.72, v) * smooth(-1.2, -1.4, v)
+                          + 0.030 * bump(x, 0.08) * bump(v + 1.42, 0.10)
+                          + 0.035 * bump(v + 1.86 - 0.10 * ax, 0.05) * bump(ax - 0.45, 0.33))
             # expressions
             if face > 0.0:
                 pull = bump(ax - 0.27, 0.16) * bump(y - my, 0.17) * face
@@ -369,7 +375,7 @@ def _build_hair(P, rows, theta, noise, pos, attr):
     """
     p = P[0]
     n = theta.shape[0]
-    long = p.hair_long
+    long = p.hair_long * smooth(0.2, 1.0, p.hair_amount)     # thin hair is worn short
     hang = smooth(0.05, 0.45, long)
     length = np.empty(rows.shape[0])
     widest = 4
@@ -554,18 +560,18 @@ GLASS_FACES = np.concatenate(_wires).astype(np.int32)
 
 def glasses(f: np.void) -> tuple[np.ndarray, np.ndarray]:
     """Rims, bridge and temples of a FACE record: vertices and normals [n, 3] in head space."""
-    radius = 0.011 + 0.009 * f["glasses_dark"]
+    radius = 0.009 + 0.005 * f["glasses_dark"]
     angle = np.linspace(0, 2 * np.pi, _LENS_POINTS)
     c, s = np.cos(angle), np.sin(angle)
     power = 1.0 - 0.55 * f["glasses_shape"]
     shape_x = np.sign(c) * np.abs(c) ** power
     shape_y = np.sign(s) * np.abs(s) ** power
-    wide, high = 0.245, 0.235 - 0.06 * f["glasses_shape"]
+    wide, high = 0.26, 0.26 - 0.04 * f["glasses_shape"]
     front = 0.10 + 0.04 * f["nose_p"]
     wires = []
     for side in (-1.0, 1.0):
         x = side * (f["eye_x"] + 0.015 + wide * shape_x)
-        y = -0.035 + high * shape_y + 0.02 * shape_x
+        y = -0.05 + high * shape_y + 0.02 * shape_x
         z = front - 0.35 * np.abs(x) ** 2
         wires.append(_tube(np.stack([x, y, z], 1), radius, True))
     t = np.linspace(-1, 1, _BAR_POINTS)

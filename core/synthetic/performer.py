@@ -36,7 +36,7 @@ _NECK = np.array([0.0, -1.7, -0.93])
 
 _SKIN = [(0.94, 0.79, 0.71), (0.90, 0.72, 0.62), (0.84, 0.64, 0.52), (0.73, 0.52, 0.40),
          (0.56, 0.38, 0.28), (0.43, 0.285, 0.21), (0.34, 0.225, 0.17)]
-_HAIR = [(0.80, 0.66, 0.45), (0.66, 0.49, 0.30), (0.55, 0.27, 0.14), (0.42, 0.27, 0.18),
+_HAIR = [(0.80, 0.66, 0.45), (0.66, 0.49, 0.30), (0.52, 0.30, 0.19), (0.42, 0.27, 0.18),
          (0.28, 0.18, 0.13), (0.13, 0.10, 0.09)]
 _IRIS = [(0.38, 0.53, 0.68), (0.42, 0.52, 0.46), (0.48, 0.42, 0.26), (0.44, 0.29, 0.17),
          (0.36, 0.22, 0.14), (0.24, 0.15, 0.10)]
@@ -53,14 +53,16 @@ def _along(colours: list[tuple[float, float, float]], t: float) -> np.ndarray:
 def _muted(r: float, g: float, b: float) -> np.ndarray:
     """Linear colour with most of its saturation taken out: few rooms are painted in primaries."""
     c = np.array([r, g, b])
-    return shading.to_linear(c.mean() + 0.35 * (c - c.mean()))
+    return shading.to_linear(c.mean() + 0.28 * (c - c.mean()))
 
 
 def _palette(f: np.void) -> np.ndarray:
     """Linear colours [11, 3] in the order of shading's column names."""
     skin = _along(_SKIN, f["skin"]) * (1 + f["skin_hue"] * np.array([-0.03, 0.02, -0.12]))
     grey = 0.9 * f["hair_grey"]
-    hair = _along(_HAIR, f["hair_hue"]) * (1.25 - 0.75 * f["hair_dark"])
+    # dark hair and eyes go with dark skin far more often than not
+    dark = float(np.clip((f["skin"] - 0.3) / 0.4, 0, 1)) ** 2
+    hair = _along(_HAIR, 1 - (1 - f["hair_hue"]) * (1 - 0.75 * dark)) * (1.25 - 0.75 * f["hair_dark"])
     hair = hair * (1 - grey) + grey * shading.to_linear(
         np.array([0.66, 0.65, 0.64]) * (1.1 - 0.35 * f["hair_dark"]))
     lip = skin * np.array([0.80, 0.46, 0.48])
@@ -69,7 +71,7 @@ def _palette(f: np.void) -> np.ndarray:
     frame = shading.to_linear(np.array([0.62, 0.50, 0.33])) * (1 - f["glasses_dark"]) + 0.012
     warm = f["light_warm"]
     return np.stack([
-        skin, lip, hair, np.minimum(0.42 * hair, 0.30 * skin), _along(_IRIS, f["eye_hue"]) * (0.65 + 0.6 * f["eye_shade"]),
+        skin, lip, hair, np.minimum(0.42 * hair, 0.30 * skin), _along(_IRIS, 1 - (1 - f["eye_hue"]) * (1 - 0.7 * dark)) * (0.65 + 0.6 * f["eye_shade"]),
         _muted(f["cloth_r"], f["cloth_g"], f["cloth_b"]), frame,
         np.array([1 + 0.08 * warm, 1.0, 1 - 0.14 * warm]),
         np.array([0.98, 1.0, 1.05]), np.array([0.56, 0.50, 0.47]), hair * 0.55 + 0.08 * skin,

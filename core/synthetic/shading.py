@@ -341,7 +341,7 @@ def _mouth_inside(p, tiles, x, y, z, dx, dy, dz, top, low, colour):
     fr = f - math.floor(f)
     between = bump(fr, 0.10) + bump(fr - 1.0, 0.10)
     scallop = 0.014 * (1.0 - 4.0 * (fr - 0.5) * (fr - 0.5))
-    depth = smooth(0.0, 0.13, arc) * 0.25 + smooth(0.12, 0.30, arc) * 0.6
+    depth = smooth(0.0, 0.13, arc) * 0.10 + smooth(0.12, 0.30, arc) * 0.6
     ramp = smooth(0.01, 0.14, gap)
     r = 0.075 - 0.05 * ramp
     g = 0.018 - 0.012 * ramp
@@ -356,8 +356,8 @@ def _mouth_inside(p, tiles, x, y, z, dx, dy, dz, top, low, colour):
     tone = 0.80 * (1.0 - 0.30 * between) * (1.0 - depth)
     upper = smooth(edge - scallop - 0.006, edge - scallop + 0.008, ty) * smooth(0.31, 0.26, abs(tx))
     gum = smooth(0.085, 0.105, ty - edge - 0.6 * scallop)
-    shadow = 1.0 - 0.50 * bump(ty - top, 0.035)
-    t = tone * shadow
+    shadow = 1.0 - 0.35 * bump(ty - top, 0.03)
+    t = 1.08 * tone * shadow
     r += ((t * (1 - gum) + 0.45 * gum * shadow) - r) * upper
     g += ((0.93 * t * (1 - gum) + 0.18 * gum * shadow) - g) * upper
     b += ((0.80 * t * (1 - gum) + 0.17 * gum * shadow) - b) * upper
@@ -463,7 +463,7 @@ def shade_skin(P, tiles, pal, light, eye, fine, faces, ear_face, attr, depth, fa
                 g *= 1.0 - red
                 bl *= 1.0 - 0.9 * red
                 if p.freckles > 0.0:
-                    spot = smooth(0.9, 1.9, _noise(tiles, 1, au * 70.0 + 90.0, t * 70.0))
+                    spot = smooth(0.7, 1.7, _noise(tiles, 1, au * 120.0 + 90.0, t * 120.0))
                     spot *= p.freckles * 0.8 * front * bump(ax - 0.22, 0.32) * bump(y + 0.26, 0.28)
                     r *= 1.0 - 0.5 * spot
                     g *= 1.0 - 0.8 * spot
@@ -619,8 +619,9 @@ def shade_skin(P, tiles, pal, light, eye, fine, faces, ear_face, attr, depth, fa
                         out_side = smooth(-0.6, 0.9, m)
                         comb = 1.0 + 0.25 * _noise(tiles, 1, ax * 260.0 + 30.0 * (y - top), 9.0)
                         lash = bump(y - top - 0.004 - 0.004 * out_side,
-                                    0.0095 + 0.007 * out_side * comb) * smooth(1.10, 0.92, abs(m))
-                        lash = clip(1.15 * lash, 0.0, 0.93)
+                                    0.0105 + 0.007 * out_side * comb + 0.002 * shut) * smooth(
+                                        1.10, 0.92, abs(m))
+                        lash = clip(1.2 * lash, 0.0, 0.93)
                         low_lash = 0.34 * bump(y - low + 0.006, 0.009) * smooth(
                             1.02, 0.75, abs(m)) * (0.5 + 0.5 * out_side)
                         lash = max(lash, low_lash)
