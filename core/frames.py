@@ -167,6 +167,21 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class NetworkFrame:
+    """One picture of a clip as the networks see it.
+
+    Attributes:
+        number: the real frame number.
+        srgb: float32 [H, W, 3], display-referred sRGB in 0..1 (the network's space is 2 srgb - 1).
+        clipping: what of the plate that space could not hold.
+    """
+
+    number: int
+    srgb: np.ndarray
+    clipping: colour.Clipping
+
+
+@dataclass(frozen=True)
 class Movie:
     """The index of a movie, in presentation order and in units of the stream's time base."""
 
@@ -294,6 +309,16 @@ def read_frames(
     return _ahead(lambda: (_read_picture(clip, number) for number in wanted), read_ahead)
 
 
+def read_network_frames(
+    clip: Clip, numbers: Iterable[int] | None = None
+) -> Iterator[NetworkFrame]:
+    """`read_frames` in network colour; arguments and errors are the same."""
+    with closing(read_frames(clip, numbers)) as frames:
+        for frame in frames:
+            pixels, clipping = colour.to_network(frame.pixels, clip.colour_space, clip.config)
+            yield NetworkFrame(frame.number, pixels * 0.5 + 0.5, clipping)
+
+
 def read_frame(clip: Clip, number: int) -> Frame:
     """One frame of a clip; errors as for `read_frames`."""
     with closing(read_frames(clip, [number])) as frames:
@@ -358,8 +383,10 @@ def write_exr(
         if stored == oiio.HALF:
             np.clip(stack[..., channel], -65504, 65504, out=stack[..., channel])
 
-    spec = oiio.ImageSpec(width, height, len(names), oiio.FLOAT)
-    spec.channelnames, spec.channelformats = tuple(names), tuple(formats)
+    spec = oiio.ImageSpec(width, height, len(names), formats[0])
+    spec.channelnames = tuple(names)
+    if len(set(formats)) > 1:  # OpenImageIO is half as fast with a format per channel
+        spec.channelformats = tuple(formats)
     spec.alpha_channel = 3 if pixels.shape[2] == 4 else -1
     spec.x, spec.y = window.x, window.y
     spec.full_x = spec.full_y = 0

@@ -520,6 +520,7 @@ def test_metadata_of_a_plate_goes_through(tmp_path: Path) -> None:
         assert after[name] == before[name]
         assert after.getattribute(name) is not None
     assert after["compression"] == "zip"
+    assert after.format.basetype == oiio.HALF
     assert open_clip(tmp_path / "out.exr").fps == pytest.approx(24000 / 1001)
 
 
