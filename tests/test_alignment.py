@@ -15,6 +15,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from core import alignment
 from core.facemesh import keypoints
+from core.frames import Window
 
 SQUARE = np.array([[0, 0], [0, 1], [1, 1], [1, 0]], np.float64)  # TL, BL, BR, TR
 
@@ -214,7 +215,7 @@ def test_paste_at_the_plates_edge_and_beyond() -> None:
     crop = torch.rand(3, 64, 64)
     placed = alignment.paste(crop, torch.tensor(turned_square(5.0, 50.0, 80, 0.0)), (200, 100))
     assert placed is not None
-    assert placed.window == (0, 10, 45, 80)
+    assert placed.window == Window(0, 10, 45, 80)
     assert placed.pixels.shape == (3, 80, 45)
     assert placed.coverage.shape == (80, 45)
     assert (

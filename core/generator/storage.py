@@ -1,0 +1,87 @@
+"""Generators as safetensors files: tensors plus a JSON header, no code.
+
+The header's entries: `format` ("reenact.generator"), `version`, `architecture` (the fields of
+`Architecture` as JSON) and whatever the maker adds, as strings.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from core.errors import ReenactError
+from core.files import atomic_write
+from core.generator.network import Architecture, Generator
+
+FORMAT = "reenact.generator"
+VERSION = 1
+
+
+class NotAGenerator(ReenactError):
+    """The file is not a generator that can be loaded here."""
+
+
+def save_generator(
+    path: str | Path,
+    generator: Generator,
+    header: Mapping[str, str] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Writes a generator, atomically.
+
+    Args:
+        path: `.safetensors` file.
+        generator: to write.
+        header: further entries for the header.
+        dtype: of the stored tensors; float16 halves the file.
+    """
+    architecture = asdict(generator.architecture)
+    entries = {
+        **(header or {}),
+        "format": FORMAT,
+        "version": str(VERSION),
+        "architecture": json.dumps(architecture),
+    }
+    tensors = {
+        k: v.detach().to("cpu", dtype).contiguous() for k, v in generator.state_dict().items()
+    }
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, entries)
+
+
+def load_generator(path: str | Path) -> tuple[Generator, dict[str, str]]:
+    """Reads a generator that `save_generator` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The generator in float32 on the CPU, in evaluation mode, and the file's header.
+
+    Raises:
+        NotAGenerator: no such file, another kind of file, a damaged or a newer one.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise NotAGenerator(f"{path} can't be read as a generator: {error}") from error
+    if header.get("format") != FORMAT:
+        raise NotAGenerator(f"{path} is a safetensors file, but not a Reenact generator.")
+    if int(header["version"]) > VERSION:
+        raise NotAGenerator(f"{path} was written by a newer Reenact. Update this one to load it.")
+    fields = json.loads(header["architecture"])
+    fields["channels"] = {int(k): v for k, v in fields["channels"].items()}
+    generator = Generator(Architecture(**fields)).eval()
+    try:
+        generator.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise NotAGenerator(
+            f"{path} does not hold the tensors its header names: {error}"
+        ) from error
+    return generator, header

@@ -1,0 +1,142 @@
+"""The `reenact` command line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import track as progress
+
+from core import frames
+from core.errors import ReenactError
+
+app = typer.Typer(
+    help="Facial reenactment through a personalized generator.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(highlight=False)
+
+
+def main() -> None:
+    """Runs the command line; an error meant for the user is a sentence, not a traceback."""
+    try:
+        app()
+    except ReenactError as error:
+        Console(stderr=True, highlight=False).print(f"[red]reenact:[/red] {error}")
+        sys.exit(1)
+
+
+@app.command()
+def track(
+    clip: Annotated[str, typer.Argument(help="Movie, still, or sequence: shot.####.exr 1001-1050")],
+    sheet: Annotated[
+        Path | None, typer.Option(help="Overlay sheet to write; default: CLIP_track.png here")
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option(help="X,Y in plate px of the person to follow, if several")
+    ] = None,
+    colour_space: Annotated[
+        str | None, typer.Option(help="Colour space of the clip, where the default is wrong")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+) -> None:
+    """Follows a face through a clip and writes an overlay sheet of it."""
+    opened = frames.open_clip(clip, colour_space=colour_space)
+    sheet = sheet or Path(f"{Path(opened.path).name.split('.')[0]}_track.png")
+    track_clip(opened, sheet, _point(at), device)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the demo writes")] = Path("demo"),
+    count: Annotated[int, typer.Option("--frames", min=2, help="Frames of each clip")] = 96,
+    size: Annotated[int, typer.Option(min=64, max=1024, help="Plate height in px")] = 512,
+    seed: Annotated[int, typer.Option(help="Another seed, other people")] = 7,
+) -> None:
+    """Films two synthetic people as EXR plates, and tracks and aligns their faces."""
+    from core.synthetic import performer
+
+    target, driver = (performer.random_identity(seed + i) for i in range(2))
+    for name, motion in (
+        ("self_scan", performer.self_scan(target, count, seed=seed)),
+        ("driving", performer.performance(driver, count, seed=seed)),
+    ):
+        pattern = folder / name / f"{name}.####.exr"
+        console.print(f"[bold]{name}[/bold]: {count} frames to {pattern}")
+        film(motion, pattern, size)
+        track_clip(frames.open_clip(pattern), folder / f"{name}_track.png")
+
+
+def film(motion: np.ndarray, pattern: Path, size: int, first: int = 1001) -> None:
+    """Renders a performer's motion `[T, P]` as half-float EXRs in the scene-linear space."""
+    from core import colour
+    from core.synthetic import performer
+
+    space = colour.scene_linear_space()
+    for i, parameters in enumerate(progress(motion, "  filming", console=console)):
+        picture = performer.render(parameters, size).astype(np.float32) / 127.5 - 1
+        path = str(pattern).replace("####", f"{first + i:04d}")
+        frames.write_exr(path, colour.from_network(picture, space))
+
+
+def track_clip(
+    clip: frames.Clip,
+    sheet: Path,
+    at: tuple[float, float] | None = None,
+    device: str = "cpu",
+) -> None:
+    """Tracks a clip, says what was found and writes the overlay sheet.
+
+    Args:
+        clip: from `open_clip`.
+        sheet: PNG to write; see `core.sheets.track_sheet`.
+        at: plate px of the person to follow.
+        device: torch device.
+    """
+    from core import facemesh, sheets
+
+    absent = frames.missing(clip)
+    if absent:
+        console.print(f"  [yellow]missing frames: {frames.format_numbers(absent)}[/yellow]")
+    for note in clip.notes:
+        console.print(f"  {note}")
+    pictures = ((f.number, f.srgb) for f in frames.read_network_frames(clip))
+    found = facemesh.track(
+        progress(pictures, "  tracking", total=len(clip.numbers), console=console),
+        at=at,
+        pixel_aspect=clip.pixel_aspect,
+        device=device,
+    )
+    total, with_face = len(found.numbers), int(found.found.sum())
+    console.print(
+        f"  {clip.width} x {clip.height}, {clip.colour_space}: "
+        f"face in {with_face} of {total} frames ({100 * with_face / total:.1f} %)"
+    )
+    for title, numbers in (
+        ("no face", found.numbers[~found.found]),
+        ("cuts at", found.numbers[found.cut]),
+    ):
+        if len(numbers):
+            console.print(f"  {title}: {frames.format_numbers(numbers.tolist())}")
+    frames.write_png(sheet, sheets.track_sheet(clip, found))
+    console.print(f"  overlay sheet: {sheet}")
+
+
+def _point(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        x, y = (float(v) for v in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"--at needs X,Y in plate px, not {text!r}") from None
+    return x, y
+
+
+if __name__ == "__main__":
+    main()
