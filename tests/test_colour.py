@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from core import colour
 from core.colour import ColourError, from_network, to_network
-from core.frames import open_clip, read_frame, write_exr
+from core.frames import open_clip, read_frame, read_network_frames, write_exr
 
 D65, ACES_WHITE = (0.3127, 0.3290), (0.32168, 0.33767)
 REC709 = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
@@ -107,6 +107,9 @@ def test_half_float_acescg_exr_round_trip(tmp_path: Path) -> None:
     pixels = read_frame(clip, 1001).pixels
     network, clipping = to_network(pixels, clip.colour_space)
     assert clipping.above == 8 * 256
+    (streamed,) = read_network_frames(clip)
+    assert (streamed.number, streamed.clipping) == (1001, clipping)
+    assert np.abs(2 * streamed.srgb - 1 - network).max() < 1e-6
     back = from_network(network, clip.colour_space)
     write_exr(tmp_path / "back.1001.exr", back)
     stored = read_frame(open_clip(tmp_path / "back.1001.exr"), 1001).pixels
