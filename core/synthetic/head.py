@@ -69,6 +69,7 @@ _TUBE_SIDES = 6
 EYEBALL = 0.125     # radius
 LID = 0.138         # radius of the lids' outer skin
 IRIS = 0.060
+SKEW = 0.6          # smile gained on one side and lost on the other by a one-sided mouth
 
 
 def _grid(rows: int, columns: int) -> np.ndarray:
@@ -112,10 +113,10 @@ def clip(x, a, b):
 def mouth_curves(p, x):
     """At head-space x: u in [-1, 1] across the mouth, inner upper and lower edge (y), and the
     heights of the upper and the lower lip."""
-    smile = p.smile + 0.45 * p.mouth_skew * clip(3.0 * x, -1.0, 1.0)
+    smile = p.smile + SKEW * p.mouth_skew * clip(3.0 * x, -1.0, 1.0)
     wide = max(p.smile, 0.0)
     half = 0.252 * p.mouth_w * (1.0 + 0.22 * wide - 0.36 * p.pucker - 0.07 * p.jaw)
-    shift = 0.02 * p.mouth_skew
+    shift = 0.03 * p.mouth_skew
     u = (x - shift) / half
     u2 = min(u * u, 1.0)
     k = 1.0 - u2
@@ -142,9 +143,9 @@ def eye_lids(p, side, x):
     k = max(1.0 - u * u, 0.0)
     tilt = p.eye_tilt * 0.6 * u * 0.15 + 0.012 * u
     squint = max(p.smile, 0.0) * 0.008 + 0.010 * p.puff
-    up = (0.061 + 0.034 * p.gaze_y - 0.010 * max(-p.gaze_y, 0.0) ** 2
-          + 0.010 * max(p.brow_raise, 0.0) - 0.008 * p.frown) * p.eye_size
-    down = (0.045 - squint - 0.028 * p.gaze_y) * p.eye_size
+    up = (0.061 + 0.035 * p.gaze_y - 0.006 * max(-p.gaze_y, 0.0) ** 2
+          + 0.005 * max(p.brow_raise, 0.0) - 0.008 * p.frown) * p.eye_size
+    down = (0.045 - squint - 0.033 * p.gaze_y) * p.eye_size
     lower = tilt - down * k**0.8
     # The upper lid peaks nearer the nose, the lower one nearer the temple.
     upper = tilt + up * k**0.65 * (1.0 - 0.16 * u * k)
@@ -276,7 +277,7 @@ def _build_head(P, rows, theta, pos, attr):
             if face > 0.0:
                 pull = bump(ax - 0.27, 0.16) * bump(y - my, 0.17) * face
                 skew = clip(3.0 * x, -1.0, 1.0) * p.mouth_skew
-                smile = p.smile + 0.45 * skew
+                smile = p.smile + SKEW * skew
                 y += 0.075 * smile * pull
                 x += math.copysign(0.045 * wide, x) * pull
                 apple = bump(ax - 0.40, 0.17) * bump(y + 0.40, 0.16) * face
@@ -385,6 +386,7 @@ def _build_hair(P, rows, theta, noise, pos, attr):
     for j in range(n):
         th = theta[j]
         a = abs(th)
+        m = min(j, n - 1 - j)
         s = math.sin(th)
         c = math.cos(th)
         end = hairline(p, a)
@@ -396,7 +398,7 @@ def _build_hair(P, rows, theta, noise, pos, attr):
         end += (-0.25 - 1.75 * long + 0.25 * smooth(1.6, 1.1, a) - end) * side * hang
         short_ear = bump(a - 1.62, 0.22) * (1.0 - hang)
         end += 0.04 * short_ear
-        end += 0.02 * (noise[0, 17, (j * 7) % 256]) * (0.4 + hang)
+        end += 0.02 * noise[0, 17, (m * 7) % 256] * (0.4 + hang)
         # length along the skull down to where the hair ends, so that rows lie evenly
         count = 0
         part = 1.0
@@ -453,7 +455,7 @@ def _build_hair(P, rows, theta, noise, pos, attr):
             vol = 0.008 + 0.012 * loose + p.hair_vol * p.hair_amount * taper * (
                 0.10 + 1.0 * up + 0.45 * below * hang * side) * crest
             vol += 0.13 * hang * side * smooth(0.35, -0.1, y)
-            lump = noise[0, (j * 5) % 256, int(t * 60.0 + 40.0 * a) % 256]
+            lump = noise[0, (m * 5) % 256, int(t * 60.0 + 40.0 * a) % 256]
             vol += p.hair_curl * (0.035 + 0.25 * p.hair_vol) * (0.6 * lump + 0.5) * (
                 0.25 + 0.75 * taper) * p.hair_amount
             nx = x / 0.75

@@ -151,7 +151,7 @@ _RESTING = {
     "bg_clutter": (0.3, 0.0), "lip_sat": (0.3, 0.0),
 }
 # Bell-shaped about the middle: (standard deviation as a share of the half range).
-_BELL = {"yaw": 0.4, "pitch": 0.36, "roll": 0.3, "mouth_skew": 0.35, "brow_skew": 0.35,
+_BELL = {"yaw": 0.4, "pitch": 0.36, "roll": 0.3, "mouth_skew": 0.45, "brow_skew": 0.35,
          "eye_tilt": 0.4, "head_w": 0.45, "head_h": 0.45, "face_w": 0.45, "face_len": 0.45,
          "jaw_w": 0.45, "light_az": 0.45, "light_warm": 0.45, "nose_bridge": 0.45}
 

@@ -266,10 +266,10 @@ def landmarks(params: np.ndarray) -> dict[str, np.ndarray]:
     eye_front = f["eye_z"] + head.LID
     points = {}
     for side, name in ((1.0, "l"), (-1.0, "r")):
-        smile = f["smile"] + 0.45 * f["mouth_skew"] * side * min(3 * half, 1.0)
+        smile = f["smile"] + head.SKEW * f["mouth_skew"] * side * min(3 * half, 1.0)
         lift = f["brow_raise"] + 0.5 * f["brow_skew"] * side
         points[f"eye_{name}"] = (side * f["eye_x"], 0.005, eye_front)
-        points[f"mouth_{name}"] = (0.02 * f["mouth_skew"] + side * half,
+        points[f"mouth_{name}"] = (0.03 * f["mouth_skew"] + side * half,
                                    f["mouth_y"] + 0.086 * smile - 0.012, -0.02 + forward)
         points[f"brow_{name}"] = (side * f["eye_x"], 0.22 + f["brow_y"] + 0.115 * lift, 0.0)
     points["mouth"] = (0.0, f["mouth_y"] - 0.085 * f["jaw"], 0.09 + forward)

@@ -221,7 +221,7 @@ def paint_background(P, tiles, base, out):
                         m = smooth(half_w + blur, half_w - blur, abs(x)) * smooth(
                             half_h + blur, half_h - blur, abs(y))
                     m *= p.bg_clutter * 0.85
-                    books = 1.0 + 0.35 * math.sin(60.0 * x + 5.0 * c) if shape % 3 == 0 else 1.0
+                    books = 1.0 + 0.35 * math.sin(60.0 * side * x + 5.0 * c) if shape % 3 == 0 else 1.0
                     level = (1.0 + tone) * books
                     if lamp:
                         level = 2.2 + tone
@@ -257,7 +257,7 @@ def _eye(p, tiles, pal, x, y, z, dx, dy, dz, side, opening, u, upper, lower, lig
     nz = ez * n
     # gaze frame
     gx = 0.60 * p.gaze_x
-    gy = 0.52 * p.gaze_y
+    gy = 0.58 * p.gaze_y
     cgx = math.cos(gx)
     sgx = math.sin(gx)
     cgy = math.cos(gy)
@@ -270,14 +270,14 @@ def _eye(p, tiles, pal, x, y, z, dx, dy, dz, side, opening, u, upper, lower, lig
         rr = 9.0
     else:
         rr = math.sqrt(rx * rx + ry * ry) * EYEBALL / IRIS
-    vein = 0.10 * smooth(0.5, 1.05, abs(u)) + 0.03 * max(_noise(tiles, 1, ex * 300.0, ey * 300.0),
+    vein = 0.10 * smooth(0.5, 1.05, abs(u)) + 0.03 * max(_noise(tiles, 1, side * ex * 300.0, ey * 300.0),
                                                         0.0) * smooth(0.3, 0.9, abs(u))
     r = 0.74
     g = 0.70 - 1.3 * vein
     bl = 0.67 - 1.4 * vein
     iris = smooth(1.08, 0.93, rr)
     if iris > 0.0:
-        ang = math.atan2(ry, rx)
+        ang = math.atan2(ry, side * rx)
         fibre = _noise(tiles, 1, ang * 20.37, 40.0 + 14.0 * rr)
         v = 0.78 + 0.16 * fibre + 0.42 * bump(rr - 0.62, 0.22) - 0.62 * smooth(0.74, 1.02, rr)
         v += 0.45 * smooth(0.2, -0.8, ry * EYEBALL / IRIS) * smooth(1.0, 0.6, rr)
@@ -302,7 +302,7 @@ def _eye(p, tiles, pal, x, y, z, dx, dy, dz, side, opening, u, upper, lower, lig
     # catch light and the softer one of the room
     h = nx * light[3] + ny * light[4] + nz * light[5]
     glint = smooth(0.989, 0.996, h) * smooth(0.0, 0.03, opening)
-    room = 0.06 * smooth(0.90, 0.99, -0.35 * nx + 0.45 * ny + 0.82 * nz) * iris
+    room = 0.06 * smooth(0.90, 0.99, -0.6 * light[0] * nx + 0.45 * ny + 0.82 * nz) * iris
     colour[0] = r * shade * diffuse + 1.3 * glint + room
     colour[1] = g * shade * diffuse + 1.3 * glint + room
     colour[2] = bl * shade * diffuse + 1.3 * glint + room
