@@ -45,7 +45,7 @@ def pictures() -> list[np.ndarray]:
     draws = performer.from_normal(
         np.random.default_rng(7).standard_normal((40, len(performer.PARAMETERS)))
     )
-    return [skimage.data.astronaut(), *(performer.render(p, 256, supersample=1) for p in draws)]
+    return [skimage.data.astronaut(), *(performer.render(p, 256) for p in draws)]
 
 
 @pytest.mark.parametrize("attention", [True, False])

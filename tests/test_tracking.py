@@ -35,7 +35,7 @@ def centre(landmarks: np.ndarray) -> np.ndarray:
 
 def test_follows_as_mediapipe_follows_a_video() -> None:
     motion = performer.performance(performer.random_identity(4), frames=40, seed=4)
-    pictures = [performer.render(p, 256, supersample=1) for p in motion]
+    pictures = [performer.render(p, 256) for p in motion]
     result = track(clip(pictures))
     graph = reference.Graph(video=True)
     assert result.state.tolist() == [DETECTED] + [TRACKED] * 39
