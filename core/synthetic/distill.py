@@ -18,6 +18,7 @@ import copy
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -37,6 +38,7 @@ from core.generator import Architecture, Generator
 from core.generator.storage import save_generator
 from core.sheets import contact_sheet
 from core.synthetic import performer
+from core.synthetic.parameters import HIGH, LOW, MOTION, NAMES, PARAMETERS, from_normal, mirror
 
 SHARD = 512  # pictures per file
 HELD_OUT = 512  # the first shard is never trained on
@@ -76,14 +78,13 @@ class Recipe:
 
 def draw_normals(seed: int, count: int) -> np.ndarray:
     """Standard normals `[count, P]` of performer parameters."""
-    return np.random.default_rng(seed).standard_normal((count, len(performer.PARAMETERS)))
+    return np.random.default_rng(seed).standard_normal((count, len(PARAMETERS)))
 
 
 def _features(params: np.ndarray) -> np.ndarray:
     """What the four alignment points are regressed on: geometry, motion and its products."""
-    points = np.stack([performer.landmarks(p) for p in params]).reshape(len(params), -1)
-    span = performer.HIGH - performer.LOW
-    unit = ((params - performer.LOW) / span * 2 - 1)[:, performer.MOTION]
+    points = np.array([np.ravel([*performer.landmarks(p).values()]) for p in params])
+    unit = ((params - LOW) / (HIGH - LOW) * 2 - 1)[:, MOTION]
     i, j = np.triu_indices(unit.shape[1])
     products = unit[:, i] * unit[:, j]
     return np.concatenate([np.ones((len(params), 1)), points, unit, products], 1)
@@ -109,7 +110,7 @@ def calibrate(folder: Path, seed: int, size: int = 256) -> np.ndarray:
     path = folder / "align.npy"
     if path.exists():
         return np.load(path)
-    params = performer.from_normal(draw_normals(seed, CALIBRATION))
+    params = from_normal(draw_normals(seed, CALIBRATION))
     mesh, detector = face_mesh(), face_detector()
     found, points = [], []
     for i, p in enumerate(params):
@@ -174,9 +175,7 @@ def _render_shard(folder: Path, index: int, seed: int, size: int) -> None:
         return
     torch.set_num_threads(1)
     normals = draw_normals(seed * 100_003 + index, SHARD)
-    pictures, points = render_aligned(
-        performer.from_normal(normals), np.load(folder / "align.npy"), size
-    )
+    pictures, points = render_aligned(from_normal(normals), np.load(folder / "align.npy"), size)
     with atomic_write(path) as temporary:
         np.savez(temporary, normals=normals.astype(np.float32), pictures=pictures, points=points)
 
@@ -213,7 +212,7 @@ class Pictures:
         target = self.pictures[indices].permute(0, 3, 1, 2).float() / 127.5 - 1
         target = torch.where(mirrored[:, None, None, None], target.flip(-1), target)
         normals, points = self.normals[indices], self.points[indices]
-        flipped = torch.from_numpy(performer.mirror(normals.numpy())).float()
+        flipped = torch.from_numpy(mirror(normals.numpy())).float()
         normals = torch.where(mirrored[:, None], flipped, normals)
         swapped = points[:, [1, 0, 3, 2]] * torch.tensor([-1.0, 1]) + torch.tensor([1.0, 0])
         points = torch.where(mirrored[:, None, None], swapped, points)
@@ -285,13 +284,13 @@ def new_generator(recipe: Recipe) -> Generator:
     """A fresh generator whose mapping hears the parameters and hardly the noise."""
     torch.manual_seed(recipe.seed)
     generator = Generator(recipe.architecture())
-    count = len(performer.PARAMETERS)
+    count = len(PARAMETERS)
     gain = torch.ones(count)
-    for i, p in enumerate(performer.PARAMETERS):
+    for i, p in enumerate(PARAMETERS):
         if p.group in ("expression", "pose"):
             gain[i] = 1.5
     with torch.no_grad():
-        first = generator.mapping.get_submodule("fc0").weight
+        first = generator.mapping.get_parameter("fc0.weight")
         first[:, count:] *= 0.02
         first[:, :count] *= gain * math.sqrt(Z_DIM / float(gain.square().sum()))
     return generator
@@ -420,16 +419,22 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=24_000)
     parser.add_argument("--steps", type=int, default=40_000)
     options = parser.parse_args()
+    if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
+        # glibc's malloc gives large blocks back and asks again in every step: at random, many
+        # times slower. It reads these only at the start of a process.
+        never = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(10**11)}
+        os.environ.update(never, MALLOC_TOP_PAD_=str(2**28))
+        os.execv(sys.executable, [sys.executable, "-m", "core.synthetic.distill", *sys.argv[1:]])
     recipe = Recipe(options.resolution, options.pictures, options.steps)
     torch.set_flush_denormal(True)  # dying activations would slow the CPU down tenfold
     shards = render(options.folder, recipe)
     held_out = load_pictures(shards[:1])
     generator = train(options.folder, recipe, load_pictures(shards[1:]), held_out)
     with torch.no_grad():
-        z = latents(torch.randn(10_000, len(performer.PARAMETERS)))
+        z = latents(torch.randn(10_000, len(PARAMETERS)))
         w = generator.mapping(z.to(next(generator.parameters()).device))
         generator.mapping.w_avg.copy_(w.mean(0))
-    header = {"recipe": json.dumps(asdict(recipe)), "parameters": json.dumps(performer.NAMES)}
+    header = {"recipe": json.dumps(asdict(recipe)), "parameters": json.dumps(NAMES)}
     save_generator(options.folder / "base.safetensors", generator, header, torch.float16)
 
 
