@@ -1,0 +1,67 @@
+"""What a face does, as numbers read off its mesh: the axes that edits and quality checks speak of.
+
+All are ratios or angles, so they do not depend on the picture's size.
+"""
+
+import numpy as np
+
+MEASURES = ("jaw", "smile", "open_r", "open_l", "gaze_x", "gaze_y", "brow", "yaw", "pitch", "roll")
+
+
+def measure(landmarks: np.ndarray) -> dict[str, np.ndarray]:
+    """Expression and pose of meshes.
+
+    Args:
+        landmarks: `[T, 478, 3]`, px (any scale); NaN where there is no face.
+
+    Returns:
+        For each name of `MEASURES` an array `[T]`:
+        jaw: gap of the inner lips over the distance of the outer eye corners;
+        smile: how far the mouth corners stand above the upper lip's middle, over the same;
+        open_r, open_l: height of the subject's right and left eye opening over its width;
+        gaze_x, gaze_y: irises from the middle of their eyes, over the eye's width; positive to
+        the image's right, and up;
+        brow: brows above the eye corners, over the distance of the outer eye corners;
+        yaw, pitch, roll: degrees; positive when the nose points to the image's right, when it
+        points down, and clockwise on screen.
+    """
+    p = np.asarray(landmarks, np.float64)
+    xy = p[..., :2]
+    eye_line = xy[:, 263] - xy[:, 33]
+    span = np.linalg.norm(p[:, 263] - p[:, 33], axis=1)
+    flat = np.linalg.norm(eye_line, axis=1)
+    right = eye_line / flat[:, None]
+    down = np.stack([-right[:, 1], right[:, 0]], 1)
+
+    def along(v: np.ndarray, axis: np.ndarray) -> np.ndarray:
+        return (v * axis).sum(1)
+
+    def gaze(iris: int, a: int, b: int) -> tuple[np.ndarray, np.ndarray]:
+        corner = xy[:, b] - xy[:, a]
+        width = np.linalg.norm(corner, axis=1)
+        x = corner / width[:, None]
+        y = np.stack([-x[:, 1], x[:, 0]], 1)
+        offset = xy[:, iris] - (xy[:, a] + xy[:, b]) / 2
+        return along(offset, x) / width, -along(offset, y) / width
+
+    def opening(top: int, bottom: int, a: int, b: int) -> np.ndarray:
+        height = np.linalg.norm(xy[:, top] - xy[:, bottom], axis=1)
+        return height / np.linalg.norm(xy[:, a] - xy[:, b], axis=1)
+
+    gazes = np.array([gaze(468, 33, 133), gaze(473, 362, 263)]).mean(0)
+    normal = np.cross(p[:, 263] - p[:, 33], p[:, 152] - p[:, 10])
+    corners = (xy[:, 61] + xy[:, 291]) / 2
+    brows = (xy[:, 105] + xy[:, 334]) / 2
+    eyes = (xy[:, 33] + xy[:, 263]) / 2
+    return {
+        "jaw": np.linalg.norm(p[:, 13] - p[:, 14], axis=1) / span,
+        "smile": along(xy[:, 0] - corners, down) / flat,
+        "open_r": opening(159, 145, 33, 133),
+        "open_l": opening(386, 374, 362, 263),
+        "gaze_x": gazes[0],
+        "gaze_y": gazes[1],
+        "brow": along(eyes - brows, down) / flat,
+        "yaw": np.degrees(np.arctan2(-normal[:, 0], np.abs(normal[:, 2]))),
+        "pitch": np.degrees(np.arctan2(-normal[:, 1], np.abs(normal[:, 2]))),
+        "roll": np.degrees(np.arctan2(right[:, 1], right[:, 0])),
+    }
