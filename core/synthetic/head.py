@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -87,7 +88,7 @@ HAIR_FACES = _grid(HAIR_ROWS, HAIR_COLUMNS).astype(np.int32)
 # -- small functions shared by the kernels ---------------------------------------------------
 
 @njit(fastmath=True, inline="always")
-def smooth(a, b, x):
+def smooth(a: float, b: float, x: float) -> float:
     """0 below a, 1 above b (or reversed), with zero slope at both."""
     t = (x - a) / (b - a)
     t = 0.0 if t < 0.0 else (1.0 if t > 1.0 else t)
@@ -95,7 +96,7 @@ def smooth(a, b, x):
 
 
 @njit(fastmath=True, inline="always")
-def bump(d, s):
+def bump(d: float, s: float) -> float:
     """exp(-(d/s)^2), replaced by a polynomial that is 0 beyond 2 s."""
     t = 1.0 - 0.25 * (d / s) * (d / s)
     if t <= 0.0:
@@ -105,12 +106,12 @@ def bump(d, s):
 
 
 @njit(fastmath=True, inline="always")
-def clip(x, a, b):
+def clip(x: float, a: float, b: float) -> float:
     return a if x < a else (b if x > b else x)
 
 
 @njit(fastmath=True, cache=True)
-def mouth_curves(p, x):
+def mouth_curves(p: Any, x: float) -> tuple[float, float, float, float, float]:
     """At head-space x: u in [-1, 1] across the mouth, inner upper and lower edge (y), and the
     heights of the upper and the lower lip."""
     smile = p.smile + SKEW * p.mouth_skew * clip(3.0 * x, -1.0, 1.0)
@@ -135,7 +136,7 @@ def mouth_curves(p, x):
 
 
 @njit(fastmath=True, cache=True)
-def eye_lids(p, side, x):
+def eye_lids(p: Any, side: float, x: float) -> tuple[float, float, float, float, float]:
     """At head-space x, for the eye on `side` (-1 image left): u across the fissure, upper and
     lower lid edge (y), the upper edge if the eye were open, and the blink."""
     blink = p.blink_r if side < 0.0 else p.blink_l
@@ -155,7 +156,7 @@ def eye_lids(p, side, x):
 
 
 @njit(fastmath=True, cache=True)
-def hairline(p, a):
+def hairline(p: Any, a: float) -> float:
     """Lowest y of the hair's roots at angle |theta| = a from the front."""
     front = 0.68 + p.hair_line - 0.03 * bump(a, 0.25)
     y = front + 0.05 * bump(a - 0.55, 0.22)
@@ -166,7 +167,7 @@ def hairline(p, a):
 
 
 @njit(fastmath=True, inline="always")
-def _ring(p, row, s, c):
+def _ring(p: Any, row: np.ndarray, s: float, c: float) -> tuple[float, float, float]:
     """Point of one ring at the angle with sine s and cosine c."""
     q = row[_SQUARE]
     x = row[_W] * s * (1.0 + q * (1.0 - s * s))
@@ -178,7 +179,7 @@ def _ring(p, row, s, c):
 
 
 @njit(fastmath=True, cache=True)
-def _relief(p, x, y, z):
+def _relief(p: Any, x: float, y: float, z: float) -> float:
     """Depth added to the resting face at (x, y)."""
     ax = abs(x)
     ex = p.eye_x
@@ -212,7 +213,7 @@ def _relief(p, x, y, z):
         # nostrils and the crease behind the wings
         hole = math.hypot((ax - 0.062 * p.nose_w) / 0.034, (y - ny + 0.088) / 0.024)
         d -= 0.035 * bump(hole, 1.0)
-        d -= 0.030 * bump(ax - 0.20 * p.nose_w, 0.03) * bump(y - ny + 0.02, 0.06)
+        d -= 0.018 * bump(ax - 0.20 * p.nose_w, 0.03) * bump(y - ny + 0.02, 0.06)
     # muzzle, philtrum, fold under the lower lip, chin
     d += 0.085 * bump(x, 0.27) * bump(y - my - 0.02, 0.19)
     d -= 0.012 * bump(x, 0.026) * bump(y - 0.5 * (ny + my) + 0.01, 0.05)
@@ -226,7 +227,8 @@ def _relief(p, x, y, z):
 
 
 @njit(fastmath=True, cache=True)
-def _build_head(P, rows, theta, pos, attr):
+def _build_head(P: np.ndarray, rows: np.ndarray, theta: np.ndarray, pos: np.ndarray,
+                attr: np.ndarray) -> None:
     """Vertices of the head and bust in head space, with rest coordinates and hair masks."""
     p = P[0]
     n = theta.shape[0]
@@ -327,7 +329,7 @@ def _build_head(P, rows, theta, pos, attr):
 
 
 @njit(fastmath=True, cache=True)
-def _build_ears(P, base, pos, attr):
+def _build_ears(P: np.ndarray, base: int, pos: np.ndarray, attr: np.ndarray) -> None:
     p = P[0]
     tilt = 0.24 + 0.36 * p.ear_out
     ct = math.cos(tilt)
@@ -368,7 +370,8 @@ def _build_ears(P, base, pos, attr):
 
 
 @njit(fastmath=True, cache=True)
-def _build_hair(P, rows, theta, noise, pos, attr):
+def _build_hair(P: np.ndarray, rows: np.ndarray, theta: np.ndarray, noise: np.ndarray,
+                pos: np.ndarray, attr: np.ndarray) -> None:
     """Strands run along the rows' axis, from the crown down to where the hair ends.
 
     attr columns used: U strand coordinate, V share of the way to the end, SCALP softness of the
@@ -468,7 +471,7 @@ def _build_hair(P, rows, theta, noise, pos, attr):
             pos[q, 0] = x + vol * nx
             pos[q, 1] = y + vol * ny
             pos[q, 2] = z + vol * nz
-            attr[q, U] = th - 0.6 * p.hair_part * smooth(1.2, 0.4, a)
+            attr[q, U] = th - 0.25 * p.hair_part * smooth(1.2, 0.4, a)
             attr[q, V] = t
             attr[q, SCALP] = 0.08 + 0.06 * p.hair_curl + 0.08 * (1.0 - loose) * smooth(1.5, 0.7, a)
             attr[q, BEARD] = below
@@ -476,7 +479,8 @@ def _build_hair(P, rows, theta, noise, pos, attr):
 
 
 @njit(fastmath=True, cache=True)
-def _normals(pos, start, rows, columns, closed, normal):
+def _normals(pos: np.ndarray, start: int, rows: int, columns: int, closed: bool,
+             normal: np.ndarray) -> None:
     for i in range(rows):
         i0 = max(i - 1, 0)
         i1 = min(i + 1, rows - 1)
@@ -504,7 +508,8 @@ def _normals(pos, start, rows, columns, closed, normal):
 
 
 @njit(fastmath=True, cache=True)
-def _hollows(pos, normal, rows, columns, attr):
+def _hollows(pos: np.ndarray, normal: np.ndarray, rows: int, columns: int,
+             attr: np.ndarray) -> None:
     """Occlusion of the head's grid from how far neighbours rise above the tangent plane."""
     for i in range(rows):
         for j in range(columns):

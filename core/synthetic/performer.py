@@ -62,7 +62,9 @@ def _palette(f: np.void) -> np.ndarray:
     grey = 0.9 * f["hair_grey"]
     # dark hair and eyes go with dark skin far more often than not
     dark = float(np.clip((f["skin"] - 0.3) / 0.4, 0, 1)) ** 2
-    hair = _along(_HAIR, 1 - (1 - f["hair_hue"]) * (1 - 0.75 * dark)) * (1.25 - 0.75 * f["hair_dark"])
+    hair = _along(_HAIR, 1 - (1 - f["hair_hue"]) * (1 - 0.75 * dark))
+    hair = hair * (1.25 - 0.75 * f["hair_dark"])
+    iris = _along(_IRIS, 1 - (1 - f["eye_hue"]) * (1 - 0.7 * dark))
     hair = hair * (1 - grey) + grey * shading.to_linear(
         np.array([0.66, 0.65, 0.64]) * (1.1 - 0.35 * f["hair_dark"]))
     lip = skin * np.array([0.80, 0.46, 0.48])
@@ -71,8 +73,9 @@ def _palette(f: np.void) -> np.ndarray:
     frame = shading.to_linear(np.array([0.62, 0.50, 0.33])) * (1 - f["glasses_dark"]) + 0.012
     warm = f["light_warm"]
     return np.stack([
-        skin, lip, hair, np.minimum(0.42 * hair, 0.30 * skin), _along(_IRIS, 1 - (1 - f["eye_hue"]) * (1 - 0.7 * dark)) * (0.65 + 0.6 * f["eye_shade"]),
-        _muted(f["cloth_r"], f["cloth_g"], f["cloth_b"]), frame,
+        skin, lip, hair, np.minimum(0.42 * hair, 0.30 * skin),
+        iris * (0.65 + 0.6 * f["eye_shade"]),
+        _muted(f["cloth_r"], f["cloth_g"], f["cloth_b"]) * np.array([0.78, 0.9, 1.0]), frame,
         np.array([1 + 0.08 * warm, 1.0, 1 - 0.14 * warm]),
         np.array([0.98, 1.0, 1.05]), np.array([0.56, 0.50, 0.47]), hair * 0.55 + 0.08 * skin,
     ])
@@ -220,29 +223,32 @@ def render(params: np.ndarray, size: int = 256, supersample: int = 2) -> np.ndar
     shading.paint_background(mesh.face, shading.NOISE,
                              _muted(f["bg_r"], f["bg_g"], f["bg_b"]), background)
 
-    def buffers() -> tuple[np.ndarray, ...]:
+    def buffers() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         return (np.full((n, n), 1e9, np.float32), np.zeros((n, n), np.int32),
                 np.empty((n, n), np.float32), np.empty((n, n), np.float32))
 
     linear = np.empty((n, n, 3), np.float32)
     skin_buffers = buffers()
-    shading.rasterize(_project(skin, n), head.FACES, True, *skin_buffers)
+    shading.rasterize(_project(skin, n), head.FACES, 1, *skin_buffers)
     shading.shade_skin(mesh.face, shading.NOISE, palette, lights, eye, n / _WINDOW, head.FACES,
-                       head.EAR_FACE, mesh.attribute, *skin_buffers, background,
-                       linear)
+                       head.EAR_FACE, mesh.attribute, *skin_buffers, background, linear)
     if f["glasses"] > 0.0:
         wire, wire_normal = head.glasses(f)
         rigid = np.ones(len(wire), np.float32)
         wire = _place(wire, rigid, rotation, body)
         glass_buffers = buffers()
-        shading.rasterize(_project(wire, n), head.GLASS_FACES, False, *glass_buffers)
+        shading.rasterize(_project(wire, n), head.GLASS_FACES, 0, *glass_buffers)
         shading.shade_glasses(mesh.face, palette, lights, head.GLASS_FACES,
-                              _turn(wire_normal, rigid, rotation, body), *glass_buffers, skin_buffers[0], linear)
+                              _turn(wire_normal, rigid, rotation, body), *glass_buffers,
+                              skin_buffers[0], linear)
     if f["hair_amount"] > 0.0:
-        hair_buffers = buffers()
-        shading.rasterize(_project(hair, n), head.HAIR_FACES, False, *hair_buffers)
-        shading.shade_hair(mesh.face, shading.NOISE, palette, lights, head.HAIR_FACES,
-                           mesh.hair_attribute, tangent, *hair_buffers, skin_buffers[0], linear)
+        screen = _project(hair, n)
+        # the far curtain's inside first: the near one's thin ends must not punch holes into it
+        for facing in (-1, 1):
+            hair_buffers = buffers()
+            shading.rasterize(screen, head.HAIR_FACES, facing, *hair_buffers)
+            shading.shade_hair(mesh.face, shading.NOISE, palette, lights, head.HAIR_FACES,
+                               mesh.hair_attribute, tangent, *hair_buffers, skin_buffers[0], linear)
     out = np.empty((size, size, 3), np.uint8)
     shading.resolve(linear, supersample, shading.TONE,
                     (shading._TONE_STEPS - 1) / shading._TONE_MAX, out)

@@ -8,13 +8,31 @@ lids), teeth (rays meet the dental arch behind the lips), brows, lashes, pores, 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
 
 from core.synthetic.head import (
-    AO, BEARD, EYEBALL, IRIS, LIT, NX, NY, NZ, SCALP, U, V, X, Y, Z,
-    bump, clip, eye_lids, mouth_curves, smooth,
+    AO,
+    BEARD,
+    EYEBALL,
+    IRIS,
+    LIT,
+    NX,
+    NY,
+    NZ,
+    SCALP,
+    U,
+    V,
+    X,
+    Y,
+    Z,
+    bump,
+    clip,
+    eye_lids,
+    mouth_curves,
+    smooth,
 )
 
 _TILE = 256
@@ -59,7 +77,7 @@ TONE = _tone()
 
 
 @njit(fastmath=True, inline="always")
-def _noise(tiles, k, x, y):
+def _noise(tiles: np.ndarray, k: int, x: float, y: float) -> float:
     """Bilinear lookup, periodic, coordinates in tile pixels."""
     xf = math.floor(x)
     yf = math.floor(y)
@@ -74,9 +92,11 @@ def _noise(tiles, k, x, y):
 
 
 @njit(fastmath=True, cache=True)
-def rasterize(screen, faces, cull, depth, face, wa, wb):
-    """Z-buffer triangles. screen [N, 3]: pixel x, pixel y (down), distance. Fills depth, the
-    face's number and the weights of its first two corners."""
+def rasterize(screen: np.ndarray, faces: np.ndarray, facing: int, depth: np.ndarray,
+              face: np.ndarray, wa: np.ndarray, wb: np.ndarray) -> None:
+    """Z-buffer triangles seen from their outer side (facing 1), inner side (-1) or either (0).
+    screen [N, 3]: pixel x, pixel y (down), distance. Fills depth, the face's number and the
+    weights of its first two corners."""
     height, width = depth.shape
     for t in range(faces.shape[0]):
         a = faces[t, 0]
@@ -89,14 +109,12 @@ def rasterize(screen, faces, cull, depth, face, wa, wb):
         x2 = screen[c, 0]
         y2 = screen[c, 1]
         area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
-        if cull and area <= 1e-9:
+        if abs(area) <= 1e-9 or area * facing < 0.0:
             continue
-        if abs(area) <= 1e-9:
-            continue
-        left = max(int(math.ceil(min(x0, x1, x2))), 0)
-        right = min(int(math.floor(max(x0, x1, x2))), width - 1)
-        top = max(int(math.ceil(min(y0, y1, y2))), 0)
-        bottom = min(int(math.floor(max(y0, y1, y2))), height - 1)
+        left = max(math.ceil(min(x0, x1, x2)), 0)
+        right = min(math.floor(max(x0, x1, x2)), width - 1)
+        top = max(math.ceil(min(y0, y1, y2)), 0)
+        bottom = min(math.floor(max(y0, y1, y2)), height - 1)
         if left > right or top > bottom:
             continue
         inverse = 1.0 / area
@@ -118,7 +136,7 @@ def rasterize(screen, faces, cull, depth, face, wa, wb):
 
 
 @njit(fastmath=True, cache=True)
-def depth_map(screen, faces, depth):
+def depth_map(screen: np.ndarray, faces: np.ndarray, depth: np.ndarray) -> None:
     """Nearest distance only, for shadows; both sides cast."""
     height, width = depth.shape
     for t in range(faces.shape[0]):
@@ -134,10 +152,10 @@ def depth_map(screen, faces, depth):
         area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
         if abs(area) < 1e-6:
             continue
-        left = max(int(math.ceil(min(x0, x1, x2))), 0)
-        right = min(int(math.floor(max(x0, x1, x2))), width - 1)
-        top = max(int(math.ceil(min(y0, y1, y2))), 0)
-        bottom = min(int(math.floor(max(y0, y1, y2))), height - 1)
+        left = max(math.ceil(min(x0, x1, x2)), 0)
+        right = min(math.floor(max(x0, x1, x2)), width - 1)
+        top = max(math.ceil(min(y0, y1, y2)), 0)
+        bottom = min(math.floor(max(y0, y1, y2)), height - 1)
         inverse = 1.0 / area
         for yy in range(top, bottom + 1):
             for xx in range(left, right + 1):
@@ -151,7 +169,7 @@ def depth_map(screen, faces, depth):
 
 
 @njit(fastmath=True, cache=True)
-def light_received(screen, depth, radius, attr):
+def light_received(screen: np.ndarray, depth: np.ndarray, radius: float, attr: np.ndarray) -> None:
     """Share of the key light that reaches each vertex, softened over `radius` map pixels."""
     height, width = depth.shape
     for q in range(screen.shape[0]):
@@ -177,7 +195,7 @@ def light_received(screen, depth, radius, attr):
 
 
 @njit(fastmath=True, cache=True)
-def paint_background(P, tiles, base, out):
+def paint_background(P: np.ndarray, tiles: np.ndarray, base: np.ndarray, out: np.ndarray) -> None:
     """Backdrop on a coarse square grid [n, n, 3], linear light; things come in mirrored pairs
     whose twin takes the negated layout, so that negating the layout mirrors the picture."""
     p = P[0]
@@ -221,7 +239,9 @@ def paint_background(P, tiles, base, out):
                         m = smooth(half_w + blur, half_w - blur, abs(x)) * smooth(
                             half_h + blur, half_h - blur, abs(y))
                     m *= p.bg_clutter * 0.85
-                    books = 1.0 + 0.35 * math.sin(60.0 * side * x + 5.0 * c) if shape % 3 == 0 else 1.0
+                    books = 1.0
+                    if shape % 3 == 0:
+                        books += 0.35 * math.sin(60.0 * side * x + 5.0 * c)
                     level = (1.0 + tone) * books
                     if lamp:
                         level = 2.2 + tone
@@ -239,7 +259,9 @@ SKIN, LIP, HAIR, BROW, IRIS_COLOUR, CLOTH, FRAME, KEY, SKY, GROUND, BEARD_COLOUR
 
 
 @njit(fastmath=True, cache=True)
-def _eye(p, tiles, pal, x, y, z, dx, dy, dz, side, opening, u, upper, lower, light, colour):
+def _eye(p: Any, tiles: np.ndarray, pal: np.ndarray, x: float, y: float, z: float, dx: float,
+         dy: float, dz: float, side: float, opening: float, u: float, upper: float, lower: float,
+         light: np.ndarray, colour: np.ndarray) -> None:
     """Colour of the eyeball seen through the fissure along a ray with direction d (head space)
     that crosses the lids' surface at (x, y, z)."""
     cx = x - side * p.eye_x
@@ -256,7 +278,7 @@ def _eye(p, tiles, pal, x, y, z, dx, dy, dz, side, opening, u, upper, lower, lig
     ny = ey * n
     nz = ez * n
     # gaze frame
-    gx = 0.60 * p.gaze_x
+    gx = 0.66 * p.gaze_x
     gy = 0.58 * p.gaze_y
     cgx = math.cos(gx)
     sgx = math.sin(gx)
@@ -266,12 +288,10 @@ def _eye(p, tiles, pal, x, y, z, dx, dy, dz, side, opening, u, upper, lower, lig
     rz = nx * sgx + nz * cgx
     ry = ny * cgy - rz * sgy
     rz = ny * sgy + rz * cgy
-    if rz <= 0.0:
-        rr = 9.0
-    else:
-        rr = math.sqrt(rx * rx + ry * ry) * EYEBALL / IRIS
-    vein = 0.10 * smooth(0.5, 1.05, abs(u)) + 0.03 * max(_noise(tiles, 1, side * ex * 300.0, ey * 300.0),
-                                                        0.0) * smooth(0.3, 0.9, abs(u))
+    # distance from the iris' centre in its radii; the ball's far side has none
+    rr = math.sqrt(rx * rx + ry * ry) * EYEBALL / IRIS if rz > 0.0 else 9.0
+    thread = max(_noise(tiles, 1, side * ex * 300.0, ey * 300.0), 0.0)
+    vein = 0.10 * smooth(0.5, 1.05, abs(u)) + 0.03 * thread * smooth(0.3, 0.9, abs(u))
     r = 0.74
     g = 0.70 - 1.3 * vein
     bl = 0.67 - 1.4 * vein
@@ -314,7 +334,8 @@ def _eye(p, tiles, pal, x, y, z, dx, dy, dz, side, opening, u, upper, lower, lig
 
 
 @njit(fastmath=True, cache=True)
-def _mouth_inside(p, tiles, x, y, z, dx, dy, dz, top, low, colour):
+def _mouth_inside(p: Any, tiles: np.ndarray, x: float, y: float, z: float, dx: float, dy: float,
+                  dz: float, top: float, low: float, colour: np.ndarray) -> None:
     """Teeth, tongue and dark of the mouth along a ray that crosses the lips' surface."""
     # dental arch: z = front - 3.8 x^2
     front = 0.035
@@ -374,8 +395,10 @@ def _mouth_inside(p, tiles, x, y, z, dx, dy, dz, top, low, colour):
 
 
 @njit(fastmath=True, cache=True)
-def shade_skin(P, tiles, pal, light, eye, fine, faces, ear_face, attr, depth, face,
-               wa, wb, background, out):
+def shade_skin(P: np.ndarray, tiles: np.ndarray, pal: np.ndarray, light: np.ndarray,
+               eye: np.ndarray, fine: float, faces: np.ndarray, ear_face: int, attr: np.ndarray,
+               depth: np.ndarray, face: np.ndarray, wa: np.ndarray, wb: np.ndarray,
+               background: np.ndarray, out: np.ndarray) -> None:
     """Fill `out` [H, W, 3] with linear light for head, bust, ears, glasses and backdrop.
 
     light: key direction and half vector in head space (6) then in camera space (6), ambient,
@@ -480,7 +503,7 @@ def shade_skin(P, tiles, pal, light, eye, fine, faces, ear_face, attr, depth, fa
                     hy = (y - ny_ + 0.085 - 0.25 * (ax - 0.06)) / 0.020
                     hole = bump(math.hypot(hx, hy), 0.95)
                     ao *= 1.0 - 0.88 * hole * front
-                    ao *= 1.0 - 0.34 * bump(ax - 0.178 * p.nose_w, 0.020) * bump(
+                    ao *= 1.0 - 0.22 * bump(ax - 0.178 * p.nose_w, 0.020) * bump(
                         y - ny_ + 0.030, 0.055) * front
                     # lines of age and of the working face
                     lines = 0.0
@@ -559,7 +582,6 @@ def shade_skin(P, tiles, pal, light, eye, fine, faces, ear_face, attr, depth, fa
                     m, top, low, upper, lower = mouth_curves(p, x)
                     if abs(m) < 1.25:
                         e = 0.010
-                        k = max(1.0 - m * m, 0.0)
                         red = smooth(-e, e, top + upper - y) * smooth(-1.4 * e, 1.4 * e,
                                                                       y - low + lower)
                         red *= smooth(1.0, 0.90, abs(m))
@@ -592,8 +614,8 @@ def shade_skin(P, tiles, pal, light, eye, fine, faces, ear_face, attr, depth, fa
                     side = 1.0 if x > 0.0 else -1.0
                     m, top, low, opened, shut = eye_lids(p, side, x)
                     if abs(m) < 1.4:
-                        k = max(1.0 - m * m, 0.0)
-                        fold = bump(y - opened - 0.034 - 0.016 * k - 0.008 * p.gaze_y, 0.012)
+                        bow = max(1.0 - m * m, 0.0)
+                        fold = bump(y - opened - 0.034 - 0.016 * bow - 0.008 * p.gaze_y, 0.012)
                         ao *= 1.0 - (0.12 + 0.38 * p.lid_crease) * fold * smooth(
                             1.35, 0.75, abs(m)) * (1.0 - 0.65 * shut)
                         ao *= 1.0 - 0.14 * bump(y - low + 0.055, 0.018) * smooth(1.2, 0.5, abs(m))
@@ -677,7 +699,9 @@ def shade_skin(P, tiles, pal, light, eye, fine, faces, ear_face, attr, depth, fa
 
 
 @njit(fastmath=True, cache=True)
-def shade_glasses(P, pal, light, faces, normal, depth, face, wa, wb, skin_depth, out):
+def shade_glasses(P: np.ndarray, pal: np.ndarray, light: np.ndarray, faces: np.ndarray,
+                  normal: np.ndarray, depth: np.ndarray, face: np.ndarray, wa: np.ndarray,
+                  wb: np.ndarray, skin_depth: np.ndarray, out: np.ndarray) -> None:
     """Lay the frame over `out`, and leave its distance in skin_depth for the hair."""
     alpha = smooth(0.0, 1.0, P[0].glasses)
     height, width = depth.shape
@@ -707,7 +731,10 @@ def shade_glasses(P, pal, light, faces, normal, depth, face, wa, wb, skin_depth,
 
 
 @njit(fastmath=True, cache=True)
-def shade_hair(P, tiles, pal, light, faces, attr, tangent, depth, face, wa, wb, skin_depth, out):
+def shade_hair(P: np.ndarray, tiles: np.ndarray, pal: np.ndarray, light: np.ndarray,
+               faces: np.ndarray, attr: np.ndarray, tangent: np.ndarray, depth: np.ndarray,
+               face: np.ndarray, wa: np.ndarray, wb: np.ndarray, skin_depth: np.ndarray,
+               out: np.ndarray) -> None:
     """Lay the hair over `out`: strands with two shifted highlights (Kajiya and Kay 1989) and
     ends that thin out strand by strand."""
     p = P[0]
@@ -783,7 +810,8 @@ def shade_hair(P, tiles, pal, light, faces, attr, tangent, depth, face, wa, wb, 
 
 
 @njit(fastmath=True, cache=True)
-def resolve(linear, factor, tone, scale, out):
+def resolve(linear: np.ndarray, factor: int, tone: np.ndarray, scale: float,
+            out: np.ndarray) -> None:
     """Average factor x factor samples and look up display values."""
     last = tone.shape[0] - 1
     norm = scale / (factor * factor)
