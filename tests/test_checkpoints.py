@@ -1,0 +1,609 @@
+"""Checkpoints of other tools: written here as those tools write them, and attacked."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import math
+import os
+import pickle
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.generator import Architecture, Generator
+from core.generator.checkpoints import (
+    NeedsParent,
+    load_any,
+    mean_w,
+    read_checkpoint,
+    save_rosinality,
+)
+from core.generator.storage import NotAGenerator, save_generator
+
+SIZES = [4, 8, 16, 32, 64]
+CHANNELS = {4: 12, 8: 10, 16: 8, 32: 6, 64: 5}
+WIDTH = 16  # of z and w
+DEPTH = 3  # mapping layers
+SMALL = Architecture(64, CHANNELS, WIDTH, WIDTH, DEPTH)
+CANARY = Path(f"/tmp/reenact_canary_{os.getpid()}")
+
+
+@pytest.fixture(autouse=True)
+def canary() -> Iterator[None]:
+    """No test may ever run what is in a pickle: all of them try to create this file."""
+    CANARY.unlink(missing_ok=True)
+    yield
+    assert not CANARY.exists()
+
+
+def randomised(architecture: Architecture = SMALL, seed: int = 5) -> Generator:
+    torch.manual_seed(seed)
+    g = Generator(architecture).eval()
+    with torch.no_grad():
+        for name, parameter in g.named_parameters():
+            if name.endswith(("bias", "noise_strength")):
+                parameter += 0.3 * torch.randn_like(parameter)
+        g.mapping.w_avg.normal_()
+    return g
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    return randomised()
+
+
+def same(a: Generator, b: Generator) -> None:
+    """Bit for bit."""
+    assert a.architecture == b.architecture
+    mine, theirs = a.state_dict(), b.state_dict()
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        assert torch.equal(mine[name], theirs[name]), name
+
+
+# -- the textbook forward pass, one grouped convolution per sample ------------------------------
+
+FIR = torch.tensor([[1.0, 3, 3, 1]]).T @ torch.tensor([[1.0, 3, 3, 1]]) / 16
+
+
+class Layer:
+    """One modulated convolution: OIHW weight as a correlation, or as what each pixel scatters."""
+
+    def __init__(self, weight: Tensor, affine: Tensor, affine_bias: Tensor, bias: Tensor,
+                 strength: Tensor | float = 0.0, noise: Tensor | float = 0.0) -> None:  # fmt: skip
+        self.weight, self.bias = weight.double(), bias.double().reshape(1, -1, 1, 1)
+        self.affine, self.affine_bias = affine.double(), affine_bias.double()
+        self.noise = torch.as_tensor(strength * noise).double()
+
+    def convolve(self, x: Tensor, w: Tensor, demodulate: bool, up: bool) -> Tensor:
+        n, i, h, _ = x.shape
+        o, _, k, _ = self.weight.shape
+        style = w @ self.affine.T / math.sqrt(w.shape[1]) + self.affine_bias
+        weight = self.weight / math.sqrt(i * k * k) * style[:, None, :, None, None]
+        if demodulate:
+            weight = weight * torch.rsqrt((weight**2).sum((2, 3, 4), keepdim=True) + 1e-8)
+        x = x.reshape(1, n * i, h, h)
+        if not up:
+            x = F.conv2d(x, weight.reshape(n * o, i, k, k), padding=k // 2, groups=n)
+            return x.reshape(n, o, h, h)
+        weight = weight.transpose(1, 2).reshape(n * i, o, k, k)
+        x = F.conv_transpose2d(x, weight, stride=2, groups=n)
+        x = x.reshape(n * o, 1, 2 * h + 1, 2 * h + 1)
+        return F.conv2d(x, FIR.double()[None, None], padding=1).reshape(n, o, 2 * h, 2 * h)
+
+    def styled(self, x: Tensor, w: Tensor, up: bool) -> Tensor:
+        x = self.convolve(x, w, True, up) + self.noise + self.bias
+        return F.leaky_relu(x, 0.2) * math.sqrt(2)
+
+
+def textbook(
+    z: Tensor, dense: list[tuple[Tensor, Tensor]], const: Tensor, layer: Callable[[int, str], Layer]
+) -> Tensor:
+    """Pictures from z; `layer(resolution, "up" | "conv" | "rgb")` gives the layers."""
+    x = z.double()
+    x = x * torch.rsqrt((x**2).mean(1, keepdim=True) + 1e-8)
+    for weight, bias in dense:
+        x = F.linear(x, weight.double() * 0.01 / math.sqrt(x.shape[1]), bias.double() * 0.01)
+        x = F.leaky_relu(x, 0.2) * math.sqrt(2)
+    w, image = x, None
+    x = const.double().reshape(1, -1, 4, 4).expand(len(z), -1, -1, -1)
+    for r in SIZES:
+        if r > 4:
+            x = layer(r, "up").styled(x, w, True)
+        x = layer(r, "conv").styled(x, w, False)
+        rgb = layer(r, "rgb").convolve(x, w, False, False) + layer(r, "rgb").bias
+        if image is not None:
+            wide = torch.zeros(len(z), 3, r + 3, r + 3, dtype=torch.float64)
+            wide[:, :, 2 : r + 2 : 2, 2 : r + 2 : 2] = image
+            rgb = rgb + F.conv2d(wide.reshape(-1, 1, r + 3, r + 3), FIR.double()[None, None]
+                                 ).reshape(rgb.shape)  # fmt: skip
+        image = rgb
+    assert image is not None
+    return image
+
+
+def same_pictures(generator: Generator, expected: Callable[[Tensor], Tensor]) -> None:
+    z = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        picture, wanted = generator(z).double(), expected(z)
+    assert (picture - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
+# -- rosinality ---------------------------------------------------------------------------------
+
+
+def rosinality(seed: int = 1) -> dict[str, Tensor]:
+    """A state dict as rosinality's Generator(64, 16, 3) with these channels has it."""
+    r = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int, scale: float = 1.0, mean: float = 0.0) -> Tensor:
+        return torch.randn(*shape, generator=r) * scale + mean
+
+    state: dict[str, Tensor] = collections.OrderedDict()
+    for i in range(1, DEPTH + 1):
+        state[f"style.{i}.weight"] = normal(WIDTH, WIDTH, scale=100)
+        state[f"style.{i}.bias"] = normal(WIDTH, scale=10)
+    state["input.input"] = normal(1, CHANNELS[4], 4, 4)
+
+    def modulated(name: str, i: int, o: int, kernel: int) -> None:
+        state[f"{name}.conv.weight"] = normal(1, o, i, kernel, kernel)
+        state[f"{name}.conv.modulation.weight"] = normal(i, WIDTH)
+        state[f"{name}.conv.modulation.bias"] = normal(i, scale=0.3, mean=1)
+
+    def styled(name: str, i: int, o: int, up: bool = False) -> None:
+        modulated(name, i, o, 3)
+        if up:
+            state[f"{name}.conv.blur.kernel"] = FIR.clone()
+        state[f"{name}.noise.weight"] = normal(1)
+        state[f"{name}.activate.bias"] = normal(o)
+
+    def rgb(name: str, i: int) -> None:
+        modulated(name, i, 3, 1)
+        state[f"{name}.bias"] = normal(1, 3, 1, 1)
+
+    styled("conv1", CHANNELS[4], CHANNELS[4])
+    rgb("to_rgb1", CHANNELS[4])
+    state["noises.noise_0"] = normal(1, 1, 4, 4)
+    for k, size in enumerate(SIZES[1:]):
+        styled(f"convs.{2 * k}", CHANNELS[size // 2], CHANNELS[size], up=True)
+        styled(f"convs.{2 * k + 1}", CHANNELS[size], CHANNELS[size])
+        state[f"to_rgbs.{k}.upsample.kernel"] = FIR.clone()
+        rgb(f"to_rgbs.{k}", CHANNELS[size])
+        state[f"noises.noise_{2 * k + 1}"] = normal(1, 1, size, size)
+        state[f"noises.noise_{2 * k + 2}"] = normal(1, 1, size, size)
+    return state
+
+
+def rosinality_pictures(state: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    def layer(size: int, kind: str) -> Layer:
+        k = SIZES.index(size)  # 0 at 4x4
+        names = {"up": f"convs.{2 * k - 2}", "conv": f"convs.{2 * k - 1}" if k else "conv1",
+                 "rgb": f"to_rgbs.{k - 1}" if k else "to_rgb1"}  # fmt: skip
+        name = names[kind]
+        conv = [state[f"{name}.conv.{part}"] for part in ("modulation.weight", "modulation.bias")]
+        weight = state[f"{name}.conv.weight"][0]
+        if kind == "rgb":
+            return Layer(weight, *conv, state[f"{name}.bias"])
+        noise = state[f"noises.noise_{2 * k - (kind == 'up')}"]
+        return Layer(weight, *conv, state[f"{name}.activate.bias"],
+                     state[f"{name}.noise.weight"], noise)  # fmt: skip
+
+    dense = [(state[f"style.{i}.weight"], state[f"style.{i}.bias"]) for i in range(1, DEPTH + 1)]
+    return lambda z: textbook(z, dense, state["input.input"], layer)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
+def test_rosinality_checkpoints_give_the_same_pictures(tmp_path: Path, zipped: bool) -> None:
+    state, mean = rosinality(), torch.randn(WIDTH)
+    path = tmp_path / "checkpoint.whatever"
+    torch.save({"g_ema": state, "latent_avg": mean}, path, _use_new_zipfile_serialization=zipped)
+    loaded, header = load_any(path)
+    same_pictures(loaded, rosinality_pictures(state))
+    assert torch.equal(loaded.mapping.w_avg, mean)
+    assert loaded.architecture == SMALL
+    assert header == {"source": path.name, "source_format": "rosinality checkpoint"}
+
+
+def test_training_checkpoints_give_the_averaged_generator(tmp_path: Path) -> None:
+    """With optimiser states, a Namespace of arguments, and prefixes of DataParallel."""
+    averaged, raw = rosinality(1), rosinality(2)
+    parameters = [nn.Parameter(torch.randn(3))]
+    optimiser = torch.optim.Adam(parameters)
+    parameters[0].sum().backward()
+    optimiser.step()
+    content = {
+        "g": raw, "d": {"final_linear.0.weight": torch.zeros(1)},
+        "g_ema": {f"module.{k}": v for k, v in averaged.items()},
+        "g_optim": optimiser.state_dict(), "d_optim": optimiser.state_dict(),
+        "args": argparse.Namespace(size=64, path=Path("lmdb"), lr=0.002), "ada_aug_p": 0.5,
+    }  # fmt: skip
+    torch.save(content, tmp_path / "550000.pt")
+    checkpoint = read_checkpoint(tmp_path / "550000.pt")
+    assert checkpoint.format == "rosinality training checkpoint"
+    loaded, header = load_any(tmp_path / "550000.pt")
+    same_pictures(loaded, rosinality_pictures(averaged))
+    # The mean of W is not in the file: ours is within its own sampling error of a longer one.
+    with torch.no_grad():
+        ws = loaded.mapping(torch.randn(20000, WIDTH))
+    assert torch.equal(loaded.mapping.w_avg, mean_w(loaded.mapping))
+    error = ws.std(0) * math.sqrt(1 / 20000 + 1 / 2**14)
+    assert ((ws.mean(0) - loaded.mapping.w_avg).abs() < 5 * error).all()
+    assert "mean of W was measured" in header["notes"]
+
+
+def test_nada_children_take_the_mean_of_their_parent(tmp_path: Path) -> None:
+    state, parent = rosinality(), randomised()
+    torch.save({"g_ema": state, "g_optim": {"state": {}}}, tmp_path / "child.pt")
+    assert read_checkpoint(tmp_path / "child.pt").format == "StyleGAN-NADA child"
+    loaded, _ = load_any(tmp_path / "child.pt", parent)
+    same_pictures(loaded, rosinality_pictures(state))
+    assert torch.equal(loaded.mapping.w_avg, parent.mapping.w_avg)
+
+
+def test_a_child_without_mapping_needs_its_parent(tmp_path: Path) -> None:
+    state, parent = rosinality(), randomised()
+    child = {k: v for k, v in state.items() if not k.startswith("style.")}
+    torch.save({"g_ema": child}, tmp_path / "child.pt")
+    with pytest.raises(NeedsParent, match="--parent"):
+        load_any(tmp_path / "child.pt")
+    loaded, _ = load_any(tmp_path / "child.pt", parent)
+    same(loaded_mapping(loaded), loaded_mapping(parent))
+    dense = [(parent.mapping.get_parameter(f"fc{i}.weight"),
+              parent.mapping.get_parameter(f"fc{i}.bias")) for i in range(DEPTH)]  # fmt: skip
+    for i, (weight, bias) in enumerate(dense):
+        state[f"style.{i + 1}.weight"], state[f"style.{i + 1}.bias"] = weight, bias
+    same_pictures(loaded, rosinality_pictures(state))
+    other = randomised(Architecture(64, CHANNELS, 16, 24, 2))
+    with pytest.raises(NotAGenerator, match="parent it was fine-tuned from"):
+        load_any(tmp_path / "child.pt", other)
+
+
+def loaded_mapping(g: Generator) -> Generator:
+    """A generator of which only the mapping is g's, to compare that alone."""
+    torch.manual_seed(0)
+    bare = Generator(SMALL)
+    bare.mapping.load_state_dict(g.mapping.state_dict())
+    return bare
+
+
+@pytest.mark.parametrize(
+    ("encoder", "options", "expected"),
+    [
+        ({"encoder.linear.weight": (4, 4), "encoder.linear.bias": (4,)}, {}, "W encoder"),
+        ({"encoder.styles.0.linear.weight": (4, 4)}, {"encoder_type": "Encoder4Editing"}, "e4e"),
+        ({"encoder.styles.0.linear.weight": (4, 4)},
+         argparse.Namespace(encoder_type="GradualStyleEncoder"), "pSp"),
+    ],
+)  # fmt: skip
+def test_encoders_carry_a_generator(
+    tmp_path: Path, encoder: dict, options: object, expected: str
+) -> None:
+    state, row = rosinality(), torch.randn(WIDTH)
+    content = {
+        "state_dict": {"encoder.input_layer.0.weight": torch.zeros(64, 3, 3, 3)}
+        | {k: torch.zeros(v) for k, v in encoder.items()}
+        | {f"decoder.{k}": v for k, v in state.items()},
+        "opts": options, "latent_avg": row.repeat(10, 1),
+    }  # fmt: skip
+    torch.save(content, tmp_path / "encoder.pt")
+    checkpoint = read_checkpoint(tmp_path / "encoder.pt")
+    assert checkpoint.encoder == expected
+    loaded, _ = load_any(tmp_path / "encoder.pt")
+    same_pictures(loaded, rosinality_pictures(state))
+    assert torch.equal(loaded.mapping.w_avg, row)
+
+
+def test_old_rosinality_files_without_noise_load_reproducibly(tmp_path: Path) -> None:
+    state = {k: v for k, v in rosinality().items() if not k.startswith("noises.")}
+    torch.save({"g_ema": state, "latent_avg": torch.zeros(WIDTH)}, tmp_path / "old.pt")
+    (one, header), (two, _) = load_any(tmp_path / "old.pt"), load_any(tmp_path / "old.pt")
+    same(one, two)
+    assert "noise" in header["notes"]
+
+
+# -- TensorFlow ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def registered(names: dict[str, Callable]) -> Iterator[None]:
+    """Puts objects under the module names of the real tools, for as long as is pickled."""
+    added = []
+    for path, value in names.items():
+        module, _, name = path.rpartition(".")
+        for i in range(module.count(".") + 1):
+            parent = ".".join(module.split(".")[: i + 1])
+            if parent not in sys.modules:
+                sys.modules[parent] = types.ModuleType(parent)
+                added.append(parent)
+        value.__module__, value.__name__, value.__qualname__ = module, name, name
+        setattr(sys.modules[module], name, value)
+    try:
+        yield
+    finally:
+        for module in added:
+            del sys.modules[module]
+
+
+class Network:
+    def __init__(self, **state: object) -> None:
+        self.state = state
+
+    def __getstate__(self) -> dict:
+        return self.state
+
+
+MALICIOUS = f"open({str(CANARY)!r}, 'w')\n"  # stands where these files carry source code
+
+
+def tensorflow(
+    seed: int = 1, protocol: int = 4, **options: object
+) -> tuple[bytes, dict[str, np.ndarray]]:
+    """A pickle of (G, D, Gs) with 64 px generators, and the variables of Gs."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
+        return (rng.normal(size=shape) * scale).astype(np.float32)
+
+    mapping = {}
+    for i in range(DEPTH):
+        mapping[f"Dense{i}/weight"] = normal(WIDTH, WIDTH, scale=100)
+        mapping[f"Dense{i}/bias"] = normal(WIDTH, scale=10)
+    synthesis = {"4x4/Const/const": normal(1, CHANNELS[4], 4, 4)}
+
+    def modulated(name: str, i: int, o: int, kernel: int) -> None:
+        synthesis[f"{name}/weight"] = normal(kernel, kernel, i, o)
+        synthesis[f"{name}/mod_weight"] = normal(WIDTH, i)
+        synthesis[f"{name}/mod_bias"] = normal(i, scale=0.3)
+        synthesis[f"{name}/bias"] = normal(o)
+        if kernel == 3:
+            synthesis[f"{name}/noise_strength"] = normal()[()]
+
+    for r in SIZES:
+        if r == 4:
+            modulated("4x4/Conv", CHANNELS[4], CHANNELS[4], 3)
+            synthesis["noise0"] = normal(1, 1, 4, 4)
+        else:
+            modulated(f"{r}x{r}/Conv0_up", CHANNELS[r // 2], CHANNELS[r], 3)
+            modulated(f"{r}x{r}/Conv1", CHANNELS[r], CHANNELS[r], 3)
+            for k in (5, 4):
+                synthesis[f"noise{int(math.log2(r)) * 2 - k}"] = normal(1, 1, r, r)
+        modulated(f"{r}x{r}/ToRGB", CHANNELS[r], 3, 1)
+    own = {"lod": np.float32(0), "dlatent_avg": normal(WIDTH)}
+    static = {"num_channels": 3, "resolution": 64, "label_size": 0, "fmap_base": 16384} | options
+
+    def network(name: str, variables: dict, **components: Network) -> Network:
+        return Network(version=4, name=name, static_kwargs=static, components=components,
+                       build_module_src=MALICIOUS, build_func_name="G",
+                       variables=[*variables.items()])  # fmt: skip
+
+    parts = {"mapping": network("G_mapping", mapping), "synthesis": network("G_synth", synthesis)}
+    with registered({"dnnlib.tflib.network.Network": Network}):
+        averaged = network("Gs", own, **parts)
+        raw = network("G", {"lod": np.float32(0)})
+        discriminator = network("D", {"64x64/FromRGB/weight": normal(1, 1, 3, 8)})
+        data = pickle.dumps((raw, discriminator, averaged), protocol)
+    flat = own | {f"mapping/{k}": v for k, v in mapping.items()}
+    return data, flat | {f"synthesis/{k}": v for k, v in synthesis.items()}
+
+
+def tensorflow_pictures(variables: dict[str, np.ndarray]) -> Callable[[Tensor], Tensor]:
+    """In TensorFlow's terms: HWIO kernels, flipped before they scatter; styles have 1 added."""
+    v = {k: torch.from_numpy(np.asarray(x)) for k, x in variables.items()}
+
+    def layer(r: int, kind: str) -> Layer:
+        conv = {"up": "Conv0_up", "conv": "Conv1" if r > 4 else "Conv", "rgb": "ToRGB"}[kind]
+        name = f"synthesis/{r}x{r}/{conv}"
+        weight = v[f"{name}/weight"]
+        if kind == "up":
+            weight = weight.flip(0, 1)
+        affine, affine_bias = v[f"{name}/mod_weight"].T, v[f"{name}/mod_bias"] + 1
+        weight = weight.permute(3, 2, 0, 1)
+        if kind == "rgb":
+            return Layer(weight, affine, affine_bias, v[f"{name}/bias"])
+        number = {"up": 2 * SIZES.index(r) - 1, "conv": 2 * SIZES.index(r)}[kind]
+        return Layer(weight, affine, affine_bias, v[f"{name}/bias"], v[f"{name}/noise_strength"],
+                     v[f"synthesis/noise{number}"])  # fmt: skip
+
+    dense = [(v[f"mapping/Dense{i}/weight"].T, v[f"mapping/Dense{i}/bias"]) for i in range(DEPTH)]
+    return lambda z: textbook(z, dense, v["synthesis/4x4/Const/const"], layer)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_tensorflow_pickles_give_the_same_pictures(tmp_path: Path, protocol: int) -> None:
+    data, variables = tensorflow(protocol=protocol)
+    (tmp_path / "stylegan2.pkl").write_bytes(data)
+    assert read_checkpoint(tmp_path / "stylegan2.pkl").format == "TensorFlow pickle"
+    loaded, _ = load_any(tmp_path / "stylegan2.pkl")
+    same_pictures(loaded, tensorflow_pictures(variables))
+    np.testing.assert_array_equal(loaded.mapping.w_avg, variables["dlatent_avg"])
+
+
+# -- NVIDIA's modules ---------------------------------------------------------------------------
+
+
+class Persistent(nn.Module):
+    """Pickles as objects of a torch_utils.persistence class do."""
+
+    def __init__(self, kind: str, **attributes: object) -> None:
+        super().__init__()
+        self.kind = kind
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def __reduce__(self) -> tuple:
+        from torch_utils.persistence import _reconstruct_persistent_obj
+
+        state = dict(self.__dict__)
+        meta = dict(type="class", version=6, module_src=MALICIOUS, class_name=state.pop("kind"),
+                    state=state)  # fmt: skip
+        return _reconstruct_persistent_obj, (meta,), None
+
+
+class EasyDict(dict):
+    pass
+
+
+def _reconstruct_persistent_obj(meta: dict) -> None:
+    raise AssertionError("only pickled, never unpickled")
+
+
+KERNEL = FIR / 4  # sums to 1
+
+
+def persistent(g: Generator, **attributes: object) -> Persistent:
+    """A generator as NVIDIA's classes hold it."""
+    a, state = g.architecture, g.state_dict()
+
+    def module(kind: str, prefix: str, **more: object) -> Persistent:
+        """The tensors directly under a prefix."""
+        made = Persistent(kind, **more)
+        for name, value in state.items():
+            path, _, last = name.rpartition(".")
+            if path == prefix:
+                if last in ("w_avg", "noise_const"):
+                    made.register_buffer(last, value.clone())
+                else:
+                    made.register_parameter(last, nn.Parameter(value.clone()))
+        return made
+
+    mapping = module("MappingNetwork", "mapping", z_dim=a.z_dim, c_dim=0, w_dim=a.w_dim)
+    for i in range(a.mapping_layers):
+        dense = module("FullyConnectedLayer", f"mapping.fc{i}", activation="lrelu",
+                       weight_gain=a.mapping_rate / np.sqrt(a.w_dim), bias_gain=a.mapping_rate
+                       )  # fmt: skip
+        setattr(mapping, f"fc{i}", dense)
+    synthesis = Persistent("SynthesisNetwork", w_dim=a.w_dim, img_resolution=a.resolution)
+    for r in a.resolutions:
+        block = module("SynthesisBlock", f"synthesis.b{r}", architecture="skip", resolution=r)
+        block.register_buffer("resample_filter", KERNEL.clone())
+        for layer in ("conv0", "conv1", "torgb"):
+            if f"synthesis.b{r}.{layer}.weight" not in state:
+                continue
+            name = f"synthesis.b{r}.{layer}"
+            conv = module("SynthesisLayer", name, activation="lrelu", conv_clamp=a.conv_clamp,
+                          **attributes)  # fmt: skip
+            conv.affine = module("FullyConnectedLayer", f"{name}.affine", activation="linear")
+            if layer != "torgb":
+                conv.register_buffer("resample_filter", KERNEL.clone())
+                # fp16 blocks keep their weights channels last: strides in the file are no trifle
+                conv.weight.data = conv.weight.data.to(memory_format=torch.channels_last)
+            setattr(block, layer, conv)
+        setattr(synthesis, f"b{r}", block)
+    return Persistent("Generator", z_dim=a.z_dim, c_dim=0, mapping=mapping, synthesis=synthesis,
+                      _init_args=(), _init_kwargs=EasyDict(conv_clamp=a.conv_clamp))  # fmt: skip
+
+
+def nvidia() -> AbstractContextManager[None]:
+    return registered({
+        "torch_utils.persistence._reconstruct_persistent_obj": _reconstruct_persistent_obj,
+        "dnnlib.util.EasyDict": EasyDict,
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pickled(generator: Generator) -> bytes:
+    """A whole NVIDIA pickle: G, D and G_ema."""
+    with nvidia():
+        d = Persistent("Discriminator")
+        d.b64 = Persistent("DiscriminatorBlock")
+        d.b64.fromrgb = Persistent("Conv2dLayer")
+        d.b64.fromrgb.weight = nn.Parameter(torch.zeros(8, 3, 1, 1))
+        content = {
+            "G": persistent(randomised(seed=8)), "D": d, "G_ema": persistent(generator),
+            "training_set_kwargs": EasyDict(path="x", resolution=64), "augment_pipe": None,
+        }  # fmt: skip
+        return pickle.dumps(content)
+
+
+def test_nvidia_pickles_give_the_same_generator(
+    tmp_path: Path, pickled: bytes, generator: Generator
+) -> None:
+    (tmp_path / "ffhq.txt").write_bytes(pickled)
+    loaded, _ = load_any(tmp_path / "ffhq.txt")
+    same(loaded, generator)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_clamp_rate_and_every_protocol(tmp_path: Path, protocol: int) -> None:
+    g = randomised(Architecture(64, CHANNELS, 24, 16, 2, 0.02, 256.0))
+    with nvidia():
+        data = pickle.dumps({"G_ema": persistent(g)}, protocol)
+    if protocol == 3:  # how numpy 2 spells it
+        assert b"cnumpy.core.multiarray\n" in data
+        data = data.replace(b"cnumpy.core.multiarray\n", b"cnumpy._core.multiarray\n")
+    (tmp_path / "g.pkl").write_bytes(data)
+    same(load_any(tmp_path / "g.pkl")[0], g)
+
+
+def test_pti_and_stit_modules(tmp_path: Path, generator: Generator) -> None:
+    with nvidia():
+        torch.save(persistent(generator), tmp_path / "pti.pt")
+        stit = {"generator": persistent(generator), "pivots": torch.zeros(2, 10, WIDTH),
+                "quads": [np.zeros((4, 2))]}  # fmt: skip
+        torch.save(stit, tmp_path / "stit.pt")
+    for name in ("pti", "stit"):
+        checkpoint = read_checkpoint(tmp_path / f"{name}.pt")
+        assert checkpoint.format == f"{name.upper()} module"
+        same(load_any(checkpoint.path)[0], generator)
+
+
+def test_mystyle_synthesis_takes_the_mapping_of_its_parent(
+    tmp_path: Path, generator: Generator
+) -> None:
+    with nvidia():
+        torch.save(persistent(generator).synthesis, tmp_path / "mystyle_model.pt")
+    assert read_checkpoint(tmp_path / "mystyle_model.pt").format == "MyStyle synthesis module"
+    with pytest.raises(NeedsParent, match="fine-tuned from"):
+        load_any(tmp_path / "mystyle_model.pt")
+    loaded, _ = load_any(tmp_path / "mystyle_model.pt", generator)
+    same(loaded, generator)
+
+
+def test_generators_trained_without_noise(tmp_path: Path, generator: Generator) -> None:
+    state = {k: v for k, v in generator.state_dict().items() if ".noise_" not in k}
+    torch.save(state, tmp_path / "quiet.pt")
+    loaded, _ = load_any(tmp_path / "quiet.pt")
+    w = torch.randn(1, WIDTH)
+    assert torch.equal(loaded.synthesis(w), generator.synthesis(w, noise="none"))
+
+
+# -- out ----------------------------------------------------------------------------------------
+
+
+def test_the_way_round_is_exact(tmp_path: Path, generator: Generator) -> None:
+    for g in (generator, randomised(Architecture(64, CHANNELS, 16, 16, 2, 0.02, 256.0))):
+        notes = save_rosinality(tmp_path / "out.pt", g)
+        assert any("channels" in note for note in notes)
+        assert any("clamp" in note for note in notes) == (g.architecture.conv_clamp is not None)
+        back, header = load_any(tmp_path / "out.pt")
+        same(back, g)
+        save_generator(tmp_path / "out.safetensors", back, header)
+        again, _ = load_any(tmp_path / "out.safetensors")
+        same(again, g)
+
+
+def test_the_export_is_what_rosinality_reads(tmp_path: Path, generator: Generator) -> None:
+    """Plain tensors under exactly its names and shapes, and its forward pass gives our pictures."""
+    save_rosinality(tmp_path / "out.pt", generator)
+    content = torch.load(tmp_path / "out.pt", weights_only=True)
+    expected = rosinality()
+    assert content["g_ema"].keys() == expected.keys()
+    for name, value in expected.items():
+        assert content["g_ema"][name].shape == value.shape, name
+    torch.testing.assert_close(content["g_ema"]["convs.0.conv.blur.kernel"], FIR)
+    same_pictures(generator, rosinality_pictures(content["g_ema"]))
+
+
+def test_what_rosinality_cannot_hold_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(NotAGenerator, match="24 numbers in z and 16 in w"):
+        save_rosinality(tmp_path / "out.pt", Generator(Architecture(64, CHANNELS, 24, 16, 2)))
+    assert not list(tmp_path.iterdir())
