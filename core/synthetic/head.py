@@ -144,9 +144,9 @@ def eye_lids(p: Any, side: float, x: float) -> tuple[float, float, float, float,
     k = max(1.0 - u * u, 0.0)
     tilt = p.eye_tilt * 0.6 * u * 0.15 + 0.012 * u
     squint = max(p.smile, 0.0) * 0.008 + 0.010 * p.puff
-    up = (0.061 + 0.035 * p.gaze_y - 0.006 * max(-p.gaze_y, 0.0) ** 2
+    up = (0.062 + 0.034 * p.gaze_y
           + 0.005 * max(p.brow_raise, 0.0) - 0.008 * p.frown) * p.eye_size
-    down = (0.045 - squint - 0.033 * p.gaze_y) * p.eye_size
+    down = (0.045 - squint - 0.036 * p.gaze_y) * p.eye_size
     lower = tilt - down * k**0.8
     # The upper lid peaks nearer the nose, the lower one nearer the temple.
     upper = tilt + up * k**0.65 * (1.0 - 0.16 * u * k)
@@ -256,7 +256,7 @@ def _build_head(P: np.ndarray, rows: np.ndarray, theta: np.ndarray, pos: np.ndar
             ax = abs(x)
             if row[_HEAD] > 0.3 and c > -0.2 and y < -0.15:
                 a = abs(theta[j])
-                edge = -0.60 - 0.26 * bump(a, 0.19) + 0.32 * smooth(0.7, 1.15, a) + 0.25 * smooth(
+                edge = -0.60 - 0.23 * bump(a, 0.16) + 0.32 * smooth(0.7, 1.15, a) + 0.25 * smooth(
                     1.12, 1.36, a)
                 beard = smooth(edge + 0.07, edge - 0.09, y)
                 beard *= smooth(1.60, 1.38, a) * smooth(-1.50, -1.28, y)

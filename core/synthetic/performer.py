@@ -30,7 +30,7 @@ __all__ = ["INDEX", "NAMES", "PARAMETERS", "Parameter", "from_normal", "landmark
            "neutral", "performance", "random_identity", "render", "self_scan", "transfer"]
 
 # Camera: distance and width of the picture at the head's pivot, in head units (10 cm).
-_DISTANCE, _WINDOW, _CENTRE_Y = 9.0, 3.45, -0.22
+_DISTANCE, _WINDOW, _CENTRE_Y = 9.0, 3.6, -0.16
 _PIVOT = np.array([0.0, -0.45, -0.80])
 _NECK = np.array([0.0, -1.7, -0.93])
 
@@ -206,6 +206,7 @@ def render(params: np.ndarray, size: int = 256, supersample: int = 2) -> np.ndar
     shadow = np.full((_SHADOW, _SHADOW), 1e9, np.float32)
     shading.depth_map(skin_lit, head.CASTER_FACES, shadow)
     if f["hair_amount"] > 0.05:
+        # every other triangle: hair lets about half of the light through
         shading.depth_map(hair_lit, head.HAIR_FACES[::2], shadow)
     shading.light_received(skin_lit, shadow, 2.2, mesh.attribute)
     shading.light_received(hair_lit, shadow, 3.0, mesh.hair_attribute)
@@ -294,6 +295,7 @@ def random_identity(seed: int) -> np.ndarray:
     """[P] a seeded person with their look, light and background; resting face, straight pose."""
     p = from_normal(np.random.default_rng(seed).standard_normal(len(PARAMETERS)))
     p[MOTION] = 0.0
+    p[INDEX["glasses"]] = round(p[INDEX["glasses"]])      # a person wears them or does not
     return p
 
 
@@ -369,7 +371,6 @@ def self_scan(identity: np.ndarray, frames: int, fps: float = 30, seed: int = 0)
     length = frames / fps
     set_ = {name: p[:, i] for name, i in INDEX.items()}     # views into the clip
 
-    quick = 1.0
     wink_at = (0.0, 0.0)
     gaze = 0.12 * _saccades(rng, t, 0.5, 1.2)
     start = 0.0
@@ -421,7 +422,7 @@ def self_scan(identity: np.ndarray, frames: int, fps: float = 30, seed: int = 0)
             set_["mouth_skew"] += w * np.sin(2 * np.pi * s)
         start += d
     for name, size in (("yaw", 1.2), ("pitch", 0.8), ("roll", 0.8)):
-        set_[name] += size * quick * _drift(rng, t, 0.5)
+        set_[name] += size * _drift(rng, t, 0.5)
     p[:, INDEX["gaze_x"]], p[:, INDEX["gaze_y"]] = gaze.T
     # nobody blinks in the middle of a wink
     both = _blinks(rng, t, 3.0) * ((t < wink_at[0]) | (t > wink_at[1]))

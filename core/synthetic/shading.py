@@ -3,6 +3,8 @@
 Head and bust fill one buffer, hair a second one that is laid over it with soft ends. What is
 smaller than the mesh is drawn per sample on top of it: eyes (rays meet the eyeball behind the
 lids), teeth (rays meet the dental arch behind the lips), brows, lashes, pores, beard and strands.
+
+numba's cache watches this file alone: touch it after changing a function of head.py used here.
 """
 
 from __future__ import annotations
@@ -292,9 +294,9 @@ def _eye(p: Any, tiles: np.ndarray, pal: np.ndarray, x: float, y: float, z: floa
     rr = math.sqrt(rx * rx + ry * ry) * EYEBALL / IRIS if rz > 0.0 else 9.0
     thread = max(_noise(tiles, 1, side * ex * 300.0, ey * 300.0), 0.0)
     vein = 0.10 * smooth(0.5, 1.05, abs(u)) + 0.03 * thread * smooth(0.3, 0.9, abs(u))
-    r = 0.74
-    g = 0.70 - 1.3 * vein
-    bl = 0.67 - 1.4 * vein
+    r = 0.68
+    g = 0.64 - 1.3 * vein
+    bl = 0.61 - 1.4 * vein
     iris = smooth(1.08, 0.93, rr)
     if iris > 0.0:
         ang = math.atan2(ry, side * rx)
@@ -452,7 +454,6 @@ def shade_skin(P: np.ndarray, tiles: np.ndarray, pal: np.ndarray, light: np.ndar
             g = pal[SKIN, 1]
             bl = pal[SKIN, 2]
             gloss = 0.5
-            wet = 0.0
             sharp = 0.0     # share that is eye or mouth interior, lit on its own
             front = smooth(-0.55, -0.15, z)
             is_ear = q >= ear_face
@@ -518,10 +519,9 @@ def shade_skin(P: np.ndarray, tiles: np.ndarray, pal: np.ndarray, light: np.ndar
                             slope = 0.05 - 0.055 * k
                             lines += (p.age * (0.5 + 0.6 * max(p.smile, 0.0)) * crow * bump(
                                 y - slope - (0.35 - 0.45 * k) * (ax - p.eye_x - 0.17), 0.008))
-                        bag = p.eye_x
                         lines += 0.55 * p.age * bump(
-                            y + 0.115 - 0.9 * (ax - bag) * (ax - bag), 0.012) * bump(
-                            ax - bag + 0.01, 0.10) * front
+                            y + 0.115 - 0.9 * (ax - p.eye_x) ** 2, 0.012) * bump(
+                            ax - p.eye_x + 0.01, 0.10) * front
                     if p.frown > 0.0:
                         lines += 0.8 * p.frown * bump(ax - 0.055 - 0.05 * (y - 0.2), 0.010) * bump(
                             y - 0.2, 0.065) * front
@@ -677,7 +677,7 @@ def shade_skin(P: np.ndarray, tiles: np.ndarray, pal: np.ndarray, light: np.ndar
             rim = 1.0 - max(nz, 0.0)
             rim = rim * rim * rim
             shine = gloss * (0.3 + 0.7 * p.gloss) * lit * (
-                0.10 * h8 + 0.20 * h16 * h8 * (1.0 + 1.5 * wet)) * (1.0 + 2.0 * rim)
+                0.10 * h8 + 0.20 * h16 * h8) * (1.0 + 2.0 * rim)
             hemi = 0.5 + 0.5 * ny
             bleed = 1.0 - ao
             ar = ao + 0.22 * bleed * ao
