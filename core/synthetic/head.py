@@ -254,7 +254,7 @@ def _build_head(P: np.ndarray, rows: np.ndarray, theta: np.ndarray, pos: np.ndar
                 scalp = smooth(-0.06, 0.07, y - line)
             face = smooth(0.02, 0.5, c) * row[_HEAD]
             ax = abs(x)
-            if row[_HEAD] > 0.3 and c > -0.2 and y < -0.15:
+            if row[_HEAD] > 0.3 and c > -0.2 and y < 0.1:
                 a = abs(theta[j])
                 edge = -0.60 - 0.23 * bump(a, 0.16) + 0.32 * smooth(0.7, 1.15, a) + 0.25 * smooth(
                     1.12, 1.36, a)
