@@ -280,7 +280,7 @@ def _eye(p: Any, tiles: np.ndarray, pal: np.ndarray, x: float, y: float, z: floa
     ny = ey * n
     nz = ez * n
     # gaze frame
-    gx = 0.66 * p.gaze_x
+    gx = 0.72 * p.gaze_x
     gy = 0.58 * p.gaze_y
     cgx = math.cos(gx)
     sgx = math.sin(gx)
