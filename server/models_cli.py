@@ -10,6 +10,7 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
 
 if TYPE_CHECKING:  # torch loads in the commands that need it
@@ -95,11 +96,10 @@ def sample(
     tile = min(a.resolution, 256)
     pictures: list[np.ndarray] = []
     with torch.no_grad():
-        for part in z.split(4):
+        for part in track(z.split(4), "drawing", console=console, transient=True):
             drawn = F.interpolate(generator(part, truncation), (tile, tile), mode="area")
             drawn = (drawn.clamp(-1, 1) + 1) * 127.5 + 0.5
             pictures.extend(drawn.byte().permute(0, 2, 3, 1).numpy())
-            console.print(f"  {len(pictures)} of {count}", end="\r")
     labels = [f"{seed}: {i}" for i in range(count)]
     frames.write_png(output, sheets.contact_sheet(pictures, labels))
     console.print(f"written: {escape(str(output))}")

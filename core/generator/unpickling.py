@@ -35,7 +35,6 @@ MAX_INDEX = 64 << 20  # bytes of a zip's directory and of the pickle in it
 MAX_DIMENSIONS = 16
 
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of torch's old files
-LEGACY_HEAD = b"\x80\x02\x8a\x0a" + TORCH_MAGIC.to_bytes(10, "little")
 
 
 class UnreadableCheckpoint(ReenactError):
@@ -558,7 +557,7 @@ def read_pickle(path: str | Path) -> object:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            head = file.read(len(LEGACY_HEAD))
+            zipped = file.read(2) == b"PK"
             file.seek(0)
 
             def read_at(start: int, count: int) -> bytes:
@@ -567,13 +566,13 @@ def read_pickle(path: str | Path) -> object:
                     again.seek(start)
                     return again.read(count)
 
-            if head.startswith(b"PK"):
+            if zipped:
                 return _zipped(file, size, read_at)
-            if head == LEGACY_HEAD:
+            content = _interpret(_Bounded(file, min(size, MAX_PICKLE)))
+            if type(content) is int and content == TORCH_MAGIC:
+                file.seek(0)
                 return _legacy(file, size, read_at)
-            if size > MAX_PICKLE:
-                raise _Refuse(f"a pickle of more than {MAX_PICKLE >> 30} GiB")
-            return _interpret(_Bounded(file, size))
+            return content
     except _Refuse as error:
         raise RefusedPickle(path, str(error)) from error
     except OSError as error:
@@ -640,6 +639,7 @@ class _Entry:
     header: int  # where its local header starts
     size: int
     checksum: int
+    packed: bool  # compressed or encrypted
 
 
 def _zipped(file: BinaryIO, size: int, read_at: Callable[[int, int], bytes]) -> object:
@@ -647,6 +647,9 @@ def _zipped(file: BinaryIO, size: int, read_at: Callable[[int, int], bytes]) -> 
     folders = [name.removesuffix("/data.pkl") for name in entries if name.endswith("/data.pkl")]
     if any(name.endswith("/constants.pkl") for name in entries):
         raise _Refuse("TorchScript code")
+    for name, entry in entries.items():
+        if entry.packed:
+            raise _Refuse(f"compressed or encrypted data ({name[:80]}), which torch never writes")
     if len(folders) != 1:
         raise _Damaged("it is a zip archive, but not one of torch's: unpack it first")
     folder = folders[0]
@@ -686,7 +689,7 @@ def _zipped(file: BinaryIO, size: int, read_at: Callable[[int, int], bytes]) -> 
 
 
 def _zip_entries(file: BinaryIO, size: int) -> Mapping[str, _Entry]:
-    """The directory of a zip file whose entries are stored as they are, as torch writes them.
+    """The directory of a zip file.
 
     The standard library's reader takes any size of directory and any compression on trust.
     """
@@ -734,11 +737,10 @@ def _zip_entries(file: BinaryIO, size: int) -> Mapping[str, _Entry]:
                 next(sizes) if n == 0xFFFFFFFF else n for n in (unpacked, packed, header)
             )
         at += name_size + extra_size + note_size
-        if method != 0 or flags & 1 or packed != unpacked:
-            raise _Refuse(f"compressed or encrypted data ({name[:80]}), which torch never writes")
-        if header + unpacked > size:
+        if header + packed > size:
             raise _Damaged(f"{name[:80]} in it is cut short")
-        entries[name] = _Entry(header, unpacked, checksum)
+        changed = method != 0 or flags & 1 != 0 or packed != unpacked
+        entries[name] = _Entry(header, unpacked, checksum, changed)
     return entries
 
 
