@@ -9,10 +9,12 @@ from typing import Annotated
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track as progress
 
 from core import frames
 from core.errors import ReenactError
+from server import models_cli
 
 app = typer.Typer(
     help="Facial reenactment through a personalized generator.",
@@ -20,6 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(models_cli.app, name="models")
 console = Console(highlight=False)
 
 
@@ -28,7 +31,7 @@ def main() -> None:
     try:
         app()
     except ReenactError as error:
-        Console(stderr=True, highlight=False).print(f"[red]reenact:[/red] {error}")
+        Console(stderr=True, highlight=False).print(f"[red]reenact:[/red] {escape(str(error))}")
         sys.exit(1)
 
 
@@ -44,12 +47,11 @@ def track(
     colour_space: Annotated[
         str | None, typer.Option(help="Colour space of the clip, where the default is wrong")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ) -> None:
     """Follows a face through a clip and writes an overlay sheet of it."""
     opened = frames.open_clip(clip, colour_space=colour_space)
     sheet = sheet or Path(f"{Path(opened.path).name.split('.')[0]}_track.png")
-    track_clip(opened, sheet, _point(at), device)
+    track_clip(opened, sheet, _point(at))
 
 
 @app.command()
@@ -68,7 +70,7 @@ def demo(
         ("driving", performer.performance(driver, count, seed=seed)),
     ):
         pattern = folder / name / f"{name}.####.exr"
-        console.print(f"[bold]{name}[/bold]: {count} frames to {pattern}")
+        console.print(f"[bold]{name}[/bold]: {count} frames to {escape(str(pattern))}")
         film(motion, pattern, size)
         track_clip(frames.open_clip(pattern), folder / f"{name}_track.png")
 
@@ -89,7 +91,6 @@ def track_clip(
     clip: frames.Clip,
     sheet: Path,
     at: tuple[float, float] | None = None,
-    device: str = "cpu",
 ) -> None:
     """Tracks a clip, says what was found and writes the overlay sheet.
 
@@ -97,21 +98,22 @@ def track_clip(
         clip: from `open_clip`.
         sheet: PNG to write; see `core.sheets.track_sheet`.
         at: plate px of the person to follow.
-        device: torch device.
     """
+    import torch
+
     from core import facemesh, sheets
 
     absent = frames.missing(clip)
     if absent:
         console.print(f"  [yellow]missing frames: {frames.format_numbers(absent)}[/yellow]")
     for note in clip.notes:
-        console.print(f"  {note}")
+        console.print(f"  {escape(note)}")
     pictures = ((f.number, f.srgb) for f in frames.read_network_frames(clip))
     found = facemesh.track(
         progress(pictures, "  tracking", total=len(clip.numbers), console=console),
         at=at,
         pixel_aspect=clip.pixel_aspect,
-        device=device,
+        device="cuda" if torch.cuda.is_available() else "cpu",
     )
     total, with_face = len(found.numbers), int(found.found.sum())
     console.print(
@@ -125,7 +127,7 @@ def track_clip(
         if len(numbers):
             console.print(f"  {title}: {frames.format_numbers(numbers.tolist())}")
     frames.write_png(sheet, sheets.track_sheet(clip, found))
-    console.print(f"  overlay sheet: {sheet}")
+    console.print(f"  overlay sheet: {escape(str(sheet))}")
 
 
 def _point(text: str | None) -> tuple[float, float] | None:
