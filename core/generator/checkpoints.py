@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -627,7 +628,9 @@ def _rosinality(
     return Checkpoint(path, format_name, tensors, rate, clamp, encoder, notes)
 
 
-def encoder_kind(state: Mapping[str, object], options: object) -> str:
+def encoder_kind(
+    state: Mapping[str, object], options: object
+) -> Literal["W encoder", "e4e", "pSp"]:
     """Names the encoder of a pSp-like checkpoint, whose `encoder.*` names alone do not tell."""
     if isinstance(options, Instance):
         options = options.state

@@ -1,0 +1,251 @@
+"""Picture -> w: the IR-SE-50 encoders of pSp, e4e and HyperStyle, from their own checkpoints.
+
+Module names are those of the checkpoints, so that their tensors load by name; every width is
+read off the tensors. Sources: Richardson et al. 2021 (pSp), Tov et al. 2021 (e4e), Alaluf et
+al. 2022 (HyperStyle's W encoder); the trunk is ArcFace's (Deng et al. 2019) with squeeze and
+excitation.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.errors import ReenactError
+from core.generator.checkpoints import encoder_kind
+from core.generator.network import Dense
+from core.generator.unpickling import Instance, StoredTensor, read_pickle
+
+INPUT_SIZE = 256
+Kind = Literal["W encoder", "e4e", "pSp"]
+
+_STAGES = (3, 4, 14, 3)  # units per width; the first of each halves the resolution
+_FINE, _MIDDLE, _COARSE = 6, 20, 23  # units whose features the pyramid takes
+_MIDDLE_ROW, _FINE_ROW = 3, 7  # the rows of w+ from which on it takes the finer ones
+
+
+class NotAnEncoder(ReenactError):
+    """The file holds no encoder that can be loaded here."""
+
+
+class _Excite(nn.Module):
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, squeezed, 1, bias=False)
+        self.fc2 = nn.Conv2d(squeezed, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True)))))
+
+
+class _Unit(nn.Module):
+    def __init__(self, inputs: int, outputs: int, squeezed: int, stride: int) -> None:
+        super().__init__()
+        self.res_layer = nn.Sequential(
+            nn.BatchNorm2d(inputs),
+            nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False),
+            nn.PReLU(outputs),
+            nn.Conv2d(outputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            _Excite(outputs, squeezed),
+        )
+        self.shortcut_layer: nn.Module = nn.MaxPool2d(1, stride)
+        if inputs != outputs:
+            self.shortcut_layer = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut_layer(x) + self.res_layer(x)
+
+
+class _Style(nn.Module):
+    """Features -> one row: convolutions of stride 2 down to one pixel, then a linear layer."""
+
+    def __init__(self, channels: int, halvings: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(halvings):
+            layers += [nn.Conv2d(channels, channels, 3, 2, 1), nn.LeakyReLU()]
+        self.convs = nn.Sequential(*layers)
+        self.linear = Dense(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.convs(x).flatten(1))
+
+
+class Encoder(nn.Module):
+    """A trunk with either one linear layer (W) or a pyramid of features with a head per row (W+).
+
+    Args:
+        kind: which encoder.
+        widths: channels of the input layer and of the four stages.
+        squeezed: channels of each unit's squeeze.
+        rows: of w+; 0 for a W encoder.
+        mean: `[w_dim]` or `[rows, w_dim]`, added to what the network makes.
+    """
+
+    mean: Tensor
+
+    def __init__(
+        self, kind: Kind, widths: Sequence[int], squeezed: Sequence[int], rows: int, mean: Tensor
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.rows = rows
+        first, *widths = widths
+        self.input_layer = nn.Sequential(
+            nn.Conv2d(3, first, 3, 1, 1, bias=False), nn.BatchNorm2d(first), nn.PReLU(first)
+        )
+        units: list[nn.Module] = []
+        inputs = first
+        for width, count in zip(widths, _STAGES, strict=True):
+            for i in range(count):
+                units.append(_Unit(inputs, width, squeezed[len(units)], 1 if i else 2))
+                inputs = width
+        self.body = nn.ModuleList(units)
+        if kind == "W encoder":
+            self.linear = Dense(inputs, inputs)
+        else:
+            halvings = (4 + (i >= _MIDDLE_ROW) + (i >= _FINE_ROW) for i in range(rows))
+            self.styles = nn.ModuleList(_Style(inputs, n) for n in halvings)
+            self.latlayer1 = nn.Conv2d(widths[2], inputs, 1)
+            self.latlayer2 = nn.Conv2d(widths[1], inputs, 1)
+        self.register_buffer("mean", mean, persistent=False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """The code in W.
+
+        Args:
+            pictures: `[B, 3, H, W]`, FFHQ-aligned, sRGB in [-1, 1]; resized to 256 px here.
+
+        Returns:
+            w `[B, w_dim]`. Of an e4e encoder the common code, without its offsets per row.
+
+        Raises:
+            NotAnEncoder: a pSp encoder, whose rows have no common code.
+        """
+        if self.kind == "pSp":
+            raise NotAnEncoder(
+                "This pSp encoder gives w+ codes, which do not lie in W, where anchors must. Use "
+                "a W encoder (HyperStyle) or an e4e one."
+            )
+        *_, coarse = self._features(pictures)
+        mean = self.mean if self.mean.ndim == 1 else self.mean[0]
+        if self.kind == "e4e":
+            return self.styles[0](coarse) + mean
+        return self.linear(coarse.mean((2, 3))) + mean
+
+    def w_plus(self, pictures: Tensor) -> Tensor:
+        """The code in W+, `[B, rows, w_dim]`, of pictures as for `forward`.
+
+        Raises:
+            NotAnEncoder: a W encoder; expand its w instead.
+        """
+        if self.kind == "W encoder":
+            raise NotAnEncoder("A W encoder gives one w for all rows: call it for that.")
+        fine, middle, coarse = self._features(pictures)
+        middle = _enlarged(coarse, self.latlayer1(middle))
+        fine = _enlarged(middle, self.latlayer2(fine))
+        rows = []
+        for i, style in enumerate(self.styles):
+            level = coarse if i < _MIDDLE_ROW else middle if i < _FINE_ROW else fine
+            rows.append(style(level))
+        codes = torch.stack(rows, 1)
+        if self.kind == "e4e":  # later rows are offsets from the first
+            codes = torch.cat([codes[:, :1], codes[:, :1] + codes[:, 1:]], 1)
+        return codes + self.mean
+
+    def _features(self, pictures: Tensor) -> list[Tensor]:
+        size = (INPUT_SIZE, INPUT_SIZE)
+        if pictures.shape[2:] != size:
+            pictures = F.interpolate(pictures, size, mode="bilinear", antialias=True)
+        x = self.input_layer(pictures)
+        taken = []
+        for i, unit in enumerate(self.body):
+            x = unit(x)
+            if i in (_FINE, _MIDDLE, _COARSE):
+                taken.append(x)
+        return taken
+
+
+def _enlarged(small: Tensor, added: Tensor) -> Tensor:
+    size = added.shape[2:]
+    return F.interpolate(small, size, mode="bilinear", align_corners=True) + added
+
+
+def load_encoder(path: str | Path) -> Encoder:
+    """Loads the encoder of a pSp, e4e or HyperStyle W encoder checkpoint.
+
+    Args:
+        path: the file; nothing in it is run.
+
+    Returns:
+        The encoder in float32 on the CPU, in evaluation mode.
+
+    Raises:
+        NotAnEncoder: no encoder in it, or one of another architecture.
+        UnreadableCheckpoint: missing, cut short or damaged.
+        RefusedPickle: it asks for anything but tensors.
+    """
+    content = read_pickle(path)
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not isinstance(state, dict):
+        raise NotAnEncoder(f"{path} holds no encoder's tensors. Choose a pSp-like checkpoint.")
+    tensors = {
+        name.removeprefix("encoder."): value
+        for name, value in state.items()
+        if isinstance(name, str) and name.startswith("encoder.") and isinstance(value, StoredTensor)
+    }
+    kind: Kind = encoder_kind(state, content.get("opts"))
+    try:
+        widths = [tensors["input_layer.0.weight"].shape[0]]
+        units = [sum(_STAGES[:i]) for i in range(len(_STAGES))]
+        widths += [tensors[f"body.{i}.res_layer.1.weight"].shape[0] for i in units]
+        squeezed = [tensors[f"body.{i}.res_layer.5.fc1.weight"].shape[0] for i in range(24)]
+        w_dim = tensors["linear.bias" if kind == "W encoder" else "styles.0.linear.bias"].shape[0]
+    except (KeyError, IndexError) as error:
+        raise NotAnEncoder(
+            f"{path} holds no IR-SE-50 encoder ({error} is missing). Choose a checkpoint of pSp, "
+            "e4e or HyperStyle's W encoder."
+        ) from error
+    rows = sum(bool(re.fullmatch(r"styles\.\d+\.linear\.bias", name)) for name in tensors)
+    with torch.device("meta"):
+        expected = Encoder(kind, widths, squeezed, rows, torch.zeros(1)).state_dict()
+    for name in expected.keys() | tensors.keys():
+        wanted, got = expected.get(name), tensors.get(name)
+        if wanted is None or got is None or tuple(got.shape) != tuple(wanted.shape):
+            raise NotAnEncoder(
+                f"{path} holds an encoder of another architecture: {name} is "
+                f"{'missing' if got is None else [*got.shape]}, not "
+                f"{'wanted' if wanted is None else [*wanted.shape]}. Choose a checkpoint of pSp, "
+                "e4e or HyperStyle's W encoder."
+            )
+    mean = _mean(content, kind, w_dim, rows)
+    encoder = Encoder(kind, widths, squeezed, rows, mean).eval().requires_grad_(False)
+    encoder.load_state_dict({name: value.load() for name, value in tensors.items()})
+    return encoder
+
+
+def _mean(content: Mapping[str, object], kind: Kind, w_dim: int, rows: int) -> Tensor:
+    """What is added to the codes: the mean of W, unless the encoder was trained without it."""
+    options = content.get("opts")
+    options = options.state if isinstance(options, Instance) else options
+    starts = not isinstance(options, dict) or options.get("start_from_latent_avg", True)
+    stored = content.get("latent_avg")
+    if isinstance(stored, StoredTensor) and (starts or kind == "W encoder"):
+        mean = stored.load().float()
+        mean = mean.reshape(-1, mean.shape[-1]) if mean.ndim else mean.reshape(1, 1)
+        if mean.shape == (1, w_dim) or (mean.shape[1] == w_dim and kind == "W encoder"):
+            return mean[0]
+        if mean.shape == (rows, w_dim):
+            return mean
+        raise NotAnEncoder(
+            f"The checkpoint's latent_avg is {[*mean.shape]}, which does not fit its encoder of "
+            f"{rows or 1} rows of {w_dim}. Download it again."
+        )
+    return torch.zeros(w_dim)
