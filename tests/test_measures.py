@@ -13,6 +13,8 @@ from core.facemesh.measures import MEASURES, measure
 POINTS = {
     33: (-45, 0, 0), 133: (-15, 0, 0), 362: (15, 0, 0), 263: (45, 0, 0),
     159: (-30, -5, 0), 145: (-30, 5, 0), 386: (30, -4, 0), 374: (30, 4, 0),
+    158: (-24, -5, 0), 153: (-24, 5, 0), 160: (-36, -5, 0), 144: (-36, 5, 0),
+    385: (24, -4, 0), 380: (24, 4, 0), 387: (36, -4, 0), 373: (36, 4, 0),
     468: (-30, 0, 0), 473: (30, 0, 0), 105: (-32, -20, 0), 334: (32, -20, 0),
     61: (-22, 60, 0), 291: (22, 60, 0), 0: (0, 52, 0), 13: (0, 57, 0), 14: (0, 66, 0),
     10: (0, -70, 0), 152: (0, 110, 0),
@@ -34,7 +36,7 @@ def test_of_a_known_face() -> None:
     assert m["open_r"] == pytest.approx(10 / 30)
     assert m["open_l"] == pytest.approx(8 / 30)
     assert m["brow"] == pytest.approx(20 / 90)
-    for name in ("gaze_x", "gaze_y", "yaw", "pitch", "roll"):
+    for name in ("skew", "gaze_x", "gaze_y", "yaw", "pitch", "roll"):
         assert m[name] == pytest.approx(0)
 
 
@@ -42,6 +44,7 @@ def test_signs() -> None:
     looks = measure(face(p468=(3, -2, 0), p473=(3, -2, 0)))
     assert looks["gaze_x"][0] == pytest.approx(0.1)
     assert looks["gaze_y"][0] == pytest.approx(2 / 30)
+    assert measure(face(p291=(0, -9, 0)))["skew"][0] == pytest.approx(0.1)
     smiles = measure(face(p61=(0, -9, 0), p291=(0, -9, 0)))
     assert smiles["smile"][0] > measure(face())["smile"][0]
 

@@ -5,7 +5,13 @@ All are ratios or angles, so they do not depend on the picture's size.
 
 import numpy as np
 
-MEASURES = ("jaw", "smile", "open_r", "open_l", "gaze_x", "gaze_y", "brow", "yaw", "pitch", "roll")
+MEASURES = (
+    "jaw", "smile", "skew", "open_r", "open_l", "gaze_x", "gaze_y", "brow", "yaw", "pitch", "roll",
+)  # fmt: skip
+
+# Pairs of upper and lower lid points, then the corners of the eye.
+_RIGHT_LIDS = (((159, 145), (158, 153), (160, 144)), (33, 133))
+_LEFT_LIDS = (((386, 374), (385, 380), (387, 373)), (362, 263))
 
 
 def measure(landmarks: np.ndarray) -> dict[str, np.ndarray]:
@@ -18,7 +24,9 @@ def measure(landmarks: np.ndarray) -> dict[str, np.ndarray]:
         For each name of `MEASURES` an array `[T]`:
         jaw: gap of the inner lips over the distance of the outer eye corners;
         smile: how far the mouth corners stand above the upper lip's middle, over the same;
-        open_r, open_l: height of the subject's right and left eye opening over its width;
+        skew: how far the subject's left mouth corner stands above the right one, over the same;
+        open_r, open_l: height of the subject's right and left eye opening over the eye's width
+        in depth, which a turned head does not shorten;
         gaze_x, gaze_y: irises from the middle of their eyes, over the eye's width; positive to
         the image's right, and up;
         brow: brows above the eye corners, over the distance of the outer eye corners;
@@ -29,8 +37,7 @@ def measure(landmarks: np.ndarray) -> dict[str, np.ndarray]:
     xy = p[..., :2]
     eye_line = xy[:, 263] - xy[:, 33]
     span = np.linalg.norm(p[:, 263] - p[:, 33], axis=1)
-    flat = np.linalg.norm(eye_line, axis=1)
-    right = eye_line / flat[:, None]
+    right = eye_line / np.linalg.norm(eye_line, axis=1)[:, None]
     down = np.stack([-right[:, 1], right[:, 0]], 1)
 
     def along(v: np.ndarray, axis: np.ndarray) -> np.ndarray:
@@ -44,9 +51,9 @@ def measure(landmarks: np.ndarray) -> dict[str, np.ndarray]:
         offset = xy[:, iris] - (xy[:, a] + xy[:, b]) / 2
         return along(offset, x) / width, -along(offset, y) / width
 
-    def opening(top: int, bottom: int, a: int, b: int) -> np.ndarray:
-        height = np.linalg.norm(xy[:, top] - xy[:, bottom], axis=1)
-        return height / np.linalg.norm(xy[:, a] - xy[:, b], axis=1)
+    def opening(lids: tuple[tuple[int, int], ...], corners: tuple[int, int]) -> np.ndarray:
+        gaps = [np.linalg.norm(xy[:, top] - xy[:, bottom], axis=1) for top, bottom in lids]
+        return np.mean(gaps, 0) / np.linalg.norm(p[:, corners[0]] - p[:, corners[1]], axis=1)
 
     gazes = np.array([gaze(468, 33, 133), gaze(473, 362, 263)]).mean(0)
     normal = np.cross(p[:, 263] - p[:, 33], p[:, 152] - p[:, 10])
@@ -55,12 +62,13 @@ def measure(landmarks: np.ndarray) -> dict[str, np.ndarray]:
     eyes = (xy[:, 33] + xy[:, 263]) / 2
     return {
         "jaw": np.linalg.norm(p[:, 13] - p[:, 14], axis=1) / span,
-        "smile": along(xy[:, 0] - corners, down) / flat,
-        "open_r": opening(159, 145, 33, 133),
-        "open_l": opening(386, 374, 362, 263),
+        "smile": along(xy[:, 0] - corners, down) / span,
+        "skew": along(xy[:, 61] - xy[:, 291], down) / span,
+        "open_r": opening(*_RIGHT_LIDS),
+        "open_l": opening(*_LEFT_LIDS),
         "gaze_x": gazes[0],
         "gaze_y": gazes[1],
-        "brow": along(eyes - brows, down) / flat,
+        "brow": along(eyes - brows, down) / span,
         "yaw": np.degrees(np.arctan2(-normal[:, 0], np.abs(normal[:, 2]))),
         "pitch": np.degrees(np.arctan2(-normal[:, 1], np.abs(normal[:, 2]))),
         "roll": np.degrees(np.arctan2(right[:, 1], right[:, 0])),
