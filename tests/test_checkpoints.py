@@ -49,7 +49,7 @@ CHANNELS = {4: 12, 8: 10, 16: 8, 32: 6, 64: 5}
 WIDTH = 16  # of z and w
 DEPTH = 3  # mapping layers
 SMALL = Architecture(64, CHANNELS, WIDTH, WIDTH, DEPTH)
-CANARY = Path(f"/tmp/reenact_canary_{os.getpid()}")
+CANARY = Path(tempfile.gettempdir()) / f"reenact_canary_{os.getpid()}"
 
 
 @pytest.fixture(autouse=True)
@@ -749,6 +749,21 @@ def test_tensorflow_variants_are_refused(tmp_path: Path, options: dict, said: st
     assert said in wrong(tmp_path / "g.pkl")
 
 
+def test_tensorflow_variables_are_not_copied_without_end(tmp_path: Path) -> None:
+    """One array under many names."""
+    array = np.zeros(2**18, np.float32)
+    names = [f"mapping/Dense{i}/weight" for i in range(1000)]
+    with registered({"dnnlib.tflib.network.Network": Network}):
+        own = Network(static_kwargs={}, components={}, variables=[
+            ("synthesis/8x8/Conv1/mod_weight", array), *((name, array) for name in names)
+        ])  # fmt: skip
+        (tmp_path / "x.pkl").write_bytes(pickle.dumps((own, own, own)))
+    tracemalloc.start()
+    assert "repeated" in wrong(tmp_path / "x.pkl")
+    assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    tracemalloc.stop()
+
+
 def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
     state = rosinality()
     state["convs.3.conv.weight"][0, 0, 0, 0, 0] = math.nan
@@ -878,6 +893,8 @@ def test_objects_in_arrays_are_refused(tmp_path: Path) -> None:
     data = pickle.dumps(np.array([Runs(os.system, COMMAND)], dtype=object))
     assert refused(tmp_path / "x.pkl", data) in ("numpy array of type O8", "a numpy array of type "
                                                  "O8", "posix.system")  # fmt: skip
+    big = pickle.dumps(np.zeros(2, ">f4"))
+    assert refused(tmp_path / "x.pkl", big) == "numbers in big-endian order"
     record = np.zeros(2, dtype=[("a", "f4")])
     assert "numpy array of type V4" in refused(tmp_path / "x.pkl", pickle.dumps(record))
 
@@ -1033,6 +1050,17 @@ def test_zip_files_are_not_trusted(tmp_path: Path) -> None:
             load_any(bad)
     rezipped(good, bad, lambda name, data: b"big" if name.endswith("byteorder") else data)
     assert "big-endian" in refused(bad)
+
+    with zipfile.ZipFile(good) as archive:
+        others = [i for i in archive.infolist() if "/data/" in i.filename]
+    raw = bytearray(good.read_bytes())
+    for info in others:  # every storage is the largest one: 60 times the size of the file
+        at = raw.rfind(info.filename.encode()) - 46
+        big = max(others, key=lambda i: i.file_size)
+        raw[at + 20 : at + 28] = struct.pack("<II", big.file_size, big.file_size)
+        raw[at + 42 : at + 46] = struct.pack("<I", big.header_offset)
+    bad.write_bytes(raw)
+    assert refused(bad) == "zip entries that overlap"
 
     raw = bytearray(good.read_bytes())
     end = raw.rfind(b"PK\5\6")

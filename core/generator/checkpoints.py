@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -45,6 +46,7 @@ ROSINALITY_RATE = 0.01  # of its mapping network; its files do not say
 MEAN_SAMPLES = 1 << 14  # latents averaged where a file has no mean of W
 
 _TF_NETWORK = "dnnlib.tflib.network.Network"
+_SIZES = "4|8|16|32|64|128|256|512|1024"
 _KERNEL = torch.tensor([1.0, 3.0, 3.0, 1.0])
 _State = Mapping[str, StoredTensor | Tensor]
 
@@ -88,7 +90,7 @@ class Checkpoint:
         """The generator's shape, read off its tensors; no mapping layers where it has none."""
         channels = {}
         for name, tensor in self.tensors.items():
-            if match := re.fullmatch(r"synthesis\.b(\d{1,4})\.conv1\.weight", name):
+            if match := re.fullmatch(rf"synthesis\.b({_SIZES})\.conv1\.weight", name):
                 channels[int(match[1])] = len(tensor)
         depth = sum(bool(re.fullmatch(r"mapping\.fc\d+\.weight", n)) for n in self.tensors)
         w_dim = self.tensors["synthesis.b4.conv1.affine.weight"].shape[-1]
@@ -238,7 +240,7 @@ def _check(checkpoint: Checkpoint) -> None:
                 f"no StyleGAN2 generator of the usual shape: {name} is {[*got.shape]} instead of "
                 f"{[*wanted.shape]}."
             )
-        if not got.is_floating_point() or not torch.isfinite(got).all():
+        if not got.is_floating_point() or not got.sum(dtype=torch.float64).isfinite():
             raise UnreadableCheckpoint(
                 f"{checkpoint.path} is damaged: {name} has values that are no numbers. Download "
                 "or copy it again."
@@ -392,10 +394,12 @@ def _flat(
 
 def _without_noise(tensors: dict[str, Tensor]) -> None:
     """A generator made without noise is one whose noise has no strength."""
-    for name in [n for n in tensors if re.fullmatch(r"synthesis\.b\d{1,4}\.conv[01]\.weight", n)]:
+    for name in [
+        n for n in tensors if re.fullmatch(rf"synthesis\.b({_SIZES})\.conv[01]\.weight", n)
+    ]:
         layer = name.removesuffix(".weight")
         if f"{layer}.noise_strength" not in tensors and f"{layer}.noise_const" not in tensors:
-            size = min(int(layer.split(".")[1][1:]), MAX_CHANNELS)
+            size = int(layer.split(".")[1][1:])
             tensors[f"{layer}.noise_strength"] = torch.zeros([])
             tensors[f"{layer}.noise_const"] = torch.zeros(size, size)
 
@@ -462,7 +466,7 @@ def _tensorflow(path: Path, network: object) -> Checkpoint:
     names = variables.keys()
     if not any(re.fullmatch(r"synthesis/\d+x\d+/.*mod_weight", name) for name in names):
         if any("FromRGB" in name for name in names):
-            raise _Wrong("a discriminator of the TensorFlow release. The generator is wanted.")
+            raise _Wrong("a discriminator of the TensorFlow release. Choose a generator's file.")
         if any("StyleMod" in name for name in names):
             raise _Wrong("a StyleGAN1 generator. Only StyleGAN2 is supported.")
         raise _Wrong("a TensorFlow network, but no StyleGAN2 generator.")
@@ -477,10 +481,12 @@ def _tensorflow(path: Path, network: object) -> Checkpoint:
     kernel = options.get("resample_kernel") or [1, 3, 3, 1]
     if not isinstance(kernel, (list, tuple)) or [*kernel] != [1, 3, 3, 1]:
         raise _Wrong("a variant of StyleGAN2 that is not supported: its resample_kernel differs.")
+    if sum(v.nbytes for v in variables.values()) > path.stat().st_size:
+        raise _Wrong("no generator: the same variables are repeated in it.")
     tensors: dict[str, Tensor] = {}
     for name, value in variables.items():
         if (converted := _tensorflow_name(name)) is not None:
-            tensors[converted] = _tensorflow_value(name, value)
+            tensors[converted] = _tensorflow_value(name, torch.tensor(value))
     rate = options.get("mapping_lrmul", ROSINALITY_RATE)
     clamp = options.get("conv_clamp")
     _without_noise(tensors)
@@ -489,16 +495,15 @@ def _tensorflow(path: Path, network: object) -> Checkpoint:
     return Checkpoint(path, "TensorFlow pickle", tensors, float(rate), clamp and float(clamp))
 
 
-def _variables(network: Instance, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+def _variables(network: Instance, prefix: str = "", depth: int = 0) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
     pairs = network.state.get("variables")
     for pair in pairs if isinstance(pairs, (list, tuple)) else ():
         match pair:
             case (str(name), Array(value=value)) if value is not None:
-                native = value.astype(value.dtype.newbyteorder("="))
-                found[prefix + name] = torch.from_numpy(native)
+                found[prefix + name] = value
             case (str(name), float(number)):
-                found[prefix + name] = torch.tensor(number)
+                found[prefix + name] = np.array(number, np.float32)
     parts = network.state.get("components")
     for name, part in parts.items() if isinstance(parts, dict) and depth < 3 else ():
         if _is_network(part) and len(found) < MAX_MODULES:
@@ -577,7 +582,7 @@ def _rosinality(
 ) -> Checkpoint:
     depth = sum(bool(re.fullmatch(r"style\.\d+\.weight", name)) for name in state)
     size = 2 ** (2 + sum(bool(re.fullmatch(r"to_rgbs\.\d+\.bias", name)) for name in state))
-    if not 8 <= size <= 4096:
+    if not 8 <= size <= 1024:
         raise _Wrong(f"a generator of {size} px, which is not supported.")
     names = {r: 1 for r in (2**i for i in range(2, size.bit_length()))}
     given = list(_rosinality_names(Architecture(size, names, mapping_layers=depth)))

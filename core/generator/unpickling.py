@@ -529,7 +529,9 @@ def _set_state(target: object, state: object) -> None:
             _version, shape, dtype, fortran, raw = state
             target.value = _numbers(raw, dtype, shape, "F" if fortran else "C")
         case _Dtype() if isinstance(state, tuple) and len(state) > 2:
-            if state[1] not in ("<", ">", "|", "=") or any(s is not None for s in state[2:5]):
+            if state[1] == ">":
+                raise _Refuse("numbers in big-endian order")
+            if state[1] not in ("<", "|", "=") or any(s is not None for s in state[2:5]):
                 raise _Refuse("a numpy array of records")
             target.order = state[1]
         case _:
@@ -716,7 +718,7 @@ def _zip_entries(file: BinaryIO, size: int) -> Mapping[str, _Entry]:
     file.seek(start)
     directory = file.read(length)
     entries: dict[str, _Entry] = {}
-    at = 0
+    at = total = 0
     while at < len(directory):
         if len(entries) >= MAX_OPERATIONS // 10:
             raise _Refuse(f"a zip file of more than {MAX_OPERATIONS // 10} entries")
@@ -741,6 +743,9 @@ def _zip_entries(file: BinaryIO, size: int) -> Mapping[str, _Entry]:
             raise _Damaged(f"{name[:80]} in it is cut short")
         changed = method != 0 or flags & 1 != 0 or packed != unpacked
         entries[name] = _Entry(header, unpacked, checksum, changed)
+        total += packed
+        if total > size:
+            raise _Refuse("zip entries that overlap")
     return entries
 
 
