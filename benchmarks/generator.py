@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.generator import Generator, config_f
-from core.generator.network import ModulatedConv
+from core.generator.network import ModulatedConv, SynthesisLayer, ToRGB
 
 LIMIT = 14 << 30  # bytes of address space per row on the CPU
 # At peak arithmetic and memory rates, dense: float32 (TF32) and float16 FLOP/s, bytes/s.
@@ -33,7 +33,7 @@ GPU_PEAKS = {"H100": (4.9e14, 9.9e14, 3.35e12), "H200": (4.9e14, 9.9e14, 4.8e12)
 Answer = tuple[float, float, np.ndarray]  # ms per picture, peak MiB, samples of the picture
 
 
-def grouped_forward(self: ModulatedConv, x: Tensor, w: Tensor) -> Tensor:
+def grouped(self: ModulatedConv, x: Tensor, w: Tensor) -> Tensor:
     """The textbook modulated convolution: a weight per sample, the batch as groups."""
     batch, inputs = x.shape[:2]
     style: Tensor = self.affine(w)
@@ -54,6 +54,16 @@ def grouped_forward(self: ModulatedConv, x: Tensor, w: Tensor) -> Tensor:
     return x.reshape(batch, outputs, *x.shape[2:])
 
 
+def grouped_layer(self: SynthesisLayer, x: Tensor, w: Tensor, noise: str = "const") -> Tensor:
+    x = grouped(self, x, w) + (self.noise_const * self.noise_strength).to(x.dtype)
+    bias = self.bias[None, :, None, None].to(x.dtype)
+    return F.leaky_relu(x + bias, 0.2) * math.sqrt(2)
+
+
+def grouped_rgb(self: ToRGB, x: Tensor, w: Tensor) -> Tensor:
+    return grouped(self, x, w) + self.bias[None, :, None, None].to(x.dtype)
+
+
 def run(form: str, resolution: int, batch: int, backward: bool, threads: int, device: str,
         dtype: torch.dtype | None, answers: "mp.Queue[Answer]") -> None:  # fmt: skip
     """One row, in its own process."""
@@ -62,10 +72,10 @@ def run(form: str, resolution: int, batch: int, backward: bool, threads: int, de
         resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
     torch.manual_seed(0)
     synthesis = Generator(config_f(resolution)).synthesis.to(device).requires_grad_(False)
-    original = ModulatedConv.forward
     ws = torch.randn(batch, 512).to(device)
     if form == "grouped":
-        ModulatedConv.forward = grouped_forward  # type: ignore[method-assign]
+        SynthesisLayer.forward = grouped_layer  # type: ignore[assignment,method-assign]
+        ToRGB.forward = grouped_rgb  # type: ignore[method-assign]
     if form == "compiled":
         synthesis.compile(mode="max-autotune-no-cudagraphs" if backward else "max-autotune")
     ws.requires_grad_(backward)
@@ -94,7 +104,6 @@ def run(form: str, resolution: int, batch: int, backward: bool, threads: int, de
         memory = torch.cuda.max_memory_allocated() / 2**20
     else:
         memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - baseline) / 2**10
-    ModulatedConv.forward = original  # type: ignore[method-assign]
     answers.put((statistics.median(times) * 1e3 / batch, memory, picture[:1, :, ::8, ::8].numpy()))
 
 

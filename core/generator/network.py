@@ -141,28 +141,38 @@ class ModulatedConv(nn.Module):
         fir = 2 * torch.tensor(_FIR)
         self.register_buffer("fir", fir[:, None] * fir[None], persistent=False)
 
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+    def convolve(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Convolves features `[B, I, H, W]` by the style of w `[B, w_dim]`.
+
+        Returns:
+            The result before demodulation, and what it is to be multiplied by, `[B, O, 1, 1]`.
+        """
         style: Tensor = self.affine(w)
         weight: Tensor = self.weight
-        fan_in = math.sqrt(weight[0].numel())
-        if self.demodulate:
-            if x.dtype in (torch.float16, torch.bfloat16):
-                # The output does not depend on the scale of either, and half precision overflows.
-                weight = weight / weight.abs().amax((1, 2, 3), keepdim=True)
-                style = style / style.abs().amax(1, keepdim=True)
-            size = style.square() @ weight.square().sum((2, 3)).T
-            demodulation = torch.rsqrt(size + _EPSILON) * fan_in
+        fan_in = weight[0].numel()
+        demodulation = None
+        if not self.demodulate:
+            style = style / math.sqrt(fan_in)
         else:
-            demodulation = None
+            # Weights enter at the scale they are stored in: the demodulation takes it out again.
+            epsilon: Tensor | float = _EPSILON * fan_in
+            if x.dtype in (torch.float16, torch.bfloat16):
+                # So it does with any other scale, and half precision would overflow.
+                largest = weight.detach().abs().amax((1, 2, 3), keepdim=True) * math.sqrt(fan_in)
+                peak = style.detach().abs().amax(1, keepdim=True)
+                weight, style = weight / largest, style / peak
+                epsilon = epsilon / largest.flatten().square() / peak.square()
+            size = style.square() @ weight.square().sum((2, 3)).T
+            demodulation = torch.rsqrt(size + epsilon)[:, :, None, None].to(x.dtype)
         x = x * style[:, :, None, None].to(x.dtype)
-        kernel = (weight / fan_in).to(x.dtype)
+        kernel = weight.to(x.dtype)
         if self.upsample:
             x = F.conv_transpose2d(x, kernel.transpose(0, 1), stride=2)
             fir = self.fir.to(x.dtype).expand(x.shape[1], 1, 4, 4)
             x = F.conv2d(x, fir, padding=1, groups=x.shape[1])
         else:
             x = F.conv2d(x, kernel, padding=kernel.shape[2] // 2)
-        return x if demodulation is None else x * demodulation[:, :, None, None].to(x.dtype)
+        return x, demodulation
 
 
 class SynthesisLayer(ModulatedConv):
@@ -178,13 +188,17 @@ class SynthesisLayer(ModulatedConv):
         self.clamp = clamp
 
     def forward(self, x: Tensor, w: Tensor, noise: Noise = "const") -> Tensor:
-        x = super().forward(x, w)
-        if noise == "const":
-            x = x + (self.noise_const * self.noise_strength).to(x.dtype)
-        elif noise == "random":
-            drawn = torch.randn(x.shape[0], 1, *x.shape[2:], device=x.device, dtype=x.dtype)
-            x = x + drawn * self.noise_strength.to(x.dtype)
-        x = F.leaky_relu(x + self.bias[None, :, None, None].to(x.dtype), _SLOPE) * _GAIN
+        x, demodulation = self.convolve(x, w)
+        assert demodulation is not None
+        # The activation's gain goes in before it (it is homogeneous): fewer passes over x.
+        bias = (self.bias * _GAIN)[None, :, None, None].to(x.dtype)
+        x = torch.addcmul(bias, x, demodulation * _GAIN)
+        if noise != "none":
+            drawn = self.noise_const
+            if noise == "random":
+                drawn = torch.randn(x.shape[0], 1, *x.shape[2:], device=x.device)
+            x = x + (drawn * (self.noise_strength * _GAIN)).to(x.dtype)
+        x = F.leaky_relu(x, _SLOPE)
         return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
 
 
@@ -196,7 +210,8 @@ class ToRGB(ModulatedConv):
         self.clamp = clamp
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        x = super().forward(x, w) + self.bias[None, :, None, None].to(x.dtype)
+        x, _ = self.convolve(x, w)
+        x = x + self.bias[None, :, None, None].to(x.dtype)
         return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
 
 
