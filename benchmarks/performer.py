@@ -18,11 +18,9 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from performer_signals import draws, follow
+from performer_signals import GATES, draws, follow
 
 from core.synthetic.performer import render
-
-GATES = {"jaw": 0.9, "blink_l": 0.9, "blink_r": 0.9, "gaze_x": 0.9, "gaze_y": 0.8, "yaw": 0.98}
 
 
 def milliseconds(run: Callable[[int], object], count: int) -> tuple[float, float]:

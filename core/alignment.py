@@ -29,13 +29,14 @@ def ffhq_quads(landmarks: np.ndarray, pixel_aspect: float = 1.0) -> np.ndarray:
     """The square that FFHQ's framing cuts out around each face.
 
     Args:
-        landmarks: `[T, 478, 2 or 3]` mesh in plate px; NaN where there is no face.
+        landmarks: `[T, 478, 2 or 3]` mesh in MediaPipe's plate px (a pixel's centre is a whole
+            number); NaN where there is no face.
         pixel_aspect: width of a plate pixel over its height; the quad is square on the screen.
 
     Returns:
         `[T, 4, 2]` float64, NaN where there is no face.
     """
-    xy = landmarks[..., :2].astype(np.float64) * [pixel_aspect, 1]
+    xy = (landmarks[..., :2].astype(np.float64) + 0.5) * [pixel_aspect, 1]
     right_eye = xy[:, [*DLIB_RIGHT_EYE]].mean(1)
     left_eye = xy[:, [*DLIB_LEFT_EYE]].mean(1)
     mouth = xy[:, [*DLIB_MOUTH_CORNERS]].mean(1)
@@ -165,6 +166,7 @@ def quad_window(quad: np.ndarray, plate: tuple[int, int]) -> Window | None:
 
 def _plate_from_crop(quads: Tensor, size: int) -> Tensor:
     """Affine maps `[B, 2, 3]` from continuous crop px to continuous plate px."""
+    quads = quads.to(torch.promote_types(quads.dtype, torch.float32))
     top_left, bottom_left, bottom_right, top_right = quads.unbind(1)
     side = (top_right - top_left).norm(dim=1)
     error = (top_left + bottom_right - top_right - bottom_left).norm(dim=1)
@@ -197,11 +199,13 @@ def _resample(
     points = torch.stack([x, y, torch.ones_like(x)], -1)
     extent = matrix.new_tensor([image.shape[3], image.shape[2]])
     grid = 2 * (points @ matrix[:, None].transpose(-1, -2)) / extent - 1
-    result = F.grid_sample(image, grid.to(image.dtype), mode, padding, align_corners=False)
+    # Half precision has too few digits for sampling positions.
+    dtype = torch.promote_types(image.dtype, torch.float32)
+    result = F.grid_sample(image.to(dtype), grid.to(dtype), mode, padding, align_corners=False)
     if dense > 1:
         result = F.interpolate(result, (height, width), mode="bicubic", antialias=True)
         result = result[..., margin:-margin, margin:-margin]
-    return result
+    return result.to(image.dtype)
 
 
 # -- for the compositor ------------------------------------------------------------------------

@@ -253,7 +253,7 @@ def open_clip(
         UnreadableFrame, UnsupportedChannels, TooLarge: by the first frame's header.
         core.colour.ColourError: unknown colour space or config.
     """
-    text, text_first, text_last = _split_range(str(path))
+    text, text_first, text_last = _split_range(str(path).strip())
     first = text_first if first is None else first
     last = text_last if last is None else last
     if first is not None and last is not None and last < first:
@@ -309,9 +309,7 @@ def read_frames(
     return _ahead(lambda: (_read_picture(clip, number) for number in wanted), read_ahead)
 
 
-def read_network_frames(
-    clip: Clip, numbers: Iterable[int] | None = None
-) -> Iterator[NetworkFrame]:
+def read_network_frames(clip: Clip, numbers: Iterable[int] | None = None) -> Iterator[NetworkFrame]:
     """`read_frames` in network colour; arguments and errors are the same."""
     with closing(read_frames(clip, numbers)) as frames:
         for frame in frames:
@@ -1103,11 +1101,16 @@ def _set_attribute(spec: oiio.ImageSpec, name: str, value: object) -> None:
     elif name in _ATTRIBUTE_TYPES:
         spec.attribute(name, oiio.TypeDesc(_ATTRIBUTE_TYPES[name]), value)
     elif isinstance(value, (tuple, list)) and value:
-        whole = all(isinstance(item, int) for item in value)
-        kind = oiio.TypeDesc(f"{'int' if whole else 'float'}[{len(value)}]")
+        if all(isinstance(item, str) for item in value):
+            of = "string"
+        else:
+            of = "int" if all(isinstance(item, int) for item in value) else "float"
+        kind = oiio.TypeDesc(f"{of}[{len(value)}]")
         spec.attribute(name, kind, tuple(value))
     else:
-        raise ValueError(f"attribute {name} must be text, number or numbers, not {value!r}")
+        raise ValueError(
+            f"attribute {name} must be text, a number, or several of them, not {value!r}"
+        )
 
 
 def _bytes(rgb: np.ndarray) -> np.ndarray:

@@ -53,7 +53,7 @@ def draw_face(picture: np.ndarray, landmarks: np.ndarray, quad: np.ndarray | Non
     Args:
         picture: `[H, W, 3]` uint8.
         landmarks: `[478, 2 or 3]` in px of the picture; nothing is drawn where they are NaN.
-        quad: `[4, 2]` in px of the picture, or None.
+        quad: `[4, 2]` in px of the picture, or None. (Whole numbers are pixel centres in both.)
 
     Returns:
         A copy of the picture with the drawing.
@@ -107,7 +107,8 @@ def track_sheet(clip: Clip, track: FaceTrack, count: int = 24, tile: int = 256) 
     frames = read_network_frames(clip, [int(track.numbers[i]) for i in chosen])
     for i, frame in zip(chosen, frames, strict=True):
         plate = _bytes(cv2.resize(frame.srgb, (width, tile), interpolation=cv2.INTER_AREA))
-        plate = draw_face(plate, track.landmarks[i, :, :2] * scale, quads[i] * scale)
+        landmarks = (track.landmarks[i, :, :2] + 0.5) * scale - 0.5
+        plate = draw_face(plate, landmarks, quads[i] * scale - 0.5)
         face = np.full((tile, tile, 3), 24, np.uint8)
         if np.isfinite(quads[i]).all():
             image = torch.from_numpy(frame.srgb).permute(2, 0, 1)[None]

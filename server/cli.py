@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(models_cli.app, name="models")
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)  # a wrapped path can't be copied
 
 
 def main() -> None:
@@ -31,7 +32,8 @@ def main() -> None:
     try:
         app()
     except ReenactError as error:
-        Console(stderr=True, highlight=False).print(f"[red]reenact:[/red] {escape(str(error))}")
+        stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+        stderr.print(f"[red]reenact:[/red] {escape(str(error))}")
         sys.exit(1)
 
 
@@ -51,7 +53,10 @@ def track(
     """Follows a face through a clip and writes an overlay sheet of it."""
     opened = frames.open_clip(clip, colour_space=colour_space)
     sheet = sheet or Path(f"{Path(opened.path).name.split('.')[0]}_track.png")
-    track_clip(opened, sheet, _point(at))
+    # Before the work, not after it.
+    if sheet.suffix.lower() != ".png" or sheet.is_dir():
+        raise typer.BadParameter(f"--sheet must name a .png file, not {sheet}")
+    track_clip(opened, sheet, None if at is None else _point(at, opened))
 
 
 @app.command()
@@ -71,6 +76,8 @@ def demo(
     ):
         pattern = folder / name / f"{name}.####.exr"
         console.print(f"[bold]{name}[/bold]: {count} frames to {escape(str(pattern))}")
+        for old in pattern.parent.glob(pattern.name.replace("####", "*")):
+            old.unlink()  # of an earlier demo: they would be taken for frames of this one
         film(motion, pattern, size)
         track_clip(frames.open_clip(pattern), folder / f"{name}_track.png")
 
@@ -108,17 +115,29 @@ def track_clip(
         console.print(f"  [yellow]missing frames: {frames.format_numbers(absent)}[/yellow]")
     for note in clip.notes:
         console.print(f"  {escape(note)}")
-    pictures = ((f.number, f.srgb) for f in frames.read_network_frames(clip))
+    clipped: dict[int, float] = {}
+    broken: list[frames.FrameError] = []
+
+    def pictures() -> Iterator[tuple[int, np.ndarray]]:
+        try:
+            for frame in frames.read_network_frames(clip):
+                if frame.clipping.above:
+                    clipped[frame.number] = frame.clipping.fraction_above
+                yield frame.number, frame.srgb
+        except frames.FrameError as error:
+            broken.append(error)
+
     found = facemesh.track(
-        progress(pictures, "  tracking", total=len(clip.numbers), console=console),
+        progress(pictures(), "  tracking", total=len(clip.numbers), console=console),
         at=at,
         pixel_aspect=clip.pixel_aspect,
         device="cuda" if torch.cuda.is_available() else "cpu",
     )
     total, with_face = len(found.numbers), int(found.found.sum())
+    share = f" ({100 * with_face / total:.1f} %)" if total else ""
     console.print(
-        f"  {clip.width} x {clip.height}, {clip.colour_space}: "
-        f"face in {with_face} of {total} frames ({100 * with_face / total:.1f} %)"
+        f"  {clip.width} x {clip.height}, {escape(clip.colour_space)}: "
+        f"face in {with_face} of {total} frames{share}"
     )
     for title, numbers in (
         ("no face", found.numbers[~found.found]),
@@ -126,17 +145,26 @@ def track_clip(
     ):
         if len(numbers):
             console.print(f"  {title}: {frames.format_numbers(numbers.tolist())}")
-    frames.write_png(sheet, sheets.track_sheet(clip, found))
-    console.print(f"  overlay sheet: {escape(str(sheet))}")
+    if clipped:
+        worst = max(clipped, key=clipped.__getitem__)
+        console.print(
+            f"  highlights above 1 in {len(clipped)} frames, "
+            f"most in {worst} ({100 * clipped[worst]:.1f} % of its pixels)"
+        )
+    if total:
+        frames.write_png(sheet, sheets.track_sheet(clip, found))
+        console.print(f"  overlay sheet: {escape(str(sheet))}")
+    if broken:
+        raise broken[0]
 
 
-def _point(text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
+def _point(text: str, clip: frames.Clip) -> tuple[float, float]:
     try:
         x, y = (float(v) for v in text.split(","))
     except ValueError:
         raise typer.BadParameter(f"--at needs X,Y in plate px, not {text!r}") from None
+    if not (0 <= x < clip.width and 0 <= y < clip.height):
+        raise typer.BadParameter(f"--at {text} lies outside the plate, {clip.width}x{clip.height}")
     return x, y
 
 

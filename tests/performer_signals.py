@@ -17,6 +17,9 @@ def draws(count: int, seed: int) -> np.ndarray:
     return from_normal(np.random.default_rng(seed).standard_normal((count, len(PARAMETERS))))
 
 
+# The least correlations, over 500 draws of everything that varies.
+GATES = {"jaw": 0.9, "blink_l": 0.9, "blink_r": 0.9, "gaze_x": 0.9, "gaze_y": 0.8, "yaw": 0.98}
+
 # Parameter -> the measure that shows it, and the sign between them.
 SHOWN_BY = {
     "jaw": ("jaw", 1), "blink_l": ("open_l", -1), "blink_r": ("open_r", -1),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter1d
 
 from core import alignment
-from core.facemesh import keypoints
+from core.facemesh import keypoints, track
 from core.frames import Window
 
 SQUARE = np.array([[0, 0], [0, 1], [1, 1], [1, 0]], np.float64)  # TL, BL, BR, TR
@@ -52,7 +52,8 @@ def astronaut() -> tuple[torch.Tensor, np.ndarray]:
 def test_framing_of_an_upright_face(eye_x: float, mouth_x: float, mouth_y: float) -> None:
     quad = alignment.ffhq_quads(face(eye_x, mouth_x, mouth_y))[0]
     half = max(2 * 2 * eye_x, 1.8 * mouth_y)
-    np.testing.assert_allclose(quad, (SQUARE - 0.5) * 2 * half + [0, 0.1 * mouth_y], atol=1e-9)
+    centre = [0.5, 0.1 * mouth_y + 0.5]  # landmarks count pixel centres as whole, quads as halves
+    np.testing.assert_allclose(quad, (SQUARE - 0.5) * 2 * half + centre, atol=1e-9)
 
 
 @given(st.floats(-3, 3), st.floats(0.2, 5), st.floats(-500, 500), st.floats(-500, 500))
@@ -60,14 +61,27 @@ def test_framing_follows_the_face(turn: float, scale: float, x: float, y: float)
     c, s = scale * math.cos(turn), scale * math.sin(turn)
     matrix = np.array([[c, s], [-s, c]])
     landmarks = face(30, 22, 71)
-    moved = alignment.ffhq_quads(landmarks @ matrix + [x, y])[0]
+    moved = alignment.ffhq_quads((landmarks + 0.5) @ matrix + [x, y] - 0.5)[0]
     np.testing.assert_allclose(moved, alignment.ffhq_quads(landmarks)[0] @ matrix + [x, y],
                                atol=1e-6)  # fmt: skip
 
 
+@pytest.mark.parametrize("scale", [2, 4])
+def test_framing_does_not_depend_on_the_plates_resolution(scale: int) -> None:
+    """The quad of an enlarged picture is the enlarged quad: nothing is half a pixel off."""
+    picture = skimage.data.astronaut()
+    large = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+    quads = []
+    for image in (picture, large):
+        pictures = [(1, image.astype(np.float32) / 255)] * 4  # the ROI settles in a few frames
+        quads.append(alignment.ffhq_quads(track(pictures).landmarks)[-1])
+    assert np.abs(quads[1] / scale - quads[0]).max() < 0.25  # a half pixel would be .25 and .375
+
+
 def test_anamorphic_plates_are_framed_square_on_screen() -> None:
     landmarks = face(30, 22, 71)
-    squeezed = alignment.ffhq_quads(landmarks / [2, 1], pixel_aspect=2.0)
+    squeezed = (landmarks + 0.5) / [2, 1] - 0.5
+    squeezed = alignment.ffhq_quads(squeezed, pixel_aspect=2.0)
     np.testing.assert_allclose(squeezed * [2, 1], alignment.ffhq_quads(landmarks))
 
 

@@ -168,6 +168,16 @@ def test_other_float_types(dtype: torch.dtype, px: float) -> None:
     assert (out.landmarks.float() - expected)[..., :2].abs().max() < px
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_crops_of_large_pictures_in_half_precision(dtype: torch.dtype) -> None:
+    picture = cv2.resize(skimage.data.astronaut(), (1024, 1024), interpolation=cv2.INTER_AREA)
+    roi = torch.tensor([[450.3, 270.8, 400, 400, 0.2]])
+    exact = crop_roi(tensor(picture), roi)
+    half = crop_roi(tensor(picture).to(dtype), roi)
+    assert half.dtype == dtype
+    assert (half.float() - exact).abs().max() < 0.01  # rounding of the pixels, not of places
+
+
 def test_compiles_without_graph_breaks() -> None:
     mesh = FaceMesh()
     compiled = torch.compile(mesh, fullgraph=True, backend="aot_eager")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from performer_signals import draws, follow
+from performer_signals import GATES, draws, follow
 
 from core.synthetic import performer
 from core.synthetic.parameters import HIGH, LOW, MOTION
@@ -31,14 +31,11 @@ def with_(**values: float) -> np.ndarray:
 
 
 def test_mediapipe_finds_and_follows_the_face():
-    """The full check, 500 draws, is benchmarks/performer.py; its bounds are .98 found, .9 jaw,
-    blink and gaze x, .8 gaze y, .98 yaw. Fewer draws scatter by about .03."""
-    found, correlation = follow(draws(120, seed=11))
+    """500 random draws over everything that varies."""
+    found, correlation = follow(draws(500, seed=1))
     assert found >= 0.98
-    bounds = {"jaw": 0.9, "blink_l": 0.86, "blink_r": 0.86, "gaze_x": 0.88, "gaze_y": 0.74,
-              "yaw": 0.98, "pitch": 0.85, "roll": 0.95}
-    weak = {name: correlation[name] for name, low in bounds.items() if correlation[name] < low}
-    assert not weak
+    assert not {name: correlation[name] for name, low in GATES.items() if correlation[name] < low}
+    assert min(correlation["pitch"], correlation["roll"]) > 0.85
     for name in ("smile", "brow_raise", "mouth_skew"):
         assert correlation[name] > 0.4, name
 

@@ -156,11 +156,15 @@ def crop_roi(image: Tensor, roi: Tensor, size: int = CROP) -> Tensor:
         size: side of the crop in px.
 
     Returns:
-        `[B, 3, size, size]`; outside the picture the edge is repeated. Differentiable in both.
+        `[B, 3, size, size]` in the dtype of the picture; outside the picture the edge is repeated.
+        Differentiable in both.
     """
-    grid = _roi_grid(roi, size, image.shape[2], image.shape[3])
-    image = image.expand(len(roi), -1, -1, -1)
-    return F.grid_sample(image, grid, "bilinear", "border", align_corners=False)
+    # Half precision has too few digits for sampling positions.
+    dtype = torch.promote_types(torch.promote_types(image.dtype, roi.dtype), torch.float32)
+    grid = _roi_grid(roi.to(dtype), size, image.shape[2], image.shape[3])
+    pixels = image.to(dtype).expand(len(roi), -1, -1, -1)
+    crop = F.grid_sample(pixels, grid, "bilinear", "border", align_corners=False)
+    return crop.to(image.dtype)
 
 
 def _roi_grid(roi: Tensor, size: int, height: int, width: int) -> Tensor:
@@ -356,13 +360,22 @@ def _tiling(width: int, height: int, side: float) -> list[tuple[float, float, fl
     return [(x, y, side) for y in centres(height) for x in centres(width)]
 
 
-@lru_cache(maxsize=4)
 def face_mesh(attention: bool = True, device: str = "cpu") -> FaceMesh:
     """The shared mesh network of a device, loaded once and frozen."""
+    return _shared_mesh(attention, device)
+
+
+def face_detector(device: str = "cpu") -> FaceDetector:
+    """The shared detector of a device, loaded once."""
+    return _shared_detector(device)
+
+
+# Cached apart, because a cache takes face_mesh() and face_mesh(True) for two networks.
+@lru_cache(maxsize=4)
+def _shared_mesh(attention: bool, device: str) -> FaceMesh:
     return FaceMesh(attention).eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-@lru_cache(maxsize=4)
-def face_detector(device: str = "cpu") -> FaceDetector:
-    """The shared detector of a device, loaded once."""
+@lru_cache(maxsize=2)
+def _shared_detector(device: str) -> FaceDetector:
     return FaceDetector().eval().to(device)

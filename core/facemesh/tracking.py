@@ -6,9 +6,11 @@ A frame without a face is a state, not an error.
 """
 
 import math
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import chain
 from typing import NamedTuple
 
 import cv2
@@ -24,13 +26,15 @@ from core.facemesh.network import (
     to_picture,
 )
 
-# A frame starts a new shot when its thumbnail differs from the one before by more than this
-# (mean absolute sRGB difference), and by this many times more than frames of the shot do.
-CUT_DIFFERENCE = 0.06
-CUT_RATIO = 3.0
-# A face that was lost is looked for within one ROI side of where it was, and this much further for
-# every frame that passes: a second person in the plate is not taken for it at once.
-REACH_GROWTH = 1 / 12
+# A frame starts a new shot when its thumbnail, evened out in brightness and contrast, differs from
+# the frames before by more than this (mean absolute difference in standard deviations), the frame
+# after it does too, and its neighbours' differences are this many times smaller. Lights that flash
+# or flicker and fast pans are no cuts.
+CUT_DIFFERENCE = 0.3
+CUT_RATIO = 2.0
+# Where a shot has shown several faces, a lost one is looked for within one ROI side of where it
+# was, and this much further for every frame that passes, so that nobody else is taken for it.
+REACH_GROWTH = 1 / 6
 _THUMBNAIL = (48, 27)
 _RECENT = 8  # frames over which a shot's usual difference is averaged
 
@@ -71,7 +75,7 @@ def track(
     """Follows one face through a clip.
 
     At the start of a shot it takes the face nearest to `at`, else the largest; after a loss, the
-    one nearest to where the face was last seen, within a reach that grows with time.
+    one nearest to where the face was last seen (in a crowd: within a reach that grows with time).
 
     Args:
         pictures: frame number and `[H, W, 3]` float32 sRGB in 0..1, in order; read once.
@@ -80,38 +84,71 @@ def track(
         device: torch device that runs the networks.
 
     Returns:
-        The track, with one entry per picture.
+        The track, with one entry per picture (none for no pictures).
 
     Raises:
-        ValueError: no pictures, or one that is not `[H, W, 3]`.
+        ValueError: a picture that is not `[H, W, 3]`.
     """
     follower = _Follower(at and (at[0] * pixel_aspect, at[1]), device)
     numbers, cuts, sightings = [], [], []
-    thumbnail: np.ndarray | None = None
-    recent: list[float] = []
-    for number, picture in pictures:
-        if picture.ndim != 3 or picture.shape[2] != 3:
-            raise ValueError(f"Frame {number} is {picture.shape}, not [height, width, 3].")
-        before, thumbnail = thumbnail, cv2.resize(picture, _THUMBNAIL, interpolation=cv2.INTER_AREA)
-        cut = before is not None and _is_cut(before, thumbnail, recent)
+    for number, picture, cut in _with_cuts(pictures):
         if cut:
             follower.forget()
         numbers.append(number)
         cuts.append(cut)
         sightings.append(follower.look(_tensor(picture, pixel_aspect, device)))
-    if not numbers:
-        raise ValueError("There are no pictures to track a face in.")
-    landmarks = np.stack([s.landmarks for s in sightings])
-    landmarks[..., 0] /= pixel_aspect
+    landmarks = np.array([s.landmarks for s in sightings], np.float32).reshape(-1, 478, 3)
+    landmarks[..., 0] = (landmarks[..., 0] + 0.5) / pixel_aspect - 0.5
     return FaceTrack(
-        numbers=np.array(numbers),
+        numbers=np.array(numbers, int),
         state=np.array([s.state for s in sightings], np.uint8),
         score=np.array([s.score for s in sightings], np.float32),
         landmarks=landmarks,
-        roi=np.stack([s.roi for s in sightings]),
+        roi=np.array([s.roi for s in sightings], np.float32).reshape(-1, 5),
         cut=np.array(cuts, bool),
-        faces=np.array([s.faces for s in sightings]),
+        faces=np.array([s.faces for s in sightings], int),
     )
+
+
+def _with_cuts(
+    pictures: Iterable[tuple[int, np.ndarray]],
+) -> Iterator[tuple[int, np.ndarray, bool]]:
+    """Number, picture, and whether it starts a new shot; looks one picture ahead."""
+    recent: deque[float] = deque(maxlen=_RECENT)
+    before: deque[np.ndarray] = deque(maxlen=3)  # thumbnails, to see over a flash
+    now: tuple[int, np.ndarray, np.ndarray] | None = None
+    for item in chain(pictures, [None]):
+        after = None
+        if item is not None:
+            number, picture = item
+            if picture.ndim != 3 or picture.shape[2] != 3:
+                raise ValueError(f"Frame {number} is {picture.shape}, not [height, width, 3].")
+            after = (number, picture, _thumbnail(picture))
+        if now is not None:
+            cut = False
+            if before:
+                step = _difference(before[-1], now[2])
+                next_step = _difference(now[2], after[2]) if after else 0.0
+                over = _difference(before[-1], after[2]) if after else step
+                least = min(over, *(_difference(b, now[2]) for b in before))
+                usual = max(float(np.mean(recent)) if recent else 0.0, next_step)
+                cut = least > CUT_DIFFERENCE and step > CUT_RATIO * usual
+                if not cut:
+                    recent.append(step)
+            yield now[0], now[1], cut
+            before.append(now[2])
+        now = after
+
+
+def _thumbnail(picture: np.ndarray) -> np.ndarray:
+    """A small picture with its brightness and contrast taken out."""
+    small = cv2.resize(picture, _THUMBNAIL, interpolation=cv2.INTER_AREA)
+    small = small - small.mean((0, 1))
+    return small / (small.std() + 0.02)  # a flat picture stays flat
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).mean())
 
 
 class _Sighting(NamedTuple):
@@ -137,8 +174,9 @@ class _Follower:
         """Starts over, as at the first frame of a shot."""
         self.roi: torch.Tensor | None = None  # where the next frame should have the face
         self.wanted = self.at  # a point at which to detect it
-        self.reach = math.inf  # how far from there it may be
         self.side = 0.0  # of the last ROI
+        self.lost = 0  # frames since then
+        self.crowd = False  # whether this shot has shown several faces
 
     def look(self, image: torch.Tensor) -> _Sighting:
         """Finds the face in the next frame `[1, 3, H, W]`."""
@@ -149,13 +187,16 @@ class _Follower:
                 return self._seen(FaceState.TRACKED, score, self.roi, landmarks, faces)
         found = self.detector(image, self.wanted)
         faces = len(found.score)
-        roi = _pick(found.roi, self.wanted, self.reach)
+        self.crowd |= faces > 1
+        near = self.crowd and self.side > 0
+        reach = self.side * (1 + self.lost * REACH_GROWTH) if near else math.inf
+        roi = _pick(found.roi, self.wanted, reach)
         if roi is not None:
             score, landmarks = self._mesh(image, roi)
             if score > MESH_SCORE:
                 return self._seen(FaceState.DETECTED, score, roi, landmarks, faces)
         self.roi = None
-        self.reach += REACH_GROWTH * self.side
+        self.lost += 1
         nan = np.float32(np.nan)
         return _Sighting(FaceState.NONE, score, np.full(5, nan), np.full((478, 3), nan), faces)
 
@@ -174,20 +215,8 @@ class _Follower:
     ) -> _Sighting:
         self.roi = roi_from_landmarks(landmarks)
         x, y, self.side = self.roi[0, :3].tolist()
-        self.wanted, self.reach = (x, y), self.side
+        self.wanted, self.lost = (x, y), 0
         return _Sighting(state, score, roi[0].cpu().numpy(), landmarks[0].cpu().numpy(), faces)
-
-
-def _is_cut(previous: np.ndarray, thumbnail: np.ndarray, recent: list[float]) -> bool:
-    """Whether a new shot starts; keeps `recent`, the differences within the shot, up to date."""
-    difference = float(np.abs(thumbnail - previous).mean())
-    usual = float(np.mean(recent)) if recent else 0.0
-    if difference > max(CUT_DIFFERENCE, CUT_RATIO * usual):
-        recent.clear()
-        return True
-    recent.append(difference)
-    del recent[:-_RECENT]
-    return False
 
 
 def _tensor(picture: np.ndarray, pixel_aspect: float, device: str) -> torch.Tensor:

@@ -73,15 +73,15 @@ def load_generator(path: str | Path) -> tuple[Generator, dict[str, str]]:
         raise NotAGenerator(f"{path} can't be read as a generator: {error}") from error
     if header.get("format") != FORMAT:
         raise NotAGenerator(f"{path} is a safetensors file, but not a Reenact generator.")
-    if int(header["version"]) > VERSION:
-        raise NotAGenerator(f"{path} was written by a newer Reenact. Update this one to load it.")
-    fields = json.loads(header["architecture"])
-    fields["channels"] = {int(k): v for k, v in fields["channels"].items()}
-    generator = Generator(Architecture(**fields)).eval()
     try:
+        if int(header["version"]) > VERSION:
+            raise NotAGenerator(
+                f"{path} was written by a newer Reenact. Update this one to load it."
+            )
+        fields = json.loads(header["architecture"])
+        fields["channels"] = {int(k): v for k, v in fields["channels"].items()}
+        generator = Generator(Architecture(**fields)).eval()
         generator.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise NotAGenerator(
-            f"{path} does not hold the tensors its header names: {error}"
-        ) from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise NotAGenerator(f"{path} is damaged: its header and tensors do not fit.") from error
     return generator, header

@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor
 
 from core.alignment import ffhq_quads, warp
@@ -38,6 +39,7 @@ from core.generator import Architecture, Generator
 from core.generator.storage import save_generator
 from core.sheets import contact_sheet
 from core.synthetic import performer
+from core.synthetic.base import WEncoder
 from core.synthetic.parameters import HIGH, LOW, MOTION, NAMES, PARAMETERS, from_normal, mirror
 
 SHARD = 512  # pictures per file
@@ -121,7 +123,7 @@ def calibrate(folder: Path, seed: int, size: int = 256) -> np.ndarray:
         with torch.no_grad():
             landmarks = to_picture(mesh(crop_roi(image, roi)).landmarks, roi).numpy()
         found.append(i)
-        points.append(alignment_points(landmarks)[0] / size)
+        points.append((alignment_points(landmarks)[0] + 0.5) / size)
     x, y = _features(params[found]), np.stack(points).reshape(len(points), -1)
     train = len(x) * 3 // 4
     weights = _ridge(x[:train], y[:train])
@@ -154,9 +156,9 @@ def render_aligned(
     plate = round(size * 1.5)
     points = (_features(params) @ weights).reshape(-1, _POINTS, 2) * plate
     landmarks = np.zeros((len(params), 478, 2))
-    landmarks[:, [*keypoints.DLIB_RIGHT_EYE]] = points[:, :1]
-    landmarks[:, [*keypoints.DLIB_LEFT_EYE]] = points[:, 1:2]
-    landmarks[:, [*keypoints.DLIB_MOUTH_CORNERS]] = points[:, 2:]
+    landmarks[:, [*keypoints.DLIB_RIGHT_EYE]] = points[:, :1] - 0.5
+    landmarks[:, [*keypoints.DLIB_LEFT_EYE]] = points[:, 1:2] - 0.5
+    landmarks[:, [*keypoints.DLIB_MOUTH_CORNERS]] = points[:, 2:] - 0.5
     quads = ffhq_quads(landmarks)
     pictures = np.empty((len(params), size, size, 3), np.uint8)
     for i, p in enumerate(params):
@@ -412,12 +414,96 @@ def pair_sheet(generator: Generator, data: Pictures, count: int = 20) -> np.ndar
     return contact_sheet(rows, columns=10)
 
 
+# -- encoder -----------------------------------------------------------------------------------
+
+
+def train_encoder(
+    folder: Path, generator: Generator, data: Pictures, held_out: Pictures, steps: int, rate: float
+) -> WEncoder:
+    """Trains picture -> w on the rendered pictures, first towards the w they were made from, then
+    towards what the generator makes of it.
+
+    Returns:
+        The moving average of the encoder.
+    """
+    device = next(generator.parameters()).device
+    size = generator.architecture.resolution
+    path = folder / "encoder.pt"
+    torch.manual_seed(0)
+    encoder = WEncoder(size).to(device)
+    with torch.no_grad():
+        spread = generator.mapping(latents(data.normals[:2000]).to(device)).std(0)
+    encoder.w_avg.copy_(generator.mapping.w_avg)
+    average = copy.deepcopy(encoder).eval().requires_grad_(False)
+    optimiser = torch.optim.Adam(encoder.parameters(), lr=rate, betas=(0.9, 0.99))
+    start = 0
+    if path.exists():
+        state = torch.load(path, map_location=device, weights_only=True)
+        encoder.load_state_dict(state["encoder"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        start = state["step"]
+    generator.requires_grad_(False)
+    saved = time.monotonic()
+    for step in range(start, steps):
+        for group in optimiser.param_groups:
+            group["lr"] = rate * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
+        pictures = step >= 0.6 * steps  # the costlier part comes last
+        rng = torch.Generator().manual_seed(7_000_003 + step)
+        count = 8 if pictures else 16
+        indices = torch.randint(len(data.normals), (count,), generator=rng)
+        target, normals, points = data.batch(indices, torch.rand(count, generator=rng) < 0.5, size)
+        target = target.to(device)
+        w = generator.mapping(latents(normals, rng).to(device))
+        guess = encoder(target)
+        error = ((guess - w) / spread).abs().mean()
+        if pictures:
+            made = generator.synthesis(guess, half=torch.bfloat16, half_from=4).float()
+            error = 0.2 * error + loss(made, target, points)
+        optimiser.zero_grad()
+        error.backward()
+        optimiser.step()
+        keep = min((1 + step) / (10 + step), 0.998)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(encoder.parameters()), 1 - keep)
+        last = step + 1 == steps
+        if last or time.monotonic() - saved > 120:
+            line = {"encoder_step": step + 1, "loss": round(float(error), 4),
+                    "psnr": round(encoded_psnr(average, generator, held_out), 2)}  # fmt: skip
+            print(json.dumps(line), flush=True)
+            with (folder / "log.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+            with atomic_write(path) as temporary:
+                torch.save({"step": step + 1, "encoder": encoder.state_dict(),
+                            "average": average.state_dict(),
+                            "optimiser": optimiser.state_dict()}, temporary)  # fmt: skip
+            saved = time.monotonic()
+    return average
+
+
+def encoded_psnr(
+    encoder: WEncoder, generator: Generator, data: Pictures, count: int = 128
+) -> float:
+    """Held-out reconstruction through the encoder, dB."""
+    device = next(generator.parameters()).device
+    results = []
+    for i in range(0, count, 32):
+        indices = torch.arange(i, i + 32)
+        plain = torch.zeros(32, dtype=torch.bool)
+        target = data.batch(indices, plain, generator.architecture.resolution)[0].to(device)
+        with torch.no_grad():
+            made = generator.synthesis(encoder(target)).clamp(-1, 1)
+        results.append(((made - target) / 2).square().mean((1, 2, 3)))
+    return float((-10 * torch.cat(results).log10()).mean())
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--resolution", type=int, default=128, choices=(128, 256))
     parser.add_argument("--pictures", type=int, default=24_000)
     parser.add_argument("--steps", type=int, default=40_000)
+    parser.add_argument("--encoder-steps", type=int, default=6_000)
     options = parser.parse_args()
     if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
         # glibc's malloc gives large blocks back and asks again in every step: at random, many
@@ -425,17 +511,22 @@ def main() -> None:
         never = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(10**11)}
         os.environ.update(never, MALLOC_TOP_PAD_=str(2**28))
         os.execv(sys.executable, [sys.executable, "-m", "core.synthetic.distill", *sys.argv[1:]])
+    folder = options.folder
     recipe = Recipe(options.resolution, options.pictures, options.steps)
     torch.set_flush_denormal(True)  # dying activations would slow the CPU down tenfold
-    shards = render(options.folder, recipe)
-    held_out = load_pictures(shards[:1])
-    generator = train(options.folder, recipe, load_pictures(shards[1:]), held_out)
+    shards = render(folder, recipe)
+    held_out, data = load_pictures(shards[:1]), load_pictures(shards[1:])
+    generator = train(folder, recipe, data, held_out)
     with torch.no_grad():
         z = latents(torch.randn(10_000, len(PARAMETERS)))
         w = generator.mapping(z.to(next(generator.parameters()).device))
         generator.mapping.w_avg.copy_(w.mean(0))
     header = {"recipe": json.dumps(asdict(recipe)), "parameters": json.dumps(NAMES)}
-    save_generator(options.folder / "base.safetensors", generator, header, torch.float16)
+    save_generator(folder / "base.safetensors", generator, header, torch.float16)
+    encoder = train_encoder(folder, generator, data, held_out, options.encoder_steps, 1e-3)
+    tensors = {k: v.half().cpu().contiguous() for k, v in encoder.state_dict().items()}
+    with atomic_write(folder / "encoder.safetensors") as temporary:
+        save_file(tensors, temporary)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,22 @@ from scipy.interpolate import CubicSpline
 from core.synthetic.parameters import INDEX, NAMES
 
 # Parameters by name inside the kernels, and what is derived from them once per picture.
-FACE = np.dtype([(n, np.float64) for n in (*NAMES, "eye_x", "eye_z", "mouth_y", "nose_y",
-                                           "chin_y", "ear_x", "ear_y", "ear_z")])
+FACE = np.dtype(
+    [
+        (n, np.float64)
+        for n in (
+            *NAMES,
+            "eye_x",
+            "eye_z",
+            "mouth_y",
+            "nose_y",
+            "chin_y",
+            "ear_x",
+            "ear_y",
+            "ear_z",
+        )
+    ]
+)
 
 # Per vertex: head-space position, camera-space normal, light reaching it, occlusion,
 # resting x and y (texture), hair root mask, beard mask.
@@ -29,55 +43,60 @@ ATTRIBUTES = 12
 
 # Control rings: y in front, y behind, z in front, z behind, half width, depth of the widest
 # point, squareness, share of the head's rotation, share of the jaw's.
-_RINGS = np.array([
-    (1.150, 1.150, -0.82, -0.90, 0.015, -0.86, 0.0, 1, 0),     # crown
-    (1.10, 1.10, -0.50, -1.28, 0.34, -0.89, 0.0, 1, 0),
-    (0.96, 0.95, -0.25, -1.58, 0.545, -0.92, 0.02, 1, 0),
-    (0.75, 0.74, -0.10, -1.78, 0.668, -0.94, 0.04, 1, 0),      # hairline
-    (0.50, 0.47, -0.025, -1.87, 0.735, -0.94, 0.07, 1, 0),
-    (0.24, 0.19, 0.00, -1.86, 0.738, -0.92, 0.09, 1, 0),       # brows
-    (0.00, -0.08, -0.045, -1.79, 0.715, -0.88, 0.06, 1, 0),    # eyes
-    (-0.26, -0.32, -0.035, -1.64, 0.700, -0.86, 0.02, 1, 0),   # cheekbones
-    (-0.52, -0.44, -0.03, -1.50, 0.660, -0.80, -0.02, 1, 1),   # nose base
-    (-0.74, -0.50, -0.02, -1.43, 0.612, -0.74, -0.06, 1, 1),   # mouth
-    (-0.95, -0.54, -0.05, -1.40, 0.555, -0.70, -0.11, 1, 1),
-    (-1.08, -0.58, -0.07, -1.38, 0.490, -0.68, -0.15, 1, 1),   # chin
-    (-1.16, -0.66, -0.13, -1.37, 0.430, -0.68, -0.13, 1, 0.95),
-    (-1.215, -0.86, -0.30, -1.37, 0.415, -0.76, -0.05, 1, 0.7),    # under the chin
-    (-1.30, -1.06, -0.47, -1.37, 0.425, -0.90, 0.0, 0.85, 0.3),
-    (-1.55, -1.26, -0.50, -1.37, 0.455, -0.93, 0.0, 0.5, 0),   # throat
-    (-1.80, -1.42, -0.46, -1.42, 0.54, -0.93, 0.0, 0.12, 0),
-    (-1.95, -1.52, -0.36, -1.56, 0.88, -0.95, 0.0, 0, 0),      # slope to the shoulders
-    (-2.10, -1.68, -0.25, -1.62, 1.45, -0.95, 0.05, 0, 0),
-    (-2.30, -2.00, -0.15, -1.70, 1.85, -0.93, 0.12, 0, 0),     # shoulders
-    (-3.00, -3.00, -0.05, -1.72, 1.98, -0.9, 0.12, 0, 0),
-])
+_RINGS = np.array(
+    [
+        (1.150, 1.150, -0.82, -0.90, 0.015, -0.86, 0.0, 1, 0),  # crown
+        (1.10, 1.10, -0.50, -1.28, 0.34, -0.89, 0.0, 1, 0),
+        (0.96, 0.95, -0.25, -1.58, 0.545, -0.92, 0.02, 1, 0),
+        (0.75, 0.74, -0.10, -1.78, 0.668, -0.94, 0.04, 1, 0),  # hairline
+        (0.50, 0.47, -0.025, -1.87, 0.735, -0.94, 0.07, 1, 0),
+        (0.24, 0.19, 0.00, -1.86, 0.738, -0.92, 0.09, 1, 0),  # brows
+        (0.00, -0.08, -0.045, -1.79, 0.715, -0.88, 0.06, 1, 0),  # eyes
+        (-0.26, -0.32, -0.035, -1.64, 0.700, -0.86, 0.02, 1, 0),  # cheekbones
+        (-0.52, -0.44, -0.03, -1.50, 0.660, -0.80, -0.02, 1, 1),  # nose base
+        (-0.74, -0.50, -0.02, -1.43, 0.612, -0.74, -0.06, 1, 1),  # mouth
+        (-0.95, -0.54, -0.05, -1.40, 0.555, -0.70, -0.11, 1, 1),
+        (-1.08, -0.58, -0.07, -1.38, 0.490, -0.68, -0.15, 1, 1),  # chin
+        (-1.16, -0.66, -0.13, -1.37, 0.430, -0.68, -0.13, 1, 0.95),
+        (-1.215, -0.86, -0.30, -1.37, 0.415, -0.76, -0.05, 1, 0.7),  # under the chin
+        (-1.30, -1.06, -0.47, -1.37, 0.425, -0.90, 0.0, 0.85, 0.3),
+        (-1.55, -1.26, -0.50, -1.37, 0.455, -0.93, 0.0, 0.5, 0),  # throat
+        (-1.80, -1.42, -0.46, -1.42, 0.54, -0.93, 0.0, 0.12, 0),
+        (-1.95, -1.52, -0.36, -1.56, 0.88, -0.95, 0.0, 0, 0),  # slope to the shoulders
+        (-2.10, -1.68, -0.25, -1.62, 1.45, -0.95, 0.05, 0, 0),
+        (-2.30, -2.00, -0.15, -1.70, 1.85, -0.93, 0.12, 0, 0),  # shoulders
+        (-3.00, -3.00, -0.05, -1.72, 1.98, -0.9, 0.12, 0, 0),
+    ]
+)
 _YF, _YB, _ZF, _ZB, _W, _ZC, _SQUARE, _HEAD, _JAW = range(9)
 _BETWEEN = (3, 4, 7, 9, 15, 20, 22, 20, 18, 16, 12, 9, 6, 6, 6, 5, 5, 5, 4, 4)
-_KNOT = np.concatenate([np.linspace(i, i + 1, n, endpoint=False)
-                        for i, n in enumerate(_BETWEEN)] + [[len(_RINGS) - 1.0]])
+_KNOT = np.concatenate(
+    [np.linspace(i, i + 1, n, endpoint=False) for i, n in enumerate(_BETWEEN)]
+    + [[len(_RINGS) - 1.0]]
+)
 _BASIS = CubicSpline(np.arange(len(_RINGS)), np.eye(len(_RINGS)))(_KNOT)
 ROWS = len(_KNOT)
 COLUMNS = 144
 _u = np.linspace(-1, 1, COLUMNS)
-_THETA = np.pi * (0.45 * _u + 0.55 * _u**3)     # densest in front
+_THETA = np.pi * (0.45 * _u + 0.55 * _u**3)  # densest in front
 
 EAR_ROWS, EAR_COLUMNS = 15, 36
 HAIR_ROWS, HAIR_COLUMNS = 48, 192
 _THETA_HAIR = np.linspace(-np.pi, np.pi, HAIR_COLUMNS)
 _TUBE_SIDES = 6
 
-EYEBALL = 0.125     # radius
-LID = 0.138         # radius of the lids' outer skin
+EYEBALL = 0.125  # radius
+LID = 0.138  # radius of the lids' outer skin
 IRIS = 0.060
-SKEW = 0.6          # smile gained on one side and lost on the other by a one-sided mouth
+SKEW = 0.6  # smile gained on one side and lost on the other by a one-sided mouth
 
 
 def _grid(rows: int, columns: int) -> np.ndarray:
     i, j = np.meshgrid(np.arange(rows - 1), np.arange(columns - 1), indexing="ij")
     a = (i * columns + j).ravel()
-    return np.concatenate([np.stack([a, a + 1, a + columns + 1], 1),
-                           np.stack([a, a + columns + 1, a + columns], 1)])
+    return np.concatenate(
+        [np.stack([a, a + 1, a + columns + 1], 1), np.stack([a, a + columns + 1, a + columns], 1)]
+    )
 
 
 _HEAD_FACES = _grid(ROWS, COLUMNS).astype(np.int32)
@@ -86,6 +105,7 @@ HAIR_FACES = _grid(HAIR_ROWS, HAIR_COLUMNS).astype(np.int32)
 
 
 # -- small functions shared by the kernels ---------------------------------------------------
+
 
 @njit(fastmath=True, inline="always")
 def smooth(a: float, b: float, x: float) -> float:
@@ -128,8 +148,13 @@ def mouth_curves(p: Any, x: float) -> tuple[float, float, float, float, float]:
     bared = p.teeth * (0.034 + 0.048 * wide) * arch * (1.0 - 0.7 * p.pucker) * (1.0 - 0.4 * p.jaw)
     gap = dropped + bared
     thin = 1.0 - 0.28 * wide + 0.25 * p.pucker
-    upper = 0.066 * p.lip_u * thin * k**0.75 * (1.0 - 0.24 * bump(u, 0.14)
-                                                + 0.10 * bump(abs(u) - 0.26, 0.18))
+    upper = (
+        0.066
+        * p.lip_u
+        * thin
+        * k**0.75
+        * (1.0 - 0.24 * bump(u, 0.14) + 0.10 * bump(abs(u) - 0.26, 0.18))
+    )
     lower = 0.086 * p.lip_l * thin * k**0.7
     open_up = 0.24 * dropped + 0.62 * bared
     return u, yc + open_up, yc + open_up - gap, upper, lower
@@ -144,8 +169,7 @@ def eye_lids(p: Any, side: float, x: float) -> tuple[float, float, float, float,
     k = max(1.0 - u * u, 0.0)
     tilt = p.eye_tilt * 0.6 * u * 0.15 + 0.012 * u
     squint = max(p.smile, 0.0) * 0.008 + 0.010 * p.puff
-    up = (0.062 + 0.034 * p.gaze_y
-          + 0.005 * max(p.brow_raise, 0.0) - 0.008 * p.frown) * p.eye_size
+    up = (0.062 + 0.034 * p.gaze_y + 0.005 * max(p.brow_raise, 0.0) - 0.008 * p.frown) * p.eye_size
     down = (0.045 - squint - 0.036 * p.gaze_y) * p.eye_size
     lower = tilt - down * k**0.8
     # The upper lid peaks nearer the nose, the lower one nearer the temple.
@@ -221,14 +245,19 @@ def _relief(p: Any, x: float, y: float, z: float) -> float:
     d += (0.075 + 0.03 * p.chin) * bump(x, 0.16 * p.chin_w) * bump(y - p.chin_y - 0.12, 0.13)
     # nasolabial fold
     fold = ax - (0.185 + 0.30 * (ny - y))
-    d -= (0.010 + 0.018 * p.age + 0.02 * max(p.smile, 0.0)) * bump(fold, 0.05) * smooth(
-        ny + 0.05, ny - 0.06, y) * smooth(my - 0.1, my + 0.06, y)
+    d -= (
+        (0.010 + 0.018 * p.age + 0.02 * max(p.smile, 0.0))
+        * bump(fold, 0.05)
+        * smooth(ny + 0.05, ny - 0.06, y)
+        * smooth(my - 0.1, my + 0.06, y)
+    )
     return d
 
 
 @njit(fastmath=True, cache=True)
-def _build_head(P: np.ndarray, rows: np.ndarray, theta: np.ndarray, pos: np.ndarray,
-                attr: np.ndarray) -> None:
+def _build_head(
+    P: np.ndarray, rows: np.ndarray, theta: np.ndarray, pos: np.ndarray, attr: np.ndarray
+) -> None:
     """Vertices of the head and bust in head space, with rest coordinates and hair masks."""
     p = P[0]
     n = theta.shape[0]
@@ -256,8 +285,12 @@ def _build_head(P: np.ndarray, rows: np.ndarray, theta: np.ndarray, pos: np.ndar
             ax = abs(x)
             if row[_HEAD] > 0.3 and c > -0.2 and y < 0.1:
                 a = abs(theta[j])
-                edge = -0.60 - 0.23 * bump(a, 0.16) + 0.32 * smooth(0.7, 1.15, a) + 0.25 * smooth(
-                    1.12, 1.36, a)
+                edge = (
+                    -0.60
+                    - 0.23 * bump(a, 0.16)
+                    + 0.32 * smooth(0.7, 1.15, a)
+                    + 0.25 * smooth(1.12, 1.36, a)
+                )
                 beard = smooth(edge + 0.07, edge - 0.09, y)
                 beard *= smooth(1.60, 1.38, a) * smooth(-1.50, -1.28, y)
             if face > 0.0:
@@ -272,9 +305,11 @@ def _build_head(P: np.ndarray, rows: np.ndarray, theta: np.ndarray, pos: np.ndar
             if v < -1.2 and c > 0.0:
                 # cords of the neck, larynx, collarbones
                 cord = ax - 0.13 - 0.32 * (v + 1.80)
-                z += c * (0.030 * bump(cord, 0.07) * smooth(-1.86, -1.72, v) * smooth(-1.2, -1.4, v)
-                          + 0.030 * bump(x, 0.08) * bump(v + 1.42, 0.10)
-                          + 0.035 * bump(v + 1.86 - 0.10 * ax, 0.05) * bump(ax - 0.45, 0.33))
+                z += c * (
+                    0.030 * bump(cord, 0.07) * smooth(-1.86, -1.72, v) * smooth(-1.2, -1.4, v)
+                    + 0.030 * bump(x, 0.08) * bump(v + 1.42, 0.10)
+                    + 0.035 * bump(v + 1.86 - 0.10 * ax, 0.05) * bump(ax - 0.45, 0.33)
+                )
             # expressions
             if face > 0.0:
                 pull = bump(ax - 0.27, 0.16) * bump(y - my, 0.17) * face
@@ -308,11 +343,17 @@ def _build_head(P: np.ndarray, rows: np.ndarray, theta: np.ndarray, pos: np.ndar
                 if abs(m) < 1.0:
                     k = 1.0 - m * m
                     if y > top:
-                        z += (0.042 + 0.012 * p.lip_u) * k * bump(y - top - 0.38 * upper,
-                                                                 0.62 * upper + 0.012)
+                        z += (
+                            (0.042 + 0.012 * p.lip_u)
+                            * k
+                            * bump(y - top - 0.38 * upper, 0.62 * upper + 0.012)
+                        )
                     elif y < low:
-                        z += (0.048 + 0.012 * p.lip_l) * k * bump(y - low + 0.48 * lower,
-                                                                 0.60 * lower + 0.012)
+                        z += (
+                            (0.048 + 0.012 * p.lip_l)
+                            * k
+                            * bump(y - low + 0.48 * lower, 0.60 * lower + 0.012)
+                        )
                     z -= 0.022 * k * (bump(y - top, 0.014) + bump(y - low, 0.014))
             # a full beard has thickness
             thick = 0.045 * smooth(0.55, 1.0, p.beard) * beard
@@ -353,7 +394,7 @@ def _build_ears(P: np.ndarray, base: int, pos: np.ndarray, attr: np.ndarray) -> 
                 h -= 0.040 * bump(r - 0.77, 0.10) * behind * smooth(-0.7, 0.0, sa)
                 h += 0.034 * bump(r - 0.93, 0.08) * behind
                 h -= 0.06 * smooth(0.93, 1.0, r)
-                h += 0.07 * bump(r - 0.45, 0.16) * bump(ca + 1.0, 0.40)      # tragus
+                h += 0.07 * bump(r - 0.45, 0.16) * bump(ca + 1.0, 0.40)  # tragus
                 a *= r
                 b *= r
                 out = h + 0.035
@@ -362,16 +403,25 @@ def _build_ears(P: np.ndarray, base: int, pos: np.ndarray, attr: np.ndarray) -> 
                 pos[q, 2] = p.ear_z - a * ct + out * st + 0.10 * b
                 attr[q, U] = side * (0.8 + 0.2 * r)
                 attr[q, V] = -0.2 + b
-                attr[q, AO] = 1.0 - 0.55 * smooth(0.50, 0.25, r) - 0.30 * bump(
-                    r - 0.77, 0.09) * behind * smooth(-0.7, 0.0, sa)
+                attr[q, AO] = (
+                    1.0
+                    - 0.55 * smooth(0.50, 0.25, r)
+                    - 0.30 * bump(r - 0.77, 0.09) * behind * smooth(-0.7, 0.0, sa)
+                )
                 attr[q, SCALP] = 0.0
                 attr[q, BEARD] = 0.0
                 q += 1
 
 
 @njit(fastmath=True, cache=True)
-def _build_hair(P: np.ndarray, rows: np.ndarray, theta: np.ndarray, noise: np.ndarray,
-                pos: np.ndarray, attr: np.ndarray) -> None:
+def _build_hair(
+    P: np.ndarray,
+    rows: np.ndarray,
+    theta: np.ndarray,
+    noise: np.ndarray,
+    pos: np.ndarray,
+    attr: np.ndarray,
+) -> None:
     """Strands run along the rows' axis, from the crown down to where the hair ends.
 
     attr columns used: U strand coordinate, V share of the way to the end, SCALP softness of the
@@ -379,7 +429,7 @@ def _build_hair(P: np.ndarray, rows: np.ndarray, theta: np.ndarray, noise: np.nd
     """
     p = P[0]
     n = theta.shape[0]
-    long = p.hair_long * smooth(0.2, 1.0, p.hair_amount)     # thin hair is worn short
+    long = p.hair_long * smooth(0.2, 1.0, p.hair_amount)  # thin hair is worn short
     hang = smooth(0.05, 0.45, long)
     length = np.empty(rows.shape[0])
     widest = 4
@@ -454,13 +504,26 @@ def _build_hair(P: np.ndarray, rows: np.ndarray, theta: np.ndarray, noise: np.nd
             taper = (root + (1.0 - root) * (0.12 + 0.60 * loose)) * (1.0 - 0.75 * temple)
             taper *= 0.75 + 0.25 * smooth(0.0, 0.2, t)
             crest = 1.0 - 0.30 * bump(th - 0.6 * p.hair_part, 0.16) * smooth(0.15, 0.4, t) * (
-                smooth(0.2, 0.7, abs(p.hair_part)) * c if c > 0.0 else 0.0)
-            vol = 0.008 + 0.012 * loose + p.hair_vol * p.hair_amount * taper * (
-                0.10 + 1.0 * up + 0.45 * below * hang * side) * crest
+                smooth(0.2, 0.7, abs(p.hair_part)) * c if c > 0.0 else 0.0
+            )
+            vol = (
+                0.008
+                + 0.012 * loose
+                + p.hair_vol
+                * p.hair_amount
+                * taper
+                * (0.10 + 1.0 * up + 0.45 * below * hang * side)
+                * crest
+            )
             vol += 0.13 * hang * side * smooth(0.35, -0.1, y)
             lump = noise[0, (m * 5) % 256, int(t * 60.0 + 40.0 * a) % 256]
-            vol += p.hair_curl * (0.035 + 0.25 * p.hair_vol) * (0.6 * lump + 0.5) * (
-                0.25 + 0.75 * taper) * p.hair_amount
+            vol += (
+                p.hair_curl
+                * (0.035 + 0.25 * p.hair_vol)
+                * (0.6 * lump + 0.5)
+                * (0.25 + 0.75 * taper)
+                * p.hair_amount
+            )
             nx = x / 0.75
             ny = (y - 0.25) / 0.95
             nz = (z + 0.92) / 0.95
@@ -479,8 +542,9 @@ def _build_hair(P: np.ndarray, rows: np.ndarray, theta: np.ndarray, noise: np.nd
 
 
 @njit(fastmath=True, cache=True)
-def _normals(pos: np.ndarray, start: int, rows: int, columns: int, closed: bool,
-             normal: np.ndarray) -> None:
+def _normals(
+    pos: np.ndarray, start: int, rows: int, columns: int, closed: bool, normal: np.ndarray
+) -> None:
     for i in range(rows):
         i0 = max(i - 1, 0)
         i1 = min(i + 1, rows - 1)
@@ -508,8 +572,9 @@ def _normals(pos: np.ndarray, start: int, rows: int, columns: int, closed: bool,
 
 
 @njit(fastmath=True, cache=True)
-def _hollows(pos: np.ndarray, normal: np.ndarray, rows: int, columns: int,
-             attr: np.ndarray) -> None:
+def _hollows(
+    pos: np.ndarray, normal: np.ndarray, rows: int, columns: int, attr: np.ndarray
+) -> None:
     """Occlusion of the head's grid from how far neighbours rise above the tangent plane."""
     for i in range(rows):
         for j in range(columns):
@@ -555,7 +620,7 @@ def _tube(points: np.ndarray, radius: float, closed: bool) -> tuple[np.ndarray, 
 
 
 _LENS_POINTS, _BAR_POINTS = 57, 12
-_WIRES = ((_LENS_POINTS, 2), (_BAR_POINTS, 3))      # points per wire, how many of them
+_WIRES = ((_LENS_POINTS, 2), (_BAR_POINTS, 3))  # points per wire, how many of them
 _wires = []
 _start = 0
 for _points, _count in _WIRES:
@@ -588,8 +653,14 @@ def glasses(f: np.void) -> tuple[np.ndarray, np.ndarray]:
     outer = f["eye_x"] + 0.015 + wide
     for side in (-1.0, 1.0):
         u = 0.5 * (t + 1)
-        bar = np.stack([side * (outer + (f["ear_x"] + 0.03 - outer) * u**0.6), 0.05 + 0 * u,
-                        (front - 0.35 * outer**2) * (1 - u) + (f["ear_z"] - 0.02) * u], 1)
+        bar = np.stack(
+            [
+                side * (outer + (f["ear_x"] + 0.03 - outer) * u**0.6),
+                0.05 + 0 * u,
+                (front - 0.35 * outer**2) * (1 - u) + (f["ear_z"] - 0.02) * u,
+            ],
+            1,
+        )
         wires.append(_tube(bar, radius, False))
     points, normals = zip(*wires, strict=True)
     return np.concatenate(points), np.concatenate(normals)
@@ -597,12 +668,15 @@ def glasses(f: np.void) -> tuple[np.ndarray, np.ndarray]:
 
 EAR_START = ROWS * COLUMNS
 VERTICES = EAR_START + 2 * EAR_ROWS * EAR_COLUMNS
-FACES = np.concatenate([_HEAD_FACES, _EAR_FACES + EAR_START,
-                        _EAR_FACES + EAR_START + EAR_ROWS * EAR_COLUMNS]).astype(np.int32)
+FACES = np.concatenate(
+    [_HEAD_FACES, _EAR_FACES + EAR_START, _EAR_FACES + EAR_START + EAR_ROWS * EAR_COLUMNS]
+).astype(np.int32)
 EAR_FACE = len(_HEAD_FACES)
 # Every second vertex of the head is enough to cast soft shadows.
-_coarse = (np.arange(0, ROWS, 2)[:, None] * COLUMNS
-           + np.append(np.arange(0, COLUMNS - 1, 2), COLUMNS - 1)[None])
+_coarse = (
+    np.arange(0, ROWS, 2)[:, None] * COLUMNS
+    + np.append(np.arange(0, COLUMNS - 1, 2), COLUMNS - 1)[None]
+)
 _cg = _grid(*_coarse.shape)
 CASTER_FACES = np.concatenate([_coarse.ravel()[_cg], FACES[EAR_FACE:]]).astype(np.int32)
 
@@ -611,10 +685,10 @@ CASTER_FACES = np.concatenate([_coarse.ravel()[_cg], FACES[EAR_FACE:]]).astype(n
 class Head:
     """Meshes of one picture in head space, before the pose is applied."""
 
-    face: np.ndarray        # FACE record, shape [1]
-    position: np.ndarray    # [VERTICES, 3] float32
-    normal: np.ndarray      # [VERTICES, 3] float32
-    attribute: np.ndarray   # [VERTICES, ATTRIBUTES] float32: U, V, AO, SCALP, BEARD filled
+    face: np.ndarray  # FACE record, shape [1]
+    position: np.ndarray  # [VERTICES, 3] float32
+    normal: np.ndarray  # [VERTICES, 3] float32
+    attribute: np.ndarray  # [VERTICES, ATTRIBUTES] float32: U, V, AO, SCALP, BEARD filled
     head_share: np.ndarray  # [VERTICES] float32: 1 turns with the head, 0 stays with the body
     hair_position: np.ndarray
     hair_normal: np.ndarray
@@ -672,8 +746,9 @@ def build(params: np.ndarray, noise: np.ndarray) -> Head:
     _build_ears(face, EAR_START, position, attribute)
     _normals(position, 0, ROWS, COLUMNS, True, normal)
     for k in range(2):
-        _normals(position, EAR_START + k * EAR_ROWS * EAR_COLUMNS, EAR_ROWS, EAR_COLUMNS, True,
-                 normal)
+        _normals(
+            position, EAR_START + k * EAR_ROWS * EAR_COLUMNS, EAR_ROWS, EAR_COLUMNS, True, normal
+        )
     _hollows(position, normal, ROWS, COLUMNS, attribute)
     share = np.ones(VERTICES, np.float32)
     share[:EAR_START] = np.repeat(np.clip(rows[:, _HEAD], 0, 1), COLUMNS)
@@ -685,5 +760,14 @@ def build(params: np.ndarray, noise: np.ndarray) -> Head:
     _build_hair(face, rows, _THETA_HAIR, noise, hair_position, hair_attribute)
     _normals(hair_position, 0, HAIR_ROWS, HAIR_COLUMNS, True, hair_normal)
     t = np.clip((hair_position[:, 1] + 2.1) / 1.4, 0, 1)
-    return Head(face, position, normal, attribute, share, hair_position, hair_normal,
-                hair_attribute, (0.35 + 0.65 * t * t * (3 - 2 * t)).astype(np.float32))
+    return Head(
+        face,
+        position,
+        normal,
+        attribute,
+        share,
+        hair_position,
+        hair_normal,
+        hair_attribute,
+        (0.35 + 0.65 * t * t * (3 - 2 * t)).astype(np.float32),
+    )

@@ -138,30 +138,69 @@ HIGH = np.array([p.high for p in PARAMETERS], np.float64)
 MOTION = np.array([p.group in ("expression", "pose") for p in PARAMETERS])
 
 # Signed about the subject's midline: a mirrored picture negates them.
-_ODD = [INDEX[n] for n in ("mouth_skew", "gaze_x", "brow_skew", "yaw", "roll",
-                           "hair_part", "light_az", "bg_layout")]
+_ODD = [
+    INDEX[n]
+    for n in (
+        "mouth_skew",
+        "gaze_x",
+        "brow_skew",
+        "yaw",
+        "roll",
+        "hair_part",
+        "light_az",
+        "bg_layout",
+    )
+]
 
 # name: (share of draws at the low end, share at the high end); the rest spreads evenly between.
 _RESTING = {
-    "jaw": (0.3, 0.0), "teeth": (0.25, 0.0), "pucker": (0.75, 0.0), "puff": (0.85, 0.0),
-    "blink_l": (0.5, 0.08), "blink_r": (0.5, 0.08), "frown": (0.6, 0.0), "age": (0.25, 0.0),
-    "freckles": (0.6, 0.0), "hair_grey": (0.6, 0.05), "hair_amount": (0.04, 0.75),
-    "hair_long": (0.45, 0.05), "hair_fringe": (0.5, 0.0), "hair_curl": (0.4, 0.0),
-    "beard": (0.55, 0.0), "moustache": (0.65, 0.0), "glasses": (0.68, 0.22),
-    "bg_clutter": (0.3, 0.0), "lip_sat": (0.3, 0.0),
+    "jaw": (0.3, 0.0),
+    "teeth": (0.25, 0.0),
+    "pucker": (0.75, 0.0),
+    "puff": (0.85, 0.0),
+    "blink_l": (0.5, 0.08),
+    "blink_r": (0.5, 0.08),
+    "frown": (0.6, 0.0),
+    "age": (0.25, 0.0),
+    "freckles": (0.6, 0.0),
+    "hair_grey": (0.6, 0.05),
+    "hair_amount": (0.04, 0.75),
+    "hair_long": (0.45, 0.05),
+    "hair_fringe": (0.5, 0.0),
+    "hair_curl": (0.4, 0.0),
+    "beard": (0.55, 0.0),
+    "moustache": (0.65, 0.0),
+    "glasses": (0.68, 0.22),
+    "bg_clutter": (0.3, 0.0),
+    "lip_sat": (0.3, 0.0),
 }
 # Bell-shaped about the middle: (standard deviation as a share of the half range).
-_BELL = {"yaw": 0.4, "pitch": 0.36, "roll": 0.3, "mouth_skew": 0.45, "brow_skew": 0.35,
-         "eye_tilt": 0.4, "head_w": 0.45, "head_h": 0.45, "face_w": 0.45, "face_len": 0.45,
-         "jaw_w": 0.45, "light_az": 0.45, "light_warm": 0.45, "nose_bridge": 0.45}
+_BELL = {
+    "yaw": 0.4,
+    "pitch": 0.36,
+    "roll": 0.3,
+    "mouth_skew": 0.45,
+    "brow_skew": 0.35,
+    "eye_tilt": 0.4,
+    "head_w": 0.45,
+    "head_h": 0.45,
+    "face_w": 0.45,
+    "face_len": 0.45,
+    "jaw_w": 0.45,
+    "light_az": 0.45,
+    "light_warm": 0.45,
+    "nose_bridge": 0.45,
+}
 
 
 def check(params: np.ndarray, ndim: int | None = None) -> np.ndarray:
     """`params` as finite float64 [..., P], with `ndim` axes when given; raises ValueError."""
     p = np.asarray(params, np.float64)
     if p.ndim == 0 or p.shape[-1] != len(PARAMETERS):
-        raise ValueError(f"The performer takes {len(PARAMETERS)} parameters on the last axis; this "
-                         f"array has shape {p.shape}. Start from neutral() and set by INDEX.")
+        raise ValueError(
+            f"The performer takes {len(PARAMETERS)} parameters on the last axis; this "
+            f"array has shape {p.shape}. Start from neutral() and set by INDEX."
+        )
     if ndim is not None and p.ndim != ndim:
         raise ValueError(f"Expected {ndim} axes, got shape {p.shape}; pass one vector or clip.")
     if not np.isfinite(p).all():
@@ -192,10 +231,28 @@ def neutral() -> np.ndarray:
     p = 0.5 * (LOW + HIGH)
     p[MOTION] = 0.0
     for name, value in {
-        "age": 0.1, "freckles": 0, "skin": 0.22, "hair_grey": 0, "hair_amount": 1, "hair_hue": 0.6,
-        "hair_line": 0.0, "hair_vol": 0.09, "hair_long": 0, "hair_fringe": 0.15, "hair_curl": 0.1,
-        "hair_part": 0.4, "beard": 0, "moustache": 0, "glasses": 0, "lip_sat": 0.1, "fat": 0.35,
-        "light_az": -0.35, "bg_clutter": 0, "cloth_r": 0.2, "cloth_g": 0.27, "cloth_b": 0.36,
+        "age": 0.1,
+        "freckles": 0,
+        "skin": 0.22,
+        "hair_grey": 0,
+        "hair_amount": 1,
+        "hair_hue": 0.6,
+        "hair_line": 0.0,
+        "hair_vol": 0.09,
+        "hair_long": 0,
+        "hair_fringe": 0.15,
+        "hair_curl": 0.1,
+        "hair_part": 0.4,
+        "beard": 0,
+        "moustache": 0,
+        "glasses": 0,
+        "lip_sat": 0.1,
+        "fat": 0.35,
+        "light_az": -0.35,
+        "bg_clutter": 0,
+        "cloth_r": 0.2,
+        "cloth_g": 0.27,
+        "cloth_b": 0.36,
     }.items():
         p[INDEX[name]] = value
     return p

@@ -26,20 +26,52 @@ from core.synthetic.parameters import (
     neutral,
 )
 
-__all__ = ["INDEX", "NAMES", "PARAMETERS", "Parameter", "from_normal", "landmarks", "mirror",
-           "neutral", "performance", "random_identity", "render", "self_scan", "transfer"]
+__all__ = [
+    "INDEX",
+    "NAMES",
+    "PARAMETERS",
+    "Parameter",
+    "from_normal",
+    "landmarks",
+    "mirror",
+    "neutral",
+    "performance",
+    "random_identity",
+    "render",
+    "self_scan",
+    "transfer",
+]
 
 # Camera: distance and width of the picture at the head's pivot, in head units (10 cm).
 _DISTANCE, _WINDOW, _CENTRE_Y = 9.0, 3.6, -0.16
 _PIVOT = np.array([0.0, -0.45, -0.80])
 _NECK = np.array([0.0, -1.7, -0.93])
 
-_SKIN = [(0.94, 0.79, 0.71), (0.90, 0.72, 0.62), (0.84, 0.64, 0.52), (0.73, 0.52, 0.40),
-         (0.56, 0.38, 0.28), (0.43, 0.285, 0.21), (0.34, 0.225, 0.17)]
-_HAIR = [(0.80, 0.66, 0.45), (0.66, 0.49, 0.30), (0.52, 0.30, 0.19), (0.42, 0.27, 0.18),
-         (0.28, 0.18, 0.13), (0.13, 0.10, 0.09)]
-_IRIS = [(0.38, 0.53, 0.68), (0.42, 0.52, 0.46), (0.48, 0.42, 0.26), (0.44, 0.29, 0.17),
-         (0.36, 0.22, 0.14), (0.24, 0.15, 0.10)]
+_SKIN = [
+    (0.94, 0.79, 0.71),
+    (0.90, 0.72, 0.62),
+    (0.84, 0.64, 0.52),
+    (0.73, 0.52, 0.40),
+    (0.56, 0.38, 0.28),
+    (0.43, 0.285, 0.21),
+    (0.34, 0.225, 0.17),
+]
+_HAIR = [
+    (0.80, 0.66, 0.45),
+    (0.66, 0.49, 0.30),
+    (0.52, 0.30, 0.19),
+    (0.42, 0.27, 0.18),
+    (0.28, 0.18, 0.13),
+    (0.13, 0.10, 0.09),
+]
+_IRIS = [
+    (0.38, 0.53, 0.68),
+    (0.42, 0.52, 0.46),
+    (0.48, 0.42, 0.26),
+    (0.44, 0.29, 0.17),
+    (0.36, 0.22, 0.14),
+    (0.24, 0.15, 0.10),
+]
 _LIP = [(0.80, 0.42, 0.42), (0.72, 0.20, 0.22), (0.52, 0.20, 0.26), (0.86, 0.46, 0.42)]
 
 
@@ -66,19 +98,28 @@ def _palette(f: np.void) -> np.ndarray:
     hair = hair * (1.25 - 0.75 * f["hair_dark"])
     iris = _along(_IRIS, 1 - (1 - f["eye_hue"]) * (1 - 0.7 * dark))
     hair = hair * (1 - grey) + grey * shading.to_linear(
-        np.array([0.66, 0.65, 0.64]) * (1.1 - 0.35 * f["hair_dark"]))
+        np.array([0.66, 0.65, 0.64]) * (1.1 - 0.35 * f["hair_dark"])
+    )
     lip = skin * np.array([0.80, 0.46, 0.48])
     paint = _along(_LIP, f["lip_col"]) * (0.35 + 0.65 * skin.mean() / 0.5)
     lip = lip + (paint - lip) * 0.75 * f["lip_sat"]
     frame = shading.to_linear(np.array([0.62, 0.50, 0.33])) * (1 - f["glasses_dark"]) + 0.012
     warm = f["light_warm"]
-    return np.stack([
-        skin, lip, hair, np.minimum(0.42 * hair, 0.30 * skin),
-        iris * (0.65 + 0.6 * f["eye_shade"]),
-        _muted(f["cloth_r"], f["cloth_g"], f["cloth_b"]) * np.array([0.78, 0.9, 1.0]), frame,
-        np.array([1 + 0.08 * warm, 1.0, 1 - 0.14 * warm]),
-        np.array([0.98, 1.0, 1.05]), np.array([0.56, 0.50, 0.47]), hair * 0.55 + 0.08 * skin,
-    ])
+    return np.stack(
+        [
+            skin,
+            lip,
+            hair,
+            np.minimum(0.42 * hair, 0.30 * skin),
+            iris * (0.65 + 0.6 * f["eye_shade"]),
+            _muted(f["cloth_r"], f["cloth_g"], f["cloth_b"]) * np.array([0.78, 0.9, 1.0]),
+            frame,
+            np.array([1 + 0.08 * warm, 1.0, 1 - 0.14 * warm]),
+            np.array([0.98, 1.0, 1.05]),
+            np.array([0.56, 0.50, 0.47]),
+            hair * 0.55 + 0.08 * skin,
+        ]
+    )
 
 
 def _rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
@@ -98,9 +139,11 @@ def _pose(f: np.void) -> tuple[np.ndarray, np.ndarray]:
 
 # The three below are compiled because numpy's matrix product wakes all of BLAS's threads for them.
 
+
 @njit(cache=True)
-def _place(points: np.ndarray, share: np.ndarray, rotation: np.ndarray,
-           body: np.ndarray) -> np.ndarray:
+def _place(
+    points: np.ndarray, share: np.ndarray, rotation: np.ndarray, body: np.ndarray
+) -> np.ndarray:
     """Head space to camera space [N, 3]: a blend, by `share` [N], of the head's and the body's
     rigid motion."""
     out = np.empty(points.shape, np.float32)
@@ -117,8 +160,9 @@ def _place(points: np.ndarray, share: np.ndarray, rotation: np.ndarray,
 
 
 @njit(cache=True)
-def _turn(normals: np.ndarray, share: np.ndarray, rotation: np.ndarray,
-          body: np.ndarray) -> np.ndarray:
+def _turn(
+    normals: np.ndarray, share: np.ndarray, rotation: np.ndarray, body: np.ndarray
+) -> np.ndarray:
     """Normals [N, 3] turned as `_place` moves their points (not renormalised)."""
     out = np.empty(normals.shape, np.float32)
     for q in range(normals.shape[0]):
@@ -145,15 +189,20 @@ def _project(points: np.ndarray, size: int) -> np.ndarray:
     return out
 
 
-_SHADOW = 160           # shadow map side
-_SHADOW_SPAN = 4.6      # head units it covers
+_SHADOW = 160  # shadow map side
+_SHADOW_SPAN = 4.6  # head units it covers
 
 
 def _light(f: np.void) -> np.ndarray:
     """Key light direction in camera space."""
     azimuth, elevation = math.radians(60) * f["light_az"], 0.15 + f["light_el"]
-    d = np.array([math.sin(azimuth) * math.cos(elevation), math.sin(elevation),
-                  math.cos(azimuth) * math.cos(elevation)])
+    d = np.array(
+        [
+            math.sin(azimuth) * math.cos(elevation),
+            math.sin(elevation),
+            math.cos(azimuth) * math.cos(elevation),
+        ]
+    )
     return d / np.linalg.norm(d)
 
 
@@ -194,10 +243,11 @@ def render(params: np.ndarray, size: int = 256, supersample: int = 2) -> np.ndar
     skin = _place(mesh.position, mesh.head_share, rotation, body)
     hair = _place(mesh.hair_position, mesh.hair_share, rotation, body)
 
-    mesh.attribute[:, head.NX:head.NZ + 1] = _turn(mesh.normal, mesh.head_share, rotation, body)
-    mesh.attribute[:, head.X:head.Z + 1] = mesh.position
-    mesh.hair_attribute[:, head.NX:head.NZ + 1] = _turn(
-        mesh.hair_normal, mesh.hair_share, rotation, body)
+    mesh.attribute[:, head.NX : head.NZ + 1] = _turn(mesh.normal, mesh.head_share, rotation, body)
+    mesh.attribute[:, head.X : head.Z + 1] = mesh.position
+    mesh.hair_attribute[:, head.NX : head.NZ + 1] = _turn(
+        mesh.hair_normal, mesh.hair_share, rotation, body
+    )
     grid = hair.reshape(head.HAIR_ROWS, head.HAIR_COLUMNS, 3)
     tangent = np.gradient(grid, axis=0).reshape(-1, 3).astype(np.float32)
 
@@ -215,48 +265,85 @@ def render(params: np.ndarray, size: int = 256, supersample: int = 2) -> np.ndar
     half /= np.linalg.norm(half)
     ambient = f["light_amb"]
     to_head = rotation.T
-    lights = np.concatenate([to_head @ light, to_head @ half, light, half,
-                             [ambient * 1.15, 1.35 - 1.0 * ambient]])
+    lights = np.concatenate(
+        [to_head @ light, to_head @ half, light, half, [ambient * 1.15, 1.35 - 1.0 * ambient]]
+    )
     eye = to_head @ (np.array([0, _CENTRE_Y, _DISTANCE + _PIVOT[2]]) - _PIVOT) + _PIVOT
     palette = _palette(f)
 
     background = np.empty((97, 97, 3))
-    shading.paint_background(mesh.face, shading.NOISE,
-                             _muted(f["bg_r"], f["bg_g"], f["bg_b"]), background)
+    shading.paint_background(
+        mesh.face, shading.NOISE, _muted(f["bg_r"], f["bg_g"], f["bg_b"]), background
+    )
 
     def buffers() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        return (np.full((n, n), 1e9, np.float32), np.zeros((n, n), np.int32),
-                np.empty((n, n), np.float32), np.empty((n, n), np.float32))
+        return (
+            np.full((n, n), 1e9, np.float32),
+            np.zeros((n, n), np.int32),
+            np.empty((n, n), np.float32),
+            np.empty((n, n), np.float32),
+        )
 
     linear = np.empty((n, n, 3), np.float32)
     skin_buffers = buffers()
     shading.rasterize(_project(skin, n), head.FACES, 1, *skin_buffers)
-    shading.shade_skin(mesh.face, shading.NOISE, palette, lights, eye, n / _WINDOW, head.FACES,
-                       head.EAR_FACE, mesh.attribute, *skin_buffers, background, linear)
+    shading.shade_skin(
+        mesh.face,
+        shading.NOISE,
+        palette,
+        lights,
+        eye,
+        n / _WINDOW,
+        head.FACES,
+        head.EAR_FACE,
+        mesh.attribute,
+        *skin_buffers,
+        background,
+        linear,
+    )
     if f["glasses"] > 0.0:
         wire, wire_normal = head.glasses(f)
         rigid = np.ones(len(wire), np.float32)
         wire = _place(wire, rigid, rotation, body)
         glass_buffers = buffers()
         shading.rasterize(_project(wire, n), head.GLASS_FACES, 0, *glass_buffers)
-        shading.shade_glasses(mesh.face, palette, lights, head.GLASS_FACES,
-                              _turn(wire_normal, rigid, rotation, body), *glass_buffers,
-                              skin_buffers[0], linear)
+        shading.shade_glasses(
+            mesh.face,
+            palette,
+            lights,
+            head.GLASS_FACES,
+            _turn(wire_normal, rigid, rotation, body),
+            *glass_buffers,
+            skin_buffers[0],
+            linear,
+        )
     if f["hair_amount"] > 0.0:
         screen = _project(hair, n)
         # the far curtain's inside first: the near one's thin ends must not punch holes into it
         for facing in (-1, 1):
             hair_buffers = buffers()
             shading.rasterize(screen, head.HAIR_FACES, facing, *hair_buffers)
-            shading.shade_hair(mesh.face, shading.NOISE, palette, lights, head.HAIR_FACES,
-                               mesh.hair_attribute, tangent, *hair_buffers, skin_buffers[0], linear)
+            shading.shade_hair(
+                mesh.face,
+                shading.NOISE,
+                palette,
+                lights,
+                head.HAIR_FACES,
+                mesh.hair_attribute,
+                tangent,
+                *hair_buffers,
+                skin_buffers[0],
+                linear,
+            )
     out = np.empty((size, size, 3), np.uint8)
-    shading.resolve(linear, supersample, shading.TONE,
-                    (shading._TONE_STEPS - 1) / shading._TONE_MAX, out)
+    shading.resolve(
+        linear, supersample, shading.TONE, (shading._TONE_STEPS - 1) / shading._TONE_MAX, out
+    )
     return out
 
 
 # -- where things are ------------------------------------------------------------------------
+
 
 def landmarks(params: np.ndarray) -> dict[str, np.ndarray]:
     """Analytic points of the picture [2], as fractions of its side: x right, y down.
@@ -276,8 +363,11 @@ def landmarks(params: np.ndarray) -> dict[str, np.ndarray]:
         smile = f["smile"] + head.SKEW * f["mouth_skew"] * side * min(3 * half, 1.0)
         lift = f["brow_raise"] + 0.5 * f["brow_skew"] * side
         points[f"eye_{name}"] = (side * f["eye_x"], 0.005, eye_front)
-        points[f"mouth_{name}"] = (0.03 * f["mouth_skew"] + side * half,
-                                   f["mouth_y"] + 0.086 * smile - 0.012, -0.02 + forward)
+        points[f"mouth_{name}"] = (
+            0.03 * f["mouth_skew"] + side * half,
+            f["mouth_y"] + 0.086 * smile - 0.012,
+            -0.02 + forward,
+        )
         points[f"brow_{name}"] = (side * f["eye_x"], 0.22 + f["brow_y"] + 0.115 * lift, 0.0)
     points["mouth"] = (0.0, f["mouth_y"] - 0.085 * f["jaw"], 0.09 + forward)
     points["nose"] = (0.0, f["nose_y"], 0.28 * f["nose_p"])
@@ -291,11 +381,12 @@ def landmarks(params: np.ndarray) -> dict[str, np.ndarray]:
 
 # -- acting ----------------------------------------------------------------------------------
 
+
 def random_identity(seed: int) -> np.ndarray:
     """[P] a seeded person with their look, light and background; resting face, straight pose."""
     p = from_normal(np.random.default_rng(seed).standard_normal(len(PARAMETERS)))
     p[MOTION] = 0.0
-    p[INDEX["glasses"]] = round(p[INDEX["glasses"]])      # a person wears them or does not
+    p[INDEX["glasses"]] = round(p[INDEX["glasses"]])  # a person wears them or does not
     return p
 
 
@@ -346,17 +437,33 @@ def _saccades(rng: np.random.Generator, t: np.ndarray, spread: float, every: flo
 def _start(identity: np.ndarray, frames: int, fps: float) -> tuple[np.ndarray, np.ndarray]:
     who = check(identity, 1)
     if frames < 1 or not fps > 0:
-        raise ValueError(f"frames is {frames} and fps {fps}; a clip needs at least one frame and "
-                         "a positive rate.")
+        raise ValueError(
+            f"frames is {frames} and fps {fps}; a clip needs at least one frame and "
+            "a positive rate."
+        )
     clip = np.tile(np.where(MOTION, 0.0, who), (frames, 1))
     return clip, np.arange(frames) / fps
 
 
 # What a self-scan holds, in its order: name and the frontal share of its time.
-_SCAN = (("rest", 1.0), ("yaw", 2.6), ("vowels", 3.2), ("pitch", 1.8), ("smile", 2.2),
-         ("gaze", 2.6), ("brows", 2.0), ("wink", 0.9), ("roll", 1.6), ("teeth", 1.4),
-         ("puff", 1.1), ("jaw", 1.6), ("pucker", 1.1), ("skew", 1.4), ("turned_talk", 3.0),
-         ("rest", 0.8))
+_SCAN = (
+    ("rest", 1.0),
+    ("yaw", 2.6),
+    ("vowels", 3.2),
+    ("pitch", 1.8),
+    ("smile", 2.2),
+    ("gaze", 2.6),
+    ("brows", 2.0),
+    ("wink", 0.9),
+    ("roll", 1.6),
+    ("teeth", 1.4),
+    ("puff", 1.1),
+    ("jaw", 1.6),
+    ("pucker", 1.1),
+    ("skew", 1.4),
+    ("turned_talk", 3.0),
+    ("rest", 0.8),
+)
 
 
 def self_scan(identity: np.ndarray, frames: int, fps: float = 30, seed: int = 0) -> np.ndarray:
@@ -369,7 +476,7 @@ def self_scan(identity: np.ndarray, frames: int, fps: float = 30, seed: int = 0)
     rng = np.random.default_rng([seed, 1])
     total = sum(share for _, share in _SCAN)
     length = frames / fps
-    set_ = {name: p[:, i] for name, i in INDEX.items()}     # views into the clip
+    set_ = {name: p[:, i] for name, i in INDEX.items()}  # views into the clip
 
     wink_at = (0.0, 0.0)
     gaze = 0.12 * _saccades(rng, t, 0.5, 1.2)
@@ -458,8 +565,13 @@ def performance(identity: np.ndarray, frames: int, fps: float = 30, seed: int = 
         if rng.random() < 0.5:
             set_["smile"] += rng.uniform(0.3, 0.7) * _ease(t, phrase_end - 0.2, 0.3, 0.3, 0.5)
         at = phrase_end + rng.uniform(0.25, 0.8)
-    for name, size in (("yaw", 9.0), ("pitch", 3.5), ("roll", 3.0), ("mouth_skew", 0.12),
-                       ("brow_skew", 0.15)):
+    for name, size in (
+        ("yaw", 9.0),
+        ("pitch", 3.5),
+        ("roll", 3.0),
+        ("mouth_skew", 0.12),
+        ("brow_skew", 0.15),
+    ):
         set_[name] += size * _drift(rng, t, 0.45)
     gaze = _saccades(rng, t, 0.35, 0.9)
     set_["gaze_x"][:] = gaze[:, 0] - 0.015 * set_["yaw"]

@@ -47,15 +47,20 @@ def _tile(seed: int, octaves: tuple[tuple[int, float], ...]) -> np.ndarray:
     for cells, amplitude in octaves:
         spectrum = np.zeros((_TILE, _TILE), complex)
         h, m = cells // 2, _TILE // 2
-        spectrum[m - h:m + h, m - h:m + h] = np.fft.fftshift(
-            np.fft.fft2(rng.standard_normal((cells, cells))))
+        spectrum[m - h : m + h, m - h : m + h] = np.fft.fftshift(
+            np.fft.fft2(rng.standard_normal((cells, cells)))
+        )
         layer = np.real(np.fft.ifft2(np.fft.ifftshift(spectrum)))
         total += amplitude * layer / layer.std()
     return total / total.std()
 
 
-NOISE = np.stack([_tile(1, ((8, 1), (16, 0.8), (32, 0.6), (64, 0.5), (128, 0.4))),
-                  _tile(2, ((64, 1), (128, 1), (32, 0.5)))]).astype(np.float32)
+NOISE = np.stack(
+    [
+        _tile(1, ((8, 1), (16, 0.8), (32, 0.6), (64, 0.5), (128, 0.4))),
+        _tile(2, ((64, 1), (128, 1), (32, 0.5))),
+    ]
+).astype(np.float32)
 
 
 def to_linear(srgb: np.ndarray) -> np.ndarray:
@@ -94,8 +99,15 @@ def _noise(tiles: np.ndarray, k: int, x: float, y: float) -> float:
 
 
 @njit(fastmath=True, cache=True)
-def rasterize(screen: np.ndarray, faces: np.ndarray, facing: int, depth: np.ndarray,
-              face: np.ndarray, wa: np.ndarray, wb: np.ndarray) -> None:
+def rasterize(
+    screen: np.ndarray,
+    faces: np.ndarray,
+    facing: int,
+    depth: np.ndarray,
+    face: np.ndarray,
+    wa: np.ndarray,
+    wb: np.ndarray,
+) -> None:
     """Z-buffer triangles seen from their outer side (facing 1), inner side (-1) or either (0).
     screen [N, 3]: pixel x, pixel y (down), distance. Fills depth, the face's number and the
     weights of its first two corners."""
@@ -191,8 +203,9 @@ def light_received(screen: np.ndarray, depth: np.ndarray, radius: float, attr: n
                 s10 = clip(1.0 - (z - depth[yi + 1, xi]) / 0.06, 0.0, 1.0)
                 s11 = clip(1.0 - (z - depth[yi + 1, xi + 1]) / 0.06, 0.0, 1.0)
                 w = (2.0 if i == 0 else 1.0) * (2.0 if j == 0 else 1.0)
-                total += w * ((s00 * (1 - fx) + s01 * fx) * (1 - fy)
-                              + (s10 * (1 - fx) + s11 * fx) * fy)
+                total += w * (
+                    (s00 * (1 - fx) + s01 * fx) * (1 - fy) + (s10 * (1 - fx) + s11 * fx) * fy
+                )
         attr[q, LIT] = total / 16.0
 
 
@@ -207,8 +220,13 @@ def paint_background(P: np.ndarray, tiles: np.ndarray, base: np.ndarray, out: np
         for i in range(n):
             fx = 2.0 * i / (n - 1.0) - 1.0
             g = p.bg_gradient
-            v = 1.0 + g * (0.22 - 0.5 * fy - 0.30 * fx * fx + 0.20 * fx * p.bg_layout
-                           + 0.05 * (_noise(tiles, 0, abs(fx) * 9.0 + 30.0, fy * 9.0)))
+            v = 1.0 + g * (
+                0.22
+                - 0.5 * fy
+                - 0.30 * fx * fx
+                + 0.20 * fx * p.bg_layout
+                + 0.05 * (_noise(tiles, 0, abs(fx) * 9.0 + 30.0, fy * 9.0))
+            )
             for k in range(3):
                 out[j, i, k] = base[k] * max(v, 0.05)
     if p.bg_clutter <= 0.0:
@@ -239,7 +257,8 @@ def paint_background(P: np.ndarray, tiles: np.ndarray, base: np.ndarray, out: np
                         m = smooth(half_w + blur, half_w - blur, math.hypot(x, 2.0 * y))
                     else:
                         m = smooth(half_w + blur, half_w - blur, abs(x)) * smooth(
-                            half_h + blur, half_h - blur, abs(y))
+                            half_h + blur, half_h - blur, abs(y)
+                        )
                     m *= p.bg_clutter * 0.85
                     books = 1.0
                     if shape % 3 == 0:
@@ -261,9 +280,24 @@ SKIN, LIP, HAIR, BROW, IRIS_COLOUR, CLOTH, FRAME, KEY, SKY, GROUND, BEARD_COLOUR
 
 
 @njit(fastmath=True, cache=True)
-def _eye(p: Any, tiles: np.ndarray, pal: np.ndarray, x: float, y: float, z: float, dx: float,
-         dy: float, dz: float, side: float, opening: float, u: float, upper: float, lower: float,
-         light: np.ndarray, colour: np.ndarray) -> None:
+def _eye(
+    p: Any,
+    tiles: np.ndarray,
+    pal: np.ndarray,
+    x: float,
+    y: float,
+    z: float,
+    dx: float,
+    dy: float,
+    dz: float,
+    side: float,
+    opening: float,
+    u: float,
+    upper: float,
+    lower: float,
+    light: np.ndarray,
+    colour: np.ndarray,
+) -> None:
     """Colour of the eyeball seen through the fissure along a ray with direction d (head space)
     that crosses the lids' surface at (x, y, z)."""
     cx = x - side * p.eye_x
@@ -336,8 +370,19 @@ def _eye(p: Any, tiles: np.ndarray, pal: np.ndarray, x: float, y: float, z: floa
 
 
 @njit(fastmath=True, cache=True)
-def _mouth_inside(p: Any, tiles: np.ndarray, x: float, y: float, z: float, dx: float, dy: float,
-                  dz: float, top: float, low: float, colour: np.ndarray) -> None:
+def _mouth_inside(
+    p: Any,
+    tiles: np.ndarray,
+    x: float,
+    y: float,
+    z: float,
+    dx: float,
+    dy: float,
+    dz: float,
+    top: float,
+    low: float,
+    colour: np.ndarray,
+) -> None:
     """Teeth, tongue and dark of the mouth along a ray that crosses the lips' surface."""
     # dental arch: z = front - 3.8 x^2
     front = 0.035
@@ -397,10 +442,23 @@ def _mouth_inside(p: Any, tiles: np.ndarray, x: float, y: float, z: float, dx: f
 
 
 @njit(fastmath=True, cache=True)
-def shade_skin(P: np.ndarray, tiles: np.ndarray, pal: np.ndarray, light: np.ndarray,
-               eye: np.ndarray, fine: float, faces: np.ndarray, ear_face: int, attr: np.ndarray,
-               depth: np.ndarray, face: np.ndarray, wa: np.ndarray, wb: np.ndarray,
-               background: np.ndarray, out: np.ndarray) -> None:
+def shade_skin(
+    P: np.ndarray,
+    tiles: np.ndarray,
+    pal: np.ndarray,
+    light: np.ndarray,
+    eye: np.ndarray,
+    fine: float,
+    faces: np.ndarray,
+    ear_face: int,
+    attr: np.ndarray,
+    depth: np.ndarray,
+    face: np.ndarray,
+    wa: np.ndarray,
+    wb: np.ndarray,
+    background: np.ndarray,
+    out: np.ndarray,
+) -> None:
     """Fill `out` [H, W, 3] with linear light for head, bust, ears, glasses and backdrop.
 
     light: key direction and half vector in head space (6) then in camera space (6), ambient,
@@ -454,7 +512,7 @@ def shade_skin(P: np.ndarray, tiles: np.ndarray, pal: np.ndarray, light: np.ndar
             g = pal[SKIN, 1]
             bl = pal[SKIN, 2]
             gloss = 0.5
-            sharp = 0.0     # share that is eye or mouth interior, lit on its own
+            sharp = 0.0  # share that is eye or mouth interior, lit on its own
             front = smooth(-0.55, -0.15, z)
             is_ear = q >= ear_face
             # cloth
@@ -478,10 +536,15 @@ def shade_skin(P: np.ndarray, tiles: np.ndarray, pal: np.ndarray, light: np.ndar
                 nx += 0.018 * pore
                 # blood under the skin, and the darker sockets
                 ny_ = p.nose_y
-                red = (0.08 + 0.20 * p.blush) * front * (
-                    bump(ax - 0.42, 0.2) * bump(y + 0.36, 0.18)
-                    + 0.8 * bump(x, 0.15) * bump(y - ny_, 0.11)
-                    + 0.3 * bump(x, 0.22) * bump(t - p.chin_y - 0.1, 0.12))
+                red = (
+                    (0.08 + 0.20 * p.blush)
+                    * front
+                    * (
+                        bump(ax - 0.42, 0.2) * bump(y + 0.36, 0.18)
+                        + 0.8 * bump(x, 0.15) * bump(y - ny_, 0.11)
+                        + 0.3 * bump(x, 0.22) * bump(t - p.chin_y - 0.1, 0.12)
+                    )
+                )
                 if is_ear:
                     red = 0.12 + 0.10 * p.blush
                 g *= 1.0 - red
@@ -493,9 +556,12 @@ def shade_skin(P: np.ndarray, tiles: np.ndarray, pal: np.ndarray, light: np.ndar
                     g *= 1.0 - 0.8 * spot
                     bl *= 1.0 - 0.9 * spot
                 if front > 0.0 and y > -1.3:
-                    socket = (0.14 * bump(ax - p.eye_x, 0.19) * bump(y - 0.01, 0.11)
-                              + (0.08 + 0.14 * p.age) * bump(ax - p.eye_x + 0.05, 0.13)
-                              * bump(y + 0.105, 0.045)) * front
+                    socket = (
+                        0.14 * bump(ax - p.eye_x, 0.19) * bump(y - 0.01, 0.11)
+                        + (0.08 + 0.14 * p.age)
+                        * bump(ax - p.eye_x + 0.05, 0.13)
+                        * bump(y + 0.105, 0.045)
+                    ) * front
                     r *= 1.0 - 0.8 * socket
                     g *= 1.0 - 1.1 * socket
                     bl *= 1.0 - socket
@@ -504,8 +570,13 @@ def shade_skin(P: np.ndarray, tiles: np.ndarray, pal: np.ndarray, light: np.ndar
                     hy = (y - ny_ + 0.085 - 0.25 * (ax - 0.06)) / 0.020
                     hole = bump(math.hypot(hx, hy), 0.95)
                     ao *= 1.0 - 0.88 * hole * front
-                    ao *= 1.0 - 0.22 * bump(ax - 0.178 * p.nose_w, 0.020) * bump(
-                        y - ny_ + 0.030, 0.055) * front
+                    ao *= (
+                        1.0
+                        - 0.22
+                        * bump(ax - 0.178 * p.nose_w, 0.020)
+                        * bump(y - ny_ + 0.030, 0.055)
+                        * front
+                    )
                     # lines of age and of the working face
                     lines = 0.0
                     if p.age > 0.0 or p.brow_raise > 0.0:
@@ -517,18 +588,35 @@ def shade_skin(P: np.ndarray, tiles: np.ndarray, pal: np.ndarray, light: np.ndar
                         crow = bump(ax - p.eye_x - 0.24, 0.07) * front
                         for k in range(3):
                             slope = 0.05 - 0.055 * k
-                            lines += (p.age * (0.5 + 0.6 * max(p.smile, 0.0)) * crow * bump(
-                                y - slope - (0.35 - 0.45 * k) * (ax - p.eye_x - 0.17), 0.008))
-                        lines += 0.55 * p.age * bump(
-                            y + 0.115 - 0.9 * (ax - p.eye_x) ** 2, 0.012) * bump(
-                            ax - p.eye_x + 0.01, 0.10) * front
+                            lines += (
+                                p.age
+                                * (0.5 + 0.6 * max(p.smile, 0.0))
+                                * crow
+                                * bump(y - slope - (0.35 - 0.45 * k) * (ax - p.eye_x - 0.17), 0.008)
+                            )
+                        lines += (
+                            0.55
+                            * p.age
+                            * bump(y + 0.115 - 0.9 * (ax - p.eye_x) ** 2, 0.012)
+                            * bump(ax - p.eye_x + 0.01, 0.10)
+                            * front
+                        )
                     if p.frown > 0.0:
-                        lines += 0.8 * p.frown * bump(ax - 0.055 - 0.05 * (y - 0.2), 0.010) * bump(
-                            y - 0.2, 0.065) * front
+                        lines += (
+                            0.8
+                            * p.frown
+                            * bump(ax - 0.055 - 0.05 * (y - 0.2), 0.010)
+                            * bump(y - 0.2, 0.065)
+                            * front
+                        )
                     fold = ax - (0.195 + 0.30 * (ny_ - y)) - 0.03 * max(p.smile, 0.0)
-                    crease = (0.10 + 0.55 * p.age + 0.55 * max(p.smile, 0.0))
-                    lines += crease * bump(fold, 0.018) * smooth(ny_ + 0.03, ny_ - 0.06, y) * (
-                        smooth(p.mouth_y - 0.12, p.mouth_y + 0.06, y) * front)
+                    crease = 0.10 + 0.55 * p.age + 0.55 * max(p.smile, 0.0)
+                    lines += (
+                        crease
+                        * bump(fold, 0.018)
+                        * smooth(ny_ + 0.03, ny_ - 0.06, y)
+                        * (smooth(p.mouth_y - 0.12, p.mouth_y + 0.06, y) * front)
+                    )
                     ao *= 1.0 - 0.45 * min(lines, 1.0)
                 # hair roots, shaved or under the hair
                 if v[SCALP] > 0.0 and not is_ear:
@@ -553,24 +641,42 @@ def shade_skin(P: np.ndarray, tiles: np.ndarray, pal: np.ndarray, light: np.ndar
                     bl += (pal[BEARD_COLOUR, 2] * k2 - bl) * m
                     gloss *= 1.0 - 0.8 * m
                 # shine: nose, forehead, cheekbones
-                gloss *= 0.75 + 0.5 * bump(x, 0.1) * bump(y + 0.3, 0.3) + 0.35 * bump(
-                    ax - 0.45, 0.15) * bump(y + 0.22, 0.15) + 0.25 * bump(y - 0.5, 0.2)
+                gloss *= (
+                    0.75
+                    + 0.5 * bump(x, 0.1) * bump(y + 0.3, 0.3)
+                    + 0.35 * bump(ax - 0.45, 0.15) * bump(y + 0.22, 0.15)
+                    + 0.25 * bump(y - 0.5, 0.2)
+                )
                 # brows
                 if front > 0.1 and y > 0.04 and y < 0.52 and ax < 0.62:
                     side = 1.0 if x > 0.0 else -1.0
                     lift = p.brow_raise + 0.5 * p.brow_skew * side
                     w = (ax - 0.115 + 0.035 * p.frown) / 0.40
                     if w > -0.15 and w < 1.12:
-                        line = (0.185 + p.brow_y + 0.115 * lift
-                                + 0.05 * (0.5 + p.brow_arch) * (bump(w - 0.66, 0.55) - 0.2)
-                                + 0.020 * w - 0.055 * p.frown * (1.0 - w) - 0.012 * p.frown)
-                        thick = 0.040 * p.brow_th * (1.0 - 0.60 * smooth(0.45, 1.05, w)) * smooth(
-                            -0.25, 0.12, w)
+                        line = (
+                            0.185
+                            + p.brow_y
+                            + 0.115 * lift
+                            + 0.05 * (0.5 + p.brow_arch) * (bump(w - 0.66, 0.55) - 0.2)
+                            + 0.020 * w
+                            - 0.055 * p.frown * (1.0 - w)
+                            - 0.012 * p.frown
+                        )
+                        thick = (
+                            0.040
+                            * p.brow_th
+                            * (1.0 - 0.60 * smooth(0.45, 1.05, w))
+                            * smooth(-0.25, 0.12, w)
+                        )
                         d = (y - line) / max(thick, 0.004)
                         if abs(d) < 2.2:
                             slant = 0.9 - 0.9 * w
-                            hair = _noise(tiles, 1, (ax - slant * (y - line)) * 300.0 + 11.0,
-                                          (y - line) * 90.0 + 20.0 * w)
+                            hair = _noise(
+                                tiles,
+                                1,
+                                (ax - slant * (y - line)) * 300.0 + 11.0,
+                                (y - line) * 90.0 + 20.0 * w,
+                            )
                             m = bump(d, 1.0) * smooth(-0.12, 0.10, w) * smooth(1.10, 0.86, w)
                             m = clip(m * (1.15 + 0.20 * hair) * p.brow_dark, 0.0, 0.90)
                             r += (pal[BROW, 0] - r) * m
@@ -582,8 +688,9 @@ def shade_skin(P: np.ndarray, tiles: np.ndarray, pal: np.ndarray, light: np.ndar
                     m, top, low, upper, lower = mouth_curves(p, x)
                     if abs(m) < 1.25:
                         e = 0.010
-                        red = smooth(-e, e, top + upper - y) * smooth(-1.4 * e, 1.4 * e,
-                                                                      y - low + lower)
+                        red = smooth(-e, e, top + upper - y) * smooth(
+                            -1.4 * e, 1.4 * e, y - low + lower
+                        )
                         red *= smooth(1.0, 0.90, abs(m))
                         if red > 0.0:
                             wrinkle = 1.0 + 0.05 * _noise(tiles, 1, au * 170.0, t * 12.0)
@@ -593,8 +700,11 @@ def shade_skin(P: np.ndarray, tiles: np.ndarray, pal: np.ndarray, light: np.ndar
                             bl += (pal[LIP, 2] * wrinkle * dark - bl) * 0.92 * red
                             gloss += red * (0.55 if y < low else 0.15)
                         gap = top - low
-                        seam = bump(y - 0.5 * (top + low), 0.011) * smooth(1.05, 0.85, abs(m)) * (
-                            1.0 - smooth(0.0, 0.03, gap))
+                        seam = (
+                            bump(y - 0.5 * (top + low), 0.011)
+                            * smooth(1.05, 0.85, abs(m))
+                            * (1.0 - smooth(0.0, 0.03, gap))
+                        )
                         ao *= 1.0 - 0.72 * seam
                         corner = bump(abs(m) - 1.0, 0.09) * bump(y - 0.5 * (top + low), 0.022)
                         ao *= 1.0 - 0.45 * corner
@@ -606,8 +716,9 @@ def shade_skin(P: np.ndarray, tiles: np.ndarray, pal: np.ndarray, light: np.ndar
                                 dy = y - eye[1]
                                 dz = z - eye[2]
                                 s = 1.0 / math.sqrt(dx * dx + dy * dy + dz * dz)
-                                _mouth_inside(p, tiles, x, y, z, dx * s, dy * s, dz * s, top, low,
-                                              colour)
+                                _mouth_inside(
+                                    p, tiles, x, y, z, dx * s, dy * s, dz * s, top, low, colour
+                                )
                                 sharp = inside
                 # eyes
                 if front > 0.1 and ax > 0.11 and ax < 0.56 and y > -0.2 and y < 0.24:
@@ -617,22 +728,42 @@ def shade_skin(P: np.ndarray, tiles: np.ndarray, pal: np.ndarray, light: np.ndar
                         bow = max(1.0 - m * m, 0.0)
                         fold = bump(y - opened - 0.034 - 0.016 * bow - 0.008 * p.gaze_y, 0.012)
                         ao *= 1.0 - (0.12 + 0.38 * p.lid_crease) * fold * smooth(
-                            1.35, 0.75, abs(m)) * (1.0 - 0.65 * shut)
+                            1.35, 0.75, abs(m)
+                        ) * (1.0 - 0.65 * shut)
                         ao *= 1.0 - 0.14 * bump(y - low + 0.055, 0.018) * smooth(1.2, 0.5, abs(m))
                         lid = bump(y - top - 0.02, 0.02) * smooth(1.1, 0.8, abs(m))
                         gloss += 0.15 * lid
                         if abs(m) < 1.0:
                             opening = top - low
                             e = 0.0065
-                            inside = smooth(-e, e, top - y) * smooth(-e, e, y - low) * smooth(
-                                0.002, 0.02, opening)
+                            inside = (
+                                smooth(-e, e, top - y)
+                                * smooth(-e, e, y - low)
+                                * smooth(0.002, 0.02, opening)
+                            )
                             if inside > 0.0:
                                 dx = x - eye[0]
                                 dy = y - eye[1]
                                 dz = z - eye[2]
                                 s = 1.0 / math.sqrt(dx * dx + dy * dy + dz * dz)
-                                _eye(p, tiles, pal, x, y, z, dx * s, dy * s, dz * s, side, opening,
-                                     m, top, low, light, colour)
+                                _eye(
+                                    p,
+                                    tiles,
+                                    pal,
+                                    x,
+                                    y,
+                                    z,
+                                    dx * s,
+                                    dy * s,
+                                    dz * s,
+                                    side,
+                                    opening,
+                                    m,
+                                    top,
+                                    low,
+                                    light,
+                                    colour,
+                                )
                                 sharp = inside
                         # lash lines, the lower lid's pink rim
                         rim = bump(y - low + 0.009, 0.009) * smooth(1.0, 0.8, abs(m)) * (1 - shut)
@@ -640,12 +771,17 @@ def shade_skin(P: np.ndarray, tiles: np.ndarray, pal: np.ndarray, light: np.ndar
                         bl *= 1.0 - 0.12 * rim
                         out_side = smooth(-0.6, 0.9, m)
                         comb = 1.0 + 0.25 * _noise(tiles, 1, ax * 260.0 + 30.0 * (y - top), 9.0)
-                        lash = bump(y - top - 0.004 - 0.004 * out_side,
-                                    0.0105 + 0.007 * out_side * comb + 0.002 * shut) * smooth(
-                                        1.10, 0.92, abs(m))
+                        lash = bump(
+                            y - top - 0.004 - 0.004 * out_side,
+                            0.0105 + 0.007 * out_side * comb + 0.002 * shut,
+                        ) * smooth(1.10, 0.92, abs(m))
                         lash = clip(1.2 * lash, 0.0, 0.93)
-                        low_lash = 0.34 * bump(y - low + 0.006, 0.009) * smooth(
-                            1.02, 0.75, abs(m)) * (0.5 + 0.5 * out_side)
+                        low_lash = (
+                            0.34
+                            * bump(y - low + 0.006, 0.009)
+                            * smooth(1.02, 0.75, abs(m))
+                            * (0.5 + 0.5 * out_side)
+                        )
                         lash = max(lash, low_lash)
                         r *= 1.0 - 0.93 * lash
                         g *= 1.0 - 0.95 * lash
@@ -676,8 +812,13 @@ def shade_skin(P: np.ndarray, tiles: np.ndarray, pal: np.ndarray, light: np.ndar
             h16 = h8 * h8
             rim = 1.0 - max(nz, 0.0)
             rim = rim * rim * rim
-            shine = gloss * (0.3 + 0.7 * p.gloss) * lit * (
-                0.10 * h8 + 0.20 * h16 * h8) * (1.0 + 2.0 * rim)
+            shine = (
+                gloss
+                * (0.3 + 0.7 * p.gloss)
+                * lit
+                * (0.10 * h8 + 0.20 * h16 * h8)
+                * (1.0 + 2.0 * rim)
+            )
             hemi = 0.5 + 0.5 * ny
             bleed = 1.0 - ao
             ar = ao + 0.22 * bleed * ao
@@ -688,20 +829,33 @@ def shade_skin(P: np.ndarray, tiles: np.ndarray, pal: np.ndarray, light: np.ndar
                 occ = ar if k == 0 else ao
                 # broad fill from the camera's other side keeps shadows readable
                 fill = 0.16 * max(-0.5 * light[6] * nx + 0.75 * nz + 0.2 * ny, 0.0)
-                value = albedo * (amb * occ + (key * d * pal[KEY, k] + fill) * (
-                    0.45 * occ + 0.55 * math.sqrt(occ)))
+                value = albedo * (
+                    amb * occ
+                    + (key * d * pal[KEY, k] + fill) * (0.45 * occ + 0.55 * math.sqrt(occ))
+                )
                 value += shine * key * pal[KEY, k] * occ
                 if sharp > 0.0:
-                    inner = colour[k] * (0.55 * amb + 0.62 * key * (0.45 + 0.55 * lit) * pal[KEY, k]
-                                         + 0.5 * fill)
+                    inner = colour[k] * (
+                        0.55 * amb + 0.62 * key * (0.45 + 0.55 * lit) * pal[KEY, k] + 0.5 * fill
+                    )
                     value += (inner - value) * sharp
                 out[yy, xx, k] = value
 
 
 @njit(fastmath=True, cache=True)
-def shade_glasses(P: np.ndarray, pal: np.ndarray, light: np.ndarray, faces: np.ndarray,
-                  normal: np.ndarray, depth: np.ndarray, face: np.ndarray, wa: np.ndarray,
-                  wb: np.ndarray, skin_depth: np.ndarray, out: np.ndarray) -> None:
+def shade_glasses(
+    P: np.ndarray,
+    pal: np.ndarray,
+    light: np.ndarray,
+    faces: np.ndarray,
+    normal: np.ndarray,
+    depth: np.ndarray,
+    face: np.ndarray,
+    wa: np.ndarray,
+    wb: np.ndarray,
+    skin_depth: np.ndarray,
+    out: np.ndarray,
+) -> None:
     """Lay the frame over `out`, and leave its distance in skin_depth for the hair."""
     alpha = smooth(0.0, 1.0, P[0].glasses)
     height, width = depth.shape
@@ -716,25 +870,41 @@ def shade_glasses(P: np.ndarray, pal: np.ndarray, light: np.ndarray, faces: np.n
             nd = 0.0
             h = 0.0
             for k in range(3):
-                m = (w0 * normal[faces[q, 0], k] + w1 * normal[faces[q, 1], k]
-                     + w2 * normal[faces[q, 2], k])
+                m = (
+                    w0 * normal[faces[q, 0], k]
+                    + w1 * normal[faces[q, 1], k]
+                    + w2 * normal[faces[q, 2], k]
+                )
                 nd += m * light[6 + k]
                 h += m * light[9 + k]
                 up = m if k == 1 else 0.0
             h = max(h, 0.0) ** 8
             for k in range(3):
                 amb = pal[GROUND, k] + (pal[SKY, k] - pal[GROUND, k]) * (0.5 + 0.5 * up)
-                value = (pal[FRAME, k] * (amb * light[12] + light[13] * max(nd, 0.0))
-                         + 0.25 * h * h * light[13] * pal[KEY, k])
+                value = (
+                    pal[FRAME, k] * (amb * light[12] + light[13] * max(nd, 0.0))
+                    + 0.25 * h * h * light[13] * pal[KEY, k]
+                )
                 out[yy, xx, k] += alpha * (value - out[yy, xx, k])
             skin_depth[yy, xx] = depth[yy, xx]
 
 
 @njit(fastmath=True, cache=True)
-def shade_hair(P: np.ndarray, tiles: np.ndarray, pal: np.ndarray, light: np.ndarray,
-               faces: np.ndarray, attr: np.ndarray, tangent: np.ndarray, depth: np.ndarray,
-               face: np.ndarray, wa: np.ndarray, wb: np.ndarray, skin_depth: np.ndarray,
-               out: np.ndarray) -> None:
+def shade_hair(
+    P: np.ndarray,
+    tiles: np.ndarray,
+    pal: np.ndarray,
+    light: np.ndarray,
+    faces: np.ndarray,
+    attr: np.ndarray,
+    tangent: np.ndarray,
+    depth: np.ndarray,
+    face: np.ndarray,
+    wa: np.ndarray,
+    wb: np.ndarray,
+    skin_depth: np.ndarray,
+    out: np.ndarray,
+) -> None:
     """Lay the hair over `out`: strands with two shifted highlights (Kajiya and Kay 1989) and
     ends that thin out strand by strand."""
     p = P[0]
@@ -763,8 +933,9 @@ def shade_hair(P: np.ndarray, tiles: np.ndarray, pal: np.ndarray, light: np.ndar
             wave = curl * (1.6 * math.sin(t * 34.0 + 9.0 * across) * smooth(0.1, 0.5, t))
             coarse = _noise(tiles, 0, across * 62.0 + wave + 13.0, t * (7.0 + 20.0 * curl))
             strand = _noise(tiles, 1, across * 105.0 + 1.6 * wave, t * (6.0 + 16.0 * curl))
-            alpha = smooth(1.0, 1.0 - v[SCALP] * 1.8,
-                           t + v[SCALP] * (0.32 * strand + 0.32 * coarse) + 0.02)
+            alpha = smooth(
+                1.0, 1.0 - v[SCALP] * 1.8, t + v[SCALP] * (0.32 * strand + 0.32 * coarse) + 0.02
+            )
             alpha *= smooth(0.02, 0.45, p.hair_amount * (1.0 + 0.15 * strand))
             if alpha <= 0.003:
                 continue
@@ -801,17 +972,22 @@ def shade_hair(P: np.ndarray, tiles: np.ndarray, pal: np.ndarray, light: np.ndar
             hemi = 0.5 + 0.5 * ny
             for k in range(3):
                 amb = (pal[GROUND, k] + (pal[SKY, k] - pal[GROUND, k]) * hemi) * light[12]
-                value = pal[HAIR, k] * body * (0.80 * amb + key * pal[KEY, k] * 0.95 * diffuse
-                                               + 0.10 * nz)
+                value = (
+                    pal[HAIR, k]
+                    * body
+                    * (0.80 * amb + key * pal[KEY, k] * 0.95 * diffuse + 0.10 * nz)
+                )
                 gleam = (0.30 * pal[HAIR, k] + 0.012) * shine4 * shine4 + (
-                    0.35 * pal[HAIR, k] + 0.035) * shine16
+                    0.35 * pal[HAIR, k] + 0.035
+                ) * shine16
                 value += gleam * lit * key * pal[KEY, k] * 1.3 * (0.75 + 0.4 * strand) * inner
                 out[yy, xx, k] += (max(value, 0.0) - out[yy, xx, k]) * alpha
 
 
 @njit(fastmath=True, cache=True)
-def resolve(linear: np.ndarray, factor: int, tone: np.ndarray, scale: float,
-            out: np.ndarray) -> None:
+def resolve(
+    linear: np.ndarray, factor: int, tone: np.ndarray, scale: float, out: np.ndarray
+) -> None:
     """Average factor x factor samples and look up display values."""
     last = tone.shape[0] - 1
     norm = scale / (factor * factor)

@@ -1,0 +1,121 @@
+"""The base generator's gates on 512 held-out draws of the performer.
+
+    python benchmarks/base_generator.py FOLDER [--sheet pairs.png]
+
+FOLDER is that of `core.synthetic.distill`. Prints, for the rendered targets and for what the
+generator makes of the same draws: how well the face mesh's measures follow the driving parameters
+(correlations), the landmark error in percent of the distance between the outer eye corners, and
+PSNR of the picture and of the eyes. With an encoder in the folder, also its reconstruction beside
+that of 200 steps of direct optimisation of w, in dB and milliseconds.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from core.facemesh import aligned_roi, crop_roi, face_mesh, to_picture
+from core.facemesh.measures import measure
+from core.frames import write_png
+from core.generator.storage import load_generator
+from core.synthetic.base import WEncoder
+from core.synthetic.distill import Pictures, generate, load_pictures, loss, pair_sheet, score
+from core.synthetic.parameters import INDEX, from_normal
+
+# Parameter -> the measure that shows it, and the sign between them.
+FOLLOWED = {
+    "jaw": ("jaw", 1), "blink_l": ("open_l", -1), "blink_r": ("open_r", -1),
+    "gaze_x": ("gaze_x", 1), "gaze_y": ("gaze_y", 1), "yaw": ("yaw", 1), "pitch": ("pitch", 1),
+    "smile": ("smile", 1), "brow_raise": ("brow", 1),
+}  # fmt: skip
+SIZE = 256  # pictures are enlarged to this before the mesh network sees them
+
+
+def meshes(pictures: torch.Tensor) -> np.ndarray:
+    """Landmarks `[N, 478, 3]` of aligned pictures `[N, 3, R, R]` in [-1, 1], px of 256."""
+    found = []
+    for part in pictures.split(32):
+        large = F.interpolate(part / 2 + 0.5, (SIZE, SIZE), mode="bicubic").clamp(0, 1)
+        roi = aligned_roi(SIZE, len(part))
+        with torch.no_grad():
+            found.append(to_picture(face_mesh()(crop_roi(large, roi)).landmarks, roi))
+    return torch.cat(found).numpy()
+
+
+def correlations(landmarks: np.ndarray, params: np.ndarray) -> dict[str, float]:
+    seen = measure(landmarks)
+    both_open = (params[:, INDEX["blink_l"]] < 0.5) & (params[:, INDEX["blink_r"]] < 0.5)
+    result = {}
+    for name, (shown, sign) in FOLLOWED.items():
+        rows = both_open if name.startswith("gaze") else np.ones(len(params), bool)
+        r = np.corrcoef(seen[shown][rows], params[rows, INDEX[name]])[0, 1]
+        result[name] = sign * float(r)
+    return result
+
+
+def encoder_rows(folder: Path, generator: torch.nn.Module, data: Pictures, count: int = 16) -> None:
+    size = generator.architecture.resolution
+    encoder = WEncoder(size)
+    tensors = load_file(folder / "encoder.safetensors")
+    encoder.load_state_dict({k: v.float() for k, v in tensors.items()})
+    encoder.eval()
+    target, _, points = data.batch(torch.arange(count), torch.zeros(count, dtype=torch.bool), size)
+
+    def psnr(w: torch.Tensor) -> float:
+        with torch.no_grad():
+            made = generator.synthesis(w).clamp(-1, 1)
+        error = ((made - target) / 2).square().mean((1, 2, 3))
+        return float((-10 * error.log10()).mean())
+
+    with torch.no_grad():
+        encoder(target)
+        start = time.perf_counter()
+        w = encoder(target)
+        print(f"encoder: {psnr(w):.2f} dB, {(time.perf_counter() - start) / count * 1e3:.1f} ms")
+    w = generator.mapping.w_avg.repeat(count, 1).requires_grad_()
+    optimiser = torch.optim.Adam([w], lr=0.05)
+    start = time.perf_counter()
+    for step in range(200):
+        optimiser.param_groups[0]["lr"] = 0.05 * (1 - step / 200)
+        optimiser.zero_grad()
+        loss(generator.synthesis(w), target, points).backward()
+        optimiser.step()
+    seconds = time.perf_counter() - start
+    print(f"200 steps on w: {psnr(w.detach()):.2f} dB, {seconds / count * 1e3:.0f} ms")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--sheet", type=Path)
+    options = parser.parse_args()
+    generator, header = load_generator(options.folder / "base.safetensors")
+    generator.requires_grad_(False)
+    held_out = load_pictures([options.folder / "shard0000.npz"])
+    params = from_normal(held_out.normals.numpy().astype(np.float64))
+    size = generator.architecture.resolution
+    targets = held_out.pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
+    results = torch.cat([r for _, r in generate(generator, held_out, size)])
+    seen = {"targets": meshes(targets), "results": meshes(results)}
+    rows = {name: correlations(landmarks, params) for name, landmarks in seen.items()}
+    print(f"{len(params)} held-out draws, {size} px, recipe {header.get('recipe')}")
+    print(f"{'':12s}{'targets':>9s}{'results':>9s}{'loss':>8s}")
+    for name in FOLLOWED:
+        a, b = rows["targets"][name], rows["results"][name]
+        print(f"{name:12s}{a:9.3f}{b:9.3f}{a - b:8.3f}")
+    span = np.linalg.norm(seen["targets"][:, 263] - seen["targets"][:, 33], axis=1)
+    error = np.linalg.norm((seen["results"] - seen["targets"])[..., :2], axis=2).mean(1) / span
+    print(f"landmark error {100 * error.mean():.2f} % of the inter-ocular distance")
+    print(" ".join(f"{k} {v:.2f} dB" for k, v in score(generator, held_out, size).items()))
+    if (options.folder / "encoder.safetensors").exists():
+        encoder_rows(options.folder, generator, held_out)
+    if options.sheet:
+        write_png(options.sheet, pair_sheet(generator, held_out, 40))
+
+
+if __name__ == "__main__":
+    main()
