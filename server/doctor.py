@@ -296,7 +296,7 @@ def check_lpips() -> Check:
         "alexnet(weights='IMAGENET1K_V1')\""
     )
     mend = f"{fetch}   # with internet; without, run it elsewhere and copy the file to {path}"
-    without = "the embedded metric is used instead"
+    without = "not needed until characters are trained"
     if not path.is_file():
         return Check("lpips", "warning", f"{version}, no trunk weights: {without}", mend, details)
     with open(path, "rb") as file:

@@ -47,6 +47,8 @@ HELD_OUT = 512  # the first shard is never trained on
 Z_DIM = 512
 CALIBRATION = 1536  # pictures on which MediaPipe's alignment is learnt
 
+CHECKPOINT_SECONDS = 180
+
 # Anchors of the loss weights: eyes, mouth corners (FFHQ's four points).
 _POINTS = 4
 
@@ -318,6 +320,7 @@ def train(folder: Path, recipe: Recipe, data: Pictures, held_out: Pictures) -> G
     generator = new_generator(recipe).to(device)
     average = copy.deepcopy(generator).eval().requires_grad_(False)
     optimiser = torch.optim.Adam(generator.parameters(), lr=recipe.rate, betas=(0.9, 0.99))
+    folder.mkdir(parents=True, exist_ok=True)
     path, start = folder / "checkpoint.pt", 0
     if path.exists():
         state = torch.load(path, map_location=device, weights_only=True)
@@ -366,7 +369,7 @@ def train(folder: Path, recipe: Recipe, data: Pictures, held_out: Pictures) -> G
             with (folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
             total, count, logged = 0.0, 0, time.monotonic()
-        if now - saved > 180 or last:
+        if now - saved > CHECKPOINT_SECONDS or last:
             with atomic_write(path) as temporary:
                 torch.save({"recipe": asdict(recipe), "step": step + 1,
                             "generator": generator.state_dict(), "average": average.state_dict(),
@@ -468,7 +471,7 @@ def train_encoder(
             torch._foreach_lerp_(list(average.parameters()), list(encoder.parameters()), 1 - keep)
         last = step + 1 == steps
         if last or time.monotonic() - saved > 120:
-            line = {"encoder_step": step + 1, "loss": round(float(error), 4),
+            line = {"encoder_step": step + 1, "loss": round(float(error.detach()), 4),
                     "psnr": round(encoded_psnr(average, generator, held_out), 2)}  # fmt: skip
             print(json.dumps(line), flush=True)
             with (folder / "log.jsonl").open("a") as log:
@@ -487,9 +490,8 @@ def encoded_psnr(
     """Held-out reconstruction through the encoder, dB."""
     device = next(generator.parameters()).device
     results = []
-    for i in range(0, count, 32):
-        indices = torch.arange(i, i + 32)
-        plain = torch.zeros(32, dtype=torch.bool)
+    for indices in torch.arange(min(count, len(data.normals))).split(32):
+        plain = torch.zeros(len(indices), dtype=torch.bool)
         target = data.batch(indices, plain, generator.architecture.resolution)[0].to(device)
         with torch.no_grad():
             made = generator.synthesis(encoder(target)).clamp(-1, 1)

@@ -1,0 +1,147 @@
+"""Distilling the base generator: aligned draws, latents, and a training that resumes exactly."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from core.alignment import ffhq_quads
+from core.facemesh import track
+from core.generator.storage import NotAGenerator, load_generator, save_generator
+from core.synthetic import base, distill
+from core.synthetic.parameters import INDEX, PARAMETERS, from_normal
+
+RECIPE = distill.Recipe(resolution=128, pictures=16, steps=6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibration from few pictures."""
+    path = tmp_path_factory.mktemp("distill")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distill, "CALIBRATION", 260)
+        distill.calibrate(path, seed=3)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures(folder: Path) -> distill.Pictures:
+    normals = distill.draw_normals(5, 16)
+    drawn, points = distill.render_aligned(
+        from_normal(normals), np.load(folder / "align.npy"), RECIPE.resolution
+    )
+    return distill.Pictures(
+        torch.from_numpy(normals).float(), torch.from_numpy(drawn), torch.from_numpy(points)
+    )
+
+
+def test_pictures_are_aligned_as_clips_are(pictures: distill.Pictures) -> None:
+    """Tracking an aligned draw and aligning it again changes little."""
+    errors = []
+    for picture in pictures.pictures:
+        found = track([(1, picture.numpy().astype(np.float32) / 255)] * 2)
+        if not found.found[1]:
+            continue
+        quad = ffhq_quads(found.landmarks)[1]
+        errors.append(np.abs(quad - [[0, 0], [0, 128], [128, 128], [128, 0]]).mean())
+    assert len(errors) >= 14
+    assert np.median(errors) < 0.03 * 128
+
+
+def test_a_mirrored_batch_is_the_mirrored_draw(pictures: distill.Pictures) -> None:
+    indices = torch.arange(4)
+    plain = pictures.batch(indices, torch.zeros(4, dtype=torch.bool), 64)
+    mirrored = pictures.batch(indices, torch.ones(4, dtype=torch.bool), 64)
+    torch.testing.assert_close(mirrored[0], plain[0].flip(-1))
+    for name in ("yaw", "gaze_x"):
+        i = INDEX[name]
+        torch.testing.assert_close(mirrored[1][:, i], -plain[1][:, i])
+    eyes = mirrored[2][:, :2] * torch.tensor([-1.0, 1]) + torch.tensor([1.0, 0])
+    torch.testing.assert_close(eyes, plain[2][:, [1, 0]])
+
+
+def test_latents_have_the_length_of_normal_ones() -> None:
+    normals = torch.randn(64, len(PARAMETERS))
+    z = distill.latents(normals)
+    torch.testing.assert_close(z[:, : len(PARAMETERS)], normals)
+    torch.testing.assert_close(z.square().sum(1), torch.full((64,), 512.0))
+
+
+def test_loss_looks_at_the_eyes_most(pictures: distill.Pictures) -> None:
+    target, _, points = pictures.batch(torch.arange(1), torch.zeros(1, dtype=torch.bool), 128)
+    x, y = (points[0, 0] * 128).long().tolist()
+    losses = []
+    for place in ((y, x), (10, 10)):
+        result = target.clone()
+        result[..., place[0] - 3 : place[0] + 4, place[1] - 3 : place[1] + 4] += 0.2
+        losses.append(float(distill.loss(result, target, points)))
+    assert losses[0] > 5 * losses[1]
+    assert float(distill.loss(target, target, points)) == 0
+
+
+def test_training_resumes_to_the_same_result(
+    tmp_path: Path, pictures: distill.Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after three steps and started again, it ends with the same weights."""
+
+    class Stop(Exception):
+        pass
+
+    whole = distill.train(tmp_path / "whole", RECIPE, pictures, pictures)
+    assert (tmp_path / "whole" / "pairs.png").exists()
+    steps = 0
+
+    def count(*arguments: object) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            raise Stop
+        return original(*arguments)
+
+    original = distill.loss
+    # a checkpoint after every step, as if 180 seconds had passed
+    monkeypatch.setattr(distill, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(distill, "loss", count)
+    with pytest.raises(Stop):
+        distill.train(tmp_path / "parts", RECIPE, pictures, pictures)
+    monkeypatch.setattr(distill, "loss", original)
+    resumed = distill.train(tmp_path / "parts", RECIPE, pictures, pictures)
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+    with pytest.raises(SystemExit, match="another recipe"):
+        distill.train(tmp_path / "parts", replace(RECIPE, steps=9), pictures, pictures)
+
+
+def test_encoder_learns_to_reconstruct(tmp_path: Path, pictures: distill.Pictures) -> None:
+    generator = distill.new_generator(RECIPE)
+    generator.mapping.w_avg.copy_(generator.mapping(torch.randn(100, 512)).mean(0).detach())
+    before = distill.encoded_psnr(base.WEncoder(128), generator, pictures, count=16)
+    encoder = distill.train_encoder(tmp_path, generator, pictures, pictures, 10, 1e-3)
+    assert distill.encoded_psnr(encoder, generator, pictures, count=16) > before
+    assert encoder(torch.zeros(2, 3, 128, 128)).shape == (2, 512)
+
+
+def test_generators_survive_storage(tmp_path: Path) -> None:
+    generator = distill.new_generator(RECIPE)
+    save_generator(tmp_path / "g.safetensors", generator, {"recipe": "test"}, torch.float16)
+    loaded, header = load_generator(tmp_path / "g.safetensors")
+    assert header["recipe"] == "test"
+    assert loaded.architecture == generator.architecture
+    for (name, a), b in zip(
+        generator.state_dict().items(), loaded.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(a.half().float(), b, msg=name)
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes((tmp_path / "g.safetensors").read_bytes()[:5000])
+    for wrong in (damaged, tmp_path / "absent.safetensors"):
+        with pytest.raises(NotAGenerator, match=wrong.name):
+            load_generator(wrong)
+
+
+def test_a_missing_base_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setattr(base, "WEIGHTS", tmp_path)
+    base.base_generator.cache_clear()
+    with pytest.raises(base.BaseMissing, match=r"core\.synthetic\.distill"):
+        base.base_generator()
