@@ -66,7 +66,7 @@ def main(arguments: list[str], usage: str) -> int:
     try:
         install(env, {"dev"} if command == "test" else set())
         if command == "demo":
-            return run([str(env.script("reenact")), "demo", *rest], env)
+            return run([str(env.script("reenact")), "demo", *rest], env, Path.cwd())
         if command == "test":
             return run_tests(env, rest)
     except Failure as failure:
@@ -79,16 +79,16 @@ def main(arguments: list[str], usage: str) -> int:
     return 0
 
 
-def run(command: list[str], env: Environment) -> int:
+def run(command: list[str], env: Environment, folder: Path) -> int:
     sys.stdout.flush()
-    return subprocess.run(command, cwd=env.root, env=env.variables(), check=False).returncode
+    return subprocess.run(command, cwd=folder, env=env.variables(), check=False).returncode
 
 
 def run_tests(env: Environment, arguments: list[str]) -> int:
     """ruff, mypy, then pytest, whose closing line is the last: all run, the first fault counts."""
     python = str(env.python)
     commands = (["ruff", "check", "."], ["mypy"], ["pytest", *arguments])
-    codes = [run([python, "-m", *command], env) for command in commands]
+    codes = [run([python, "-m", *command], env, env.root) for command in commands]
     return next((code for code in codes if code), 0)
 
 
