@@ -211,14 +211,18 @@ class Pictures:
     pictures: Tensor  # [N, H, W, 3] uint8
     points: Tensor  # [N, 4, 2]
 
+    def to(self, device: torch.device | str) -> Pictures:
+        return Pictures(self.normals.to(device), self.pictures.to(device), self.points.to(device))
+
     def batch(self, indices: Tensor, mirrored: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Targets `[B, 3, size, size]` in [-1, 1], normals and points; some of them mirrored."""
+        indices, mirrored = indices.to(self.points.device), mirrored.to(self.points.device)
         target = self.pictures[indices].permute(0, 3, 1, 2).float() / 127.5 - 1
         target = torch.where(mirrored[:, None, None, None], target.flip(-1), target)
         normals, points = self.normals[indices], self.points[indices]
-        flipped = torch.from_numpy(mirror(normals.numpy())).float()
-        normals = torch.where(mirrored[:, None], flipped, normals)
-        swapped = points[:, [1, 0, 3, 2]] * torch.tensor([-1.0, 1]) + torch.tensor([1.0, 0])
+        flip = torch.from_numpy(mirror(np.eye(len(PARAMETERS)))).to(normals)  # it is linear
+        normals = torch.where(mirrored[:, None], normals @ flip, normals)
+        swapped = points[:, [1, 0, 3, 2]] * points.new_tensor([-1, 1]) + points.new_tensor([1, 0])
         points = torch.where(mirrored[:, None, None], swapped, points)
         if size < target.shape[-1]:
             target = F.avg_pool2d(target, target.shape[-1] // size)
@@ -236,7 +240,7 @@ def load_pictures(paths: list[Path]) -> Pictures:
 
 def latents(normals: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """z `[B, 512]` of draws `[B, P]`, the rest filled with noise so that |z|^2 = 512."""
-    noise = torch.randn(len(normals), Z_DIM - normals.shape[1], generator=generator)
+    noise = torch.randn(len(normals), Z_DIM - normals.shape[1], generator=generator).to(normals)
     # A draw of unusually large normals leaves little for the noise, but never nothing.
     left = (Z_DIM - normals.square().sum(1)).clamp(min=1.0)
     noise = noise * (left / noise.square().sum(1)).sqrt()[:, None]
@@ -251,7 +255,7 @@ def weights_at(points: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
     Eyes and mouth are a few percent of a face's pixels and most of what is looked at.
     """
-    at = (torch.arange(size) + 0.5) / size
+    at = (torch.arange(size, device=points.device) + 0.5) / size
 
     def bumps(centres: Tensor, width: float, height: float) -> Tensor:
         x = torch.exp(-(((at - centres[..., :1]) / width) ** 2))
@@ -259,7 +263,7 @@ def weights_at(points: Tensor, size: int) -> tuple[Tensor, Tensor]:
         return torch.einsum("bkh,bkw->bhw", y, x)
 
     eyes, mouth = points[:, :2], points[:, 2:].mean(1, keepdim=True)
-    brows = eyes - torch.tensor([0, 0.07])
+    brows = eyes - points.new_tensor([0, 0.07])
     middle = points.mean(1, keepdim=True)
     eye = bumps(eyes, 0.075, 0.05)
     weight = 0.5 + 8 * eye + 4 * bumps(mouth, 0.11, 0.08) + 1.5 * bumps(brows, 0.08, 0.035)
@@ -316,7 +320,7 @@ def train(folder: Path, recipe: Recipe, data: Pictures, held_out: Pictures) -> G
     Returns:
         The moving average of the generator.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = data.points.device
     generator = new_generator(recipe).to(device)
     average = copy.deepcopy(generator).eval().requires_grad_(False)
     optimiser = torch.optim.Adam(generator.parameters(), lr=recipe.rate, betas=(0.9, 0.99))
@@ -345,9 +349,9 @@ def train(folder: Path, recipe: Recipe, data: Pictures, held_out: Pictures) -> G
         indices = torch.randint(len(data.normals), (batch,), generator=rng)
         mirrored = torch.rand(batch, generator=rng) < 0.5
         target, normals, points = data.batch(indices, mirrored, resolution)
-        w = generator.mapping(latents(normals, rng).to(device))
+        w = generator.mapping(latents(normals, rng))
         result = generator.synthesis(w, stop_at=resolution, half=torch.bfloat16, half_from=4)
-        error = loss(result.float(), target.to(device), points)
+        error = loss(result.float(), target, points)
         optimiser.zero_grad()
         error.backward()
         optimiser.step()
@@ -381,10 +385,9 @@ def train(folder: Path, recipe: Recipe, data: Pictures, held_out: Pictures) -> G
 
 def generate(generator: Generator, data: Pictures, size: int) -> Iterator[tuple[slice, Tensor]]:
     """Pictures of draws, 32 at a time, without gradients."""
-    device = next(generator.parameters()).device
     for i in range(0, len(data.normals), 32):
         part = slice(i, i + 32)
-        z = latents(data.normals[part], torch.Generator().manual_seed(i)).to(device)
+        z = latents(data.normals[part], torch.Generator().manual_seed(i))
         with torch.no_grad():
             yield part, generator.synthesis(generator.mapping(z), stop_at=size).clamp(-1, 1)
 
@@ -396,7 +399,7 @@ def score(generator: Generator, data: Pictures, size: int) -> dict[str, float]:
     for part, result in generate(generator, first, size):
         indices = torch.arange(part.start, min(part.stop, len(first.normals)))
         target, _, points = data.batch(indices, torch.zeros(len(indices), dtype=torch.bool), size)
-        error = ((result.cpu() - target) / 2).square()
+        error = ((result - target) / 2).square()
         _, eye = weights_at(points, size)
         whole.append(error.mean((1, 2, 3)))
         eyes.append((error * eye).sum((1, 2, 3)) / eye.sum((1, 2, 3)) / 3)
@@ -413,7 +416,7 @@ def pair_sheet(generator: Generator, data: Pictures, count: int = 20) -> np.ndar
     shown = ((results.permute(0, 2, 3, 1).cpu() + 1) * 127.5).round().byte().numpy()
     rows: list[np.ndarray] = []
     for i in range(0, count, 10):
-        rows += [*some.pictures[i : i + 10].numpy(), *shown[i : i + 10]]
+        rows += [*some.pictures[i : i + 10].cpu().numpy(), *shown[i : i + 10]]
     return contact_sheet(rows, columns=10)
 
 
@@ -429,13 +432,13 @@ def train_encoder(
     Returns:
         The moving average of the encoder.
     """
-    device = next(generator.parameters()).device
+    device = data.points.device
     size = generator.architecture.resolution
     path = folder / "encoder.pt"
     torch.manual_seed(0)
     encoder = WEncoder(size).to(device)
     with torch.no_grad():
-        spread = generator.mapping(latents(data.normals[:2000]).to(device)).std(0)
+        spread = generator.mapping(latents(data.normals[:2000])).std(0)
     encoder.w_avg.copy_(generator.mapping.w_avg)
     average = copy.deepcopy(encoder).eval().requires_grad_(False)
     optimiser = torch.optim.Adam(encoder.parameters(), lr=rate, betas=(0.9, 0.99))
@@ -456,8 +459,7 @@ def train_encoder(
         count = 8 if pictures else 16
         indices = torch.randint(len(data.normals), (count,), generator=rng)
         target, normals, points = data.batch(indices, torch.rand(count, generator=rng) < 0.5, size)
-        target = target.to(device)
-        w = generator.mapping(latents(normals, rng).to(device))
+        w = generator.mapping(latents(normals, rng))
         guess = encoder(target)
         error = ((guess - w) / spread).abs().mean()
         if pictures:
@@ -488,11 +490,10 @@ def encoded_psnr(
     encoder: WEncoder, generator: Generator, data: Pictures, count: int = 128
 ) -> float:
     """Held-out reconstruction through the encoder, dB."""
-    device = next(generator.parameters()).device
     results = []
     for indices in torch.arange(min(count, len(data.normals))).split(32):
         plain = torch.zeros(len(indices), dtype=torch.bool)
-        target = data.batch(indices, plain, generator.architecture.resolution)[0].to(device)
+        target = data.batch(indices, plain, generator.architecture.resolution)[0]
         with torch.no_grad():
             made = generator.synthesis(encoder(target)).clamp(-1, 1)
         results.append(((made - target) / 2).square().mean((1, 2, 3)))
@@ -517,11 +518,12 @@ def main() -> None:
     recipe = Recipe(options.resolution, options.pictures, options.steps)
     torch.set_flush_denormal(True)  # dying activations would slow the CPU down tenfold
     shards = render(folder, recipe)
-    held_out, data = load_pictures(shards[:1]), load_pictures(shards[1:])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    held_out, data = load_pictures(shards[:1]).to(device), load_pictures(shards[1:]).to(device)
     generator = train(folder, recipe, data, held_out)
     with torch.no_grad():
         z = latents(torch.randn(10_000, len(PARAMETERS)))
-        w = generator.mapping(z.to(next(generator.parameters()).device))
+        w = generator.mapping(z.to(device))
         generator.mapping.w_avg.copy_(w.mean(0))
     header = {"recipe": json.dumps(asdict(recipe)), "parameters": json.dumps(NAMES)}
     save_generator(folder / "base.safetensors", generator, header, torch.float16)
