@@ -75,7 +75,8 @@ def test_framing_does_not_depend_on_the_plates_resolution(scale: int) -> None:
     for image in (picture, large):
         pictures = [(1, image.astype(np.float32) / 255)] * 4  # the ROI settles in a few frames
         quads.append(alignment.ffhq_quads(track(pictures).landmarks)[-1])
-    assert np.abs(quads[1] / scale - quads[0]).max() < 0.25  # a half pixel would be .25 and .375
+    shift = (quads[1] / scale - quads[0]).mean(0)
+    assert np.abs(shift).max() < 0.12  # half a pixel would be .25 and .375
 
 
 def test_anamorphic_plates_are_framed_square_on_screen() -> None:
