@@ -61,7 +61,7 @@ class Recipe:
     pictures: int = 24_000
     steps: int = 40_000
     seed: int = 1
-    rate: float = 3e-3
+    rate: float = 1e-2  # 3e-3, enough for a narrow performer, ends 1.6 dB lower at 32 px
     ema: float = 0.998
 
     def architecture(self) -> Architecture:
