@@ -10,6 +10,7 @@ that of 200 steps of direct optimisation of w, in dB and milliseconds.
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -18,20 +19,16 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from performer_signals import correlate
+
 from core.facemesh import aligned_roi, crop_roi, face_mesh, to_picture
-from core.facemesh.measures import measure
 from core.frames import write_png
 from core.generator.storage import load_generator
 from core.synthetic.base import WEncoder
 from core.synthetic.distill import Pictures, generate, load_pictures, loss, pair_sheet, score
-from core.synthetic.parameters import INDEX, from_normal
+from core.synthetic.parameters import from_normal
 
-# Parameter -> the measure that shows it, and the sign between them.
-FOLLOWED = {
-    "jaw": ("jaw", 1), "blink_l": ("open_l", -1), "blink_r": ("open_r", -1),
-    "gaze_x": ("gaze_x", 1), "gaze_y": ("gaze_y", 1), "yaw": ("yaw", 1), "pitch": ("pitch", 1),
-    "smile": ("smile", 1), "brow_raise": ("brow", 1),
-}  # fmt: skip
 SIZE = 256  # pictures are enlarged to this before the mesh network sees them
 
 
@@ -44,17 +41,6 @@ def meshes(pictures: torch.Tensor) -> np.ndarray:
         with torch.no_grad():
             found.append(to_picture(face_mesh()(crop_roi(large, roi)).landmarks, roi))
     return torch.cat(found).numpy()
-
-
-def correlations(landmarks: np.ndarray, params: np.ndarray) -> dict[str, float]:
-    seen = measure(landmarks)
-    both_open = (params[:, INDEX["blink_l"]] < 0.5) & (params[:, INDEX["blink_r"]] < 0.5)
-    result = {}
-    for name, (shown, sign) in FOLLOWED.items():
-        rows = both_open if name.startswith("gaze") else np.ones(len(params), bool)
-        r = np.corrcoef(seen[shown][rows], params[rows, INDEX[name]])[0, 1]
-        result[name] = sign * float(r)
-    return result
 
 
 def encoder_rows(folder: Path, generator: torch.nn.Module, data: Pictures, count: int = 16) -> None:
@@ -101,10 +87,10 @@ def main() -> None:
     targets = held_out.pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
     results = torch.cat([r for _, r in generate(generator, held_out, size)])
     seen = {"targets": meshes(targets), "results": meshes(results)}
-    rows = {name: correlations(landmarks, params) for name, landmarks in seen.items()}
+    rows = {name: correlate(landmarks, params) for name, landmarks in seen.items()}
     print(f"{len(params)} held-out draws, {size} px, recipe {header.get('recipe')}")
     print(f"{'':12s}{'targets':>9s}{'results':>9s}{'loss':>8s}")
-    for name in FOLLOWED:
+    for name in rows["targets"]:
         a, b = rows["targets"][name], rows["results"][name]
         print(f"{name:12s}{a:9.3f}{b:9.3f}{a - b:8.3f}")
     span = np.linalg.norm(seen["targets"][:, 263] - seen["targets"][:, 33], axis=1)

@@ -29,9 +29,23 @@ SHOWN_BY = {
 }  # fmt: skip
 
 
+def correlate(landmarks: np.ndarray, params: np.ndarray) -> dict[str, float]:
+    """Each measure of meshes [N, 478, 3] against its parameter [N, P]: correlations.
+
+    Gaze counts where both eyes are at least half open.
+    """
+    measures = measure(landmarks)
+    is_open = (params[:, INDEX["blink_l"]] < 0.5) & (params[:, INDEX["blink_r"]] < 0.5)
+    correlation = {}
+    for name, (shown, sign) in SHOWN_BY.items():
+        rows = is_open if name.startswith("gaze") else np.ones(len(params), bool)
+        r = np.corrcoef(measures[shown][rows], params[rows, INDEX[name]])[0, 1]
+        correlation[name] = sign * float(r)
+    return correlation
+
+
 def follow(params: np.ndarray, size: int = 256) -> tuple[float, dict[str, float]]:
-    """Share of pictures in which MediaPipe finds a face, and each measure's correlation with its
-    parameter. Gaze counts where both eyes are at least half open."""
+    """Share of pictures in which MediaPipe finds a face, and how its meshes follow."""
     mesh = mp.solutions.face_mesh.FaceMesh(
         static_image_mode=True, refine_landmarks=True, max_num_faces=1
     )
@@ -42,12 +56,4 @@ def follow(params: np.ndarray, size: int = 256) -> tuple[float, dict[str, float]
             seen.append(np.array([(q.x, q.y, q.z) for q in faces[0].landmark]) * size)
             found.append(p)
     mesh.close()
-    kept = np.array(found)
-    is_open = (kept[:, INDEX["blink_l"]] < 0.5) & (kept[:, INDEX["blink_r"]] < 0.5)
-    measures = measure(np.stack(seen))
-    correlation = {}
-    for name, (shown, sign) in SHOWN_BY.items():
-        rows = is_open if name.startswith("gaze") else np.ones(len(kept), bool)
-        r = np.corrcoef(measures[shown][rows], kept[rows, INDEX[name]])[0, 1]
-        correlation[name] = sign * float(r)
-    return len(found) / len(params), correlation
+    return len(found) / len(params), correlate(np.stack(seen), np.array(found))
