@@ -36,10 +36,28 @@ def ffhq_quads(landmarks: np.ndarray, pixel_aspect: float = 1.0) -> np.ndarray:
     Returns:
         `[T, 4, 2]` float64, NaN where there is no face.
     """
-    xy = (landmarks[..., :2].astype(np.float64) + 0.5) * [pixel_aspect, 1]
-    right_eye = xy[:, [*DLIB_RIGHT_EYE]].mean(1)
-    left_eye = xy[:, [*DLIB_LEFT_EYE]].mean(1)
-    mouth = xy[:, [*DLIB_MOUTH_CORNERS]].mean(1)
+    return quads_from_points(ffhq_points(landmarks), pixel_aspect)
+
+
+def ffhq_points(landmarks: np.ndarray) -> np.ndarray:
+    """The four points that decide FFHQ's framing.
+
+    Args:
+        landmarks: as for `ffhq_quads`.
+
+    Returns:
+        `[T, 4, 2]` float64, continuous plate px: right eye, left eye, right and left mouth corner.
+    """
+    xy = landmarks[..., :2].astype(np.float64) + 0.5
+    eyes = [xy[:, [*eye]].mean(1) for eye in (DLIB_RIGHT_EYE, DLIB_LEFT_EYE)]
+    return np.stack([*eyes, *(xy[:, corner] for corner in DLIB_MOUTH_CORNERS)], 1)
+
+
+def quads_from_points(points: np.ndarray, pixel_aspect: float = 1.0) -> np.ndarray:
+    """FFHQ's square around the four points of `ffhq_points`; returns as `ffhq_quads`."""
+    points = points * [pixel_aspect, 1]
+    right_eye, left_eye = points[:, 0], points[:, 1]
+    mouth = points[:, 2:].mean(1)
     eyes = (right_eye + left_eye) / 2
     across, down = left_eye - right_eye, mouth - eyes
     # half the square's side, along the picture's rows: eyes and mouth both vote on the roll

@@ -412,7 +412,7 @@ def write_png(path: str | Path, rgb: np.ndarray) -> None:
     if rgb.ndim != 3 or rgb.shape[2] != 3:
         raise ValueError(f"rgb must be [H, W, 3], not {rgb.shape}")
     # Encoded in memory: OpenImageIO reports no error when the disk fills up under a PNG.
-    encoded, data = cv2.imencode(".png", np.ascontiguousarray(_bytes(rgb)[..., ::-1]))
+    encoded, data = cv2.imencode(".png", np.ascontiguousarray(to_bytes(rgb)[..., ::-1]))
     if not encoded:
         raise ValueError(f"{path}: a picture of {rgb.shape} can't be made into a PNG")
     with _writing(path) as temporary:
@@ -446,7 +446,7 @@ def write_movie(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> N
                     setattr(stream.codec_context, tag, 1)  # Rec.709, MPEG range
             if rgb.shape != size or rgb.ndim != 3 or rgb.shape[2] != 3:
                 raise ValueError(f"frames must be [H, W, 3] of one size, not {size}, {rgb.shape}")
-            even = np.pad(_bytes(rgb), ((0, size[0] % 2), (0, size[1] % 2), (0, 0)), mode="edge")
+            even = np.pad(to_bytes(rgb), ((0, size[0] % 2), (0, size[1] % 2), (0, 0)), mode="edge")
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), "rgb24").reformat(
                 format="yuv420p",
                 dst_colorspace=Colorspace.ITU709,
@@ -1113,7 +1113,8 @@ def _set_attribute(spec: oiio.ImageSpec, name: str, value: object) -> None:
         )
 
 
-def _bytes(rgb: np.ndarray) -> np.ndarray:
+def to_bytes(rgb: np.ndarray) -> np.ndarray:
+    """uint8 of a picture that is uint8 already, or float in 0..1 (clipped, rounded)."""
     if rgb.dtype == np.uint8:
         return rgb
     return np.rint(np.clip(rgb, 0, 1) * 255).astype(np.uint8)

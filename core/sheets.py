@@ -8,7 +8,7 @@ import torch
 
 from core import alignment
 from core.facemesh import FaceState, FaceTrack, keypoints
-from core.frames import Clip, read_network_frames
+from core.frames import Clip, read_network_frames, to_bytes
 
 LABEL_HEIGHT = 18
 _RED, _GREEN, _BLUE, _YELLOW = (255, 70, 60), (70, 230, 90), (90, 160, 255), (250, 220, 70)
@@ -106,22 +106,18 @@ def track_sheet(clip: Clip, track: FaceTrack, count: int = 24, tile: int = 256) 
     pictures, labels = [], []
     frames = read_network_frames(clip, [int(track.numbers[i]) for i in chosen])
     for i, frame in zip(chosen, frames, strict=True):
-        plate = _bytes(cv2.resize(frame.srgb, (width, tile), interpolation=cv2.INTER_AREA))
+        plate = to_bytes(cv2.resize(frame.srgb, (width, tile), interpolation=cv2.INTER_AREA))
         landmarks = (track.landmarks[i, :, :2] + 0.5) * scale - 0.5
         plate = draw_face(plate, landmarks, quads[i] * scale - 0.5)
         face = np.full((tile, tile, 3), 24, np.uint8)
         if np.isfinite(quads[i]).all():
             image = torch.from_numpy(frame.srgb).permute(2, 0, 1)[None]
             crop = alignment.warp(image, torch.from_numpy(quads[i])[None], tile)[0]
-            face = _bytes(crop.permute(1, 2, 0).numpy())
+            face = to_bytes(crop.permute(1, 2, 0).numpy())
         pictures.append(np.hstack([plate, face]))
         state = FaceState(int(track.state[i])).name.lower()
         labels.append(f"{frame.number} {state} {track.score[i]:.2f}")
     return contact_sheet(pictures, labels, columns=4 if width <= tile * 1.5 else 3)
-
-
-def _bytes(srgb: np.ndarray) -> np.ndarray:
-    return (srgb.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def spread(count: int, wanted: int) -> list[int]:

@@ -31,8 +31,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from core.alignment import ffhq_quads, warp
-from core.facemesh import crop_roi, face_detector, face_mesh, keypoints, to_picture
+from core.alignment import ffhq_points, quads_from_points, warp
+from core.facemesh import crop_roi, face_detector, face_mesh, to_picture
 from core.files import atomic_write
 from core.frames import write_png
 from core.generator import Architecture, Generator
@@ -94,14 +94,6 @@ def _features(params: np.ndarray) -> np.ndarray:
     return np.concatenate([np.ones((len(params), 1)), points, unit, products], 1)
 
 
-def alignment_points(landmarks: np.ndarray) -> np.ndarray:
-    """The four points of FFHQ's alignment `[T, 4, 2]`: right eye, left eye, mouth corners."""
-    xy = landmarks[..., :2]
-    eyes = [xy[:, [*e]].mean(1) for e in (keypoints.DLIB_RIGHT_EYE, keypoints.DLIB_LEFT_EYE)]
-    corners = [xy[:, i] for i in keypoints.DLIB_MOUTH_CORNERS]
-    return np.stack([*eyes, *corners], 1)
-
-
 def calibrate(folder: Path, seed: int, size: int = 256) -> np.ndarray:
     """Learns MediaPipe's alignment points from the performer's parameters.
 
@@ -125,7 +117,7 @@ def calibrate(folder: Path, seed: int, size: int = 256) -> np.ndarray:
         with torch.no_grad():
             landmarks = to_picture(mesh(crop_roi(image, roi)).landmarks, roi).numpy()
         found.append(i)
-        points.append((alignment_points(landmarks)[0] + 0.5) / size)
+        points.append(ffhq_points(landmarks)[0] / size)
     x, y = _features(params[found]), np.stack(points).reshape(len(points), -1)
     train = len(x) * 3 // 4
     weights = _ridge(x[:train], y[:train])
@@ -157,11 +149,7 @@ def render_aligned(
     # At this size the face is about as large as in the aligned picture.
     plate = round(size * 1.5)
     points = (_features(params) @ weights).reshape(-1, _POINTS, 2) * plate
-    landmarks = np.zeros((len(params), 478, 2))
-    landmarks[:, [*keypoints.DLIB_RIGHT_EYE]] = points[:, :1] - 0.5
-    landmarks[:, [*keypoints.DLIB_LEFT_EYE]] = points[:, 1:2] - 0.5
-    landmarks[:, [*keypoints.DLIB_MOUTH_CORNERS]] = points[:, 2:] - 0.5
-    quads = ffhq_quads(landmarks)
+    quads = quads_from_points(points)
     pictures = np.empty((len(params), size, size, 3), np.uint8)
     for i, p in enumerate(params):
         image = torch.from_numpy(performer.render(p, plate)).permute(2, 0, 1)[None].float()
