@@ -171,7 +171,7 @@ _RESTING = {
     "beard": (0.55, 0.0),
     "moustache": (0.65, 0.0),
     "glasses": (0.68, 0.22),
-    "bg_clutter": (0.3, 0.0),
+    "bg_clutter": (0.65, 0.0),
     "lip_sat": (0.3, 0.0),
 }
 # Bell-shaped about the middle: (standard deviation as a share of the half range).
