@@ -1,0 +1,192 @@
+"""What makes a generated picture a good reenactment of a driving frame (paper, eqs. 2-5 and 10).
+
+Driving and generated pictures are aligned as FFHQ, and the landmark network sees both through the
+same fixed ROI, so that its biases cancel. Keypoints are px of its 192 px crop, z included.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core.facemesh.keypoints import GROUPS, KEYPOINTS, LEFT_EYE_BOX, MOUTH_BOX, RIGHT_EYE_BOX
+from core.facemesh.network import ALIGNED_ROI, CROP, FaceMesh, aligned_roi, crop_roi, face_mesh
+
+TERMS = ("keypoints", "mouth", "eyes", "delta", "sum")
+
+# Rows and columns at which the boxes of the pixel losses are compared.
+_MOUTH_SHAPE = (24, 48)
+_EYE_SHAPE = (12, 12)
+_LEAST_BOX = 0.02  # of the picture's side: no smaller than a shut mouth
+
+# Square roots get no steeper than this near zero, px or px/255.
+_EPSILON = 1e-10
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How much each term counts; 0 switches it off. Defaults: what worked best (design, 4)."""
+
+    keypoints: float = 1.0  # lambda of eq. 2, px
+    eye_points: float = 3.0  # within eq. 2: eyes and irises
+    head_points: float = 4.0  # within eq. 2: the four points of the head frame
+    mouth: float = 20.0  # lambda of eq. 3
+    eyes: float = 5.0  # lambda of eq. 4
+    delta: float = 10.0  # lambda of eq. 9
+    sum: float = 100.0  # lambda of eq. 8
+    grouped: bool = True  # False compares all keypoints in absolute position
+    norm: Literal["rms", "l2"] = "rms"  # of pixels in 0..1; the paper's sum grows with the crop
+
+    @classmethod
+    def paper(cls) -> "Objective":
+        """The paper's weights and norms (appendix C.3)."""
+        return cls(eye_points=1, head_points=1, mouth=1, eyes=1, delta=10, sum=10, norm="l2")
+
+
+class View(NamedTuple):
+    """Aligned pictures and the meshes seen in them."""
+
+    pictures: Tensor  # [B, 3, R, R] in [-1, 1]
+    landmarks: Tensor  # [B, 478, 3], px of the 192 px crop
+
+    @property
+    def keypoints(self) -> Tensor:
+        """[B, 66, 3]."""
+        return self.landmarks[:, KEYPOINTS]
+
+
+def look(pictures: Tensor, mesh: FaceMesh | None = None) -> View:
+    """Finds the meshes of aligned pictures, differentiably.
+
+    Args:
+        pictures: `[B, 3, R, R]` in [-1, 1], any R.
+        mesh: the landmark network; by default the shared one of the pictures' device.
+    """
+    mesh = mesh or face_mesh(device=str(pictures.device))
+    roi = aligned_roi(pictures.shape[-1], len(pictures), device=pictures.device)
+    crop = crop_roi(pictures * 0.5 + 0.5, roi.to(pictures.dtype))
+    return View(pictures, mesh(crop).landmarks)
+
+
+def face_keypoints(pictures: Tensor) -> Tensor:
+    """The paper's 66 keypoints `[B, 66, 3]`, px of the 192 px crop, of pictures as in `look`."""
+    return look(pictures).keypoints
+
+
+def group(keypoints: Tensor) -> Tensor:
+    """Takes out where each facial part is: zero mean per part, but for the head frame.
+
+    Args:
+        keypoints: `[..., 66, 3]` in the order of `KEYPOINTS`.
+    """
+    parts = keypoints.split([len(points) for points in GROUPS.values()], -2)
+    return torch.cat(
+        [
+            part if name == "head" else part - part.mean(-2, keepdim=True)
+            for name, part in zip(GROUPS, parts, strict=True)
+        ],
+        -2,
+    )
+
+
+def keypoint_loss(a: Tensor, b: Tensor, objective: Objective) -> Tensor:
+    """Eq. 2: the weighted sum of distances, px.
+
+    Args:
+        a: `[..., 66, 3]`, px.
+        b: the same; leading dimensions broadcast.
+        objective: says whether positions are relative, and what the points count.
+
+    Returns:
+        `[...]`.
+    """
+    difference = a - b
+    if objective.grouped:
+        difference = group(difference)  # grouping is linear
+    count = {"head": objective.head_points, "mouth": 1.0}
+    weights = [count.get(name, objective.eye_points) for name, p in GROUPS.items() for _ in p]
+    distance = (difference.square().sum(-1) + _EPSILON).sqrt()
+    return (distance * distance.new_tensor(weights)).sum(-1)
+
+
+def keypoint_error(a: Tensor, b: Tensor) -> Tensor:
+    """Mean distance of grouped keypoints `[..., 66, 3]`, px: the figure to report, `[...]`."""
+    return group(a - b).norm(dim=-1).mean(-1)
+
+
+def picture_losses(
+    made: View,
+    driving: View,
+    centre: View,
+    objective: Objective,
+    rest: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The unweighted terms that depend on the picture: eqs. 2, 3 and 4.
+
+    Args:
+        made: generated pictures, B of them.
+        driving: the frames to follow, B of them.
+        centre: one picture of the character, from the centre of P (I_c of eq. 4).
+        objective: norms and point weights.
+        rest: `[66, 3]` px, added to the driving keypoints: how the character's face at rest
+            differs from the driving one.
+
+    Returns:
+        `keypoints`, `mouth` and `eyes`, each `[B]`.
+    """
+    wanted = driving.keypoints if rest is None else driving.keypoints + rest
+    centre = View(*(t.expand(len(made.pictures), *t.shape[1:]) for t in centre))
+    eyes = [
+        _box_loss(made, centre, box, _EYE_SHAPE, objective) for box in (LEFT_EYE_BOX, RIGHT_EYE_BOX)
+    ]
+    return {
+        "keypoints": keypoint_loss(made.keypoints, wanted, objective),
+        "mouth": _box_loss(made, driving, MOUTH_BOX, _MOUTH_SHAPE, objective),
+        "eyes": eyes[0] + eyes[1],
+    }
+
+
+def total(terms: Mapping[str, Tensor], objective: Objective) -> Tensor:
+    """Eq. 10: the weighted sum of `TERMS`, each `[B]`, -> `[B]`."""
+    return torch.stack([getattr(objective, name) * terms[name] for name in TERMS]).sum(0)
+
+
+def _box_loss(
+    a: View, b: View, points: tuple[int, ...], shape: tuple[int, int], objective: Objective
+) -> Tensor:
+    """Difference of a facial part's pixels, `[B]`, in boxes of a common size (appendix C.2)."""
+    (centre_a, size_a), (centre_b, size_b) = (_box(view, points) for view in (a, b))
+    size = torch.minimum(size_a, size_b).clamp(min=_LEAST_BOX)
+    part = _crop(a.pictures, centre_a, size, shape) - _crop(b.pictures, centre_b, size, shape)
+    squares = (part / 2).square().flatten(1)
+    pooled = squares.mean(1) if objective.norm == "rms" else squares.sum(1)
+    return (pooled + _EPSILON).sqrt()
+
+
+def _box(view: View, points: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Centre and size `[B, 2]` of landmarks' bounding box, fractions of the picture.
+
+    Without gradient: a box that could move would be slid to where the pixels fit.
+    """
+    x, y, width, height, _ = ALIGNED_ROI
+    xy = view.landmarks[:, points, :2].detach() / CROP - 0.5
+    # Landmarks count from pixel centres, fractions from the picture's edge.
+    xy = xy * xy.new_tensor([width, height]) + xy.new_tensor([x, y]) + 0.5 / view.pictures.shape[-1]
+    low, high = xy.amin(1), xy.amax(1)
+    return (low + high) / 2, high - low
+
+
+def _crop(pictures: Tensor, centre: Tensor, size: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Cuts boxes out of pictures, `[B, 3, *shape]`."""
+    rows, columns = (
+        (torch.arange(n, device=centre.device, dtype=centre.dtype) + 0.5) / n - 0.5 for n in shape
+    )
+    unit = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)
+    grid = 2 * (centre[:, None, None] + unit * size[:, None, None]) - 1
+    pictures = pictures.to(torch.promote_types(pictures.dtype, torch.float32))
+    return F.grid_sample(
+        pictures, grid.to(pictures.dtype), "bilinear", "border", align_corners=False
+    )
