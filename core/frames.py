@@ -225,7 +225,7 @@ class Clip:
 
     def file(self, number: int) -> str:
         """The file that holds frame `number`."""
-        return _file(self.path, number) if self.kind == "sequence" else self.path
+        return frame_path(self.path, number) if self.kind == "sequence" else self.path
 
 
 def open_clip(
@@ -485,7 +485,7 @@ def _split_range(text: str) -> tuple[str, int | None, int | None]:
     return match[1], int(match[2]), int(match[3] or match[2])
 
 
-def _file(pattern: str, number: int) -> str:
+def frame_path(pattern: str, number: int) -> str:
     """The file of frame `number`: the last run of # holds it, zero-padded as printf does."""
     head, hashes, tail = _split_pattern(pattern)
     return f"{head}{number:0{hashes}d}{tail}"
@@ -553,7 +553,7 @@ def _find(text: str) -> tuple[str, list[int] | None]:
             return _only_sequence(Path(text))
         if os.path.exists(text):
             for pattern, numbers in _sequences(Path(folder or ".")).items():
-                if any(_file(pattern, number) == name for number in numbers):
+                if any(frame_path(pattern, number) == name for number in numbers):
                     return os.path.join(folder, pattern), numbers
             return text, None
         if "#" in pattern_name and os.path.isdir(folder or "."):
@@ -618,7 +618,7 @@ def _open_pictures(
     else:
         kind = "sequence"
     numbers, first, last = _clip_range(path, existing, first, last)
-    sample = _file(path, numbers[0]) if kind == "sequence" else path
+    sample = frame_path(path, numbers[0]) if kind == "sequence" else path
     with _picture(sample, numbers[0]) as picture:
         spec, channels = _choose_channels(picture, sample, numbers[0])
         display, _ = _windows(spec, sample, numbers[0])
