@@ -40,7 +40,7 @@ class OtherCharacter(ReenactError):
 class FrameState(IntEnum):
     """Where the code of a frame comes from."""
 
-    PENDING = 0  # not solved yet; the code means nothing
+    PENDING = 0  # not solved yet; NaN
     SOLVED = 1
     INTERPOLATED = 2  # no face in the frame: between the solved frames before and after
     HELD = 3  # no face for long, or at the end of a shot: that of the nearest solved frame
@@ -74,8 +74,8 @@ class LatentTrack:
 
     @property
     def complete(self) -> bool:
-        """Whether no frame is pending."""
-        return not (self.state == FrameState.PENDING).any()
+        """Whether every frame has its final code; a solve that was stopped leaves NaN."""
+        return bool(np.isfinite(self.smooth).all())
 
     @property
     def weights(self) -> np.ndarray:
@@ -169,7 +169,7 @@ def load_track(path: str | Path, character: str | None = None) -> LatentTrack:
         plain = json.loads(header["track"])
         for name in ("plate", "notes"):
             plain[name] = tuple(plain[name])
-        tables = {
+        tables: dict[str, Any] = {
             table: {
                 name.partition(".")[2]: values
                 for name, values in arrays.items()

@@ -101,12 +101,12 @@ def test_weights_and_rows():
             track.index(absent)
 
 
-def test_a_pending_frame_makes_a_track_partial():
+def test_a_frame_without_its_final_code_makes_a_track_partial():
     track = made()
     assert track.complete
-    state = track.state.copy()
-    state[3] = FrameState.PENDING
-    assert not replace(track, state=state).complete
+    smooth = track.smooth.copy()
+    smooth[3] = np.nan
+    assert not replace(track, smooth=smooth).complete
 
 
 def test_reading_needs_no_torch(path):

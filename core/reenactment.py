@@ -1,0 +1,690 @@
+"""The per-shot solver: for every driving frame the code of a character that does what it shows.
+
+Latent optimisation as in the paper (section 3.3), many frames at a time: first keyframes of all
+shots, from starts that are looked up among the anchors, then the frames between them, from starts
+that know their neighbours. What the paper leaves open is decided in `Settings`;
+`Settings.paper()` is its literal reading.
+
+Codes stay barycentric throughout. P+ is convex, so starts, interpolation over frames without a
+face and the low-pass over time never leave it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.alignment import MAX_GAP, _runs, ffhq_quads, smooth_quads, warp
+from core.errors import ReenactError
+from core.facemesh import track as track_face
+from core.frames import Clip, read_network_frames
+from core.latent_space import delta_loss, soften, sum_loss, to_raw, to_weights
+from core.latent_track import FrameState, LatentTrack, OtherCharacter, load_track, save_track
+from core.objective import (
+    TERMS,
+    Objective,
+    View,
+    keypoint_error,
+    keypoint_loss,
+    look,
+    picture_losses,
+    total,
+)
+
+if TYPE_CHECKING:
+    from core.character import Character
+
+Progress = Callable[[float, int], None]  # frames done, of how many
+
+MAX_RESOLUTION = 256  # of generated pictures in the loss: the landmark network sees 192 px
+SAVE_SECONDS = 20.0  # between writes of a partial track
+
+# Retrieval: how fast an anchor's share falls with its distance, as a fraction of the distance of
+# the NEAR-th nearest.
+_SHARPNESS = 0.12
+_NEAR = 4
+
+
+class NoFace(ReenactError):
+    """No frame of the driving clip shows a face."""
+
+
+class NeutralMissing(ReenactError):
+    """A frame of the neutral pair is not there, or shows no face."""
+
+
+class TrackInTheWay(ReenactError):
+    """Another track lies where the result is to go."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a shot is solved. Defaults: what worked best (design, section 4)."""
+
+    objective: Objective = field(default_factory=Objective)
+    # Where a frame starts: half the codes of its solved neighbours and half those anchors that
+    # look like it ("blend"), only the anchors, the frame before (the paper), or the centre of P.
+    start: Literal["blend", "retrieval", "previous", "centre"] = "blend"
+    noise: float = 0.0  # sigma of Gaussian noise on the start's coordinates
+    steps: int = 30  # at most, from a start that knows its neighbours
+    first_steps: int = 40  # at most, from one that does not
+    rate: float = 0.4  # Adam's learning rate, divided by the number of anchors
+    delta_rate: float = 0.3  # that of the rows' own offsets, over the rate
+    tolerance: float = 2e-3  # a batch has converged when no frame's loss falls by this share
+    patience: int = 8  # within so many steps
+    keyframe_every: int = 4  # frames
+    batch: int = 8  # frames solved at once; fewer need less memory
+    smoothing: float = 0.067  # sigma of the low-pass over codes, seconds
+    smoothing_frames: float | None = None  # the same in frames; goes before it
+    neutral: tuple[int, int] | None = None  # driving frame and scan frame of faces at rest
+    seed: int = 0
+
+    @classmethod
+    def paper(cls) -> Settings:
+        """The paper's weights, norms, warm start and low-pass (appendix C.3).
+
+        Optimiser and steps are not in the paper and stay ours.
+        """
+        return cls(Objective.paper(), start="previous", noise=0.05, smoothing_frames=2.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Driving:
+    """F frames of a driving performance, aligned.
+
+    Several shots are divided by `cut`; numbers may have gaps.
+    """
+
+    numbers: np.ndarray  # [F] int64, real frame numbers, increasing
+    pictures: Tensor  # [F, 3, R, R] in [-1, 1], any R and float type; not read without a face
+    found: np.ndarray  # [F] bool: the frame has a face
+    cut: np.ndarray  # [F] bool, true on the first frame of a new shot
+    landmarks: np.ndarray  # [F, 478, 3], plate px; NaN where there is none
+    quads: np.ndarray  # [F, 4, 2], plate px; NaN where there is none
+    source: str = ""  # the clip's path
+    fps: float = 24.0
+    plate: tuple[int, int] = (0, 0)  # width, height, px
+    pixel_aspect: float = 1.0
+
+    def only(self, numbers: Iterable[int]) -> Driving:
+        """These frames of it."""
+        keep = np.flatnonzero(np.isin(self.numbers, list(numbers)))
+        arrays = {f: getattr(self, f)[keep] for f in _PER_FRAME}
+        return replace(self, pictures=self.pictures[torch.from_numpy(keep)], **arrays)
+
+
+_PER_FRAME = ("numbers", "found", "cut", "landmarks", "quads")
+
+
+# -- what drives ---------------------------------------------------------------------------------
+
+
+def driving_from_clip(
+    clip: Clip,
+    *,
+    at: tuple[float, float] | None = None,
+    size: int = MAX_RESOLUTION,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Driving:
+    """Follows the face through a clip and cuts it out, aligned and steadied. Reads the clip twice.
+
+    Args:
+        clip: from `core.frames.open_clip`, limited to the wanted range and its handles.
+        at: a point in plate px that picks the person, where several are in the picture.
+        size: side of the aligned pictures, px.
+        device: torch device that runs the networks.
+        progress: called with frames done and their number (each frame counts for both readings).
+
+    Raises:
+        NoFace: in no frame.
+        core.frames.ClipError: a frame that can't be read.
+    """
+    count = len(clip.numbers)
+
+    def pictures() -> Iterator[tuple[int, np.ndarray]]:
+        for i, frame in enumerate(read_network_frames(clip)):
+            if progress is not None:
+                progress(i / 2, count)
+            yield frame.number, frame.srgb
+
+    face = track_face(pictures(), at=at, pixel_aspect=clip.pixel_aspect, device=device)
+    if not face.found.any():
+        raise NoFace(
+            f"There is no face in {clip.path}. Choose another range, or crop the plate to the "
+            "person if the face is very small."
+        )
+    quads = ffhq_quads(face.landmarks, clip.pixel_aspect)
+    quads = smooth_quads(quads, face.numbers, face.cut)
+    cut_out = _cut_out(clip, face.numbers, quads, face.found, size, progress)
+    return _driving(clip, face.numbers, cut_out, face.found, face.cut, face.landmarks, quads)
+
+
+def driving_from_track(
+    clip: Clip, track: LatentTrack, numbers: Iterable[int], size: int = MAX_RESOLUTION
+) -> Driving:
+    """Frames of a clip as they were tracked and aligned before: to solve a part of a shot again.
+
+    Args:
+        clip: the track's clip.
+        track: where landmarks and squares come from.
+        numbers: the frames to solve again.
+        size: side of the aligned pictures, px.
+
+    Raises:
+        KeyError: a frame that the track does not have.
+        core.frames.MissingFrames: a frame that the clip does not have.
+        core.frames.ClipError: a frame that can't be read.
+    """
+    rows = np.array([track.index(n) for n in sorted(set(numbers))], int)
+    found = np.isfinite(track.landmarks[rows]).all((1, 2))
+    chosen, quads = track.numbers[rows], track.quads[rows]
+    pictures = _cut_out(clip, chosen, quads, found, size, None)
+    return _driving(clip, chosen, pictures, found, track.cut[rows], track.landmarks[rows], quads)
+
+
+def _driving(
+    clip: Clip,
+    numbers: np.ndarray,
+    pictures: Tensor,
+    found: np.ndarray,
+    cut: np.ndarray,
+    landmarks: np.ndarray,
+    quads: np.ndarray,
+) -> Driving:
+    return Driving(numbers, pictures, found, cut, landmarks, quads, clip.path, clip.fps or 24.0,
+                   (clip.width, clip.height), clip.pixel_aspect)  # fmt: skip
+
+
+def _cut_out(
+    clip: Clip,
+    numbers: np.ndarray,
+    quads: np.ndarray,
+    found: np.ndarray,
+    size: int,
+    progress: Progress | None,
+) -> Tensor:
+    """Aligned pictures `[F, 3, size, size]` in [-1, 1]; 0 without a face."""
+    # Half precision resolves 16 times finer than 8-bit pictures, in half the memory.
+    result = torch.zeros(len(numbers), 3, size, size, dtype=torch.float16)
+    rows = np.flatnonzero(found)
+    frames = read_network_frames(clip, [int(n) for n in numbers[rows]])
+    for i, (row, frame) in enumerate(zip(rows, frames, strict=True)):
+        plate = torch.from_numpy(frame.srgb).permute(2, 0, 1)[None]
+        quad = torch.from_numpy(quads[row : row + 1]).float()
+        result[row] = warp(plate, quad, size)[0].clamp(0, 1) * 2 - 1
+        if progress is not None:
+            progress(len(numbers) * (0.5 + 0.5 * (i + 1) / len(rows)), len(numbers))
+    return result
+
+
+# -- solving -------------------------------------------------------------------------------------
+
+
+def solve(
+    character: Character,
+    driving: Driving,
+    settings: Settings | None = None,
+    *,
+    character_hash: str = "",
+    path: str | Path | None = None,
+    previous: LatentTrack | None = None,
+    progress: Progress | None = None,
+) -> LatentTrack:
+    """Solves the codes of all driving frames.
+
+    With `path`, what is done is written there every few batches, and when it is interrupted; the
+    same call goes on from there, to the same result.
+
+    Args:
+        character: whose face it will be.
+        driving: what the face is to do.
+        settings: defaults to `Settings()`.
+        character_hash: of the character's file; goes into the track.
+        path: `.latents` file to write.
+        previous: a track of the shot, of which the driving frames are to be solved again (or to
+            which they are to be added). Its other frames stay as they are, and are neighbours to
+            start from and to be smoothed with.
+        progress: called with frames done and to do.
+
+    Returns:
+        The track of all driving frames, and of the previous track's.
+
+    Raises:
+        NoFace: the driving frames have none.
+        NeutralMissing: a frame of the neutral pair is not there, or shows no face.
+        TrackInTheWay: `path` holds the track of another task.
+        core.latent_track.OtherCharacter: the previous track is not this character's.
+        ValueError: driving arrays that don't fit together, or a previous track that is partial.
+        OSError: the track can't be written.
+    """
+    settings = settings or Settings()
+    _check(character, driving, previous, character_hash)
+    rest = _rest(character, driving, settings)
+    track = _begin(character, driving, settings, character_hash, previous)
+    if path is not None and Path(path).exists():
+        track = _go_on(path, track)
+        if track.complete:
+            return track
+    todo = np.isin(track.numbers, driving.numbers)
+    pending = track.state == FrameState.PENDING
+    face = np.isin(track.numbers, driving.numbers[driving.found])
+    done, count = int((todo & ~pending).sum()), int((todo & face).sum())
+    saved = time.monotonic()
+
+    def tick(frames: float) -> None:
+        if progress is not None:
+            progress(done + frames, count)
+
+    tick(0)
+    try:
+        shots = _runs(track.numbers, track.cut, face | (track.state == FrameState.SOLVED))
+        solver = _Solver(character, settings, rest)
+        for rows in _plan(shots, todo, settings):
+            if not (track.state[rows] == FrameState.PENDING).any():
+                continue
+            at = np.searchsorted(driving.numbers, track.numbers[rows])
+            pictures = driving.pictures[torch.from_numpy(at)]
+            solver.solve(track, shots, rows, pictures, tick)
+            done += len(rows)
+            tick(0)
+            if path is not None and time.monotonic() - saved > SAVE_SECONDS:
+                save_track(path, track)
+                saved = time.monotonic()
+    except BaseException:  # Ctrl-C too
+        if path is not None and (track.state[todo] == FrameState.SOLVED).any():
+            save_track(path, track)
+        raise
+    _fill(track, todo, character.anchors.detach().cpu().numpy())
+    sigma = settings.smoothing_frames
+    sigma = settings.smoothing * driving.fps if sigma is None else sigma
+    track.smooth[todo] = smooth_codes(track, sigma)[todo]
+    if path is not None:
+        save_track(path, track)
+    return track
+
+
+class _Solver:
+    """What all batches of a solve share."""
+
+    def __init__(self, character: Character, settings: Settings, rest: Tensor | None) -> None:
+        self.settings, self.rest = settings, rest
+        self.generator = character.generator
+        self.anchors = character.anchors.detach()
+        self.keypoints = character.keypoints.detach().to(self.anchors)
+        self.size = min(MAX_RESOLUTION, self.generator.architecture.resolution)
+        with torch.no_grad():
+            self.centre = self._render(self.anchors.mean(0, keepdim=True))
+
+    def _render(self, codes: Tensor) -> View:
+        return look(self.generator.synthesis(codes, stop_at=self.size))
+
+    def solve(
+        self,
+        track: LatentTrack,
+        shots: list[np.ndarray],
+        rows: np.ndarray,
+        pictures: Tensor,
+        tick: Callable[[float], None],
+    ) -> None:
+        """Solves some rows of a track, in place.
+
+        Args:
+            track: with NaN in what is not solved yet.
+            shots: rows with a face, by shot; neighbours are of the same one.
+            rows: to be solved at once.
+            pictures: `[B, 3, R, R]`, their driving frames.
+            tick: called with the share of the rows that is done, in frames.
+        """
+        with torch.no_grad():
+            driving = look(pictures.to(self.anchors))
+            near = [_neighbours(track, shots, row, self.settings) for row in rows]
+            start = self._starts(driving, near)
+        raw = to_raw(start)
+        if self.settings.noise:
+            for i, row in enumerate(rows):
+                seed = self.settings.seed * 1_000_003 + int(track.numbers[row])
+                random = torch.Generator().manual_seed(seed % 2**63)  # as when resumed
+                noise = torch.randn(raw.shape[-1], generator=random)
+                raw[i] += self.settings.noise * noise.to(raw)
+        steps = self.settings.steps
+        if any(n is None for n in near):
+            steps = self.settings.first_steps
+        weights, terms = self._optimise(driving, start, raw, steps, tick)
+        alpha = weights.mean(1)
+        track.alpha[rows] = alpha.cpu().numpy()
+        track.delta[rows] = (weights - alpha[:, None]).cpu().numpy()
+        track.codes[rows] = (weights @ self.anchors).cpu().numpy()
+        for name, values in terms.items():
+            table = track.losses if name in TERMS else track.quality
+            table[name][rows] = values.cpu().numpy()
+        track.state[rows] = FrameState.SOLVED  # last: an interrupt may fall in between
+
+    def _starts(self, driving: View, near: list[np.ndarray | None]) -> Tensor:
+        """Where the search begins: weights `[B, L, N]`, from neighbours' `[L, N]` or None."""
+        count, rows = len(self.anchors), self.generator.architecture.num_ws
+        kind = self.settings.start
+        if kind in ("previous", "centre"):
+            alone = self.anchors.new_full((len(near), count), 1 / count)
+        else:
+            wanted = driving.keypoints if self.rest is None else driving.keypoints + self.rest
+            alone = retrieve(wanted, self.keypoints, self.settings.objective)
+        start = alone[:, None].repeat(1, rows, 1)
+        for i, neighbour in enumerate(near):
+            if neighbour is not None:
+                share = 0.5 if kind == "blend" else 1.0
+                start[i].lerp_(torch.from_numpy(neighbour).to(start), share)
+        return start
+
+    def _optimise(
+        self,
+        driving: View,
+        start: Tensor,
+        raw: Tensor,
+        steps: int,
+        tick: Callable[[float], None],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Adam on alpha and its offsets; frames of the batch don't influence each other.
+
+        Returns:
+            The best weights `[B, L, N]` that were met, with their terms `[B]`.
+        """
+        s = self.settings
+        alpha = raw.mean(1).requires_grad_()
+        delta = (raw - raw.mean(1, keepdim=True)).requires_grad_()
+        rate = s.rate / raw.shape[-1]
+        rates = (rate, rate * s.delta_rate)
+        groups = [{"params": [alpha]}, {"params": [delta]}]
+        optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        best = start.clone()
+        lowest = raw.new_full((len(raw),), torch.inf)
+        terms: dict[str, Tensor] = {}
+        history: list[Tensor] = []
+        for step in range(steps + 1):
+            last = step == steps
+            with torch.set_grad_enabled(not last):
+                softened = soften(alpha[:, None] + delta)
+                weights = to_weights(softened)
+                made = self._render(weights @ self.anchors)
+                now = picture_losses(made, driving, self.centre, s.objective, self.rest)
+                now |= {"delta": delta_loss(delta), "sum": sum_loss(softened)}
+                loss = total(now, s.objective)
+            better = loss.detach() < lowest  # never, where it is NaN
+            lowest = torch.where(better, loss.detach(), lowest)
+            best = torch.where(better[:, None, None], weights.detach(), best)
+            wanted = driving.keypoints if self.rest is None else driving.keypoints + self.rest
+            now["keypoint_error"] = keypoint_error(made.keypoints, wanted)
+            for name, values in now.items():
+                values = values.detach()
+                kept = terms.get(name, torch.full_like(values, torch.nan))
+                terms[name] = torch.where(better, values, kept)
+            history.append(lowest)
+            if last or _converged(history, s):
+                break
+            gradients = torch.autograd.grad(loss.sum(), [alpha, delta])
+            fade = 0.1 + 0.9 * (0.5 + 0.5 * np.cos(np.pi * step / steps))
+            for group, gradient, base in zip(optimiser.param_groups, gradients, rates, strict=True):
+                group["params"][0].grad = gradient
+                group["lr"] = base * fade
+            optimiser.step()
+            tick(len(raw) * (step + 1) / (steps + 1))
+        return best, terms
+
+
+def _converged(history: list[Tensor], settings: Settings) -> bool:
+    """Whether no frame's lowest loss fell noticeably within the last steps."""
+    if len(history) <= settings.patience:
+        return False
+    before, now = history[-1 - settings.patience], history[-1]
+    return bool((before - now <= settings.tolerance * now.abs()).all())
+
+
+def retrieve(wanted: Tensor, keypoints: Tensor, objective: Objective) -> Tensor:
+    """The anchors that look like a frame: a first guess without any optimisation.
+
+    Args:
+        wanted: `[B, 66, 3]` px, keypoints of driving frames.
+        keypoints: `[N, 66, 3]` px, those of the anchors.
+        objective: says how keypoints are compared.
+
+    Returns:
+        Weights `[B, N]`: softmax of minus the distance.
+    """
+    distance = keypoint_loss(wanted[:, None], keypoints[None], objective)
+    near = distance.sort(1).values[:, min(_NEAR, len(keypoints)) - 1, None]
+    return torch.softmax(-distance / (_SHARPNESS * near).clamp(min=1e-6), 1)
+
+
+def _plan(shots: list[np.ndarray], todo: np.ndarray, settings: Settings) -> list[np.ndarray]:
+    """The rows to solve, in batches; each may start from what the batches before it solved."""
+    wanted = [run[todo[run]] for run in shots]
+    wanted = [run for run in wanted if len(run)]
+    if settings.start == "previous":  # one frame of every shot at a time
+        longest = max(map(len, wanted), default=0)
+        levels = [np.array([run[i] for run in wanted if i < len(run)]) for i in range(longest)]
+    elif settings.start == "blend":
+        keys = [np.union1d(run[:: settings.keyframe_every], run[-1:]) for run in wanted]
+        between = [np.setdiff1d(run, key) for run, key in zip(wanted, keys, strict=True)]
+        levels = [np.concatenate(level) for level in (keys, between) if level]
+    else:
+        levels = [np.concatenate(wanted)] if wanted else []
+    return [
+        level[i : i + settings.batch]
+        for level in levels
+        for i in range(0, len(level), settings.batch)
+    ]
+
+
+def _neighbours(
+    track: LatentTrack, shots: list[np.ndarray], row: int, settings: Settings
+) -> np.ndarray | None:
+    """Weights `[L, N]` where the solved frames around a row would have it; None without any."""
+    if settings.start in ("retrieval", "centre"):
+        return None
+    run = next(run for run in shots if run[0] <= row <= run[-1])
+    solved = run[track.state[run] == FrameState.SOLVED]
+    before, after = solved[solved < row][-1:], solved[solved > row][:1]
+    if settings.start == "previous":
+        return _between(track, row, before)
+    ends = np.concatenate([before, after])
+    distance = np.abs(track.numbers[ends] - track.numbers[row])
+    return _between(track, row, ends[distance <= settings.keyframe_every])
+
+
+def _between(track: LatentTrack, row: int, solved: np.ndarray) -> np.ndarray | None:
+    """Weights `[L, N]` of a row by its number, linear between the 0, 1 or 2 solved rows."""
+    if not len(solved):
+        return None
+    weights = track.weights[solved]
+    if len(solved) == 1:
+        return weights[0]
+    a, b = track.numbers[solved]
+    share = np.float32((track.numbers[row] - a) / (b - a))
+    return (1 - share) * weights[0] + share * weights[1]
+
+
+# -- frames without a face, smoothing ------------------------------------------------------------
+
+
+def _fill(track: LatentTrack, todo: np.ndarray, anchors: np.ndarray) -> None:
+    """Codes for the rows of `todo` without a face, in place."""
+    shot = np.cumsum(track.cut)
+    solved = track.state == FrameState.SOLVED
+    for row in np.flatnonzero(todo & ~solved):
+        around = np.flatnonzero(solved & (shot == shot[row]))
+        before, after = around[around < row][-1:], around[around > row][:1]
+        ends = np.concatenate([before, after])
+        gap = np.diff(track.numbers[ends]) - 1
+        if len(ends) == 2 and gap[0] > MAX_GAP:
+            ends = ends[[np.abs(track.numbers[ends] - track.numbers[row]).argmin()]]
+        weights = _between(track, row, ends)
+        if weights is None:
+            weights = np.full_like(track.delta[row], 1 / track.alpha.shape[1])
+        track.alpha[row] = weights.mean(0)
+        track.delta[row] = weights - track.alpha[row]
+        track.codes[row] = weights @ anchors
+        track.state[row] = (FrameState.NO_FACE, FrameState.HELD, FrameState.INTERPOLATED)[len(ends)]
+
+
+def smooth_codes(track: LatentTrack, sigma: float) -> np.ndarray:
+    """Gaussian low-pass over time, by frame numbers; never across a cut or a long gap.
+
+    At the ends of a shot the weights that are left are scaled up to 1. Held frames stay.
+
+    Args:
+        track: with codes.
+        sigma: in frames; 0 changes nothing.
+
+    Returns:
+        `[F, L, 512]` float32.
+    """
+    result = track.codes.copy()
+    if sigma <= 0:
+        return result
+    moving = np.isin(track.state, (FrameState.SOLVED, FrameState.INTERPOLATED))
+    for run in _runs(track.numbers, track.cut, moving):
+        numbers = track.numbers[run]
+        first = np.searchsorted(numbers, numbers - 4 * sigma)
+        last = np.searchsorted(numbers, numbers + 4 * sigma, "right")
+        for i, row in enumerate(run):
+            near = slice(first[i], last[i])
+            gauss = np.exp(-0.5 * ((numbers[near] - numbers[i]) / sigma) ** 2)
+            result[row] = np.tensordot(gauss / gauss.sum(), track.codes[run[near]], 1)
+    return result
+
+
+# -- the task ------------------------------------------------------------------------------------
+
+
+def _check(
+    character: Character, driving: Driving, previous: LatentTrack | None, character_hash: str
+) -> None:
+    count = len(driving.numbers)
+    if any(len(getattr(driving, name)) != count for name in (*_PER_FRAME, "pictures")):
+        raise ValueError("Driving arrays are of different lengths.")
+    if (np.diff(driving.numbers) <= 0).any():
+        raise ValueError("Driving frames must be in order, each once.")
+    if not driving.found.any():
+        raise NoFace("The driving frames show no face. Choose another range.")
+    shape = (character.generator.architecture.num_ws, len(character.anchors))
+    if previous is None:
+        return
+    if previous.character != character_hash or previous.delta.shape[1:] != shape:
+        raise OtherCharacter(
+            "The previous track was solved for another character. Choose that one, or solve the "
+            "whole shot."
+        )
+    if not previous.complete:
+        raise ValueError("The previous track is not complete. Finish it first.")
+
+
+def _rest(character: Character, driving: Driving, settings: Settings) -> Tensor | None:
+    """How the character's face at rest differs from the driving one, `[66, 3]` px."""
+    if settings.neutral is None:
+        return None
+    number, scan = settings.neutral
+    row = np.flatnonzero(driving.found & (driving.numbers == number))
+    if not len(row):
+        raise NeutralMissing(
+            f"Frame {number}, the neutral driving frame, is not among the driving frames, or has "
+            "no face. Choose a frame inside the range in which the face is seen."
+        )
+    if scan not in character.info.selected:
+        near = sorted(character.info.selected, key=lambda n: abs(n - scan))[:3]
+        raise NeutralMissing(
+            f"Frame {scan}, the neutral scan frame, is not one the character was made of. The "
+            f"nearest that are: {', '.join(map(str, sorted(near)))}."
+        )
+    at_rest = character.keypoints[list(character.info.selected).index(scan)]
+    picture = driving.pictures[int(row[0]), None].to(character.anchors)
+    with torch.no_grad():
+        return at_rest.to(character.anchors) - look(picture).keypoints[0]
+
+
+def _begin(
+    character: Character,
+    driving: Driving,
+    settings: Settings,
+    character_hash: str,
+    previous: LatentTrack | None,
+) -> LatentTrack:
+    """The track with all driving frames pending."""
+    numbers = driving.numbers.astype(np.int64)
+    if previous is not None:
+        numbers = np.union1d(numbers, previous.numbers)
+    frames, anchors = len(numbers), len(character.anchors)
+    rows, width = character.generator.architecture.num_ws, character.anchors.shape[1]
+
+    def empty(*shape: int) -> np.ndarray:
+        return np.full((frames, *shape), np.nan, np.float32)
+
+    track = LatentTrack(
+        character=character_hash,
+        numbers=numbers,
+        state=np.full(frames, FrameState.PENDING, np.uint8),
+        cut=np.zeros(frames, bool),
+        alpha=empty(anchors),
+        delta=empty(rows, anchors),
+        codes=empty(rows, width),
+        smooth=empty(rows, width),
+        landmarks=empty(478, 3),
+        quads=empty(4, 2).astype(np.float64),
+        losses={name: empty() for name in TERMS},
+        quality={"keypoint_error": empty()},
+        settings=json.loads(json.dumps(asdict(settings))),
+        source=driving.source,
+        fps=driving.fps,
+        plate=driving.plate,
+        pixel_aspect=driving.pixel_aspect,
+        task=_task(driving, settings, character_hash, previous),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    now = np.searchsorted(numbers, driving.numbers)
+    for name in ("cut", "landmarks", "quads"):
+        getattr(track, name)[now] = getattr(driving, name)
+    if previous is not None:
+        there = np.searchsorted(numbers, previous.numbers)
+        track.cut[there] = previous.cut  # a part of a shot does not see what comes before it
+        kept = ~np.isin(previous.numbers, driving.numbers)
+        for name in ("state", "alpha", "delta", "codes", "smooth", "landmarks", "quads"):
+            getattr(track, name)[there[kept]] = getattr(previous, name)[kept]
+        for mine, theirs in ((track.losses, previous.losses), (track.quality, previous.quality)):
+            for name in mine.keys() & theirs.keys():
+                mine[name][there[kept]] = theirs[name][kept]
+    return track
+
+
+def _task(
+    driving: Driving, settings: Settings, character_hash: str, previous: LatentTrack | None
+) -> str:
+    """What is to be solved, as a hash."""
+    digest = hashlib.sha256(json.dumps([character_hash, asdict(settings)]).encode())
+    for name in _PER_FRAME:
+        digest.update(np.ascontiguousarray(getattr(driving, name)).tobytes())
+    for picture in driving.pictures:
+        digest.update(picture.cpu().contiguous().numpy().tobytes())
+    if previous is not None:
+        for array in (previous.numbers, previous.state, previous.codes):
+            digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _go_on(path: str | Path, track: LatentTrack) -> LatentTrack:
+    """The track of the same task that an earlier call left at the path."""
+    there = load_track(path)
+    if there.task != track.task:
+        raise TrackInTheWay(
+            f"{path} holds another solve (of other frames, another character or other settings). "
+            "Choose another name, or delete it first."
+        )
+    return there
