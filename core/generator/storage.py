@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from core.errors import ReenactError
 from core.files import atomic_write
@@ -39,12 +40,11 @@ def save_generator(
         header: further entries for the header.
         dtype: of the stored tensors; float16 halves the file.
     """
-    architecture = asdict(generator.architecture)
     entries = {
         **(header or {}),
         "format": FORMAT,
         "version": str(VERSION),
-        "architecture": json.dumps(architecture),
+        "architecture": describe(generator.architecture),
     }
     tensors = {
         k: v.detach().to("cpu", dtype).contiguous() for k, v in generator.state_dict().items()
@@ -78,10 +78,43 @@ def load_generator(path: str | Path) -> tuple[Generator, dict[str, str]]:
             raise NotAGenerator(
                 f"{path} was written by a newer Reenact. Update this one to load it."
             )
-        fields = json.loads(header["architecture"])
-        fields["channels"] = {int(k): v for k, v in fields["channels"].items()}
-        generator = Generator(Architecture(**fields)).eval()
-        generator.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        generator = build(header["architecture"], tensors)
+    except (KeyError, ValueError) as error:
         raise NotAGenerator(f"{path} is damaged: its header and tensors do not fit.") from error
     return generator, header
+
+
+def describe(architecture: Architecture) -> str:
+    """The architecture as JSON, for a header."""
+    return json.dumps(asdict(architecture))
+
+
+def build(description: str, tensors: Mapping[str, Tensor]) -> Generator:
+    """The generator of an architecture and tensors that were read from a file.
+
+    Args:
+        description: what `describe` gave.
+        tensors: a generator's state, of any floating type.
+
+    Returns:
+        The generator in float32 on the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: they do not fit together, or one of them is no such thing.
+    """
+    try:
+        fields = json.loads(description)
+        fields["channels"] = {int(k): v for k, v in fields["channels"].items()}
+        if fields["mapping_layers"] > len(tensors):
+            raise ValueError("there are fewer tensors than layers")
+        architecture = Architecture(**fields)
+        # Compared before memory is taken: a damaged header may ask for any amount.
+        with torch.device("meta"):
+            expected = {k: v.shape for k, v in Generator(architecture).state_dict().items()}
+        if expected != {k: v.shape for k, v in tensors.items()}:
+            raise ValueError("the tensors are not those of the architecture")
+        generator = Generator(architecture).eval()
+        generator.load_state_dict(dict(tensors))
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{error}") from error
+    return generator

@@ -1,0 +1,233 @@
+"""Characters (`NAME.character`): a person's generator, its anchors, and how it came about.
+
+The file is safetensors: `generator.NAME` for the generator's state, `anchors`, `keypoints` and
+`thumbnail`, and a header of strings: `format` ("reenact.character"), `version`, `architecture`,
+`info` (the fields of `CharacterInfo` as JSON) and `sha256` over all of it. Loading runs no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from core.errors import ReenactError
+from core.facemesh.keypoints import KEYPOINTS
+from core.files import atomic_write
+from core.generator import Generator
+from core.generator.storage import build, describe
+
+FORMAT = "reenact.character"
+VERSION = 1
+CONSENT = ("who", "when", "scope")
+
+_GENERATOR = "generator."
+# A tensor is stored in half precision where that changes it by less than this share of its norm:
+# rounding takes 2e-4, and pictures then differ by less than .01 levels of 8 bits in the mean.
+_ROUNDING = 1e-3
+
+
+class NotACharacter(ReenactError):
+    """The file is not a character that can be loaded here."""
+
+
+class NoConsent(ReenactError):
+    """Nobody wrote down who agreed to become a character, when, and to what."""
+
+
+class NotWritten(ReenactError):
+    """The character could not be written; what stood there before still does."""
+
+
+@dataclass(frozen=True)
+class CharacterInfo:
+    """How a character came about: plain JSON values."""
+
+    name: str
+    consent: dict[str, str]  # who agreed, when (ISO 8601), scope: to what
+    base_hash: str = ""  # sha256 of the base generator's file
+    metric: str = ""  # name of the perceptual metric that it was trained with
+    alignment: dict[str, Any] = field(default_factory=dict)  # recipe: sigmas in seconds, ...
+    source: str = ""  # the self-scan
+    selected: list[int] = field(default_factory=list)  # frame number of each anchor
+    losses: list[dict[str, float]] = field(default_factory=list)  # history of the tuning
+    created: str = field(
+        default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds")
+    )
+    version: int = VERSION
+
+
+@dataclass(frozen=True, eq=False)
+class Character:
+    """A person: the generator tuned to them, and N codes of which it draws their pictures."""
+
+    generator: Generator
+    anchors: Tensor  # [N, w_dim] float32
+    keypoints: Tensor  # [N, 66, 3] float32: `objective.face_keypoints` of the anchors' pictures
+    thumbnail: np.ndarray  # [H, W, 3] uint8, sRGB
+    info: CharacterInfo
+
+
+def save_character(path: str | Path, character: Character) -> None:
+    """Writes a character, atomically. The same character always gets the same hash.
+
+    Args:
+        path: `.character` file.
+        character: on any device.
+
+    Raises:
+        NoConsent: its consent record is not complete.
+        ValueError: tensors that don't fit together or are not finite; info that is no plain JSON.
+        NotWritten: what the file system said.
+    """
+    consent = character.info.consent
+    absent = [e for e in CONSENT if not isinstance(consent.get(e), str) or not consent[e].strip()]
+    if absent:
+        raise NoConsent(
+            f"The consent record of {character.info.name!r} lacks {', '.join(absent)}: write down "
+            "who agreed to become a character, when, and to what."
+        )
+    weights = character.generator.state_dict()
+    tensors = {f"{_GENERATOR}{name}": _compact(tensor) for name, tensor in weights.items()} | {
+        "anchors": _plain(character.anchors),
+        "keypoints": _plain(character.keypoints),
+        "thumbnail": torch.from_numpy(np.ascontiguousarray(character.thumbnail)),
+    }
+    _check(character.info, tensors)
+    header = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "architecture": describe(character.generator.architecture),
+        "info": json.dumps(asdict(character.info), allow_nan=False),
+    }
+    header["sha256"] = _digest(header, tensors)
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(save(tensors, header))
+    except OSError as error:
+        raise NotWritten(
+            f"{path} could not be written: {error.strerror or error}. Check the free space and "
+            "your rights in that folder, and run again."
+        ) from error
+
+
+def load_character(path: str | Path) -> Character:
+    """Reads a character.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The character in float32 on the CPU; the generator in evaluation mode, its parameters
+        without gradients.
+
+    Raises:
+        NotACharacter: no such file, another kind of file, a damaged or a newer one.
+    """
+    header, tensors = _read(path)
+    try:
+        info = CharacterInfo(**json.loads(header["info"]))
+        _check(info, tensors)
+        generator = build(
+            header["architecture"],
+            {
+                name.removeprefix(_GENERATOR): tensor.float()
+                for name, tensor in tensors.items()
+                if name.startswith(_GENERATOR)
+            },
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise NotACharacter(f"{path} is damaged: {error}. Copy or make it again.") from error
+    return Character(
+        generator.requires_grad_(False),
+        tensors["anchors"],
+        tensors["keypoints"],
+        tensors["thumbnail"].numpy(),
+        info,
+    )
+
+
+def character_hash(path: str | Path) -> str:
+    """sha256 over the header and the tensors of a character's file, in hexadecimal.
+
+    Raises:
+        NotACharacter: as `load_character`.
+    """
+    return _read(path)[0]["sha256"]
+
+
+def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header and tensors of a file, whose digest was found right."""
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise NotACharacter(
+                    f"{path} is a safetensors file, but not a character. Choose a .character file."
+                )
+            if not header.get("version", "").isdecimal():
+                raise NotACharacter(f"{path} is damaged: it has no version. Copy it again.")
+            if int(header["version"]) > VERSION:
+                raise NotACharacter(
+                    f"{path} was written by a newer Reenact. Update this one to load it."
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise NotACharacter(
+            f"{path} can't be read as a character: {error}. If it was cut off while being copied, "
+            "copy it again."
+        ) from error
+    if header.get("sha256") != _digest(header, tensors):
+        raise NotACharacter(
+            f"{path} is damaged: its contents are not those that were written. Copy it again."
+        )
+    return header, tensors
+
+
+def _check(info: CharacterInfo, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where tensors are missing, of another kind, or don't fit together."""
+    anchors, keypoints, thumbnail = (tensors[n] for n in ("anchors", "keypoints", "thumbnail"))
+    if anchors.ndim != 2 or not len(anchors) or anchors.dtype != torch.float32:
+        raise ValueError(f"anchors are {anchors.dtype} {[*anchors.shape]}")
+    if keypoints.shape != (len(anchors), len(KEYPOINTS), 3) or keypoints.dtype != torch.float32:
+        raise ValueError(f"keypoints are {keypoints.dtype} {[*keypoints.shape]}")
+    if thumbnail.ndim != 3 or thumbnail.shape[2] != 3 or thumbnail.dtype != torch.uint8:
+        raise ValueError(f"the thumbnail is {thumbnail.dtype} {[*thumbnail.shape]}")
+    if len(info.selected) != len(anchors):
+        raise ValueError(f"there are {len(anchors)} anchors of {len(info.selected)} frames")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name} has values that are no numbers")
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32).contiguous()
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """In half precision where its range and digits are enough."""
+    tensor = _plain(tensor)
+    half = tensor.half()
+    close = (half.float() - tensor).norm() <= _ROUNDING * tensor.norm()  # never where it overflows
+    return half if close else tensor
+
+
+def _digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over the header (without its own) and all tensors."""
+    entries = {name: entry for name, entry in header.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {[*tensor.shape]}".encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
