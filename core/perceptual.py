@@ -57,10 +57,12 @@ class Metric:
         maps: pictures `[B, 3, R, R]` in [-1, 1] -> weighted activation maps `[B, C, H, W]`,
             whose squared differences, summed over channels, averaged over space and summed over
             maps, are the distance.
+        device: where it runs, and where pictures must be.
     """
 
     name: str
     maps: Callable[[Tensor], list[Tensor]]
+    device: torch.device
 
     def features(self, pictures: Tensor) -> Tensor:
         """Vectors whose squared Euclidean distance is the metric's distance.
@@ -109,7 +111,7 @@ def metric(name: str | None = None, device: torch.device | str = "cpu") -> Metri
     Args:
         name: "lpips-vgg", "lpips-alex", "embedded-1", or "embedded" for its newest version.
             By default LPIPS-VGG where its trunk's weights are on this machine, else embedded.
-        device: torch device on which it runs; the pictures must be there too.
+        device: torch device on which it runs.
 
     Raises:
         MetricMissing: no metric has this name, or lpips or its trunk's weights are not there.
@@ -166,7 +168,7 @@ def embedded_metric(device: torch.device | str = "cpu") -> Metric:
             octave = F.avg_pool2d(octave, 2)
         return weighted
 
-    return Metric(EMBEDDED, maps)
+    return Metric(EMBEDDED, maps, torch.device(device))
 
 
 def _mesh_layers(device: torch.device | str) -> nn.Module:
@@ -212,7 +214,7 @@ def lpips_metric(network: Any, name: str, device: torch.device | str = "cpu") ->
             F.normalize(x, dim=1, eps=1e-10) * s for x, s in zip(activations, scales, strict=True)
         ]
 
-    return Metric(name, maps)
+    return Metric(name, maps, torch.device(device))
 
 
 def trunk_file(name: str) -> Path:

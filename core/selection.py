@@ -20,6 +20,8 @@ from core.frames import to_bytes
 from core.perceptual import Metric
 from core.sheets import contact_sheet
 
+Progress = Callable[[float, float], None]  # done, of how much
+
 MIN_FRAMES = 16  # a scan with fewer usable frames makes no character
 BLURRED = 0.65  # a frame with less than this share of the clip's median sharpness
 
@@ -101,7 +103,7 @@ def pairwise_distances(
     pictures: Tensor,
     *,
     memory: int = _MEMORY,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> np.ndarray:
     """Every picture's distance to every other by a perceptual metric.
 
@@ -110,10 +112,10 @@ def pairwise_distances(
     about M / 2K passes over the pictures.
 
     Args:
-        metric: the metric, on the device of the pictures.
-        pictures: `[M, 3, R, R]` in [-1, 1], any float type.
+        metric: the metric.
+        pictures: `[M, 3, R, R]` in [-1, 1], any float type, on any device.
         memory: bytes of features that may be kept at a time.
-        progress: called with the share that is done, 0..1.
+        progress: called with pictures done and to do, each as often as it is passed by.
 
     Returns:
         `[M, M]` float64, symmetric, zero on the diagonal.
@@ -122,7 +124,7 @@ def pairwise_distances(
     distances = np.zeros((count, count))
     if not count:
         return distances
-    origin = metric.features(pictures[:1])[0]
+    origin = metric.features(pictures[:1].to(metric.device))[0]
     keep = min(max(memory // (origin.numel() * origin.element_size()), 1), count)
     batch = min(_BATCH, keep)
     kept = origin.new_empty(keep, origin.numel())
@@ -133,10 +135,9 @@ def pairwise_distances(
         nonlocal done
         for i in range(start, stop, batch):
             rows = slice(i, min(i + batch, stop))
-            yield rows, metric.features(pictures[rows])
+            yield rows, metric.features(pictures[rows].to(metric.device))
             done += rows.stop - rows.start
-            if progress:
-                progress(done / passes)
+            progress(done, passes)
 
     for start in range(0, count, keep):
         stop = min(start + keep, count)
@@ -186,7 +187,7 @@ def screen(
     pictures: Iterable[Tensor],
     plate: tuple[int, int],
     *,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> Screening:
     """Sorts out frames without a face, with a face cut off, with several faces, and blurred ones.
 
@@ -198,7 +199,7 @@ def screen(
         pictures: the T aligned pictures, `[3, R, R]` in [-1, 1], read once and in order; those
             of frames without a face are not looked at.
         plate: width and height of the frames that were tracked, px.
-        progress: called with the share that is done, 0..1.
+        progress: called with frames done and to do.
 
     Raises:
         ValueError: not as many pictures as tracked frames.
@@ -216,8 +217,7 @@ def screen(
                 reasons[i] = "face cut off by the edge of the frame"
             elif faces > 1:
                 reasons[i] = f"{faces} faces"
-        if progress:
-            progress((i + 1) / len(track.numbers))
+        progress(i + 1, len(track.numbers))
     if track.found.any():
         sharpness /= np.nanmedian(sharpness)
     for i in np.flatnonzero(sharpness < BLURRED):
@@ -252,11 +252,11 @@ def _sharpness(picture: Tensor) -> float:
 # What a scan should show: how far a measure must range, outliers aside, and what is missing where
 # it does not.
 _VARIETY = {
-    "yaw": (8.0, "the head is not turned to the sides"),
-    "pitch": (5.0, "the head is not raised and lowered"),
-    "jaw": (0.06, "the mouth is not opened"),
-    "open_r": (0.15, "the eyes are not shut"),
-    "gaze_x": (0.06, "the eyes do not look around"),
+    "yaw": (8.0, "the head hardly turns to the sides"),
+    "pitch": (5.0, "the head hardly rises and sinks"),
+    "jaw": (0.06, "the mouth hardly opens"),
+    "open_r": (0.15, "the eyes hardly shut"),
+    "gaze_x": (0.06, "the eyes hardly look around"),
 }
 
 
