@@ -37,6 +37,10 @@ class OtherCharacter(ReenactError):
     """The track was solved for another character."""
 
 
+class TrackNotWritten(ReenactError):
+    """The track could not be written; what stood there before still does."""
+
+
 class FrameState(IntEnum):
     """Where the code of a frame comes from."""
 
@@ -112,7 +116,7 @@ def save_track(path: str | Path, track: LatentTrack) -> None:
 
     Raises:
         ValueError: arrays whose shapes or types don't fit together.
-        OSError: what the file system said; an older file at `path` is untouched.
+        TrackNotWritten: what the file system said; an older file at `path` is untouched.
     """
     arrays = {name: np.ascontiguousarray(getattr(track, name)) for name in _ARRAYS}
     for table in _TABLES:
@@ -130,8 +134,14 @@ def save_track(path: str | Path, track: LatentTrack) -> None:
         "track": json.dumps(plain, allow_nan=False),
     }
     header["sha256"] = _digest(header, arrays)
-    with atomic_write(path) as temporary:
-        save_file(arrays, temporary, header)
+    try:
+        with atomic_write(path) as temporary:
+            save_file(arrays, temporary, header)
+    except (OSError, SafetensorError) as error:
+        raise TrackNotWritten(
+            f"{path} could not be written: {error}. Check the free space and your rights in that "
+            "folder, and run again."
+        ) from error
 
 
 def load_track(path: str | Path, character: str | None = None) -> LatentTrack:

@@ -32,6 +32,7 @@ class Objective:
 
     keypoints: float = 1.0  # lambda of eq. 2, px
     eye_points: float = 3.0  # within eq. 2: eyes and irises
+    mouth_points: float = 1.0  # within eq. 2: inner lips
     head_points: float = 4.0  # within eq. 2: the four points of the head frame
     mouth: float = 20.0  # lambda of eq. 3
     eyes: float = 5.0  # lambda of eq. 4
@@ -106,7 +107,7 @@ def keypoint_loss(a: Tensor, b: Tensor, objective: Objective) -> Tensor:
     difference = a - b
     if objective.grouped:
         difference = group(difference)  # grouping is linear
-    count = {"head": objective.head_points, "mouth": 1.0}
+    count = {"head": objective.head_points, "mouth": objective.mouth_points}
     weights = [count.get(name, objective.eye_points) for name, p in GROUPS.items() for _ in p]
     distance = (difference.square().sum(-1) + _EPSILON).sqrt()
     return (distance * distance.new_tensor(weights)).sum(-1)
@@ -175,6 +176,7 @@ def _box(view: View, points: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     xy = view.landmarks[:, points, :2].detach() / CROP - 0.5
     # Landmarks count from pixel centres, fractions from the picture's edge.
     xy = xy * xy.new_tensor([width, height]) + xy.new_tensor([x, y]) + 0.5 / view.pictures.shape[-1]
+    xy = xy.nan_to_num()  # at a NaN the gradient of grid_sample reads outside its memory
     low, high = xy.amin(1), xy.amax(1)
     return (low + high) / 2, high - low
 

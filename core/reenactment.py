@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from core.alignment import MAX_GAP, _runs, ffhq_quads, smooth_quads, warp
+from core.character import Character
 from core.errors import ReenactError
 from core.facemesh import track as track_face
 from core.frames import Clip, read_network_frames
@@ -35,14 +36,10 @@ from core.objective import (
     Objective,
     View,
     keypoint_error,
-    keypoint_loss,
     look,
     picture_losses,
     total,
 )
-
-if TYPE_CHECKING:
-    from core.character import Character
 
 Progress = Callable[[float, int], None]  # frames done, of how many
 
@@ -266,7 +263,7 @@ def solve(
         TrackInTheWay: `path` holds the track of another task.
         core.latent_track.OtherCharacter: the previous track is not this character's.
         ValueError: driving arrays that don't fit together, or a previous track that is partial.
-        OSError: the track can't be written.
+        core.latent_track.TrackNotWritten: no space, or no rights.
     """
     settings = settings or Settings()
     _check(character, driving, previous, character_hash)
@@ -378,7 +375,7 @@ class _Solver:
             alone = self.anchors.new_full((len(near), count), 1 / count)
         else:
             wanted = driving.keypoints if self.rest is None else driving.keypoints + self.rest
-            alone = retrieve(wanted, self.keypoints, self.settings.objective)
+            alone = retrieve(wanted, self.keypoints)
         start = alone[:, None].repeat(1, rows, 1)
         for i, neighbour in enumerate(near):
             if neighbour is not None:
@@ -449,18 +446,17 @@ def _converged(history: list[Tensor], settings: Settings) -> bool:
     return bool((before - now <= settings.tolerance * now.abs()).all())
 
 
-def retrieve(wanted: Tensor, keypoints: Tensor, objective: Objective) -> Tensor:
+def retrieve(wanted: Tensor, keypoints: Tensor) -> Tensor:
     """The anchors that look like a frame: a first guess without any optimisation.
 
     Args:
         wanted: `[B, 66, 3]` px, keypoints of driving frames.
         keypoints: `[N, 66, 3]` px, those of the anchors.
-        objective: says how keypoints are compared.
 
     Returns:
-        Weights `[B, N]`: softmax of minus the distance.
+        Weights `[B, N]`: softmax of minus the mean distance of grouped keypoints.
     """
-    distance = keypoint_loss(wanted[:, None], keypoints[None], objective)
+    distance = keypoint_error(wanted[:, None], keypoints[None])
     near = distance.sort(1).values[:, min(_NEAR, len(keypoints)) - 1, None]
     return torch.softmax(-distance / (_SHARPNESS * near).clamp(min=1e-6), 1)
 

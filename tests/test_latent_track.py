@@ -16,6 +16,7 @@ from core.latent_track import (
     LatentTrack,
     NotATrack,
     OtherCharacter,
+    TrackNotWritten,
     load_track,
     save_track,
 )
@@ -225,7 +226,26 @@ def test_a_failed_write_leaves_the_old_track(path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("core.latent_track.save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(TrackNotWritten, match="No space"):
         save_track(path, replace(made(), task=""))
+    same(load_track(path), made())
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_full_disk_is_an_error_with_advice(path):
+    """A real one: a limit on the size of files, in a process of its own."""
+    code = (
+        "import resource, signal, sys\n"
+        "from core.latent_track import TrackNotWritten, load_track, save_track\n"
+        "track = load_track(sys.argv[1])\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))\n"
+        "try:\n    save_track(sys.argv[1], track)\n"
+        "except TrackNotWritten as error:\n    print(error)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+    )
+    assert "Check the free space" in run.stdout, run.stderr
     same(load_track(path), made())
     assert [p.name for p in path.parent.iterdir()] == [path.name]
