@@ -1,0 +1,607 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from performer_faces import acted
+from scipy.ndimage import gaussian_filter1d
+from small_character import MOVES, small_character
+
+from core import reenactment
+from core.alignment import MAX_GAP, warp
+from core.character import load_character, save_character
+from core.frames import open_clip, write_png
+from core.latent_space import BETA
+from core.latent_track import FrameState, LatentTrack, OtherCharacter, load_track
+from core.objective import TERMS, Objective, keypoint_error, look, picture_losses
+from core.reenactment import (
+    Driving,
+    NeutralMissing,
+    NoFace,
+    Settings,
+    TrackInTheWay,
+    driving_from_clip,
+    driving_from_track,
+    retrieve,
+    smooth_codes,
+    solve,
+)
+from core.synthetic.performer import render
+
+QUICK = Settings(steps=2, first_steps=2, batch=3)
+SOLVED, HELD = FrameState.SOLVED, FrameState.HELD
+
+
+@pytest.fixture(scope="module")
+def character():
+    return small_character()
+
+
+def known(count: int) -> np.ndarray:
+    """[count, N] barycentric coordinates of a motion through several expressions."""
+    stops = np.eye(len(MOVES))[[0, 1, 3, 6]] * 0.8 + 0.2 / len(MOVES)
+    t = np.linspace(0, len(stops) - 1, count)
+    return np.stack([np.interp(t, range(len(stops)), w) for w in stops.T], 1)
+
+
+def draw(character, weights: np.ndarray) -> torch.Tensor:
+    with torch.no_grad():
+        codes = torch.from_numpy(weights).float() @ character.anchors
+        return character.generator.synthesis(codes).clamp(-1, 1)
+
+
+def driving(pictures: torch.Tensor, first: int = 1001, **changes) -> Driving:
+    count = len(pictures)
+    rng = np.random.default_rng(0)
+    plain = Driving(
+        numbers=np.arange(first, first + count),
+        pictures=pictures,
+        found=np.ones(count, bool),
+        cut=np.zeros(count, bool),
+        landmarks=rng.random((count, 478, 3)).astype(np.float32),
+        quads=rng.random((count, 4, 2)),
+        fps=24.0,
+        plate=(640, 480),
+    )
+    return replace(plain, **changes)
+
+
+def same(a: LatentTrack, b: LatentTrack) -> None:
+    for name in ("numbers", "state", "cut", "alpha", "delta", "codes", "smooth", "landmarks"):
+        assert np.array_equal(getattr(a, name), getattr(b, name), equal_nan=True), name
+    for name in TERMS:
+        assert np.array_equal(a.losses[name], b.losses[name], equal_nan=True), name
+    assert a.task == b.task
+
+
+# -- solving -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recovered(character):
+    truth = known(6)
+    clip = driving(draw(character, truth))
+    before = {name: p.clone() for name, p in character.generator.state_dict().items()}
+    steps: list[tuple[float, int]] = []
+    track = solve(
+        character, clip, character_hash="c" * 64, progress=lambda *step: steps.append(step)
+    )
+    after = character.generator.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(p.grad is None for p in character.generator.parameters())
+    return clip, track, steps
+
+
+def test_known_codes_are_recovered(character, recovered):
+    """Pictures that the generator can make: what is left of the distance to the best first guess,
+    measured on pictures drawn anew from the stored codes."""
+    clip, track, _ = recovered
+    wanted = look(clip.pictures).keypoints
+    with torch.no_grad():
+        guess = retrieve(wanted, character.keypoints) @ character.anchors
+        guessed = look(character.generator.synthesis(guess)).keypoints
+        made = look(character.generator.synthesis(torch.from_numpy(track.codes)))
+    before, after = keypoint_error(guessed, wanted), keypoint_error(made.keypoints, wanted)
+    assert float(after.mean()) < 0.5 * float(before.mean())
+    assert (after < before + 0.05).all()
+
+
+def test_reported_terms_are_those_of_the_stored_codes(character, recovered):
+    clip, track, _ = recovered
+    generator, anchors = character.generator, character.anchors
+    with torch.no_grad():
+        made = look(generator.synthesis(torch.from_numpy(track.codes)))
+        centre = look(generator.synthesis(anchors.mean(0, keepdim=True)))
+        terms = picture_losses(made, look(clip.pictures), centre, Objective())
+    for name, values in terms.items():
+        assert track.losses[name] == pytest.approx(values.numpy(), rel=0.02, abs=0.01), name
+    assert set(track.losses) == set(TERMS)
+    assert all(np.isfinite(values).all() for values in track.losses.values())
+
+
+def test_codes_are_in_p_plus_and_come_from_alpha_and_delta(character, recovered):
+    _, track, _ = recovered
+    weights = track.weights
+    assert weights.min() >= -BETA - 1e-6
+    assert np.abs(weights.sum(-1) - 1).max() < 1e-5
+    assert np.abs(track.delta.mean(1)).max() < 1e-6
+    assert np.abs(weights @ character.anchors.numpy() - track.codes).max() < 1e-4
+    assert np.abs(track.delta).max() > 1e-4  # the rows do differ
+
+
+def test_the_track_says_what_it_is(recovered):
+    clip, track, steps = recovered
+    assert track.complete
+    assert (track.state == SOLVED).all()
+    assert track.character == "c" * 64
+    assert track.numbers.tolist() == list(range(1001, 1007))
+    assert np.array_equal(track.quads, clip.quads)
+    assert (track.fps, track.plate) == (24.0, (640, 480))
+    assert json.loads(json.dumps(track.settings)) == json.loads(json.dumps(asdict(Settings())))
+    done = [frames for frames, _ in steps]
+    assert done == sorted(done)
+    assert (done[0], done[-1]) == (0, 6)
+    assert {count for _, count in steps} == {6}
+
+
+def test_a_solve_can_be_repeated(character):
+    clip = driving(draw(character, known(4)))
+    noisy = replace(QUICK, noise=0.01)
+    first = solve(character, clip, noisy)
+    torch.manual_seed(99)
+    same(first, solve(character, clip, noisy))
+    assert not np.array_equal(first.alpha, solve(character, clip, replace(noisy, seed=1)).alpha)
+
+
+def test_frames_of_a_batch_do_not_influence_each_other(character):
+    clip = driving(draw(character, known(3)))
+    alone = replace(QUICK, start="retrieval", batch=1)
+    together = solve(character, clip, replace(alone, batch=3))
+    assert np.abs(solve(character, clip, alone).alpha - together.alpha).max() < 1e-4
+
+
+def test_a_frame_the_network_can_make_nothing_of_keeps_its_start(character):
+    """NaN in one driving frame stays in that frame."""
+    pictures = draw(character, known(3))
+    pictures[1] = torch.nan
+    track = solve(character, driving(pictures), replace(QUICK, start="centre"))
+    assert np.isfinite(track.smooth).all()
+    assert np.isnan(track.losses["keypoints"]).tolist() == [False, True, False]
+    assert track.weights[1] == pytest.approx(1 / len(MOVES))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings.paper(),
+        Settings(objective=Objective(mouth=0, eyes=0)),
+        Settings(objective=Objective(grouped=False)),
+        Settings(start="retrieval"),
+        Settings(start="centre"),
+    ],
+)
+def test_ablations_run_and_report_every_term(character, settings):
+    clip = driving(draw(character, known(3)))
+    track = solve(character, clip, replace(settings, steps=1, first_steps=1))
+    assert track.complete
+    assert all(np.isfinite(track.losses[name]).all() for name in TERMS)
+
+
+def test_the_papers_preset():
+    paper = Settings.paper()
+    o = paper.objective
+    assert (o.keypoints, o.eye_points, o.head_points, o.mouth, o.eyes) == (1, 1, 1, 1, 1)
+    assert (o.delta, o.sum, o.norm, o.grouped) == (10, 10, "l2", True)
+    assert (paper.start, paper.noise, paper.smoothing_frames) == ("previous", 0.05, 2)
+
+
+# -- starts --------------------------------------------------------------------------------------
+
+STILL = Settings(steps=0, first_steps=0, smoothing=0, batch=8)  # the result is the start
+
+
+def test_blended_starts(character):
+    """Keyframes are looked up; a frame between is half that, half its neighbours'."""
+    clip = driving(draw(character, known(5)))
+    looked_up = retrieve(look(clip.pictures).keypoints, character.keypoints).detach().numpy()
+    track = solve(character, clip, STILL)
+    expected = looked_up.copy()
+    for i in (1, 2, 3):
+        near = looked_up[0] + (looked_up[4] - looked_up[0]) * i / 4
+        expected[i] = (looked_up[i] + near) / 2
+    assert track.alpha == pytest.approx(expected, abs=2e-4)
+    assert np.abs(track.delta).max() < 1e-5
+
+
+def test_the_papers_starts(character):
+    """The frame before, and noise that is the same whatever is solved beside it."""
+    clip = driving(draw(character, known(3)), cut=np.array([False, False, True]))
+    track = solve(character, clip, replace(STILL, start="previous"))
+    assert track.weights == pytest.approx(1 / len(MOVES), abs=1e-6)
+    noisy = replace(STILL, start="previous", noise=0.01)
+    track = solve(character, clip, noisy)
+    assert np.abs(track.alpha[0] - 1 / len(MOVES)).max() > 1e-3
+    alone = solve(character, clip.only([1003]), noisy)
+    assert track.alpha[2] == pytest.approx(alone.alpha[0], abs=1e-6)
+
+
+def test_retrieval_finds_the_anchor_itself(character):
+    weights = retrieve(character.keypoints, character.keypoints)
+    assert (weights.argmax(1) == torch.arange(len(MOVES))).all()
+    assert weights.sum(1).tolist() == pytest.approx([1] * len(MOVES))
+    assert weights.diagonal().min() > 0.9
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 8), st.booleans(), st.booleans()), min_size=1, max_size=60),
+    st.sampled_from(["blend", "retrieval", "previous", "centre"]),
+    st.integers(1, 7),
+    st.integers(1, 9),
+)
+@hypothesis_settings(max_examples=150, deadline=None)
+def test_every_frame_is_planned_once_and_after_what_it_starts_from(frames, start, batch, every):
+    steps, cut, face = (np.array(column) for column in zip(*frames, strict=True))
+    numbers = np.cumsum(steps)
+    shots = reenactment._runs(numbers, cut, face)
+    settings = Settings(start=start, batch=batch, keyframe_every=every)
+    plan = reenactment._plan(shots, face.copy(), settings)
+    order = [int(row) for rows in plan for row in rows]
+    assert sorted(order) == np.flatnonzero(face).tolist()
+    assert all(1 <= len(rows) <= batch for rows in plan)
+    solved: set[int] = set()
+    for rows in plan:
+        for row in map(int, rows):
+            run = next(run for run in shots if row in run).tolist()
+            if start == "previous":
+                assert set(run[: run.index(row)]) <= solved
+            if start == "blend" and row not in run[::every] and row != run[-1]:
+                assert set(run[: run.index(row)]) & solved
+                assert set(run[run.index(row) :]) & solved
+        solved |= set(map(int, rows))
+
+
+# -- over time -----------------------------------------------------------------------------------
+
+
+def codes(values, numbers=None, cut=(), state=None) -> LatentTrack:
+    """A track of given codes, one row, the value in every component."""
+    values = np.asarray(values, np.float32)
+    count = len(values)
+    filled = np.repeat(values[:, None, None], 4, 2)
+    nothing = np.zeros((count, 1), np.float32)
+    return LatentTrack(
+        character="",
+        numbers=np.arange(count) if numbers is None else np.asarray(numbers),
+        state=np.full(count, SOLVED, np.uint8) if state is None else np.asarray(state, np.uint8),
+        cut=np.isin(np.arange(count), cut),
+        alpha=nothing,
+        delta=nothing[:, None],
+        codes=filled,
+        smooth=filled,
+        landmarks=np.zeros((count, 478, 3), np.float32),
+        quads=np.zeros((count, 4, 2)),
+        losses={},
+        quality={},
+        settings={},
+    )
+
+
+def smoothed(sigma, *args, **kwargs):
+    result = smooth_codes(codes(*args, **kwargs), sigma)
+    assert (result == result[:, :, :1]).all()
+    return result[:, 0, 0]
+
+
+def test_smoothing_an_impulse_gives_the_gauss():
+    values = np.zeros(41)
+    values[20] = 1
+    x = np.arange(-20, 21)
+    gauss = np.exp(-(x**2) / 2 / 1.6**2) * (abs(x) <= 6.4)
+    assert smoothed(1.6, values) == pytest.approx(gauss / gauss.sum(), abs=1e-6)
+
+
+def test_smoothing_damps_a_wave_as_in_theory():
+    t = np.arange(200)
+    for period in (6, 12, 24):
+        wave = np.sin(2 * np.pi * t / period)
+        damped = np.exp(-((2 * np.pi / period * 1.6) ** 2) / 2)
+        assert smoothed(1.6, wave)[20:-20] == pytest.approx(damped * wave[20:-20], abs=2e-4)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=20, max_size=40), st.floats(0.3, 2.4))
+@hypothesis_settings(max_examples=30, deadline=None)
+def test_smoothing_agrees_with_scipy_inside_a_shot(values, sigma):
+    reference = gaussian_filter1d(np.asarray(values), sigma, truncate=4)
+    # The two round the kernel's last sample, of weight e^-8, differently.
+    assert smoothed(sigma, values)[10:-10] == pytest.approx(reference[10:-10], abs=1e-2)
+
+
+def test_smoothing_respects_cuts_and_gaps():
+    step = np.repeat([1.0, 5.0], 8)
+    numbers = np.r_[0:8, 8 + MAX_GAP : 16 + MAX_GAP]
+    assert np.ptp(smoothed(2, step)) < 4  # nothing between them: smeared
+    assert smoothed(2, step, cut=[8]) == pytest.approx(step)
+    assert smoothed(2, step, numbers + 1 * (numbers >= 8)) == pytest.approx(step)
+    assert np.abs(smoothed(2, step, numbers) - step).max() > 0.01  # a short gap does not divide
+    assert smoothed(0, step) == pytest.approx(step)
+
+
+def test_smoothing_goes_by_frame_numbers():
+    """A ramp with frames missing stays a ramp where both sides are equally full."""
+    numbers = np.array([0, 2, 4, 6, 8, 10, 12, 14, 16])
+    assert smoothed(1.0, numbers.astype(float), numbers)[4] == pytest.approx(8)
+    narrow = smoothed(0.2, [0, 1, 0], [0, 2, 4])
+    assert narrow == pytest.approx([0, 1, 0], abs=1e-6)
+
+
+def test_held_frames_are_not_smoothed():
+    state = [SOLVED] * 4 + [HELD] * 3
+    values = [0, 1, 0, 1, 9, 9, 9]
+    result = smoothed(1.0, values, state=state)
+    assert result[4:].tolist() == [9, 9, 9]
+    assert result[:4].max() < 1
+
+
+def test_frames_without_a_face(character):
+    """Short gaps are bridged, long ones and ends held, shots without a face get the centre."""
+    count = 19
+    found = np.zeros(count, bool)
+    numbers = np.arange(1, count + 1)
+    numbers[8:] += MAX_GAP  # a long gap behind row 7
+    found[[1, 4, 7, 9]] = True
+    cut = np.zeros(count, bool)
+    cut[16] = True
+    pictures = torch.full((count, 3, 64, 64), torch.nan)
+    pictures[found] = draw(character, known(4))
+    clip = driving(pictures, numbers=numbers, found=found, cut=cut)
+    track = solve(character, clip, replace(QUICK, smoothing=0))
+    names = [FrameState(s).name[0] for s in track.state]
+    assert "".join(names) == "HSIISIISHSHHHHHHNNN"
+    assert track.complete
+    w = track.weights
+    for i, share in ((2, 1 / 3), (3, 2 / 3)):
+        assert w[i] == pytest.approx((1 - share) * w[1] + share * w[4], abs=1e-6)
+    for row, source in ((0, 1), (8, 9), (10, 9), (15, 9)):
+        assert w[row] == pytest.approx(w[source], abs=1e-6)
+    assert w[16:] == pytest.approx(1 / len(MOVES), abs=1e-6)
+    assert np.abs(w @ character.anchors.numpy() - track.codes).max() < 1e-4
+    assert np.isnan(track.losses["mouth"]).tolist() == (~found).tolist()
+
+
+def test_sigma_is_in_seconds(character):
+    clip = driving(draw(character, known(6)))
+    slow, fast = (
+        solve(character, replace(clip, fps=fps), replace(QUICK, smoothing=0.05))
+        for fps in (24.0, 48.0)
+    )
+    assert np.array_equal(slow.codes, fast.codes)
+    for track, sigma in ((slow, 1.2), (fast, 2.4)):
+        assert track.smooth == pytest.approx(smooth_codes(track, sigma))
+    in_frames = solve(character, clip, replace(QUICK, smoothing_frames=2.4))
+    assert in_frames.smooth == pytest.approx(fast.smooth)
+
+
+# -- parts of a shot -----------------------------------------------------------------------------
+
+
+def test_a_part_is_solved_again_and_the_rest_stays(character):
+    clip = driving(draw(character, known(7)))
+    whole = solve(character, clip, QUICK, character_hash="a")
+    again = solve(
+        character, clip.only([1003, 1004]), replace(STILL, smoothing=0.06), character_hash="a",
+        previous=whole,
+    )  # fmt: skip
+    part = np.isin(whole.numbers, [1003, 1004])
+    assert again.numbers.tolist() == whole.numbers.tolist()
+    for name in ("alpha", "delta", "codes", "smooth"):
+        assert np.array_equal(getattr(again, name)[~part], getattr(whole, name)[~part]), name
+        assert not np.array_equal(getattr(again, name)[part], getattr(whole, name)[part]), name
+    # both frames were keyframes: half looked up, half between the frames around the part
+    looked_up = retrieve(look(clip.pictures[2:3]).keypoints, character.keypoints).detach().numpy()
+    near = whole.weights[1] * 2 / 3 + whole.weights[4] / 3
+    assert again.weights[2] == pytest.approx((looked_up + near) / 2, abs=2e-4)
+    assert again.smooth[part] == pytest.approx(smooth_codes(again, 0.06 * 24)[part])
+
+
+def test_a_part_can_be_added(character):
+    clip = driving(draw(character, known(6)))
+    first = solve(character, clip.only(range(1001, 1004)), QUICK)
+    both = solve(character, clip.only(range(1004, 1007)), QUICK, previous=first)
+    assert both.complete
+    assert both.numbers.tolist() == clip.numbers.tolist()
+    assert np.array_equal(both.codes[:3], first.codes)
+
+
+def test_a_part_of_another_characters_track_is_refused(character):
+    clip = driving(draw(character, known(2)))
+    track = solve(character, clip, QUICK, character_hash="a")
+    with pytest.raises(OtherCharacter):
+        solve(character, clip, QUICK, character_hash="b", previous=track)
+
+
+# -- the neutral pair ----------------------------------------------------------------------------
+
+
+def test_faces_at_rest_are_taken_out_of_the_comparison(character):
+    """The driver at rest stands for the character at rest: there is nothing left to solve."""
+    rest = np.eye(len(MOVES))[[2, 0]]  # the driver's resting face is a smile
+    clip = driving(draw(character, rest))
+    settings = replace(STILL, start="centre", neutral=(1001, 0))
+    track = solve(character, clip, settings)
+    centre = look(draw(character, np.full((1, len(MOVES)), 1 / len(MOVES)))).keypoints
+    assert track.quality["keypoint_error"][0] == pytest.approx(
+        float(keypoint_error(centre, character.keypoints[:1])), abs=0.05
+    )
+    looked_up = solve(character, clip, replace(settings, start="retrieval"))
+    assert looked_up.alpha[0].argmax() == 0
+    assert solve(character, clip, replace(STILL, start="retrieval")).alpha[0].argmax() == 2
+
+
+@pytest.mark.parametrize(
+    ("neutral", "words"),
+    [((1002, 0), "Frame 1002, the neutral driving"), ((1001, 12), "nearest that are: 0, 10, 20")],
+)
+def test_a_neutral_pair_that_is_not_there(character, neutral, words):
+    clip = driving(draw(character, known(2)), found=np.array([True, False]))
+    with pytest.raises(NeutralMissing, match=words):
+        solve(character, clip, replace(QUICK, neutral=neutral))
+
+
+# -- interruptions -------------------------------------------------------------------------------
+
+_CHILD = """
+import os, signal, sys
+import torch
+torch.set_num_threads(int(sys.argv[4]))
+sys.path.insert(0, sys.argv[1])
+import test_reenactment as t
+t.reenactment.SAVE_SECONDS = -1
+folder = t.Path(sys.argv[2])
+character = t.load_character(folder / "small.character")
+clip = t.driving(torch.load(folder / "pictures.pt"))
+def progress(done, count):
+    if done >= float(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+t.solve(character, clip, t.QUICK, path=folder / "shot.latents", progress=progress)
+"""
+
+
+def test_a_killed_solve_goes_on_to_the_same_track(character, tmp_path):
+    save_character(tmp_path / "small.character", character)
+    loaded = load_character(tmp_path / "small.character")
+    pictures = draw(loaded, known(8))
+    torch.save(pictures, tmp_path / "pictures.pt")
+    path = tmp_path / "shot.latents"
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    run = subprocess.run(
+        [sys.executable, "-c", _CHILD, here, tmp_path, "5.5", str(torch.get_num_threads())],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    partial = load_track(path)
+    assert not partial.complete
+    assert 3 <= (partial.state == SOLVED).sum() <= 6
+    done: list[float] = []
+    result = solve(
+        loaded, driving(pictures), QUICK, path=path, progress=lambda n, _: done.append(n)
+    )
+    assert done[0] == (partial.state == SOLVED).sum()
+    same(result, solve(loaded, driving(pictures), QUICK))
+    same(result, load_track(path))
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.endswith("latents")) == [path.name]
+
+
+def test_ctrl_c_keeps_what_is_done(character, tmp_path):
+    clip, path = driving(draw(character, known(8))), tmp_path / "shot.latents"
+
+    def stop(done: float, count: int) -> None:
+        if done > 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        solve(character, clip, QUICK, path=path, progress=stop)
+    partial = load_track(path)
+    assert (partial.state == SOLVED).sum() == 3
+    assert np.isfinite(partial.codes[partial.state == SOLVED]).all()
+    same(solve(character, clip, QUICK, path=path), solve(character, clip, QUICK))
+
+
+def test_a_finished_track_is_not_solved_again(character, tmp_path):
+    clip, path = driving(draw(character, known(2))), tmp_path / "shot.latents"
+    first = solve(character, clip, QUICK, path=path)
+    steps: list[float] = []
+    same(solve(character, clip, QUICK, path=path, progress=lambda n, _: steps.append(n)), first)
+    assert not steps
+
+
+def test_another_track_is_not_overwritten(character, tmp_path):
+    clip, path = driving(draw(character, known(2))), tmp_path / "shot.latents"
+    solve(character, clip, QUICK, path=path)
+    before = path.read_bytes()
+    louder = clip.pictures.clone()
+    louder[1] *= 0.9
+    for changed in (
+        lambda: solve(character, clip, replace(QUICK, seed=1), path=path),
+        lambda: solve(character, clip, QUICK, character_hash="b", path=path),
+        lambda: solve(character, driving(louder), QUICK, path=path),
+    ):
+        with pytest.raises(TrackInTheWay, match="delete"):
+            changed()
+    assert path.read_bytes() == before
+
+
+def test_driving_that_makes_no_sense(character):
+    pictures = draw(character, known(2))
+    with pytest.raises(NoFace):
+        solve(character, driving(pictures, found=np.zeros(2, bool)), QUICK)
+    with pytest.raises(ValueError, match="order"):
+        solve(character, driving(pictures, numbers=np.array([2, 1])), QUICK)
+    with pytest.raises(ValueError, match="lengths"):
+        solve(character, driving(pictures, cut=np.zeros(3, bool)), QUICK)
+
+
+# -- clips ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Six frames: a person, two empty frames, the person again."""
+    folder = tmp_path_factory.mktemp("clip")
+    faces = [render(p, 200) for p in acted(5, {}, {"jaw": 0.5}, {"yaw": 5.0}, {"yaw": 8.0})]
+    empty = np.full_like(faces[0], 90)
+    for number, picture in zip(
+        range(1001, 1007), [*faces[:2], empty, empty, *faces[2:]], strict=True
+    ):
+        write_png(folder / f"a.{number}.png", picture)
+        write_png(folder / f"none.{number}.png", empty)
+    return open_clip(folder / "a.####.png")
+
+
+def test_driving_from_a_clip(clip):
+    steps: list[float] = []
+    d = driving_from_clip(clip, size=96, progress=lambda done, _: steps.append(done))
+    assert d.numbers.tolist() == list(range(1001, 1007))
+    assert d.found.tolist() == [True, True, False, False, True, True]
+    assert d.pictures.shape == (6, 3, 96, 96)
+    assert d.plate == (200, 200)
+    assert d.source == clip.path
+    assert steps == sorted(steps)
+    assert steps[-1] == 6
+    picture = cv2.imread(clip.file(1005))[:, :, ::-1] / np.float32(255)
+    plate = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
+    crop = warp(plate, torch.from_numpy(d.quads[4:5]).float(), 96)[0] * 2 - 1
+    assert (d.pictures[4].float() - crop).abs().max() < 0.01
+    # the face stands where FFHQ's alignment puts it, and the two see the same mesh
+    mesh = look(d.pictures[4:5].float()).landmarks[0, :, :2].detach().numpy()
+    eyes = (mesh[[33, 263]].mean(0) / 192 - 0.5) * 0.96 + [0.5, 0.6]
+    assert eyes == pytest.approx([0.5, 0.47], abs=0.05)
+
+
+def test_a_part_of_a_clip_by_its_track(character, clip):
+    d = driving_from_clip(clip, size=96)
+    track = solve(character, d, QUICK)
+    assert track.state.tolist() == [1, 1, 2, 2, 1, 1]
+    part = driving_from_track(clip, track, [1005, 1002, 1004], size=96)
+    expected = d.only([1002, 1004, 1005])
+    assert part.numbers.tolist() == [1002, 1004, 1005]
+    assert part.found.tolist() == [True, False, True]
+    assert torch.equal(part.pictures, expected.pictures)
+    assert np.array_equal(part.quads, expected.quads, equal_nan=True)
+    with pytest.raises(KeyError):
+        driving_from_track(clip, track, [99])
+
+
+def test_a_clip_without_a_face(clip):
+    with pytest.raises(NoFace, match="Choose another range"):
+        driving_from_clip(open_clip(clip.path.replace("a.", "none.")))
