@@ -32,8 +32,8 @@ VERSION = 1
 CONSENT = ("who", "when", "scope")
 
 _GENERATOR = "generator."
-# A tensor is stored in half precision where that changes it by less than this share of its norm:
-# rounding takes 2e-4, and pictures then differ by less than .01 levels of 8 bits in the mean.
+# A tensor is stored in half precision where that changes it by less than this share of its norm
+# (rounding takes 2e-4): pictures reconstructed at 35 dB then lose less than .01 dB.
 _ROUNDING = 1e-3
 
 
