@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +13,7 @@ from core.alignment import ffhq_quads, smooth_quads, warp
 from core.errors import ReenactError
 from core.facemesh import FaceTrack, track
 from core.frames import Clip, read_network_frames
-
-Progress = Callable[[float, float], None]  # done, of how much
+from core.progress import Progress
 
 
 class NoFace(ReenactError):

@@ -23,6 +23,10 @@ from core.frames import Window
 
 # Frames without a face that smoothing bridges by interpolation; a longer gap separates.
 MAX_GAP = 5
+# Smoothing of quads over time, in frames: of the square's place, and of its size and turn, which
+# change more slowly.
+CENTRE_SIGMA = 1.0
+AXES_SIGMA = 3.0
 
 
 def ffhq_quads(landmarks: np.ndarray, pixel_aspect: float = 1.0) -> np.ndarray:
@@ -77,8 +81,8 @@ def smooth_quads(
     quads: np.ndarray,
     numbers: np.ndarray,
     cut: np.ndarray,
-    centre_sigma: float = 1.0,
-    axes_sigma: float = 3.0,
+    centre_sigma: float = CENTRE_SIGMA,
+    axes_sigma: float = AXES_SIGMA,
 ) -> np.ndarray:
     """Gaussian smoothing of quads over time, never across a cut or a long gap.
 
@@ -97,7 +101,7 @@ def smooth_quads(
     x, y = (quads[:, 3] - quads[:, 0]) / 2, (quads[:, 1] - quads[:, 0]) / 2
     values = np.concatenate([centre, x, y], 1)
     result = np.full_like(values, np.nan)
-    for run in _runs(numbers, cut, np.isfinite(values).all(1)):
+    for run in shot_runs(numbers, cut, np.isfinite(values).all(1)):
         dense = np.arange(numbers[run[0]], numbers[run[-1]] + 1)
         filled = np.stack([np.interp(dense, numbers[run], v) for v in values[run].T], 1)
         filled[:, :2] = gaussian_filter1d(filled[:, :2], centre_sigma, axis=0)
@@ -107,8 +111,17 @@ def smooth_quads(
     return _corners(result[:, :2], result[:, 2:4], result[:, 4:])
 
 
-def _runs(numbers: np.ndarray, cut: np.ndarray, valid: np.ndarray) -> list[np.ndarray]:
-    """Indices of valid frames, split at cuts and at gaps longer than `MAX_GAP`."""
+def shot_runs(numbers: np.ndarray, cut: np.ndarray, valid: np.ndarray) -> list[np.ndarray]:
+    """Stretches of a shot that belong together.
+
+    Args:
+        numbers: `[T]` frame numbers, increasing.
+        cut: `[T]` bool, true on the first frame of a new shot.
+        valid: `[T]` bool.
+
+    Returns:
+        Indices of valid frames, split at cuts and at gaps longer than `MAX_GAP`.
+    """
     indices = np.flatnonzero(valid)
     shot = np.cumsum(cut)[indices]
     gap = np.diff(numbers[indices]) - 1

@@ -2,6 +2,8 @@
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -9,18 +11,31 @@ import torch
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
-@cache
-def prepare() -> None:
-    """Sets this process up, for as long as it lives; the first call counts.
+@contextmanager
+def training() -> Iterator[None]:
+    """While training runs, numbers below the normal range count as zero; also a decorator.
 
-    glibc's malloc gives large blocks back to the system and asks for them again in every step,
-    which at random makes steps many times slower: it is told to keep them. And numbers too small
-    for the normal range, which dying activations leave behind, count as zero.
+    Dying activations leave such numbers behind, and CPUs are many times slower on them.
     """
+    _keep_memory()
     torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@cache
+def _keep_memory() -> None:
+    """Tells glibc's malloc to keep large blocks, for as long as the process lives.
+
+    It gives them back to the system and asks for them again in every step, which at random makes
+    steps many times slower.
+    """
+    mallopt = None
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other libcs have none
-        if mallopt is not None:
-            mallopt(_M_MMAP_MAX, 0)
-            mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-            mallopt(_M_TOP_PAD, 2**28)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_TOP_PAD, 2**28)

@@ -398,6 +398,20 @@ def write_exr(
         _write_exr(temporary, spec, stack)
 
 
+def attribute(path: str | Path, name: str) -> object | None:
+    """One header attribute of a picture; None where there is no such attribute or no picture."""
+    if not os.path.isfile(path):
+        return None
+    file = oiio.ImageInput.open(str(path))
+    if file is None:
+        oiio.geterror()  # else OpenImageIO prints it later
+        return None
+    try:
+        return file.spec().getattribute(name)
+    finally:
+        file.close()
+
+
 def write_png(path: str | Path, rgb: np.ndarray) -> None:
     """Write an 8-bit PNG, atomically.
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from core import cpu
 from core.generator import Generator
 from core.perceptual import Metric
+from core.progress import Progress
 
 Encoder = Callable[[Tensor], Tensor]  # pictures [B, 3, R, R] in [-1, 1] -> w [B, D] or w+ [B, L, D]
-Progress = Callable[[float, float], None]  # steps done, of how many
 
 _SAMPLES = 8192  # draws of z from which W's mean and spread are taken
 _NARROWEST = 1e-3  # least spread of a direction, as a share of the widest one
@@ -100,6 +100,7 @@ def reconstruction_loss(
     return metric.distance(made, target) + lambda_pixel * pixels
 
 
+@cpu.training()
 def invert(
     generator: Generator,
     pictures: Tensor,
@@ -145,8 +146,6 @@ def invert(
             f"Pictures must be [N, 3, {a.resolution}, {a.resolution}], not {[*pictures.shape]}."
         )
     device = next(generator.parameters()).device
-    if device.type == "cpu":
-        cpu.prepare()
     steps = steps if steps is not None else (70 if encoder else 150)
     rate = rate if rate is not None else (0.05 if encoder else 0.1)
     spread = spread_of(generator)

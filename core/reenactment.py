@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.alignment import MAX_GAP, _runs, ffhq_quads, smooth_quads, warp
+from core.aligned_clip import NoFace, align_clip, cut_out
+from core.alignment import MAX_GAP, shot_runs
 from core.character import Character
 from core.errors import ReenactError
-from core.facemesh import track as track_face
-from core.frames import Clip, read_network_frames
+from core.frames import Clip
 from core.latent_space import delta_loss, soften, sum_loss, to_raw, to_weights
 from core.latent_track import FrameState, LatentTrack, OtherCharacter, load_track, save_track
 from core.objective import (
@@ -40,8 +40,7 @@ from core.objective import (
     picture_losses,
     total,
 )
-
-Progress = Callable[[float, int], None]  # frames done, of how many
+from core.progress import Progress
 
 MAX_RESOLUTION = 256  # of generated pictures in the loss: the landmark network sees 192 px
 SAVE_SECONDS = 20.0  # between writes of a partial track
@@ -50,10 +49,6 @@ SAVE_SECONDS = 20.0  # between writes of a partial track
 # the NEAR-th nearest.
 _SHARPNESS = 0.12
 _NEAR = 4
-
-
-class NoFace(ReenactError):
-    """No frame of the driving clip shows a face."""
 
 
 class NeutralMissing(ReenactError):
@@ -132,7 +127,7 @@ def driving_from_clip(
     at: tuple[float, float] | None = None,
     size: int = MAX_RESOLUTION,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> Driving:
     """Follows the face through a clip and cuts it out, aligned and steadied. Reads the clip twice.
 
@@ -141,30 +136,17 @@ def driving_from_clip(
         at: a point in plate px that picks the person, where several are in the picture.
         size: side of the aligned pictures, px.
         device: torch device that runs the networks.
-        progress: called with frames done and their number (each frame counts for both readings).
+        progress: called with frames done and to do; every frame counts twice.
 
     Raises:
         NoFace: in no frame.
         core.frames.ClipError: a frame that can't be read.
     """
-    count = len(clip.numbers)
-
-    def pictures() -> Iterator[tuple[int, np.ndarray]]:
-        for i, frame in enumerate(read_network_frames(clip)):
-            if progress is not None:
-                progress(i / 2, count)
-            yield frame.number, frame.srgb
-
-    face = track_face(pictures(), at=at, pixel_aspect=clip.pixel_aspect, device=device)
-    if not face.found.any():
-        raise NoFace(
-            f"There is no face in {clip.path}. Choose another range, or crop the plate to the "
-            "person if the face is very small."
-        )
-    quads = ffhq_quads(face.landmarks, clip.pixel_aspect)
-    quads = smooth_quads(quads, face.numbers, face.cut)
-    cut_out = _cut_out(clip, face.numbers, quads, face.found, size, progress)
-    return _driving(clip, face.numbers, cut_out, face.found, face.cut, face.landmarks, quads)
+    aligned = align_clip(clip, size, at=at, device=device, progress=progress)
+    face = aligned.face
+    return _driving(
+        clip, face.numbers, aligned.pictures, face.found, face.cut, face.landmarks, aligned.quads
+    )
 
 
 def driving_from_track(
@@ -186,7 +168,11 @@ def driving_from_track(
     rows = np.array([track.index(n) for n in sorted(set(numbers))], int)
     found = np.isfinite(track.landmarks[rows]).all((1, 2))
     chosen, quads = track.numbers[rows], track.quads[rows]
-    pictures = _cut_out(clip, chosen, quads, found, size, None)
+    pictures = torch.zeros(len(rows), 3, size, size, dtype=torch.float16)
+    seen = np.flatnonzero(found)
+    numbers = [int(n) for n in chosen[seen]]
+    for row, picture in zip(seen, cut_out(clip, numbers, quads[seen], size), strict=True):
+        pictures[row] = picture
     return _driving(clip, chosen, pictures, found, track.cut[rows], track.landmarks[rows], quads)
 
 
@@ -201,28 +187,6 @@ def _driving(
 ) -> Driving:
     return Driving(numbers, pictures, found, cut, landmarks, quads, clip.path, clip.fps or 24.0,
                    (clip.width, clip.height), clip.pixel_aspect)  # fmt: skip
-
-
-def _cut_out(
-    clip: Clip,
-    numbers: np.ndarray,
-    quads: np.ndarray,
-    found: np.ndarray,
-    size: int,
-    progress: Progress | None,
-) -> Tensor:
-    """Aligned pictures `[F, 3, size, size]` in [-1, 1]; 0 without a face."""
-    # Half precision resolves 16 times finer than 8-bit pictures, in half the memory.
-    result = torch.zeros(len(numbers), 3, size, size, dtype=torch.float16)
-    rows = np.flatnonzero(found)
-    frames = read_network_frames(clip, [int(n) for n in numbers[rows]])
-    for i, (row, frame) in enumerate(zip(rows, frames, strict=True)):
-        plate = torch.from_numpy(frame.srgb).permute(2, 0, 1)[None]
-        quad = torch.from_numpy(quads[row : row + 1]).float()
-        result[row] = warp(plate, quad, size)[0].clamp(0, 1) * 2 - 1
-        if progress is not None:
-            progress(len(numbers) * (0.5 + 0.5 * (i + 1) / len(rows)), len(numbers))
-    return result
 
 
 # -- solving -------------------------------------------------------------------------------------
@@ -285,7 +249,7 @@ def solve(
 
     tick(0)
     try:
-        shots = _runs(track.numbers, track.cut, face | (track.state == FrameState.SOLVED))
+        shots = shot_runs(track.numbers, track.cut, face | (track.state == FrameState.SOLVED))
         solver = _Solver(character, settings, rest)
         for rows in _plan(shots, todo, settings):
             if not (track.state[rows] == FrameState.PENDING).any():
@@ -548,7 +512,7 @@ def smooth_codes(track: LatentTrack, sigma: float) -> np.ndarray:
     if sigma <= 0:
         return result
     moving = np.isin(track.state, (FrameState.SOLVED, FrameState.INTERPOLATED))
-    for run in _runs(track.numbers, track.cut, moving):
+    for run in shot_runs(track.numbers, track.cut, moving):
         numbers = track.numbers[run]
         first = np.searchsorted(numbers, numbers - 4 * sigma)
         last = np.searchsorted(numbers, numbers + 4 * sigma, "right")

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
-import OpenImageIO as oiio
 import torch
 from torch import Tensor
 
@@ -138,6 +136,7 @@ def write_frames(
     attributes: dict[str, object],
     plate: Clip | None = None,
     colour_space: str | None = None,
+    batch: int = 8,
     done: Callable[[int], None] = lambda number: None,
 ) -> list[int]:
     """Writes a track's frames as EXRs: patches on the plate, or crops where there is none.
@@ -154,6 +153,7 @@ def write_frames(
         attributes: further header attributes.
         plate: the driving clip; None for crops.
         colour_space: of crops; by default the scene-linear space of the config.
+        batch: pictures drawn at once.
         done: called with each number once its file is there.
 
     Returns:
@@ -166,14 +166,14 @@ def write_frames(
     empty: list[int] = []
     waiting = []
     for i, number in enumerate(numbers):
-        if _task_of(Path(frame_path(pattern, number))) == task:
+        if frames.attribute(frame_path(pattern, number), _TASK) == task:
             if plate is not None and not np.isfinite(quads[i]).all():
                 empty.append(number)
             done(number)
         else:
             waiting.append(i)
     attributes = {**attributes, _TASK: task, "reenact:syntheticMedia": SYNTHETIC}
-    for i, picture in zip(waiting, pictures(generator, codes[waiting]), strict=True):
+    for i, picture in zip(waiting, pictures(generator, codes[waiting], batch), strict=True):
         number, path = numbers[i], frame_path(pattern, numbers[i])
         matte = face_matte(picture)
         if plate is None:
@@ -196,16 +196,3 @@ def write_frames(
             )
         done(number)
     return empty
-
-
-def _task_of(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    file = oiio.ImageInput.open(str(path))
-    if file is None:
-        oiio.geterror()
-        return None
-    try:
-        return file.spec().getattribute(_TASK)
-    finally:
-        file.close()

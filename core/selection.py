@@ -5,7 +5,7 @@ subset is chosen greedily, so that its frames differ from one another as much as
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -18,9 +18,8 @@ from core.facemesh import FaceTrack, face_detector
 from core.facemesh.measures import measure
 from core.frames import to_bytes
 from core.perceptual import Metric
+from core.progress import Progress
 from core.sheets import contact_sheet
-
-Progress = Callable[[float, float], None]  # done, of how much
 
 MIN_FRAMES = 16  # a scan with fewer usable frames makes no character
 BLURRED = 0.65  # a frame with less than this share of the clip's median sharpness

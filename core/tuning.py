@@ -101,6 +101,7 @@ class Pairs:
     pictures: Tensor  # [N, 3, R, R] in [-1, 1], any float type
 
 
+@cpu.training()
 def tune(
     generator: Generator,
     w: Tensor,
@@ -145,8 +146,6 @@ def tune(
         if given is not None:
             _check(generator, given)
     device = next(generator.parameters()).device
-    if device.type == "cpu":
-        cpu.prepare()
     weights = None
     if settings.features != 1 or settings.background != 1:
         weights = face_weights(pictures, settings.features, settings.background, device)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import numpy as np
 import typer
@@ -15,7 +17,7 @@ from rich.progress import track as progress
 
 from core import frames
 from core.errors import ReenactError
-from server import models_cli
+from server import demo, method_cli, models_cli
 
 app = typer.Typer(
     help="Facial reenactment through a personalized generator.",
@@ -24,6 +26,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(models_cli.app, name="models")
+for command in (
+    method_cli.personalize,
+    method_cli.solve,
+    method_cli.render,
+    method_cli.inspect,
+    demo.demo,
+):
+    app.command()(command)
 console = Console(highlight=False, soft_wrap=True)  # a wrapped path can't be copied
 
 
@@ -32,9 +42,23 @@ def main() -> None:
     try:
         app()
     except ReenactError as error:
-        stderr = Console(stderr=True, highlight=False, soft_wrap=True)
-        stderr.print(f"[red]reenact:[/red] {escape(str(error))}")
-        sys.exit(1)
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail(f"No space left for {error.filename}. Free some and run the same command again.")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        _fail("Too little memory. Run the same command again with a smaller --batch.")
+
+
+def _fail(message: str) -> NoReturn:
+    if "--json" in sys.argv:
+        print(json.dumps({"error": message}), flush=True)
+    stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+    stderr.print(f"[red]reenact:[/red] {escape(message)}")
+    sys.exit(1)
 
 
 @app.command()
@@ -56,42 +80,7 @@ def track(
     # Before the work, not after it.
     if sheet.suffix.lower() != ".png" or sheet.is_dir():
         raise typer.BadParameter(f"--sheet must name a .png file, not {sheet}")
-    track_clip(opened, sheet, None if at is None else _point(at, opened))
-
-
-@app.command()
-def demo(
-    folder: Annotated[Path, typer.Option(help="Where the demo writes")] = Path("demo"),
-    count: Annotated[int, typer.Option("--frames", min=2, help="Frames of each clip")] = 96,
-    size: Annotated[int, typer.Option(min=64, max=1024, help="Plate height in px")] = 512,
-    seed: Annotated[int, typer.Option(help="Another seed, other people")] = 7,
-) -> None:
-    """Films two synthetic people as EXR plates, and tracks and aligns their faces."""
-    from core.synthetic import performer
-
-    target, driver = (performer.random_identity(seed + i) for i in range(2))
-    for name, motion in (
-        ("self_scan", performer.self_scan(target, count, seed=seed)),
-        ("driving", performer.performance(driver, count, seed=seed)),
-    ):
-        pattern = folder / name / f"{name}.####.exr"
-        console.print(f"[bold]{name}[/bold]: {count} frames to {escape(str(pattern))}")
-        for old in pattern.parent.glob(pattern.name.replace("####", "*")):
-            old.unlink()  # of an earlier demo: they would be taken for frames of this one
-        film(motion, pattern, size)
-        track_clip(frames.open_clip(pattern), folder / f"{name}_track.png")
-
-
-def film(motion: np.ndarray, pattern: Path, size: int, first: int = 1001) -> None:
-    """Renders a performer's motion `[T, P]` as half-float EXRs in the scene-linear space."""
-    from core import colour
-    from core.synthetic import performer
-
-    space = colour.scene_linear_space()
-    for i, parameters in enumerate(progress(motion, "  filming", console=console)):
-        picture = performer.render(parameters, size).astype(np.float32) / 127.5 - 1
-        path = str(pattern).replace("####", f"{first + i:04d}")
-        frames.write_exr(path, colour.from_network(picture, space))
+    track_clip(opened, sheet, method_cli.point(at, opened))
 
 
 def track_clip(
@@ -156,16 +145,6 @@ def track_clip(
         console.print(f"  overlay sheet: {escape(str(sheet))}")
     if broken:
         raise broken[0]
-
-
-def _point(text: str, clip: frames.Clip) -> tuple[float, float]:
-    try:
-        x, y = (float(v) for v in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"--at needs X,Y in plate px, not {text!r}") from None
-    if not (0 <= x < clip.width and 0 <= y < clip.height):
-        raise typer.BadParameter(f"--at {text} lies outside the plate, {clip.width}x{clip.height}")
-    return x, y
 
 
 if __name__ == "__main__":

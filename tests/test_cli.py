@@ -1,5 +1,6 @@
 """The command line, run as its users run it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import OpenImageIO as oiio
 import pytest
 
 from core.frames import write_exr
+from core.latent_track import load_track
 from core.synthetic import performer
 
 
@@ -30,20 +32,98 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_demo_twice_in_one_folder(tmp_path: Path) -> None:
-    first = reenact("demo", "--frames", 6, "--size", 128, "--seed", 3, cwd=tmp_path)
-    assert first.returncode == 0, first.stderr
-    assert "face in 6 of 6 frames" in first.stdout
-    again = reenact("demo", "--frames", 4, "--size", 160, "--seed", 30, cwd=tmp_path)
+DEMO = ("demo", "--scan-frames", 28, "--frames", 4, "--size", 160, "--steps", 4, "--refine", 1)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A small demo's folder, and what it said."""
+    folder = tmp_path_factory.mktemp("a demo [of two]")
+    done = reenact(*DEMO, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_the_demo_ends_with_patches_a_track_and_pictures(demo: tuple[Path, str]) -> None:
+    folder, said = demo
+    assert "perceptual metric: " in said
+    assert "4 frames (4 solved)" in said
+    out = sorted((folder / "demo" / "out").iterdir())
+    assert [p.name for p in out] == [f"out.{n}.exr" for n in range(1001, 1005)]
+    for path in out:
+        pixels = oiio.ImageBuf(str(path))
+        spec = pixels.spec()
+        assert (spec.full_width, spec.full_height) == (160, 160)
+        assert spec.width < 160  # the data window is the face
+        alpha = pixels.get_pixels()[..., spec.alpha_channel]
+        assert alpha.max() > 0.99
+        assert alpha[0, 0] == alpha[-1, -1] == 0
+    names = {p.suffix for p in (folder / "demo").iterdir()}
+    assert names >= {".character", ".latents", ".png", ".mp4"}
+    sheet = oiio.ImageBuf(str(folder / "demo" / "sheet.png")).spec()
+    assert sheet.height > 3 * 160  # driving, reenacted, ground truth
+
+
+def test_a_demo_run_again_keeps_everything(demo: tuple[Path, str]) -> None:
+    folder, _ = demo
+    kept = [*(folder / "demo").glob("*.character"), *(folder / "demo").rglob("*.exr")]
+    before = [p.stat().st_mtime_ns for p in kept]
+    again = reenact(*DEMO, "--json", cwd=folder)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("face in 4 of 4 frames") == 2
-    for name in ("self_scan", "driving"):
-        plates = sorted((tmp_path / "demo" / name).iterdir())
-        assert [p.name for p in plates] == [f"{name}.{n}.exr" for n in range(1001, 1005)]
-        spec = oiio.ImageInput.open(str(plates[0])).spec()
-        assert (spec.width, spec.height, spec.format) == (160, 160, oiio.HALF)
-        sheet = oiio.ImageBuf(str(tmp_path / "demo" / f"{name}_track.png"))
-        assert sheet.spec().width > 4 * 160
+    assert [p.stat().st_mtime_ns for p in kept] == before
+    lines = [json.loads(line) for line in again.stdout.splitlines()]  # nothing but JSON
+    assert sum("result" in line for line in lines) == 2
+
+
+def test_a_part_is_solved_again_and_the_rest_kept(demo: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = demo
+    (track,) = (folder / "demo").glob("*.latents")
+    (character,) = (folder / "demo").glob("*.character")
+    done = reenact(
+        "solve", folder / "demo/driving/driving.####.exr 1002-1003", "--character", character,
+        "--previous", track, "--steps", 3, "-o", tmp_path / "again.latents", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    old, new = load_track(track), load_track(tmp_path / "again.latents")
+    assert new.numbers.tolist() == [1001, 1002, 1003, 1004]
+    same = (old.codes == new.codes).all((1, 2))
+    assert same.tolist() == [True, False, False, True]
+
+
+def test_render_finds_the_character_beside_the_track(
+    demo: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder, _ = demo
+    (track,) = (folder / "demo").glob("*.latents")
+    done = reenact("render", track, "-o", "crop.####.exr", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("crop.*.exr"))) == 4
+    alone = tmp_path / "alone.latents"
+    alone.write_bytes(track.read_bytes())
+    lost = reenact("render", alone, "-o", "lost.####.exr", cwd=tmp_path)
+    assert lost.returncode == 1
+    assert "--character" in lost.stderr
+
+
+def test_inspect_tells_both_files(demo: tuple[Path, str]) -> None:
+    folder, _ = demo
+    for pattern, words in (("*.character", "nobody: a synthetic"), ("*.latents", "1001-1004")):
+        (path,) = (folder / "demo").glob(pattern)
+        done = reenact("inspect", path, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert words in done.stdout
+    wrong = reenact("inspect", folder / "demo" / "sheet.png", "--json", cwd=folder)
+    assert wrong.returncode == 1
+    assert "sheet.png" in json.loads(wrong.stdout)["error"]
+
+
+def test_a_scan_that_is_too_short_says_what_to_record(film: Path, tmp_path: Path) -> None:
+    done = reenact(
+        "personalize", film / "shot.####.exr", "-o", "me.character", "--consent", "me", cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert "20 to 30 seconds" in done.stderr
+    assert not list(tmp_path.glob("*.character"))
 
 
 def test_track_says_what_it_found(film: Path, tmp_path: Path) -> None:

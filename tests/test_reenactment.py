@@ -18,7 +18,8 @@ from scipy.ndimage import gaussian_filter1d
 from small_character import MOVES, small_character
 
 from core import reenactment
-from core.alignment import MAX_GAP, warp
+from core.aligned_clip import NoFace
+from core.alignment import MAX_GAP, shot_runs, warp
 from core.character import load_character, save_character
 from core.frames import open_clip, write_png
 from core.latent_space import BETA
@@ -27,7 +28,6 @@ from core.objective import TERMS, Objective, keypoint_error, look, picture_losse
 from core.reenactment import (
     Driving,
     NeutralMissing,
-    NoFace,
     Settings,
     TrackInTheWay,
     driving_from_clip,
@@ -252,7 +252,7 @@ def test_retrieval_finds_the_anchor_itself(character):
 def test_every_frame_is_planned_once_and_after_what_it_starts_from(frames, start, batch, every):
     steps, cut, face = (np.array(column) for column in zip(*frames, strict=True))
     numbers = np.cumsum(steps)
-    shots = reenactment._runs(numbers, cut, face)
+    shots = shot_runs(numbers, cut, face)
     settings = Settings(start=start, batch=batch, keyframe_every=every)
     plan = reenactment._plan(shots, face.copy(), settings)
     order = [int(row) for rows in plan for row in rows]
@@ -577,7 +577,7 @@ def test_driving_from_a_clip(clip):
     assert d.plate == (200, 200)
     assert d.source == clip.path
     assert steps == sorted(steps)
-    assert steps[-1] == 6
+    assert steps[-1] == 12  # read twice
     picture = cv2.imread(clip.file(1005))[:, :, ::-1] / np.float32(255)
     plate = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None]
     crop = warp(plate, torch.from_numpy(d.quads[4:5]).float(), 96)[0] * 2 - 1

@@ -18,7 +18,6 @@ import copy
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -31,6 +30,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from core import cpu
 from core.alignment import ffhq_points, quads_from_points, warp
 from core.facemesh import crop_roi, face_detector, face_mesh, to_picture
 from core.files import atomic_write
@@ -61,9 +61,7 @@ class Recipe:
     pictures: int = 20_480
     steps: int = 22_000
     seed: int = 1
-    rate: float = (
-        5e-2  # the mapping needs it: at 1e-2 it ends 1 dB lower at 32 px
-    )
+    rate: float = 5e-2  # the mapping needs it: at 1e-2 it ends 1 dB lower at 32 px
     ema: float = 0.998
 
     def architecture(self) -> Architecture:
@@ -426,7 +424,8 @@ def train_encoder(
     size = generator.architecture.resolution
     path = folder / "encoder.pt"
     torch.manual_seed(0)
-    encoder = WEncoder(size).to(device)
+    # On a CPU with bfloat16 both together make a step 2.5 times faster.
+    encoder = WEncoder(size).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.no_grad():
         spread = generator.mapping(latents(data.normals[:2000])).std(0)
     encoder.w_avg.copy_(generator.mapping.w_avg)
@@ -450,7 +449,8 @@ def train_encoder(
         indices = torch.randint(len(data.normals), (count,), generator=rng)
         target, normals, points = data.batch(indices, torch.rand(count, generator=rng) < 0.5, size)
         w = generator.mapping(latents(normals, rng))
-        guess = encoder(target)
+        with torch.autocast(device.type, torch.bfloat16):
+            guess = encoder(target.to(memory_format=torch.channels_last)).float()
         error = ((guess - w) / spread).abs().mean()
         if pictures:
             made = generator.synthesis(guess, half=torch.bfloat16, half_from=4).float()
@@ -490,23 +490,17 @@ def encoded_psnr(
     return float((-10 * torch.cat(results).log10()).mean())
 
 
+@cpu.training()
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--resolution", type=int, default=128, choices=(128, 256))
     parser.add_argument("--pictures", type=int, default=20_480)
     parser.add_argument("--steps", type=int, default=22_000)
-    parser.add_argument("--encoder-steps", type=int, default=6_000)
+    parser.add_argument("--encoder-steps", type=int, default=3_200)
     options = parser.parse_args()
-    if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
-        # glibc's malloc gives large blocks back and asks again in every step: at random, many
-        # times slower. It reads these only at the start of a process.
-        never = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(10**11)}
-        os.environ.update(never, MALLOC_TOP_PAD_=str(2**28))
-        os.execv(sys.executable, [sys.executable, "-m", "core.synthetic.distill", *sys.argv[1:]])
     folder = options.folder
     recipe = Recipe(options.resolution, options.pictures, options.steps)
-    torch.set_flush_denormal(True)  # dying activations would slow the CPU down tenfold
     shards = render(folder, recipe)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     held_out, data = load_pictures(shards[:1]).to(device), load_pictures(shards[1:]).to(device)

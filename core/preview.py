@@ -1,0 +1,112 @@
+"""Pictures for people: driving frames beside what was made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from core import colour, rendering
+from core.aligned_clip import cut_out
+from core.frames import Clip, open_clip, read_frame, read_frames, to_bytes, write_movie
+from core.generator import Generator
+from core.latent_track import LatentTrack
+from core.sheets import contact_sheet, spread
+
+MOVIE_HEIGHT = 720  # larger plates are shrunk to it
+
+
+def sheet(
+    generator: Generator,
+    track: LatentTrack,
+    plate: Clip,
+    truth: Clip | None = None,
+    count: int = 16,
+    tile: int = 160,
+) -> np.ndarray:
+    """Driving crops, below them the reenacted ones, below those the ground truth if there is one.
+
+    Args:
+        generator: the character's.
+        track: solved on the plate.
+        plate: the driving clip.
+        truth: what the result should be, with the same frame numbers, framed by itself.
+        count: frames at most, spread evenly over those that have a face.
+        tile: side of a picture, px.
+
+    Returns:
+        `[H, W, 3]` uint8.
+    """
+    faces = np.flatnonzero(np.isfinite(track.quads).all((1, 2)))
+    rows = faces[spread(len(faces), count)]
+    numbers = [int(n) for n in track.numbers[rows]]
+    size = generator.architecture.resolution
+
+    def small(picture: np.ndarray) -> np.ndarray:
+        return to_bytes(cv2.resize(picture, (tile, tile), interpolation=cv2.INTER_AREA))
+
+    def shown(crops: Iterator) -> list[np.ndarray]:
+        return [small(c.permute(1, 2, 0).float().cpu().numpy() / 2 + 0.5) for c in crops]
+
+    lines = [
+        shown(cut_out(plate, numbers, track.quads[rows], size)),
+        shown(rendering.pictures(generator, track.smooth[rows])),
+    ]
+    names = ["driving", "reenacted"]
+    if truth is not None:
+        lines.append(shown(cut_out(truth, numbers, _own_quads(truth, numbers), size)))
+        names.append("ground truth")
+    columns = 8
+    tiles, labels = [], []
+    for i in range(0, len(rows), columns):
+        for line, name in zip(lines, names, strict=True):
+            part = line[i : i + columns]
+            blank = [np.zeros_like(line[0])] * (columns - len(part))
+            tiles += [*part, *blank]
+            labels += [f"{n} {name}" for n in numbers[i : i + columns]] + [""] * len(blank)
+    return contact_sheet(tiles, labels, columns)
+
+
+def _own_quads(clip: Clip, numbers: Sequence[int]) -> np.ndarray:
+    from core.aligned_clip import align_clip
+
+    aligned = align_clip(clip, 8)
+    return aligned.quads[np.searchsorted(aligned.face.numbers, numbers)]
+
+
+def movie(
+    pattern: str,
+    plate: Clip,
+    numbers: Sequence[int],
+    path: Path,
+    tick: Callable[[float, float], None] = lambda done, total: None,
+) -> None:
+    """Writes a preview: the driving plate on the left, the patches merged over it on the right.
+
+    Args:
+        pattern: patches, as `rendering.write_frames` wrote them on this plate.
+        plate: the driving clip.
+        numbers: the frames to show.
+        path: the .mp4.
+        tick: called with frames done and to do.
+    """
+    patches = open_clip(pattern, min(numbers), max(numbers), colour_space=plate.colour_space)
+    height = min(plate.height, MOVIE_HEIGHT) // 2 * 2
+    width = round(plate.width * plate.pixel_aspect * height / plate.height) // 2 * 2
+
+    def pairs() -> Iterator[np.ndarray]:
+        for i, frame in enumerate(read_frames(plate, numbers)):
+            patch = read_frame(patches, frame.number)
+            assert patch.alpha is not None
+            alpha = patch.alpha[..., None]
+            merged = frame.pixels * (1 - alpha) + patch.pixels
+            both = []
+            for pixels in (frame.pixels, merged):
+                srgb = colour.to_network(pixels, plate.colour_space, plate.config)[0] / 2 + 0.5
+                both.append(cv2.resize(srgb, (width, height), interpolation=cv2.INTER_AREA))
+            tick(i + 1, len(numbers))
+            yield to_bytes(np.concatenate(both, 1))
+
+    write_movie(path, pairs(), plate.fps or 24.0)

@@ -1,0 +1,88 @@
+"""`reenact demo`: the whole product on two synthetic people, with the truth beside the result."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from core import frames
+from server import method_cli
+from server.reporting import Report
+
+FIRST = 1001
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the demo writes")] = Path("demo"),
+    scan_frames: Annotated[int, typer.Option(min=24, help="Frames of the self-scan")] = 120,
+    count: Annotated[int, typer.Option("--frames", min=2, help="Driving frames")] = 48,
+    size: Annotated[int, typer.Option(min=64, max=1024, help="Plate height in px")] = 512,
+    steps: Annotated[int, typer.Option(min=1, help="Tuning steps")] = 500,
+    refine: Annotated[int, typer.Option(min=0, help="Steps on each anchor")] = 20,
+    seed: Annotated[int, typer.Option(help="Another seed, other people")] = 7,
+    json: method_cli.Json = False,
+) -> None:
+    """Films two synthetic people, makes a character of one and lets the other drive it.
+
+    Ends with EXR patches, a latent track, a contact sheet (driving, reenacted, ground truth) and
+    a preview. What is already there is kept.
+    """
+    from core.synthetic import performer
+
+    report = Report(json)
+    target, driver = (performer.random_identity(seed + i) for i in range(2))
+    motion = performer.performance(driver, count, seed=seed)
+    scan = film(
+        "self_scan", performer.self_scan(target, scan_frames, seed=seed), folder, size, report
+    )
+    plate = film("driving", motion, folder, size, report)
+    truth = film("truth", performer.transfer(motion, target), folder, size, report)
+    # Another request, other names: nothing that was made before is in the way.
+    made_of = f"{seed}_{scan_frames}_{size}_{steps}_{refine}"
+    character = folder / f"target_{made_of}.character"
+    latents = folder / f"shot_{made_of}_{count}.latents"
+    if character.exists():
+        report.note(f"{character} is there already")
+    else:
+        method_cli.personalize(
+            scan=scan, output=character, count=64, steps=steps, refine=refine,
+            consent="nobody: a synthetic person", json=json,
+        )  # fmt: skip
+    method_cli.solve(plate=plate, character=character, output=latents, json=json)
+    method_cli.render(
+        latents=latents, output=str(folder / "out" / "out.####.exr"), plate=plate,
+        character=character, movie=folder / "preview.mp4", sheet=folder / "sheet.png",
+        truth=truth, json=json,
+    )  # fmt: skip
+
+
+def film(name: str, motion: np.ndarray, folder: Path, size: int, report: Report) -> str:
+    """Renders a performer's motion `[T, P]` as half-float EXRs in the scene-linear space.
+
+    Frames that an earlier demo filmed of the same motion are kept, others deleted.
+
+    Returns:
+        The clip's pattern.
+    """
+    from core import colour
+    from core.synthetic import performer
+
+    pattern = str(folder / name / f"{name}.####.exr")
+    task = hashlib.sha256(motion.tobytes() + bytes([size % 256, size // 256])).hexdigest()
+    wanted = {Path(frames.frame_path(pattern, FIRST + i)) for i in range(len(motion))}
+    for old in set(Path(pattern).parent.glob(f"{name}.*.exr")) - wanted:
+        old.unlink()  # it would be taken for a frame of this one
+    space = colour.scene_linear_space()
+    with report.stage(f"film {name}") as tick:
+        for i, parameters in enumerate(motion):
+            path = Path(frames.frame_path(pattern, FIRST + i))
+            if frames.attribute(path, "reenact:task") != task:
+                picture = performer.render(parameters, size).astype(np.float32) / 127.5 - 1
+                pixels = colour.from_network(picture, space)
+                frames.write_exr(path, pixels, attributes={"reenact:task": task})
+            tick(i + 1, len(motion))
+    return pattern
