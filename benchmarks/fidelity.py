@@ -34,7 +34,7 @@ from core.latent_track import LatentTrack
 from core.objective import Objective, look
 from core.reenactment import Settings
 from core.synthetic import performer
-from server.demo import film
+from server.demo import FPS, film
 from server.reporting import Report
 
 SHOWN = ("jaw", "open_l", "open_r", "gaze_x", "gaze_y", "yaw", "pitch", "smile")
@@ -69,7 +69,7 @@ def pair(folder: Path, index: int, count: int, report: Report) -> tuple[str, str
     """Films and personalizes one pair; returns driving clip, truth, scan and character."""
     target, driver = (performer.random_identity(100 + 2 * index + i) for i in range(2))
     folder = folder / f"pair{index}"
-    motion = performer.performance(driver, count, fps=15, seed=index)
+    motion = performer.performance(driver, count, fps=FPS, seed=index)
     scan = film("scan", performer.self_scan(target, SCAN, seed=index), folder, SIZE, report)
     plate = film("driving", motion, folder, SIZE, report)
     truth = film("truth", performer.transfer(motion, target), folder, SIZE, report)

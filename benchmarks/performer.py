@@ -61,7 +61,7 @@ def main() -> None:
         print(f"  {name:11s} {value:6.3f}{gate}")
 
     if options.sheet:
-        rows = [np.concatenate([render(p) for p in params[i:i + 6]], 1) for i in range(0, 24, 6)]
+        rows = [np.concatenate([render(p) for p in params[i : i + 6]], 1) for i in range(0, 24, 6)]
         cv2.imwrite(str(options.sheet), np.concatenate(rows)[..., ::-1])
 
 

@@ -14,6 +14,7 @@ from server import method_cli
 from server.reporting import Report
 
 FIRST = 1001
+FPS = 15.0  # slow film: much happens in few frames
 
 
 def demo(
@@ -23,7 +24,7 @@ def demo(
     size: Annotated[int, typer.Option(min=64, max=1024, help="Plate height in px")] = 512,
     steps: Annotated[int, typer.Option(min=1, help="Tuning steps")] = 500,
     refine: Annotated[int, typer.Option(min=0, help="Steps on each anchor")] = 20,
-    seed: Annotated[int, typer.Option(help="Another seed, other people")] = 7,
+    seed: Annotated[int, typer.Option(help="Another seed, other people")] = 24,
     json: method_cli.Json = False,
 ) -> None:
     """Films two synthetic people, makes a character of one and lets the other drive it.
@@ -35,7 +36,7 @@ def demo(
 
     report = Report(json)
     target, driver = (performer.random_identity(seed + i) for i in range(2))
-    motion = performer.performance(driver, count, seed=seed)
+    motion = performer.performance(driver, count, fps=FPS, seed=seed)
     scan = film(
         "self_scan", performer.self_scan(target, scan_frames, seed=seed), folder, size, report
     )
@@ -77,12 +78,13 @@ def film(name: str, motion: np.ndarray, folder: Path, size: int, report: Report)
     for old in set(Path(pattern).parent.glob(f"{name}.*.exr")) - wanted:
         old.unlink()  # it would be taken for a frame of this one
     space = colour.scene_linear_space()
+    attributes = {"reenact:task": task, "FramesPerSecond": FPS}
     with report.stage(f"film {name}") as tick:
         for i, parameters in enumerate(motion):
             path = Path(frames.frame_path(pattern, FIRST + i))
             if frames.attribute(path, "reenact:task") != task:
                 picture = performer.render(parameters, size).astype(np.float32) / 127.5 - 1
                 pixels = colour.from_network(picture, space)
-                frames.write_exr(path, pixels, attributes={"reenact:task": task})
+                frames.write_exr(path, pixels, attributes=attributes)
             tick(i + 1, len(motion))
     return pattern

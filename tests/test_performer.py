@@ -51,9 +51,13 @@ def test_analytic_landmarks_lie_on_mediapipes():
         there = np.array([(q.x, q.y) for q in faces[0].landmark])
         ours = performer.landmarks(p)
         scale = np.linalg.norm(ours["eye_l"] - ours["eye_r"]) / np.cos(np.radians(p[INDEX["yaw"]]))
-        for name, point in {"mouth_l": there[291], "mouth_r": there[61], "chin": there[152],
-                            "eye_r": there[[33, 133]].mean(0),
-                            "eye_l": there[[362, 263]].mean(0)}.items():
+        for name, point in {
+            "mouth_l": there[291],
+            "mouth_r": there[61],
+            "chin": there[152],
+            "eye_r": there[[33, 133]].mean(0),
+            "eye_l": there[[362, 263]].mean(0),
+        }.items():
             worst.setdefault(name, []).append(np.linalg.norm(ours[name] - point) / scale)
     mesh.close()
     limits = {"mouth_l": 0.08, "mouth_r": 0.08, "chin": 0.12, "eye_l": 0.06, "eye_r": 0.06}
@@ -71,11 +75,20 @@ def test_mirrored_parameters_mirror_the_picture():
 
 def test_same_parameters_give_the_same_bytes_in_any_process():
     p = draws(1, seed=8)[0]
-    code = ("import sys, numpy as np, hashlib; from core.synthetic.performer import render;"
-            "p = np.frombuffer(bytes.fromhex(sys.argv[1]));"
-            "print(hashlib.sha256(render(p).tobytes()).hexdigest())")
-    out = [subprocess.run([sys.executable, "-c", code, p.tobytes().hex()], check=True,
-                          capture_output=True, text=True).stdout for _ in range(2)]
+    code = (
+        "import sys, numpy as np, hashlib; from core.synthetic.performer import render;"
+        "p = np.frombuffer(bytes.fromhex(sys.argv[1]));"
+        "print(hashlib.sha256(render(p).tobytes()).hexdigest())"
+    )
+    out = [
+        subprocess.run(
+            [sys.executable, "-c", code, p.tobytes().hex()],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for _ in range(2)
+    ]
     assert out[0] == out[1]
     assert (render(p) == render(p.copy())).all()
 
@@ -94,9 +107,22 @@ def test_sizes_show_the_same_picture(size):
 def test_every_parameter_shows_and_small_steps_change_little():
     """Each parameter changes the picture, and a hundredth of its range changes it far less than
     half of it does: a generator can only be regressed on what varies smoothly."""
-    base = with_(hair_grey=0.3, hair_amount=0.8, hair_long=0.4, hair_fringe=0.4, hair_curl=0.4,
-                 freckles=0.4, glasses=0.7, beard=0.5, moustache=0.5, bg_clutter=0.6,
-                 brow_raise=0.2, lip_sat=0.5, age=0.5, jaw=0.3)
+    base = with_(
+        hair_grey=0.3,
+        hair_amount=0.8,
+        hair_long=0.4,
+        hair_fringe=0.4,
+        hair_curl=0.4,
+        freckles=0.4,
+        glasses=0.7,
+        beard=0.5,
+        moustache=0.5,
+        bg_clutter=0.6,
+        brow_raise=0.2,
+        lip_sat=0.5,
+        age=0.5,
+        jaw=0.3,
+    )
     still = render(base, 128).astype(float)
     for i, parameter in enumerate(PARAMETERS):
         span = parameter.high - parameter.low
