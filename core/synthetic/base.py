@@ -93,7 +93,8 @@ def base_encoder() -> WEncoder:
     encoder = WEncoder(base_generator().architecture.resolution)
     tensors = load_file(_weights("encoder.safetensors"))
     encoder.load_state_dict({k: v.float() for k, v in tensors.items()})
-    return encoder.eval().requires_grad_(False)
+    # Twice as fast on a CPU.
+    return encoder.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _weights(name: str) -> Path:
