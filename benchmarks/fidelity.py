@@ -47,6 +47,7 @@ ABLATIONS = {
     "start at the centre": dataclasses.replace(DEFAULT, start="centre"),
     "warm start only": dataclasses.replace(DEFAULT, start="previous"),
     "no smoothing": dataclasses.replace(DEFAULT, smoothing=0.0),
+    "smoothing .067 s": dataclasses.replace(DEFAULT, smoothing=0.067),
     "the paper's settings": Settings.paper(),
 }
 

@@ -76,7 +76,9 @@ class Settings:
     patience: int = 8  # within so many steps
     keyframe_every: int = 4  # frames
     batch: int = 8  # frames solved at once; fewer need less memory
-    smoothing: float = 0.067  # sigma of the low-pass over codes, seconds
+    # Sigma of the low-pass over codes, seconds. At .03 the result is as restless as the truth; at
+    # .067 blinks and fast mouths are half gone (benchmarks/fidelity.py).
+    smoothing: float = 0.03
     smoothing_frames: float | None = None  # the same in frames; goes before it
     neutral: tuple[int, int] | None = None  # driving frame and scan frame of faces at rest
     seed: int = 0
