@@ -16,7 +16,10 @@ import sys
 if not (3, 10) <= sys.version_info[:2] <= (3, 12):
     sys.exit(
         "Reenact needs Python 3.10, 3.11 or 3.12, and this is Python "
-        + sys.version.split()[0] + " (" + sys.executable + ").\n"
+        + sys.version.split()[0]
+        + " ("
+        + sys.executable
+        + ").\n"
         + "Run it with one of those, for example: python3.11 install.py"
     )
 

@@ -30,6 +30,7 @@ from core.perceptual import embedded_metric
 from core.synthetic.base import WEncoder
 from core.synthetic.distill import Pictures, generate, load_pictures, pair_sheet, score
 from core.synthetic.parameters import from_normal
+from core.tuning import psnr
 
 SIZE = 256  # pictures are enlarged to this before the mesh network sees them
 
@@ -68,8 +69,8 @@ def encoder_rows(folder: Path, generator: torch.nn.Module, data: Pictures, count
         seconds = time.perf_counter() - start
         with torch.no_grad():
             made = generator.synthesis(w).clamp(-1, 1)
-        psnr = -10 * ((made - target) / 2).square().mean((1, 2, 3)).log10()
-        print(f"{name:22s} {float(psnr.mean()):.2f} dB, {seconds / count * 1e3:.1f} ms a picture")
+        decibels = float(psnr(made, target).mean())
+        print(f"{name:22s} {decibels:.2f} dB, {seconds / count * 1e3:.1f} ms a picture")
 
 
 def main() -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+from torch import Tensor
 
 from core import colour, rendering
-from core.aligned_clip import cut_out
-from core.frames import Clip, open_clip, read_frame, read_frames, to_bytes, write_movie
+from core.aligned_clip import align_clip, cut_out
+from core.frames import Clip, Window, open_clip, read_frame, read_frames, to_bytes, write_movie
 from core.generator import Generator
 from core.latent_track import LatentTrack
 from core.sheets import contact_sheet, spread
@@ -47,7 +48,7 @@ def sheet(
     def small(picture: np.ndarray) -> np.ndarray:
         return to_bytes(cv2.resize(picture, (tile, tile), interpolation=cv2.INTER_AREA))
 
-    def shown(crops: Iterator) -> list[np.ndarray]:
+    def shown(crops: Iterable[Tensor]) -> list[np.ndarray]:
         return [small(c.permute(1, 2, 0).float().cpu().numpy() / 2 + 0.5) for c in crops]
 
     lines = [
@@ -56,7 +57,8 @@ def sheet(
     ]
     names = ["driving", "reenacted"]
     if truth is not None:
-        lines.append(shown(cut_out(truth, numbers, _own_quads(truth, numbers), size)))
+        aligned = align_clip(truth, size)
+        lines.append(shown(aligned.pictures[np.searchsorted(aligned.face.numbers, numbers)]))
         names.append("ground truth")
     columns = 8
     tiles, labels = [], []
@@ -67,13 +69,6 @@ def sheet(
             tiles += [*part, *blank]
             labels += [f"{n} {name}" for n in numbers[i : i + columns]] + [""] * len(blank)
     return contact_sheet(tiles, labels, columns)
-
-
-def _own_quads(clip: Clip, numbers: Sequence[int]) -> np.ndarray:
-    from core.aligned_clip import align_clip
-
-    aligned = align_clip(clip, 8)
-    return aligned.quads[np.searchsorted(aligned.face.numbers, numbers)]
 
 
 def movie(
@@ -100,8 +95,9 @@ def movie(
         for i, frame in enumerate(read_frames(plate, numbers)):
             patch = read_frame(patches, frame.number)
             assert patch.alpha is not None
-            alpha = patch.alpha[..., None]
-            merged = frame.pixels * (1 - alpha) + patch.pixels
+            rgba = np.dstack([patch.pixels, patch.alpha])
+            place = Window(0, 0, plate.width, plate.height)
+            merged = rendering.over(rendering.Patch(rgba, patch.pixels, place), frame.pixels)
             both = []
             for pixels in (frame.pixels, merged):
                 srgb = colour.to_network(pixels, plate.colour_space, plate.config)[0] / 2 + 0.5

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from core import colour, frames
 from core.alignment import paste
-from core.facemesh import aligned_roi, crop_roi, face_mesh, to_picture
+from core.facemesh import aligned_roi, to_picture
 from core.facemesh.keypoints import FACE_OVAL
 from core.frames import Clip, Window, frame_path
 from core.generator import Generator
+from core.objective import look
 
 # The matte's edge, in fractions of the crop's side: how far beyond the face's outline it lies,
 # and the sigma of its softness.
@@ -70,8 +71,7 @@ def face_matte(picture: Tensor) -> np.ndarray:
     size = picture.shape[-1]
     roi = aligned_roi(size).to(picture.device)
     with torch.no_grad():
-        mesh = face_mesh().to(picture.device)
-        found = mesh(crop_roi(picture[None] / 2 + 0.5, roi)).landmarks
+        found = look(picture[None]).landmarks
         outline = to_picture(found, roi)[0, list(FACE_OVAL), :2].cpu().numpy()
     solid = np.zeros((size, size), np.uint8)
     cv2.fillPoly(solid, [np.round(outline * 256).astype(np.int32)], (255,), cv2.LINE_AA, shift=8)

@@ -18,6 +18,7 @@ from rich.progress import track as progress
 from core import frames
 from core.errors import ReenactError
 from server import demo, method_cli, models_cli
+from server.reporting import Report
 
 app = typer.Typer(
     help="Facial reenactment through a personalized generator.",
@@ -95,15 +96,9 @@ def track_clip(
         sheet: PNG to write; see `core.sheets.track_sheet`.
         at: plate px of the person to follow.
     """
-    import torch
-
     from core import facemesh, sheets
 
-    absent = frames.missing(clip)
-    if absent:
-        console.print(f"  [yellow]missing frames: {frames.format_numbers(absent)}[/yellow]")
-    for note in clip.notes:
-        console.print(f"  {escape(note)}")
+    method_cli.note_clip(clip, Report())
     clipped: dict[int, float] = {}
     broken: list[frames.FrameError] = []
 
@@ -120,7 +115,7 @@ def track_clip(
         progress(pictures(), "  tracking", total=len(clip.numbers), console=console),
         at=at,
         pixel_aspect=clip.pixel_aspect,
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device=method_cli.device(),
     )
     total, with_face = len(found.numbers), int(found.found.sum())
     share = f" ({100 * with_face / total:.1f} %)" if total else ""

@@ -73,7 +73,7 @@ def personalize(
 
     report = Report(json)
     clip = frames.open_clip(scan, colour_space=colour_space)
-    _note_clip(clip, report)
+    note_clip(clip, report)
     result = personalization.personalize(
         clip,
         output,
@@ -130,7 +130,7 @@ def solve(
         raise typer.BadParameter(f"--preset must be default or paper, not {preset}")
     report = Report(json)
     clip = frames.open_clip(plate, colour_space=colour_space)
-    _note_clip(clip, report)
+    note_clip(clip, report)
     settings = reenactment.Settings.paper() if preset == "paper" else reenactment.Settings()
     changes: dict[str, Any] = {"batch": batch}
     if neutral is not None:
@@ -192,10 +192,8 @@ def render(
     if plate is None and (movie or sheet):
         raise typer.BadParameter("--movie and --sheet show the driving plate too: give --plate")
     report = Report(json)
-    track = load_track(latents)
-    path = character or find_character(track.character, latents)
-    who = load_character(path)
-    track = load_track(latents, character_hash(path))
+    track = load_track(latents, character_hash(character) if character else None)
+    who = load_character(character or find_character(track.character, latents))
     clip = None if plate is None else frames.open_clip(plate, colour_space=colour_space)
     who.generator.to(device())
     numbers = [int(n) for n in track.numbers]
@@ -314,7 +312,8 @@ def _pair(text: str) -> tuple[int, int]:
     return driving, scan
 
 
-def _note_clip(clip: frames.Clip, report: Report) -> None:
+def note_clip(clip: frames.Clip, report: Report) -> None:
+    """Says what a user should know about a clip before the work."""
     absent = frames.missing(clip)
     if absent:
         report.note(f"missing frames: {frames.format_numbers(absent)}")
