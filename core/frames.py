@@ -22,7 +22,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -261,6 +261,19 @@ def open_clip(
     if Path(text).suffix.lower() in MOVIES and not os.path.isdir(text):
         return _open_movie(text, first, last, colour_space, config)
     return _open_pictures(text, first, last, colour_space, config)
+
+
+def with_handles(clip: Clip, count: int) -> Clip:
+    """The clip with so many frames more before and after its range, as far as they exist.
+
+    Raises:
+        ClipNotFound, ClipNotReadable: the clip has gone since it was opened.
+    """
+    whole = open_clip(clip.path, colour_space=clip.colour_space, config=clip.config)
+    first = min(clip.first, max(clip.first - count, whole.first))
+    last = max(clip.last, min(clip.last + count, whole.last))
+    numbers = tuple(number for number in whole.numbers if first <= number <= last)
+    return replace(clip, numbers=numbers, first=first, last=last)
 
 
 def missing(clip: Clip) -> list[int]:

@@ -90,6 +90,19 @@ def test_a_part_is_solved_again_and_the_rest_kept(demo: tuple[Path, str], tmp_pa
     assert same.tolist() == [True, False, False, True]
 
 
+def test_handles_are_solved_too(demo: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = demo
+    (character,) = (folder / "demo").glob("*.character")
+    plate, track = folder / "demo/driving/driving.####.exr 1003-1003", tmp_path / "shot.latents"
+    solve = ("solve", plate, "--character", character, "--steps", 1, "-o", track)
+    done = reenact(*solve, "--handles", 1, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert load_track(track).numbers.tolist() == [1002, 1003, 1004]
+    refused = reenact(*solve, "--handles", 1, "--previous", track, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--handles" in refused.stderr
+
+
 def test_render_finds_the_character_beside_the_track(
     demo: tuple[Path, str], tmp_path: Path
 ) -> None:

@@ -42,6 +42,7 @@ from core.frames import (
     open_clip,
     read_frame,
     read_frames,
+    with_handles,
     write_exr,
     write_movie,
     write_png,
@@ -112,6 +113,21 @@ def test_a_range_limits_the_clip_and_its_gaps_are_told(tmp_path: Path) -> None:
     with pytest.raises(MissingFrames, match="1004") as caught:
         read_frames(clip, [1003, 1004])
     assert caught.value.numbers == (1004,)
+
+
+def test_handles_reach_as_far_as_the_frames(tmp_path: Path) -> None:
+    sequence(tmp_path, [1001, 1002, 1003, 1004, 1006, 1007])
+    clip = open_clip(tmp_path / "shot.####.exr", 1003, 1004)
+    assert with_handles(clip, 1).numbers == (1002, 1003, 1004)
+    wide = with_handles(clip, 10)
+    assert (wide.numbers, wide.first, wide.last) == (
+        (1001, 1002, 1003, 1004, 1006, 1007),
+        1001,
+        1007,
+    )
+    beyond = open_clip(tmp_path / "shot.####.exr", 1007, 1009)  # 1008 and 1009 stay missing
+    assert missing(with_handles(beyond, 1)) == [1008, 1009]
+    assert [f.number for f in read_frames(with_handles(clip, 1))] == [1002, 1003, 1004]
 
 
 def test_numbers_outgrow_their_padding_and_may_be_negative(tmp_path: Path) -> None:
