@@ -76,6 +76,7 @@ class Character:
     keypoints: Tensor  # [N, 66, 3] float32: `objective.face_keypoints` of the anchors' pictures
     thumbnail: np.ndarray  # [H, W, 3] uint8, sRGB
     info: CharacterInfo
+    hash: str = ""  # of the file that it was read from, see `character_hash`
 
 
 def save_character(path: str | Path, character: Character) -> None:
@@ -154,6 +155,7 @@ def load_character(path: str | Path) -> Character:
         tensors["keypoints"],
         tensors["thumbnail"].numpy(),
         info,
+        header["sha256"],
     )
 
 

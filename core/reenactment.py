@@ -15,7 +15,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
@@ -110,12 +110,6 @@ class Driving:
     plate: tuple[int, int] = (0, 0)  # width, height, px
     pixel_aspect: float = 1.0
 
-    def only(self, numbers: Iterable[int]) -> Driving:
-        """These frames of it."""
-        keep = np.flatnonzero(np.isin(self.numbers, list(numbers)))
-        arrays = {f: getattr(self, f)[keep] for f in _PER_FRAME}
-        return replace(self, pictures=self.pictures[torch.from_numpy(keep)], **arrays)
-
 
 _PER_FRAME = ("numbers", "found", "cut", "landmarks", "quads")
 
@@ -199,7 +193,6 @@ def solve(
     driving: Driving,
     settings: Settings | None = None,
     *,
-    character_hash: str = "",
     path: str | Path | None = None,
     previous: LatentTrack | None = None,
     progress: Progress | None = None,
@@ -210,10 +203,9 @@ def solve(
     same call goes on from there, to the same result.
 
     Args:
-        character: whose face it will be.
+        character: whose face it will be; its hash goes into the track.
         driving: what the face is to do.
         settings: defaults to `Settings()`.
-        character_hash: of the character's file; goes into the track.
         path: `.latents` file to write.
         previous: a track of the shot, of which the driving frames are to be solved again (or to
             which they are to be added). Its other frames stay as they are, and are neighbours to
@@ -232,9 +224,9 @@ def solve(
         core.latent_track.TrackNotWritten: no space, or no rights.
     """
     settings = settings or Settings()
-    _check(character, driving, previous, character_hash)
+    _check(character, driving, previous)
     rest = _rest(character, driving, settings)
-    track = _begin(character, driving, settings, character_hash, previous)
+    track = _begin(character, driving, settings, previous)
     if path is not None and Path(path).exists():
         track = _go_on(path, track)
         if track.complete:
@@ -528,9 +520,7 @@ def smooth_codes(track: LatentTrack, sigma: float) -> np.ndarray:
 # -- the task ------------------------------------------------------------------------------------
 
 
-def _check(
-    character: Character, driving: Driving, previous: LatentTrack | None, character_hash: str
-) -> None:
+def _check(character: Character, driving: Driving, previous: LatentTrack | None) -> None:
     count = len(driving.numbers)
     if any(len(getattr(driving, name)) != count for name in (*_PER_FRAME, "pictures")):
         raise ValueError("Driving arrays are of different lengths.")
@@ -541,7 +531,7 @@ def _check(
     shape = (character.generator.architecture.num_ws, len(character.anchors))
     if previous is None:
         return
-    if previous.character != character_hash or previous.delta.shape[1:] != shape:
+    if previous.character != character.hash or previous.delta.shape[1:] != shape:
         raise OtherCharacter(
             "The previous track was solved for another character. Choose that one, or solve the "
             "whole shot."
@@ -577,7 +567,6 @@ def _begin(
     character: Character,
     driving: Driving,
     settings: Settings,
-    character_hash: str,
     previous: LatentTrack | None,
 ) -> LatentTrack:
     """The track with all driving frames pending."""
@@ -591,7 +580,7 @@ def _begin(
         return np.full((frames, *shape), np.nan, np.float32)
 
     track = LatentTrack(
-        character=character_hash,
+        character=character.hash,
         numbers=numbers,
         state=np.full(frames, FrameState.PENDING, np.uint8),
         cut=np.zeros(frames, bool),
@@ -608,7 +597,7 @@ def _begin(
         fps=driving.fps,
         plate=driving.plate,
         pixel_aspect=driving.pixel_aspect,
-        task=_task(driving, settings, character_hash, previous),
+        task=_task(driving, settings, character.hash, previous),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     now = np.searchsorted(numbers, driving.numbers)

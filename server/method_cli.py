@@ -110,6 +110,9 @@ def solve(
     neutral: Annotated[
         str | None, typer.Option(help="DRIVING:SCAN, frames in which both faces are at rest")
     ] = None,
+    handles: Annotated[
+        int, typer.Option(min=0, help="Frames solved before and after PLATE's range too")
+    ] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps per frame at most")] = None,
     at: At = None,
     colour_space: ColourSpace = None,
@@ -123,13 +126,17 @@ def solve(
     import dataclasses
 
     from core import reenactment
-    from core.character import character_hash, load_character
+    from core.character import load_character
     from core.latent_track import load_track
 
     if preset not in ("default", "paper"):
         raise typer.BadParameter(f"--preset must be default or paper, not {preset}")
+    if handles and previous:
+        raise typer.BadParameter("--previous needs no --handles: its other frames are the handles")
     report = Report(json)
     clip = frames.open_clip(plate, colour_space=colour_space)
+    if handles:
+        clip = frames.with_handles(clip, handles)
     note_clip(clip, report)
     settings = reenactment.Settings.paper() if preset == "paper" else reenactment.Settings()
     changes: dict[str, Any] = {"batch": batch}
@@ -152,9 +159,8 @@ def solve(
     who = dataclasses.replace(who, generator=who.generator.to(device()))
     with report.stage("solving") as tick:
         track = reenactment.solve(
-            who, driving, settings, character_hash=character_hash(character), path=output,
-            previous=before, progress=tick,
-        )  # fmt: skip
+            who, driving, settings, path=output, previous=before, progress=tick
+        )
     summary = summarise(track)
     report.result(f"{output}: {_sentence(summary)}", track=str(output), **summary)
 
@@ -184,7 +190,7 @@ def render(
     Frames that are already there are kept; the same command goes on after Ctrl-C.
     """
     from core import preview, rendering
-    from core.character import character_hash, load_character
+    from core.character import load_character
     from core.latent_track import load_track
 
     if "#" not in output or Path(output).suffix.lower() != ".exr":
@@ -192,8 +198,12 @@ def render(
     if plate is None and (movie or sheet):
         raise typer.BadParameter("--movie and --sheet show the driving plate too: give --plate")
     report = Report(json)
-    track = load_track(latents, character_hash(character) if character else None)
-    who = load_character(character or find_character(track.character, latents))
+    if character is None:
+        track = load_track(latents)
+        who = load_character(find_character(track.character, latents))
+    else:
+        who = load_character(character)
+        track = load_track(latents, who.hash)
     clip = None if plate is None else frames.open_clip(plate, colour_space=colour_space)
     who.generator.to(device())
     numbers = [int(n) for n in track.numbers]
@@ -230,7 +240,7 @@ def inspect(
     """Says what a character or a latent track holds."""
     import dataclasses
 
-    from core.character import character_hash, load_character
+    from core.character import load_character
     from core.latent_track import load_track
 
     report = Report(json)
@@ -238,7 +248,7 @@ def inspect(
         facts: dict[str, Any] = summarise(load_track(file))
     else:
         who = load_character(file)
-        facts = {"hash": character_hash(file), **dataclasses.asdict(who.info)}
+        facts = {"hash": who.hash, **dataclasses.asdict(who.info)}
         facts["resolution"] = who.generator.architecture.resolution
         losses = facts.pop("losses")
         facts["last_losses"] = losses[-1] if losses else None
