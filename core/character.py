@@ -1,13 +1,12 @@
 """Characters (`NAME.character`): a person's generator, its anchors, and how it came about.
 
-The file is safetensors: `generator.NAME` for the generator's state, `anchors`, `keypoints` and
-`thumbnail`, and a header of strings: `format` ("reenact.character"), `version`, `architecture`,
-`info` (the fields of `CharacterInfo` as JSON) and `sha256` over all of it. Loading runs no code.
+The file is sealed safetensors (`core.sealed`) of format "reenact.character": `generator.NAME` for
+the generator's state, `anchors`, `keypoints` and `thumbnail`, and the header's entries
+`architecture` and `info` (the fields of `CharacterInfo` as JSON).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,13 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from core import sealed
 from core.errors import ReenactError
 from core.facemesh.keypoints import KEYPOINTS
-from core.files import atomic_write
 from core.generator import Generator
 from core.generator.storage import build, describe
 
@@ -105,16 +102,13 @@ def save_character(path: str | Path, character: Character) -> None:
         "thumbnail": torch.from_numpy(np.ascontiguousarray(character.thumbnail)),
     }
     _check(character.info, tensors)
-    header = {
-        "format": FORMAT,
-        "version": str(VERSION),
+    entries = {
         "architecture": describe(character.generator.architecture),
         "info": json.dumps(asdict(character.info), allow_nan=False),
     }
-    header["sha256"] = _digest(header, tensors)
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     try:
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(save(tensors, header))
+        sealed.write(path, FORMAT, VERSION, entries, arrays)
     except OSError as error:
         raise NotWritten(
             f"{path} could not be written: {error.strerror or error}. Check the free space and "
@@ -169,31 +163,8 @@ def character_hash(path: str | Path) -> str:
 
 
 def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Header and tensors of a file, whose digest was found right."""
-    try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise NotACharacter(
-                    f"{path} is a safetensors file, but not a character. Choose a .character file."
-                )
-            if not header.get("version", "").isdecimal():
-                raise NotACharacter(f"{path} is damaged: it has no version. Copy it again.")
-            if int(header["version"]) > VERSION:
-                raise NotACharacter(
-                    f"{path} was written by a newer Reenact. Update this one to load it."
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise NotACharacter(
-            f"{path} can't be read as a character: {error}. If it was cut off while being copied, "
-            "copy it again."
-        ) from error
-    if header.get("sha256") != _digest(header, tensors):
-        raise NotACharacter(
-            f"{path} is damaged: its contents are not those that were written. Copy it again."
-        )
-    return header, tensors
+    header, arrays = sealed.read(path, FORMAT, VERSION, NotACharacter, "character")
+    return header, {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _check(info: CharacterInfo, tensors: Mapping[str, Tensor]) -> None:
@@ -222,14 +193,3 @@ def _compact(tensor: Tensor) -> Tensor:
     half = tensor.half()
     close = (half.float() - tensor).norm() <= _ROUNDING * tensor.norm()  # never where it overflows
     return half if close else tensor
-
-
-def _digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over the header (without its own) and all tensors."""
-    entries = {name: entry for name, entry in header.items() if name != "sha256"}
-    digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {[*tensor.shape]}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

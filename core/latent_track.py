@@ -1,14 +1,12 @@
 """Latent tracks (`NAME.latents`): one code per frame, and all that is known of how it came about.
 
-The file is safetensors: arrays by the names of `LatentTrack`'s fields (`losses.NAME` and
-`quality.NAME` for the two tables), and a header of strings: `format` ("reenact.latents"),
-`version`, `track` (the other fields, as JSON) and `sha256` over all of it. Reading and writing
-need numpy and safetensors, no torch.
+The file is sealed safetensors (`core.sealed`) of format "reenact.latents": arrays by the names of
+`LatentTrack`'s fields (`losses.NAME` and `quality.NAME` for the two tables), and the header's entry
+`track`, the other fields as JSON. Reading and writing need no torch.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -17,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from core import sealed
 from core.errors import ReenactError
-from core.files import atomic_write
 
 FORMAT = "reenact.latents"
 VERSION = 1
@@ -128,16 +124,9 @@ def save_track(path: str | Path, track: LatentTrack) -> None:
         for f in fields(track)
         if f.name not in _ARRAYS and f.name not in _TABLES
     }
-    header = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "track": json.dumps(plain, allow_nan=False),
-    }
-    header["sha256"] = _digest(header, arrays)
     try:
-        with atomic_write(path) as temporary:
-            save_file(arrays, temporary, header)
-    except (OSError, SafetensorError) as error:
+        sealed.write(path, FORMAT, VERSION, {"track": json.dumps(plain, allow_nan=False)}, arrays)
+    except OSError as error:
         raise TrackNotWritten(
             f"{path} could not be written: {error}. Check the free space and your rights in that "
             "folder, and run again."
@@ -155,31 +144,14 @@ def load_track(path: str | Path, character: str | None = None) -> LatentTrack:
         NotATrack: no such file, another kind of file, a damaged or a newer one.
         OtherCharacter: the track was solved for another character.
     """
-    try:
-        with safe_open(path, "np") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise NotATrack(f"{path} is a safetensors file, but not a latent track.")
-            if not header.get("version", "").isdecimal():
-                raise NotATrack(f"{path} is damaged: it has no version. Solve it again.")
-            if int(header["version"]) > VERSION:
-                raise NotATrack(
-                    f"{path} was written by a newer Reenact. Update this one to load it."
-                )
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, TypeError, AttributeError) as error:  # the latter: bfloat16
-        raise NotATrack(
-            f"{path} can't be read as a latent track: {error}. If it was cut off while being "
-            "copied, copy it again."
-        ) from error
-    if header.pop("sha256", None) != _digest(header, arrays):
-        raise NotATrack(f"{path} is damaged: its contents are not those that were written.")
+    header, arrays = sealed.read(path, FORMAT, VERSION, NotATrack, "latent track")
     try:
         _check(arrays)
         plain = json.loads(header["track"])
         for name in ("plate", "notes"):
             plain[name] = tuple(plain[name])
-        tables: dict[str, Any] = {
+        plain |= {name: arrays[name] for name in _ARRAYS}
+        plain |= {
             table: {
                 name.partition(".")[2]: values
                 for name, values in arrays.items()
@@ -187,7 +159,7 @@ def load_track(path: str | Path, character: str | None = None) -> LatentTrack:
             }
             for table in _TABLES
         }
-        track = LatentTrack(**plain, **{name: arrays[name] for name in _ARRAYS}, **tables)
+        track = LatentTrack(**plain)
     except (KeyError, TypeError, ValueError) as error:
         raise NotATrack(f"{path} is damaged: {error}. Solve it again.") from error
     if character is not None and character != track.character:
@@ -220,13 +192,3 @@ def _check(arrays: Mapping[str, np.ndarray]) -> None:
         raise ValueError("frame numbers don't increase")
     if not np.isin(arrays["state"], list(FrameState)).all():
         raise ValueError("there are unknown frame states")
-
-
-def _digest(header: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
-    """sha256 over the header (without its own) and all arrays."""
-    digest = hashlib.sha256(json.dumps(dict(header), sort_keys=True).encode())
-    for name in sorted(arrays):
-        array = arrays[name]
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()

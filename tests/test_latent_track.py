@@ -225,7 +225,7 @@ def test_a_failed_write_leaves_the_old_track(path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("core.latent_track.save_file", full)
+    monkeypatch.setattr("core.sealed.save", full)
     with pytest.raises(TrackNotWritten, match="No space"):
         save_track(path, replace(made(), task=""))
     same(load_track(path), made())
