@@ -45,6 +45,7 @@ _WEIGHT_SIDE = 256  # largest side of a weight map, px
 # its edge is, and how fast weights fall beyond the face's outline (hair and neck are the person).
 _REACH, _SOFT, _FALL = 0.02, 0.01, 0.15
 _PLATEAU = 0.02  # dB that the moving average must gain on held-out frames to go on
+_FADE = 2  # looks, over which the rate falls to nothing after a plateau
 
 
 class OtherTuning(ReenactError):
@@ -79,7 +80,7 @@ class Settings:
     average: float = 0.99  # decay of the moving average of the weights
     half: bool = False  # bfloat16 from 32 px up
     check_every: int = 50  # steps between looks at the held-out frames
-    patience: int = 4  # looks without a gain before it ends
+    patience: int = 4  # looks without a gain before the rate fades, within two more, and it ends
     seed: int = 0
 
 
@@ -157,7 +158,7 @@ def tune(
         run.restore(path, task)
     started, first, saved = time.monotonic(), run.step, time.monotonic()
     with _deferred_interrupt() as interrupted:
-        while run.step < settings.steps and not run.plateau:
+        while run.step < run.end:
             chosen = _chosen(settings, len(pictures), run.step)
             target = pictures[chosen].to(device, torch.float32)
             weight = None if weights is None else weights[chosen].to(device)
@@ -167,7 +168,7 @@ def tune(
             )
             terms = reconstruction_loss(made, target, metric, settings.lambda_pixel, weight)
             loss = run.advance(terms.mean())
-            if run.step % settings.check_every == 0 or run.step == settings.steps:
+            if run.step % settings.check_every == 0 or run.step == run.end:
                 run.look(held_out)
             now = time.monotonic()
             if path is not None and now - saved > CHECKPOINT_SECONDS:
@@ -175,8 +176,8 @@ def tune(
                 saved = time.monotonic()
             try:
                 if progress is not None:
-                    left = (settings.steps - run.step) * (now - started) / (run.step - first)
-                    progress(run.step, settings.steps, loss=loss, seconds_left=left, **run.figures)
+                    left = (run.end - run.step) * (now - started) / (run.step - first)
+                    progress(run.step, run.end, loss=loss, seconds_left=left, **run.figures)
                 if interrupted():
                     raise KeyboardInterrupt
             except BaseException:
@@ -200,6 +201,7 @@ class _Run:
     pending: list[float] = field(default_factory=list)  # losses since the last look
 
     def __post_init__(self) -> None:
+        self.end = self.settings.steps  # sooner after a plateau
         self.generator = copy.deepcopy(self.base).requires_grad_(False)
         self.average = copy.deepcopy(self.generator)
         self.generator.synthesis.requires_grad_(True)
@@ -228,6 +230,8 @@ class _Run:
             group["lr"] = rate * (
                 0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * self.step / s.steps))
             )
+            if self.plateau:  # fine detail comes while the rate falls
+                group["lr"] *= (self.end - self.step) / (_FADE * s.check_every)
         self.optimiser.step()
         keep = min((1 + self.step) / (10 + self.step), s.average)  # early weights are forgotten
         average: list[Tensor] = [*self.average.synthesis.parameters()]
@@ -247,8 +251,10 @@ class _Run:
             entry["psnr"] = float(psnr(made, held_out.pictures).mean())
             seen = [e["psnr"] for e in self.losses] + [entry["psnr"]]
             patience = self.settings.patience
-            if len(seen) > patience:
+            if len(seen) > patience and not self.plateau:
                 self.plateau = max(seen[-patience:]) < max(seen[:-patience]) + _PLATEAU
+                if self.plateau:
+                    self.end = min(self.end, self.step + _FADE * self.settings.check_every)
         self.losses.append(entry)
 
     def save(self, path: Path, task: str) -> None:
@@ -256,6 +262,7 @@ class _Run:
             "task": task,
             "step": self.step,
             "plateau": self.plateau,
+            "end": self.end,
             "losses": self.losses,
             "pending": self.pending,
             "generator": self.generator.synthesis.state_dict(),
@@ -282,7 +289,7 @@ class _Run:
                 self.generator.synthesis.load_state_dict(state["generator"])
                 self.average.synthesis.load_state_dict(state["average"])
                 self.optimiser.load_state_dict(state["optimiser"])
-                self.step, self.plateau = state["step"], state["plateau"]
+                self.step, self.plateau, self.end = state["step"], state["plateau"], state["end"]
                 self.losses, self.pending = state["losses"], state["pending"]
                 return
         except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError,
