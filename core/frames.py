@@ -267,12 +267,15 @@ def with_handles(clip: Clip, count: int) -> Clip:
     """The clip with so many frames more before and after its range, as far as they exist.
 
     Raises:
-        ClipNotFound, ClipNotReadable: the clip has gone since it was opened.
+        ClipNotFound: the clip has gone since it was opened.
     """
-    whole = open_clip(clip.path, colour_space=clip.colour_space, config=clip.config)
-    first = min(clip.first, max(clip.first - count, whole.first))
-    last = max(clip.last, min(clip.last + count, whole.last))
-    numbers = tuple(number for number in whole.numbers if first <= number <= last)
+    movie = clip.movie
+    existing = _find(clip.path)[1] if movie is None else list(range(1, len(movie.pts) + 1))
+    if existing is None:  # a still
+        return clip
+    first = min(clip.first, max(clip.first - count, existing[0]))
+    last = max(clip.last, min(clip.last + count, existing[-1]))
+    numbers = tuple(number for number in existing if first <= number <= last)
     return replace(clip, numbers=numbers, first=first, last=last)
 
 

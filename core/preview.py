@@ -34,16 +34,20 @@ def sheet(
         track: solved on the plate.
         plate: the driving clip.
         truth: what the result should be, with the same frame numbers, framed by itself.
-        count: frames at most, spread evenly over those that have a face.
+        count: frames at most, spread evenly over those that all clips have, with a face.
         tile: side of a picture, px.
 
     Returns:
         `[H, W, 3]` uint8.
     """
-    faces = np.flatnonzero(np.isfinite(track.quads).all((1, 2)))
+    size = generator.architecture.resolution
+    shared = np.isfinite(track.quads).all((1, 2)) & np.isin(track.numbers, plate.numbers)
+    if truth is not None:
+        aligned = align_clip(truth, size)
+        shared &= np.isin(track.numbers, aligned.face.numbers)
+    faces = np.flatnonzero(shared)
     rows = faces[spread(len(faces), count)]
     numbers = [int(n) for n in track.numbers[rows]]
-    size = generator.architecture.resolution
 
     def small(picture: np.ndarray) -> np.ndarray:
         return to_bytes(cv2.resize(picture, (tile, tile), interpolation=cv2.INTER_AREA))
@@ -57,7 +61,6 @@ def sheet(
     ]
     names = ["driving", "reenacted"]
     if truth is not None:
-        aligned = align_clip(truth, size)
         lines.append(shown(aligned.pictures[np.searchsorted(aligned.face.numbers, numbers)]))
         names.append("ground truth")
     columns = 8

@@ -16,13 +16,20 @@ if TYPE_CHECKING:  # torch loads in the commands that need it
     from core.latent_track import LatentTrack
 
 Json = Annotated[bool, typer.Option("--json", help="Lines of JSON instead of bars")]
-At = Annotated[str | None, typer.Option(help="X,Y in plate px of the person to follow, if several")]
+At = Annotated[
+    str | None,
+    typer.Option(help="X,Y in px of the first frame of the person to follow, if several"),
+]
 ColourSpace = Annotated[
     str | None, typer.Option(help="Colour space of the clip, where the default is wrong")
 ]
 Batch = Annotated[
     int, typer.Option(min=1, help="Pictures worked on at once; fewer need less memory")
 ]
+
+
+class NothingToRender(ReenactError):
+    """The plate has none of the track's frames."""
 
 
 class CharacterMissing(ReenactError):
@@ -187,8 +194,11 @@ def render(
 ) -> None:
     """Draws a latent track: EXR crops, or patches to merge over the plate.
 
-    Frames that are already there are kept; the same command goes on after Ctrl-C.
+    With a plate, only frames in its range are drawn: handles are not delivered. Frames that are
+    already there are kept; the same command goes on after Ctrl-C.
     """
+    import numpy as np
+
     from core import preview, rendering
     from core.character import load_character
     from core.latent_track import load_track
@@ -206,7 +216,16 @@ def render(
         track = load_track(latents, who.hash)
     clip = None if plate is None else frames.open_clip(plate, colour_space=colour_space)
     who.generator.to(device())
-    numbers = [int(n) for n in track.numbers]
+    rows = slice(None) if clip is None else np.isin(track.numbers, clip.numbers)
+    numbers = [int(n) for n in track.numbers[rows]]
+    if not numbers:
+        raise NothingToRender(
+            f"{plate} has none of the frames of {latents}: "
+            f"{frames.format_numbers(track.numbers.tolist())}. Choose the clip it was solved on."
+        )
+    if len(numbers) < len(track.numbers):
+        others = sorted({*track.numbers.tolist()} - {*numbers})
+        report.note(f"not in the plate, not rendered: {frames.format_numbers(others)}")
     task = hashlib.sha256(track.smooth.tobytes() + track.quads.tobytes())
     task.update(repr((track.character, clip and (clip.path, clip.colour_space))).encode())
     attributes: dict[str, object] = {
@@ -217,7 +236,7 @@ def render(
     with report.stage("rendering") as tick:
         done = iter(range(1, len(numbers) + 1))
         empty = rendering.write_frames(
-            who.generator, track.smooth, track.quads, numbers, output, task.hexdigest(),
+            who.generator, track.smooth[rows], track.quads[rows], numbers, output, task.hexdigest(),
             attributes, clip, batch=batch, done=lambda number: tick(next(done), len(numbers)),
         )  # fmt: skip
     if empty:

@@ -98,6 +98,16 @@ def test_handles_are_solved_too(demo: tuple[Path, str], tmp_path: Path) -> None:
     done = reenact(*solve, "--handles", 1, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert load_track(track).numbers.tolist() == [1002, 1003, 1004]
+    drawn = reenact("render", track, "-o", "out.####.exr", "--plate", plate, "--character",
+                    character, "--movie", "a.mp4", "--sheet", "a.png", "--truth",
+                    folder / "demo/truth/truth.####.exr 1003-1004", cwd=tmp_path)  # fmt: skip
+    assert drawn.returncode == 0, drawn.stderr
+    assert [p.name for p in tmp_path.glob("*.exr")] == ["out.1003.exr"]  # handles are not
+    elsewhere = folder / "demo/driving/driving.####.exr 1001-1001"
+    nothing = reenact("render", track, "-o", "out.####.exr", "--plate", elsewhere, "--character",
+                      character, cwd=tmp_path)  # fmt: skip
+    assert nothing.returncode == 1
+    assert "1002-1004" in nothing.stderr
     refused = reenact(*solve, "--handles", 1, "--previous", track, cwd=tmp_path)
     assert refused.returncode == 2
     assert "--handles" in refused.stderr
