@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from core import inversion, perceptual, selection, tuning
 from core.aligned_clip import AlignedClip, align_clip, cut_out
 from core.alignment import AXES_SIGMA, CENTRE_SIGMA
-from core.character import Character, CharacterInfo, NoConsent, save_character
+from core.character import Character, CharacterInfo, NoConsent, load_character, save_character
 from core.files import atomic_write
 from core.frames import Clip, format_numbers, to_bytes, write_png
 from core.generator import Generator
@@ -64,7 +64,8 @@ def personalize(
 ) -> Character:
     """Makes a character of a self-scan and writes it, with pictures of how good it is.
 
-    What takes long is kept in `OUTPUT.work`: the same call goes on where it was stopped. Beside
+    What takes long is kept in `OUTPUT.work`, by what it was made of: the same call goes on where it
+    was stopped, and one with other settings takes nothing from it. Beside
     the character come `NAME_selection.png` and `NAME_reconstruction.png`.
 
     Args:
@@ -114,11 +115,13 @@ def personalize(
             metric,
             tuning.Settings(steps=settings.steps, batch=settings.batch),
             held_out=tuning.Pairs(w[check], pictures[check]) if len(held_out) else None,
-            folder=work,
+            folder=work / f"tuning_{_hash(w, f'{settings}'.encode())[:16]}",
             progress=tick,
         )
     if tuned.plateau:
-        report.note(f"no more gain on held-out frames after {tuned.steps} steps")
+        report.note(
+            f"held-out frames stopped gaining: ended after {tuned.steps} of {settings.steps} steps"
+        )
     numbers = [int(n) for n in scan.face.numbers[rows]]
     write_png(
         output.with_name(f"{output.stem}_reconstruction.png"),
@@ -148,7 +151,7 @@ def personalize(
     )
     save_character(output, character)
     shutil.rmtree(work, ignore_errors=True)
-    return character
+    return load_character(output)
 
 
 def _select(
@@ -206,12 +209,11 @@ def _pivots(
     report: Report,
 ) -> Tensor:
     """w of every picture, kept in the work folder."""
-    path = work / "pivots.npz"
-    task = _hash(pictures, *generator.state_dict().values()) + f"{metric.name} {settings.refine}"
+    what = f"{metric.name} {settings.refine}".encode()
+    path = work / f"pivots_{_hash(pictures, *generator.state_dict().values(), what)[:16]}.npz"
     if path.exists():
         with np.load(path) as kept:
-            if str(kept["task"]) == task:
-                return torch.from_numpy(kept["w"])
+            return torch.from_numpy(kept["w"])
     with report.stage("inverting") as tick:
         found = inversion.invert(
             generator,
@@ -223,7 +225,7 @@ def _pivots(
             progress=tick,
         )
     with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, w=found.w.numpy(), task=task)
+        np.savez(file, w=found.w.numpy())
     return found.w
 
 
@@ -244,8 +246,10 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _hash(*tensors: Tensor) -> str:
+def _hash(*parts: Tensor | bytes) -> str:
     digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    for part in parts:
+        if isinstance(part, Tensor):
+            part = part.detach().cpu().contiguous().numpy().tobytes()
+        digest.update(part)
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from core import inversion, personalization
 from core.character import NoConsent, load_character
 from core.frames import open_clip, write_png
 from core.synthetic import performer
-from core.tuning import OtherTuning
 
 SETTINGS = personalization.Settings(count=16, steps=4, refine=1)
 CONSENT = {"who": "nobody: a synthetic person"}
@@ -24,6 +24,7 @@ class Told:
     def __init__(self, stop: str = "", at: int = 0) -> None:
         self.notes: list[str] = []
         self.stages: list[str] = []
+        self.done: dict[str, list[float]] = {}
         self.stop, self.at = stop, at
 
     def note(self, text: str) -> None:
@@ -34,6 +35,7 @@ class Told:
         self.stages.append(title)
 
         def tick(done: float, total: float, **figures: float) -> None:
+            self.done.setdefault(title, []).append(done)
             if title == self.stop and done >= self.at:
                 raise KeyboardInterrupt
 
@@ -61,12 +63,12 @@ def test_a_break_while_tuning_costs_neither_anchors_nor_steps(
     with pytest.raises(KeyboardInterrupt):
         made(path, Told("tuning", 2))
     assert not path.exists()
-    assert {p.name for p in (tmp_path / "parts.character.work").iterdir()} == {
-        "pivots.npz",
-        "tuning.checkpoint",
-    }
+    kept = [p.name.split("_")[0] for p in (tmp_path / "parts.character.work").iterdir()]
+    assert sorted(kept) == ["pivots", "tuning"]
     monkeypatch.setattr(inversion, "invert", lambda *_, **__: pytest.fail("inverted again"))
-    made(path, Told())
+    again = Told()
+    made(path, again)
+    assert again.done["tuning"] == [3, 4]
     assert not (tmp_path / "parts.character.work").exists()
     whole, parts = (load_character(tmp_path / f"{n}.character") for n in ("whole", "parts"))
     assert torch.equal(whole.anchors, parts.anchors)
@@ -77,23 +79,18 @@ def test_a_break_while_tuning_costs_neither_anchors_nor_steps(
         assert (tmp_path / f"parts_{name}.png").stat().st_size > 1000
 
 
-def test_anchors_of_other_settings_are_not_taken(scan: str, tmp_path: Path) -> None:
-    path = tmp_path / "me.character"
-    clip = open_clip(scan)
-    with pytest.raises(KeyboardInterrupt):
-        personalization.personalize(
-            clip, path, Told("tuning", 1), consent=CONSENT, settings=SETTINGS
-        )
-    kept = np.load(tmp_path / "me.character.work" / "pivots.npz")["w"]
-    again = Told("tuning", 0)
-    with pytest.raises(OtherTuning):  # its checkpoint is of other anchors too
-        personalization.personalize(
-            clip, path, again, consent=CONSENT,
-            settings=personalization.Settings(count=16, steps=4, refine=3),
-        )  # fmt: skip
-    assert "inverting" in again.stages
-    now = np.load(tmp_path / "me.character.work" / "pivots.npz")["w"]
-    assert not np.array_equal(kept, now)
+def test_other_settings_leave_what_was_kept(scan: str, tmp_path: Path) -> None:
+    path, clip = tmp_path / "me.character", open_clip(scan)
+    for refine in (1, 3):
+        told = Told("tuning", 1)
+        with pytest.raises(KeyboardInterrupt):
+            personalization.personalize(
+                clip, path, told, consent=CONSENT, settings=replace(SETTINGS, refine=refine)
+            )
+    work = tmp_path / "me.character.work"
+    first, second = (np.load(p)["w"] for p in work.glob("pivots_*.npz"))
+    assert not np.array_equal(first, second)
+    assert len(list(work.glob("tuning_*/*"))) == 2
 
 
 def test_nobody_becomes_a_character_without_a_name(scan: str, tmp_path: Path) -> None:
