@@ -25,7 +25,7 @@ from core.generator import Generator
 from core.generator.storage import build, describe
 
 FORMAT = "reenact.character"
-VERSION = 1
+VERSION = 2
 CONSENT = ("who", "when", "scope")
 
 _GENERATOR = "generator."

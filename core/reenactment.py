@@ -220,11 +220,14 @@ def solve(
         NeutralMissing: a frame of the neutral pair is not there, or shows no face.
         TrackInTheWay: `path` holds the track of another task.
         core.latent_track.OtherCharacter: the previous track is not this character's.
-        ValueError: driving arrays that don't fit together, or a previous track that is partial.
+        ValueError: driving arrays that don't fit together, a previous track that is partial, or,
+            with `path` or `previous`, a character that was not read from its file.
         core.latent_track.TrackNotWritten: no space, or no rights.
     """
     settings = settings or Settings()
     _check(character, driving, previous)
+    if (path is not None or previous is not None) and not character.hash:
+        raise ValueError("Save the character and load it: its hash says whose codes a file holds.")
     rest = _rest(character, driving, settings)
     track = _begin(character, driving, settings, previous)
     if path is not None and Path(path).exists():

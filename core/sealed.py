@@ -45,7 +45,7 @@ def read(
     Args:
         path: the file.
         format: that it must have.
-        version: the newest that is understood.
+        version: that it must have.
         wrong: raised where it is no such file.
         kind: what it should be, for people: "latent track".
 
@@ -53,7 +53,7 @@ def read(
         Its header and its arrays.
 
     Raises:
-        wrong: no such file, another kind of file, a damaged or a newer one.
+        wrong: no such file, another kind of file, a damaged one or one of another version.
     """
     try:
         with safe_open(path, "np") as file:
@@ -64,6 +64,8 @@ def read(
                 raise wrong(f"{path} is damaged: it has no version. Copy or make it again.")
             if int(header["version"]) > version:
                 raise wrong(f"{path} was written by a newer Reenact. Update this one to load it.")
+            if int(header["version"]) < version:
+                raise wrong(f"{path} was written by an older Reenact. Make it again.")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, TypeError, AttributeError) as error:  # the latter: bfloat16
         raise wrong(

@@ -67,4 +67,4 @@ def small_character() -> Character:
         consent={"who": "nobody: synthetic", "when": "2030-01-01", "scope": "tests"},
         selected=[10 * i for i in range(len(MOVES))],
     )
-    return Character(generator, anchors, keypoints, np.zeros((8, 8, 3), np.uint8), info)
+    return Character(generator, anchors, keypoints, np.zeros((8, 8, 3), np.uint8), info, "5" * 64)

@@ -176,6 +176,9 @@ def test_newer_version_says_so(saved: Path) -> None:
     forged(saved, {"version": str(VERSION + 1)})
     with pytest.raises(NotACharacter, match="newer Reenact"):
         load_character(saved)
+    forged(saved, {"version": str(VERSION - 1)})
+    with pytest.raises(NotACharacter, match="older Reenact"):
+        load_character(saved)
     forged(saved, {"version": "two"})
     with pytest.raises(NotACharacter, match="no version"):
         load_character(saved)
