@@ -128,7 +128,8 @@ def tune(
         metric: perceptual metric on the generator's device.
         settings: defaults to `Settings()`.
         held_out: frames of the scan that are not learnt, with their codes (by inversion, as the
-            anchors); when the generator stops gaining on them, tuning ends.
+            anchors); when the generator stops gaining on them, the rate fades over two more looks
+            and tuning ends.
         folder: for the checkpoint.
         progress: called after every step with steps done and to do, and `loss`, `seconds_left`
             and (once measured) `psnr` of the held-out frames, dB.
@@ -186,7 +187,9 @@ def tune(
                 raise
     if path is not None:
         run.save(path, task)
-    return Tuned(run.average.eval().requires_grad_(False), run.losses, run.step, run.plateau)
+    return Tuned(
+        run.average.eval().requires_grad_(False), run.losses, run.step, run.end < settings.steps
+    )
 
 
 @dataclass(eq=False)
@@ -289,7 +292,8 @@ class _Run:
                 self.generator.synthesis.load_state_dict(state["generator"])
                 self.average.synthesis.load_state_dict(state["average"])
                 self.optimiser.load_state_dict(state["optimiser"])
-                self.step, self.plateau, self.end = state["step"], state["plateau"], state["end"]
+                self.step, self.plateau = state["step"], state["plateau"]
+                self.end = state["end"]
                 self.losses, self.pending = state["losses"], state["pending"]
                 return
         except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError,
