@@ -1,11 +1,13 @@
 """Distilling the base generator: aligned draws, latents, and a training that resumes exactly."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from core.alignment import ffhq_quads
 from core.facemesh import track
@@ -107,10 +109,20 @@ def test_training_resumes_to_the_same_result(
     with pytest.raises(Stop):
         distill.train(tmp_path / "parts", RECIPE, pictures, pictures)
     monkeypatch.setattr(distill, "loss", original)
+    left = 0
+
+    def after(*arguments: object) -> torch.Tensor:
+        nonlocal left
+        left += 1
+        return original(*arguments)
+
+    monkeypatch.setattr(distill, "loss", after)
     resumed = distill.train(tmp_path / "parts", RECIPE, pictures, pictures)
+    assert left == 3  # of six
+    monkeypatch.setattr(distill, "loss", original)
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
-    with pytest.raises(SystemExit, match="another recipe"):
+    with pytest.raises(SystemExit, match="Delete it"):
         distill.train(tmp_path / "parts", replace(RECIPE, steps=9), pictures, pictures)
 
 
@@ -121,6 +133,97 @@ def test_encoder_learns_to_reconstruct(tmp_path: Path, pictures: distill.Picture
     encoder = distill.train_encoder(tmp_path, generator, pictures, pictures, 10, 1e-3)
     assert distill.encoded_psnr(encoder, generator, pictures, count=16) > before
     assert encoder(torch.zeros(2, 3, 128, 128)).shape == (2, 512)
+
+
+@pytest.mark.parametrize("mapped", [0, 4])
+def test_the_autoencoder_resumes_to_the_same_result(
+    tmp_path: Path, pictures: distill.Pictures, monkeypatch: pytest.MonkeyPatch, mapped: int
+) -> None:
+    class Stop(Exception):
+        pass
+
+    def run(name: str) -> list[torch.Tensor]:
+        torch.manual_seed(2)
+        generator, encoder = distill.new_generator(RECIPE), base.WEncoder(128)
+        before = [p.clone() for p in generator.mapping.parameters()]
+        made = distill.train_jointly(
+            tmp_path, name, generator, encoder, pictures, pictures, 4, 1e-2, mapped
+        )
+        after = generator.mapping.parameters()
+        same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        if steps is None:
+            assert same == (mapped == 0)  # without mapped pictures the mapping stays
+        return [t for part in made for t in part.state_dict().values()]
+
+    steps: int | None = None
+    whole = run("whole")
+    original = distill.loss
+
+    def count(*arguments: object) -> torch.Tensor:
+        nonlocal steps
+        steps = (steps or 0) + 1
+        if steps == 3:
+            raise Stop
+        return original(*arguments)
+
+    monkeypatch.setattr(distill, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(distill, "loss", count)
+    with pytest.raises(Stop):
+        run("parts")
+    for a, b in zip(whole, run("parts"), strict=True):
+        torch.testing.assert_close(a, b)
+    assert steps == 5  # two were kept, two were left
+    other = distill.new_generator(replace(RECIPE, seed=9)), base.WEncoder(128)
+    with pytest.raises(SystemExit, match="Delete it"):
+        distill.train_jointly(tmp_path, "parts", *other, pictures, pictures, 4, 1e-2, mapped)
+
+
+def test_the_mapping_learns_what_the_encoder_finds(
+    tmp_path: Path, pictures: distill.Pictures
+) -> None:
+    torch.manual_seed(3)
+    generator, encoder = distill.new_generator(RECIPE), base.WEncoder(128).eval()
+    with torch.no_grad():
+        found = encoder(pictures.pictures.permute(0, 3, 1, 2) / 127.5 - 1)
+
+    def error() -> float:
+        with torch.no_grad():
+            w = generator.mapping(distill.latents(pictures.normals))
+        return float(((w - found) / found.std(0)).square().mean())
+
+    before = error()
+    distill.fit_mapping(tmp_path, generator, encoder, pictures, pictures, 60, 2e-2)
+    assert error() < 0.5 * before
+    kept = [p.clone() for p in generator.mapping.parameters()]
+    other = distill.new_generator(RECIPE)
+    distill.fit_mapping(tmp_path, other, encoder, pictures, pictures, 60, 2e-2)  # is done
+    for a, b in zip(kept, other.mapping.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_all_stages_end_with_a_base_and_its_encoder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "SHARD", 8)
+    monkeypatch.setattr(distill, "HELD_OUT", 8)
+    (tmp_path / "align.npy").write_bytes((folder / "align.npy").read_bytes())
+    recipe = distill.Recipe(pictures=8, early_pictures=8, steps=2, encoder_steps=2,
+                            autoencoder_steps=2, mapping_steps=2, joint_steps=2)  # fmt: skip
+    distill.distill(tmp_path, recipe)
+    made, header = load_generator(tmp_path / "base.safetensors")
+    assert json.loads(header["recipe"])["joint_steps"] == 2
+    z = distill.latents(torch.randn(500, len(PARAMETERS)))
+    mean, spread = made.mapping(z).mean(0), made.mapping(z).std()
+    assert (made.mapping.w_avg - mean).norm() < spread * 512**0.5  # of the mapping as it is now
+    encoder = base.WEncoder(128)
+    encoder.load_state_dict(load_file(tmp_path / "encoder.safetensors"))
+    stages = [next(iter(json.loads(line))) for line in (tmp_path / "log.jsonl").open()]
+    assert stages == ["step", "encoder_step", "autoencoder", "mapping", "joint"]
+    before = load_file(tmp_path / "base.safetensors")
+    monkeypatch.setattr(distill, "loss", lambda *_: pytest.fail("trained again"))
+    distill.distill(tmp_path, recipe)
+    after = load_file(tmp_path / "base.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_generators_survive_storage(tmp_path: Path) -> None:

@@ -1,20 +1,28 @@
 """Distils the base generator from the performer: a StyleGAN2 that draws what the performer does.
 
-    python -m core.synthetic.distill FOLDER [--resolution 128] [--pictures 20480] [--steps 22000]
+    python -m core.synthetic.distill FOLDER [--resolution 128]
 
-Each picture is a draw of the performer's parameters, aligned as every clip is. The generator
-learns, supervised, the way from a latent z to that picture: the first entries of z are the
-parameters' standard normals, the others are noise that the picture does not depend on, and
-|z|^2 = 512, so ordinary normal draws of z give ordinary people.
+Each picture is a draw of the performer's parameters, aligned as every clip is. The first entries
+of a latent z are the parameters' standard normals, the others are noise that the picture does not
+depend on, and |z|^2 = 512, so ordinary normal draws of z give ordinary people. Five stages:
+
+1. The generator learns, supervised, the way from z to the picture.
+2. An encoder learns the way back, from a picture to its w.
+3. Both go on together as an autoencoder: to find the w of a picture that one sees is so much
+   easier than to find it from the parameters that the synthesis learns far more this way.
+4. The mapping learns the w that the encoder finds.
+5. All three go on together.
 
 Everything is kept in FOLDER: rendered pictures (shards), checkpoints, the log, sheets. Run the
-same line again and it goes on where it stopped. `FOLDER/base.safetensors` is the result.
+same line again and it goes on where it stopped (stage 4, some minutes, starts over).
+`base.safetensors` and `encoder.safetensors` there are the result.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import math
 import os
@@ -23,12 +31,13 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from core import cpu
 from core.alignment import ffhq_points, quads_from_points, warp
@@ -58,8 +67,13 @@ class Recipe:
     """What makes a base generator; written into its header."""
 
     resolution: int = 128
-    pictures: int = 20_480
-    steps: int = 22_000
+    pictures: int = 40_960
+    early_pictures: int = 20_480  # of them for stages 1 and 2, which even these suffice
+    steps: int = 22_000  # of stage 1
+    encoder_steps: int = 3_200  # stage 2
+    autoencoder_steps: int = 14_000  # stage 3
+    mapping_steps: int = 8_000  # stage 4
+    joint_steps: int = 3_000  # stage 5
     seed: int = 1
     rate: float = 5e-2  # the mapping needs it: at 1e-2 it ends 1 dB lower at 32 px
     ema: float = 0.998
@@ -202,6 +216,9 @@ class Pictures:
     def to(self, device: torch.device | str) -> Pictures:
         return Pictures(self.normals.to(device), self.pictures.to(device), self.points.to(device))
 
+    def first(self, count: int) -> Pictures:
+        return Pictures(self.normals[:count], self.pictures[:count], self.points[:count])
+
     def batch(self, indices: Tensor, mirrored: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Targets `[B, 3, size, size]` in [-1, 1], normals and points; some of them mirrored."""
         indices, mirrored = indices.to(self.points.device), mirrored.to(self.points.device)
@@ -314,12 +331,10 @@ def train(folder: Path, recipe: Recipe, data: Pictures, held_out: Pictures) -> G
     optimiser = torch.optim.Adam(generator.parameters(), lr=recipe.rate, betas=(0.9, 0.99))
     folder.mkdir(parents=True, exist_ok=True)
     path, start = folder / "checkpoint.pt", 0
-    if path.exists():
-        state = torch.load(path, map_location=device, weights_only=True)
-        if state["recipe"] != asdict(recipe):
-            raise SystemExit(
-                f"{path} belongs to another recipe: {state['recipe']}. Use another folder."
-            )
+    task = _task(
+        recipe.resolution, recipe.steps, recipe.seed, recipe.rate, recipe.ema, data.normals
+    )
+    if (state := _restore(path, task, device)) is not None:
         generator.load_state_dict(state["generator"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
@@ -357,15 +372,11 @@ def train(folder: Path, recipe: Recipe, data: Pictures, held_out: Pictures) -> G
                 "ms": round((now - logged) / count * 1e3),
                 **score(average, held_out, resolution),
             }
-            print(json.dumps(line), flush=True)
-            with (folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps(line) + "\n")
+            _log(folder, line)
             total, count, logged = 0.0, 0, time.monotonic()
         if now - saved > CHECKPOINT_SECONDS or last:
-            with atomic_write(path) as temporary:
-                torch.save({"recipe": asdict(recipe), "step": step + 1,
-                            "generator": generator.state_dict(), "average": average.state_dict(),
-                            "optimiser": optimiser.state_dict()}, temporary)  # fmt: skip
+            _keep(path, task, step=step + 1, generator=generator.state_dict(),
+                  average=average.state_dict(), optimiser=optimiser.state_dict())  # fmt: skip
             write_png(folder / "pairs.png", pair_sheet(average, held_out))
             saved = time.monotonic()
     return average
@@ -383,9 +394,9 @@ def generate(generator: Generator, data: Pictures, size: int) -> Iterator[tuple[
 def score(generator: Generator, data: Pictures, size: int) -> dict[str, float]:
     """Held-out PSNR of the whole picture and of the eyes, dB, at a resolution."""
     whole, eyes = [], []
-    first = Pictures(data.normals[:256], data.pictures[:256], data.points[:256])
-    for part, result in generate(generator, first, size):
-        indices = torch.arange(part.start, min(part.stop, len(first.normals)))
+    some = data.first(256)
+    for part, result in generate(generator, some, size):
+        indices = torch.arange(part.start, min(part.stop, len(some.normals)))
         target, _, points = data.batch(indices, torch.zeros(len(indices), dtype=torch.bool), size)
         error = ((result - target) / 2).square()
         _, eye = weights_at(points, size)
@@ -396,10 +407,43 @@ def score(generator: Generator, data: Pictures, size: int) -> dict[str, float]:
             for n, e in zip(names, (whole, eyes), strict=True)}  # fmt: skip
 
 
+def _task(*parts: float | Tensor) -> str:
+    """Hash of all that a stage starts from."""
+    digest = hashlib.sha256()
+    for part in parts:
+        plain = part.detach().cpu().contiguous().numpy() if isinstance(part, Tensor) else part
+        digest.update(plain.tobytes() if isinstance(plain, np.ndarray) else repr(plain).encode())
+    return digest.hexdigest()
+
+
+def _keep(path: Path, task: str, **state: Any) -> None:
+    with atomic_write(path) as temporary:
+        torch.save({"task": task, **state}, temporary)
+
+
+def _restore(path: Path, task: str, device: torch.device) -> dict[str, Any] | None:
+    """What `_keep` kept of the same task."""
+    if not path.exists():
+        return None
+    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    if state["task"] != task:
+        raise SystemExit(
+            f"{path} starts from something else: another recipe, or a stage before it was made "
+            "again. Delete it to make it anew, or use another folder."
+        )
+    return state
+
+
+def _log(folder: Path, line: dict[str, float]) -> None:
+    print(json.dumps(line), flush=True)
+    with (folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps(line) + "\n")
+
+
 def pair_sheet(generator: Generator, data: Pictures, count: int = 20) -> np.ndarray:
     """Targets above results."""
     size = generator.architecture.resolution
-    some = Pictures(data.normals[:count], data.pictures[:count], data.points[:count])
+    some = data.first(count)
     results = torch.cat([r for _, r in generate(generator, some, size)])
     shown = ((results.permute(0, 2, 3, 1).cpu() + 1) * 127.5).round().byte().numpy()
     rows: list[np.ndarray] = []
@@ -431,9 +475,8 @@ def train_encoder(
     encoder.w_avg.copy_(generator.mapping.w_avg)
     average = copy.deepcopy(encoder).eval().requires_grad_(False)
     optimiser = torch.optim.Adam(encoder.parameters(), lr=rate, betas=(0.9, 0.99))
-    start = 0
-    if path.exists():
-        state = torch.load(path, map_location=device, weights_only=True)
+    start, task = 0, _task(steps, rate, data.normals, *generator.state_dict().values())
+    if (state := _restore(path, task, device)) is not None:
         encoder.load_state_dict(state["encoder"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
@@ -465,15 +508,153 @@ def train_encoder(
         if last or time.monotonic() - saved > 120:
             line = {"encoder_step": step + 1, "loss": round(float(error.detach()), 4),
                     "psnr": round(encoded_psnr(average, generator, held_out), 2)}  # fmt: skip
-            print(json.dumps(line), flush=True)
-            with (folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps(line) + "\n")
-            with atomic_write(path) as temporary:
-                torch.save({"step": step + 1, "encoder": encoder.state_dict(),
-                            "average": average.state_dict(),
-                            "optimiser": optimiser.state_dict()}, temporary)  # fmt: skip
+            _log(folder, line)
+            _keep(path, task, step=step + 1, encoder=encoder.state_dict(),
+                  average=average.state_dict(), optimiser=optimiser.state_dict())  # fmt: skip
             saved = time.monotonic()
     return average
+
+
+def train_jointly(
+    folder: Path, name: str, generator: Generator, encoder: WEncoder, data: Pictures,
+    held_out: Pictures, steps: int, rate: float, mapped: int
+) -> tuple[Generator, WEncoder]:  # fmt: skip
+    """Trains generator and encoder together, as an autoencoder of the rendered pictures.
+
+    A step's pictures are made from the encoder's w, some of them from the mapping's.
+
+    Args:
+        folder: keeps `name`.pt, from which it goes on.
+        name: of this stage.
+        generator: to start from.
+        encoder: to start from.
+        data: pictures.
+        held_out: pictures that only the log looks at.
+        steps: of 8 pictures.
+        rate: of the generator; the encoder's is a twentieth.
+        mapped: how many of the 8 pictures come from the mapping.
+
+    Returns:
+        The moving averages of both.
+    """
+    device, size = data.points.device, generator.architecture.resolution
+    path, start = folder / f"{name}.pt", 0
+    generator.requires_grad_(True).train()
+    encoder.requires_grad_(True).train()
+    if not mapped:
+        generator.mapping.requires_grad_(False)
+    both = nn.ModuleList([generator, encoder])
+    task = _task(steps, rate, mapped, data.normals, *both.state_dict().values())
+    mean_generator, mean_encoder = copy.deepcopy(generator), copy.deepcopy(encoder)
+    average = nn.ModuleList([mean_generator, mean_encoder]).eval().requires_grad_(False)
+    trained = [p for p in generator.parameters() if p.requires_grad]
+    optimiser = torch.optim.Adam(
+        [{"params": trained}, {"params": list(encoder.parameters())}], betas=(0.9, 0.99)
+    )
+    if (state := _restore(path, task, device)) is not None:
+        both.load_state_dict(state["both"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        start = state["step"]
+    saved = logged = time.monotonic()
+    total, count = 0.0, 0
+    for step in range(start, steps):
+        fade = min(1, (step + 1) / 100) * (
+            0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        )
+        for group, base in zip(optimiser.param_groups, (rate, rate / 20), strict=True):
+            group["lr"] = base * fade
+        rng = torch.Generator().manual_seed(7_000_003 + step)
+        indices = torch.randint(len(data.normals), (8,), generator=rng)
+        target, normals, points = data.batch(indices, torch.rand(8, generator=rng) < 0.5, size)
+        with torch.autocast(device.type, torch.bfloat16):
+            w = encoder(target[mapped:].to(memory_format=torch.channels_last)).float()
+        if mapped:
+            w = torch.cat([generator.mapping(latents(normals[:mapped], rng)), w])
+        made = generator.synthesis(w, half=torch.bfloat16, half_from=4).float()
+        error = loss(made, target, points)
+        optimiser.zero_grad()
+        error.backward()
+        optimiser.step()
+        keep = min((1 + step) / (10 + step), 0.998)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(both.parameters()), 1 - keep)
+        total, count = total + float(error.detach()), count + 1
+        now = time.monotonic()
+        last = step + 1 == steps
+        if now - logged > 60 or last:
+            line = {
+                name: step + 1,
+                "loss": round(total / count, 4),
+                "ms": round((now - logged) / count * 1e3),
+                "encoded": round(encoded_psnr(mean_encoder, mean_generator, held_out), 2),
+            }
+            if mapped:
+                line |= score(mean_generator, held_out, size)
+            _log(folder, line)
+            total, count, logged = 0.0, 0, time.monotonic()
+        if now - saved > CHECKPOINT_SECONDS or last:
+            _keep(path, task, step=step + 1, both=both.state_dict(),
+                  average=average.state_dict(), optimiser=optimiser.state_dict())  # fmt: skip
+            saved = time.monotonic()
+    return mean_generator, mean_encoder
+
+
+def fit_mapping(
+    folder: Path, generator: Generator, encoder: WEncoder, data: Pictures, held_out: Pictures,
+    steps: int, rate: float
+) -> None:  # fmt: skip
+    """Teaches the mapping, in place, the w that the encoder finds in the rendered pictures.
+
+    Without the synthesis network a step is so cheap that each picture is seen many times.
+
+    Args:
+        folder: keeps `mapping.pt`, with which it is done.
+        generator: whose mapping starts from what it knows.
+        encoder: of that generator.
+        data: pictures, each also mirrored.
+        held_out: pictures that only the log looks at.
+        steps: of 512 pictures.
+        rate: Adam's.
+    """
+    mapping, path = generator.mapping.train().requires_grad_(True), folder / "mapping.pt"
+    both = (*generator.state_dict().values(), *encoder.state_dict().values())
+    task = _task(steps, rate, data.normals, *both)
+    if (state := _restore(path, task, data.points.device)) is not None:
+        mapping.load_state_dict(state["mapping"])
+        return
+    size = generator.architecture.resolution
+    normals, found = [], []
+    for mirrored in (False, True):
+        for indices in torch.arange(len(data.normals)).split(64):
+            flips = torch.full((len(indices),), mirrored)
+            picture, normal, _ = data.batch(indices, flips, size)
+            picture = picture.to(memory_format=torch.channels_last)
+            with torch.no_grad(), torch.autocast(picture.device.type, torch.bfloat16):
+                found.append(encoder(picture).float())
+            normals.append(normal)
+    normal, w = torch.cat(normals), torch.cat(found)
+    spread = w.std(0)
+    optimiser = torch.optim.AdamW(mapping.parameters(), betas=(0.9, 0.99), weight_decay=5e-4)
+    rng = torch.Generator().manual_seed(9_000_003)
+    errors = []
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = (
+                rate * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+            )
+        indices = torch.randint(len(w), (512,), generator=rng).to(w.device)
+        error = ((mapping(latents(normal[indices], rng)) - w[indices]) / spread).square().mean()
+        optimiser.zero_grad()
+        error.backward()
+        optimiser.step()
+        errors.append(float(error.detach()))
+        if (step + 1) % 1000 == 0 or step + 1 == steps:
+            line = {"mapping": step + 1, "error": round(float(np.mean(errors)), 4),
+                    **score(generator, held_out, size)}  # fmt: skip
+            errors = []
+            _log(folder, line)
+    _keep(path, task, mapping=mapping.state_dict())
 
 
 def encoded_psnr(
@@ -495,23 +676,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--resolution", type=int, default=128, choices=(128, 256))
-    parser.add_argument("--pictures", type=int, default=20_480)
-    parser.add_argument("--steps", type=int, default=22_000)
-    parser.add_argument("--encoder-steps", type=int, default=3_200)
     options = parser.parse_args()
-    folder = options.folder
-    recipe = Recipe(options.resolution, options.pictures, options.steps)
+    distill(options.folder, Recipe(options.resolution))
+
+
+def distill(folder: Path, recipe: Recipe) -> None:
+    """Renders, trains all stages and writes `base.safetensors` and `encoder.safetensors`."""
     shards = render(folder, recipe)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     held_out, data = load_pictures(shards[:1]).to(device), load_pictures(shards[1:]).to(device)
-    generator = train(folder, recipe, data, held_out)
+    early = data.first(recipe.early_pictures)
+    generator = train(folder, recipe, early, held_out)
+    rng = torch.Generator().manual_seed(0)
+    z = latents(torch.randn(10_000, len(PARAMETERS), generator=rng), rng)
     with torch.no_grad():
-        z = latents(torch.randn(10_000, len(PARAMETERS)))
-        w = generator.mapping(z.to(device))
-        generator.mapping.w_avg.copy_(w.mean(0))
+        generator.mapping.w_avg.copy_(generator.mapping(z.to(device)).mean(0))
+    encoder = train_encoder(folder, generator, early, held_out, recipe.encoder_steps, 1e-3)
+    generator, encoder = train_jointly(
+        folder, "autoencoder", generator, encoder, data, held_out,
+        recipe.autoencoder_steps, 2e-2, mapped=0,
+    )  # fmt: skip
+    fit_mapping(folder, generator, encoder, data, held_out, recipe.mapping_steps, 2e-2)
+    generator, encoder = train_jointly(
+        folder, "joint", generator, encoder, data, held_out, recipe.joint_steps, 1e-2, mapped=4
+    )
+    write_png(folder / "pairs.png", pair_sheet(generator, held_out))
+    with torch.no_grad():
+        generator.mapping.w_avg.copy_(generator.mapping(z.to(device)).mean(0))
     header = {"recipe": json.dumps(asdict(recipe)), "parameters": json.dumps(NAMES)}
     save_generator(folder / "base.safetensors", generator, header, torch.float16)
-    encoder = train_encoder(folder, generator, data, held_out, options.encoder_steps, 1e-3)
     tensors = {k: v.half().cpu().contiguous() for k, v in encoder.state_dict().items()}
     with atomic_write(folder / "encoder.safetensors") as temporary:
         save_file(tensors, temporary)
