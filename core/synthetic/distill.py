@@ -68,7 +68,7 @@ class Recipe:
 
     resolution: int = 128
     pictures: int = 40_960
-    early_pictures: int = 20_480  # of them for stages 1 and 2, which even these suffice
+    early_pictures: int = 20_480  # of them for stages 1 and 2
     steps: int = 22_000  # of stage 1
     encoder_steps: int = 3_200  # stage 2
     autoencoder_steps: int = 14_000  # stage 3
@@ -344,7 +344,7 @@ def train(folder: Path, recipe: Recipe, data: Pictures, held_out: Pictures) -> G
     total, count = 0.0, 0
     for step in range(start, recipe.steps):
         rate = recipe.rate * min(1, (step + 1) / 100)
-        rate *= 0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / recipe.steps))
+        rate *= _cosine(step, recipe.steps)
         for group in optimiser.param_groups:
             group["lr"] = rate
         resolution, batch = stage_of(recipe, step)
@@ -358,9 +358,7 @@ def train(folder: Path, recipe: Recipe, data: Pictures, held_out: Pictures) -> G
         optimiser.zero_grad()
         error.backward()
         optimiser.step()
-        keep = min((1 + step) / (10 + step), recipe.ema)
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), 1 - keep)
+        _follow(average, generator, step, recipe.ema)
         total, count = total + float(error.detach()), count + 1
         now = time.monotonic()
         last = step + 1 == recipe.steps
@@ -405,6 +403,18 @@ def score(generator: Generator, data: Pictures, size: int) -> dict[str, float]:
     names = ("psnr", "eye_psnr")
     return {n: round(float((-10 * torch.cat(e).log10()).mean()), 2)
             for n, e in zip(names, (whole, eyes), strict=True)}  # fmt: skip
+
+
+def _cosine(step: int, steps: int) -> float:
+    """Share of the rate: from 1 down to 2 %."""
+    return 0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, module: nn.Module, step: int, decay: float = 0.998) -> None:
+    """Moves the moving average, which forgets early weights sooner."""
+    keep = min((1 + step) / (10 + step), decay)
+    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - keep)
 
 
 def _task(*parts: float | Tensor) -> str:
@@ -485,7 +495,7 @@ def train_encoder(
     saved = time.monotonic()
     for step in range(start, steps):
         for group in optimiser.param_groups:
-            group["lr"] = rate * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
+            group["lr"] = rate * _cosine(step, steps)
         pictures = step >= 0.6 * steps  # the costlier part comes last
         rng = torch.Generator().manual_seed(7_000_003 + step)
         count = 8 if pictures else 16
@@ -501,9 +511,7 @@ def train_encoder(
         optimiser.zero_grad()
         error.backward()
         optimiser.step()
-        keep = min((1 + step) / (10 + step), 0.998)
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(encoder.parameters()), 1 - keep)
+        _follow(average, encoder, step)
         last = step + 1 == steps
         if last or time.monotonic() - saved > 120:
             line = {"encoder_step": step + 1, "loss": round(float(error.detach()), 4),
@@ -559,9 +567,7 @@ def train_jointly(
     saved = logged = time.monotonic()
     total, count = 0.0, 0
     for step in range(start, steps):
-        fade = min(1, (step + 1) / 100) * (
-            0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-        )
+        fade = min(1, (step + 1) / 100) * _cosine(step, steps)
         for group, base in zip(optimiser.param_groups, (rate, rate / 20), strict=True):
             group["lr"] = base * fade
         rng = torch.Generator().manual_seed(7_000_003 + step)
@@ -576,9 +582,7 @@ def train_jointly(
         optimiser.zero_grad()
         error.backward()
         optimiser.step()
-        keep = min((1 + step) / (10 + step), 0.998)
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(both.parameters()), 1 - keep)
+        _follow(average, both, step)
         total, count = total + float(error.detach()), count + 1
         now = time.monotonic()
         last = step + 1 == steps
