@@ -48,6 +48,27 @@ def to_raw(weights: Tensor, beta: float = BETA, sharpness: float = SHARPNESS) ->
     return (x + torch.log(-torch.expm1(-x))) / sharpness - beta
 
 
+def nearest_weights(coordinates: Tensor, beta: float = BETA) -> Tensor:
+    """The weights nearest to coordinates: the Euclidean projection onto P.
+
+    Sorted and cut as in Duchi et al. 2008, figure 1, with the simplex moved and widened by beta.
+
+    Args:
+        coordinates: `[..., N]`, any.
+        beta: dilation.
+
+    Returns:
+        Weights `[..., N]`: none below -beta, each row adding up to 1.
+    """
+    shifted = coordinates + beta
+    count = shifted.shape[-1]
+    ordered = shifted.sort(-1, descending=True).values
+    over = ordered.cumsum(-1) - (1 + count * beta)
+    cut = over / torch.arange(1, count + 1, device=shifted.device, dtype=shifted.dtype)
+    last = (ordered > cut).sum(-1, keepdim=True) - 1
+    return (shifted - cut.gather(-1, last)).clamp(min=0) - beta
+
+
 def sum_loss(softened: Tensor) -> Tensor:
     """Eq. 8, meant over the rows of P+: `[B, L, N]` from `soften` -> `[B]`."""
     return (softened.sum(-1) - 1).square().mean(-1)

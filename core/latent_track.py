@@ -20,7 +20,7 @@ from core import sealed
 from core.errors import ReenactError
 
 FORMAT = "reenact.latents"
-VERSION = 1
+VERSION = 2
 
 _TABLES = ("losses", "quality")
 
@@ -40,7 +40,7 @@ class TrackNotWritten(ReenactError):
 class FrameState(IntEnum):
     """Where the code of a frame comes from."""
 
-    PENDING = 0  # not solved yet; NaN
+    PENDING = 0  # not solved yet: NaN, or a keyframe's first codes
     SOLVED = 1
     INTERPOLATED = 2  # no face in the frame: between the solved frames before and after
     HELD = 3  # no face for long, or at the end of a shot: that of the nearest solved frame
@@ -59,6 +59,7 @@ class LatentTrack:
     delta: np.ndarray  # [F, L, N] float32, each row's own offset from them
     codes: np.ndarray  # [F, L, 512] float32, w+ as solved: (alpha + delta) @ anchors
     smooth: np.ndarray  # [F, L, 512] float32, w+ after the low-pass over time: what is rendered
+    rest: np.ndarray  # [66, 3] float32, px of the 192 px crop: added to the driving keypoints
     landmarks: np.ndarray  # [F, 478, 3] float32, driving face, plate px; NaN where there is none
     quads: np.ndarray  # [F, 4, 2] float64, aligned square, plate px; NaN where there is none
     losses: Mapping[str, np.ndarray]  # term -> [F] float32, unweighted; NaN where none was solved
@@ -102,6 +103,7 @@ _ARRAYS = {
     "delta": ("float32", "FLN"),
     "codes": ("float32", "FLW"),
     "smooth": ("float32", "FLW"),
+    "rest": ("float32", "K3"),
     "landmarks": ("float32", "FP3"),
     "quads": ("float64", "F42"),
 }

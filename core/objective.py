@@ -31,8 +31,8 @@ class Objective:
     """How much each term counts; 0 switches it off. Defaults: what worked best (design, 4)."""
 
     keypoints: float = 1.0  # lambda of eq. 2, px
-    eye_points: float = 3.0  # within eq. 2: eyes and irises
-    mouth_points: float = 1.0  # within eq. 2: inner lips
+    eye_points: float = 8.0  # within eq. 2: eyes and irises
+    mouth_points: float = 3.0  # within eq. 2: inner lips
     head_points: float = 4.0  # within eq. 2: the four points of the head frame
     mouth: float = 20.0  # lambda of eq. 3
     eyes: float = 5.0  # lambda of eq. 4
@@ -44,7 +44,16 @@ class Objective:
     @classmethod
     def paper(cls) -> "Objective":
         """The paper's weights and norms (appendix C.3)."""
-        return cls(eye_points=1, head_points=1, mouth=1, eyes=1, delta=10, sum=10, norm="l2")
+        return cls(
+            eye_points=1,
+            mouth_points=1,
+            head_points=1,
+            mouth=1,
+            eyes=1,
+            delta=10,
+            sum=10,
+            norm="l2",
+        )
 
 
 class View(NamedTuple):
@@ -107,10 +116,16 @@ def keypoint_loss(a: Tensor, b: Tensor, objective: Objective) -> Tensor:
     difference = a - b
     if objective.grouped:
         difference = group(difference)  # grouping is linear
-    count = {"head": objective.head_points, "mouth": objective.mouth_points}
-    weights = [count.get(name, objective.eye_points) for name, p in GROUPS.items() for _ in p]
     distance = (difference.square().sum(-1) + _EPSILON).sqrt()
-    return (distance * distance.new_tensor(weights)).sum(-1)
+    return (distance * point_weights(objective).to(distance)).sum(-1)
+
+
+def point_weights(objective: Objective) -> Tensor:
+    """What each keypoint counts within eq. 2, `[66]`."""
+    count = {"head": objective.head_points, "mouth": objective.mouth_points}
+    return torch.tensor(
+        [count.get(name, objective.eye_points) for name, points in GROUPS.items() for _ in points]
+    )
 
 
 def keypoint_error(a: Tensor, b: Tensor) -> Tensor:

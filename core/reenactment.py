@@ -2,7 +2,9 @@
 
 Latent optimisation as in the paper (section 3.3), many frames at a time: first keyframes of all
 shots, from starts that are looked up among the anchors, then the frames between them, from starts
-that know their neighbours. What the paper leaves open is decided in `Settings`;
+that know their neighbours. Some steps along secants between the anchors bring a start near, and
+Adam does the rest. Keyframes are solved twice: what the first time leaves over on average is how
+the two faces differ in shape. What the paper leaves open is decided in `Settings`;
 `Settings.paper()` is its literal reading.
 
 Codes stay barycentric throughout. P+ is convex, so starts, interpolation over frames without a
@@ -29,15 +31,25 @@ from core.alignment import MAX_GAP, shot_runs
 from core.character import Character
 from core.errors import ReenactError
 from core.frames import Clip
-from core.latent_space import delta_loss, soften, sum_loss, to_raw, to_weights
+from core.latent_space import (
+    delta_loss,
+    nearest_weights,
+    soften,
+    sum_loss,
+    to_raw,
+    to_weights,
+)
 from core.latent_track import FrameState, LatentTrack, OtherCharacter, load_track, save_track
 from core.objective import (
     TERMS,
     Objective,
     View,
+    group,
     keypoint_error,
+    keypoint_loss,
     look,
     picture_losses,
+    point_weights,
     total,
 )
 from core.progress import Progress
@@ -49,6 +61,8 @@ SAVE_SECONDS = 20.0  # between writes of a partial track
 # the NEAR-th nearest.
 _SHARPNESS = 0.12
 _NEAR = 4
+
+_MOST = 0.02  # that a weight moves by in one step of Adam, however few anchors there are
 
 
 class NeutralMissing(ReenactError):
@@ -68,9 +82,10 @@ class Settings:
     # look like it ("blend"), only the anchors, the frame before (the paper), or the centre of P.
     start: Literal["blend", "retrieval", "previous", "centre"] = "blend"
     noise: float = 0.0  # sigma of Gaussian noise on the start's coordinates
-    steps: int = 30  # at most, from a start that knows its neighbours
-    first_steps: int = 40  # at most, from one that does not
-    rate: float = 0.4  # Adam's learning rate, divided by the number of anchors
+    secants: int = 4  # steps without gradients from there towards the driving keypoints
+    steps: int = 12  # of Adam at most, from a start that knows its neighbours
+    first_steps: int = 20  # at most, from one that does not
+    rate: float = 0.6  # Adam's learning rate, divided by the number of anchors
     delta_rate: float = 0.3  # that of the rows' own offsets, over the rate
     tolerance: float = 2e-3  # a batch has converged when no frame's loss falls by this share
     patience: int = 8  # within so many steps
@@ -80,16 +95,22 @@ class Settings:
     # .067 blinks and fast mouths are half gone (benchmarks/fidelity.py).
     smoothing: float = 0.03
     smoothing_frames: float | None = None  # the same in frames; goes before it
-    neutral: tuple[int, int] | None = None  # driving frame and scan frame of faces at rest
+    # What the two faces' shapes at rest differ by is taken out of the comparison: "auto" takes what
+    # is left over, on average, when the keyframes have been solved without; a driving frame and a
+    # scan frame of faces at rest say it; None leaves it in.
+    neutral: Literal["auto"] | tuple[int, int] | None = "auto"
     seed: int = 0
 
     @classmethod
     def paper(cls) -> Settings:
         """The paper's weights, norms, warm start and low-pass (appendix C.3).
 
-        Optimiser and steps are not in the paper and stay ours.
+        Optimiser and steps are not in the paper: Adam, and more steps, for there is no help.
         """
-        return cls(Objective.paper(), start="previous", noise=0.05, smoothing_frames=2.0)
+        return cls(
+            Objective.paper(), start="previous", noise=0.05, smoothing_frames=2.0, neutral=None,
+            secants=0, steps=30, first_steps=40, rate=0.4,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +249,6 @@ def solve(
     _check(character, driving, previous)
     if (path is not None or previous is not None) and not character.hash:
         raise ValueError("Save the character and load it: its hash says whose codes a file holds.")
-    rest = _rest(character, driving, settings)
     track = _begin(character, driving, settings, previous)
     if path is not None and Path(path).exists():
         track = _go_on(path, track)
@@ -237,30 +257,41 @@ def solve(
     todo = np.isin(track.numbers, driving.numbers)
     pending = track.state == FrameState.PENDING
     face = np.isin(track.numbers, driving.numbers[driving.found])
-    done, count = int((todo & ~pending).sum()), int((todo & face).sum())
+    shots = shot_runs(track.numbers, track.cut, face | (track.state == FrameState.SOLVED))
+    keys = _keyframes(shots, todo, settings)
+    first = 0 if np.isfinite(track.rest).all() else len(keys)  # frames that are solved twice
+    count = int((todo & face).sum())
+    done = int((todo & ~pending).sum())
+    scale = count / (count + first)  # shown are frames, whatever they cost
     saved = time.monotonic()
 
     def tick(frames: float) -> None:
         if progress is not None:
-            progress(done + frames, count)
+            progress((done + frames) * scale, count)
 
-    tick(0)
-    try:
-        shots = shot_runs(track.numbers, track.cut, face | (track.state == FrameState.SOLVED))
-        solver = _Solver(character, settings, rest)
-        for rows in _plan(shots, todo, settings):
+    def run(batches: list[np.ndarray]) -> None:
+        nonlocal done, saved
+        for rows in batches:
             if not (track.state[rows] == FrameState.PENDING).any():
                 continue
-            at = np.searchsorted(driving.numbers, track.numbers[rows])
-            pictures = driving.pictures[torch.from_numpy(at)]
-            solver.solve(track, shots, rows, pictures, tick)
+            solver.solve(track, shots, rows, _pictures(driving, track.numbers[rows]), tick)
             done += len(rows)
             tick(0)
             if path is not None and time.monotonic() - saved > SAVE_SECONDS:
                 save_track(path, track)
                 saved = time.monotonic()
+
+    tick(0)
+    try:
+        solver = _Solver(character, settings)
+        if not np.isfinite(track.rest).all():
+            run(_batches(keys, settings))
+            track.rest[:] = solver.left_over(track, driving, keys)
+            track.state[keys] = FrameState.PENDING  # once more, from where they are
+        solver.rest = torch.from_numpy(track.rest).to(solver.keypoints)
+        run(_plan(shots, todo, settings))
     except BaseException:  # Ctrl-C too
-        if path is not None and (track.state[todo] == FrameState.SOLVED).any():
+        if path is not None and np.isfinite(track.codes[todo]).any():
             save_track(path, track)
         raise
     _fill(track, todo, character.anchors.detach().cpu().numpy())
@@ -275,14 +306,27 @@ def solve(
 class _Solver:
     """What all batches of a solve share."""
 
-    def __init__(self, character: Character, settings: Settings, rest: Tensor | None) -> None:
-        self.settings, self.rest = settings, rest
+    def __init__(self, character: Character, settings: Settings) -> None:
+        self.settings = settings
         self.generator = character.generator
         self.anchors = character.anchors.detach()
         self.keypoints = character.keypoints.detach().to(self.anchors)
+        self.rest = torch.zeros_like(self.keypoints[0])  # added to the driving keypoints
         self.size = min(MAX_RESOLUTION, self.generator.architecture.resolution)
         with torch.no_grad():
             self.centre = self._render(self.anchors.mean(0, keepdim=True))
+        # How weights must change for keypoints to: ridge regression on the anchors.
+        known = self._compared(self.keypoints - self.keypoints.mean(0))
+        gram = known.T @ known
+        ridge = gram + gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
+        self.secants = torch.linalg.solve(ridge, known.T)  # [198, N]
+
+    def _compared(self, keypoints: Tensor) -> Tensor:
+        """Differences of keypoints `[B, 66, 3]` as eq. 2 weights them, `[B, 198]`."""
+        if self.settings.objective.grouped:
+            keypoints = group(keypoints)
+        weights = point_weights(self.settings.objective).to(keypoints)
+        return (keypoints * weights.sqrt()[:, None]).flatten(1)
 
     def _render(self, codes: Tensor) -> View:
         return look(self.generator.synthesis(codes, stop_at=self.size))
@@ -308,6 +352,12 @@ class _Solver:
             driving = look(pictures.to(self.anchors))
             near = [_neighbours(track, shots, row, self.settings) for row in rows]
             start = self._starts(driving, near)
+            if self.settings.start == "blend":
+                for i, row in enumerate(rows):
+                    if np.isfinite(track.codes[row]).all():  # a keyframe, for the second time
+                        near[i] = track.weights[row]
+                        start[i] = torch.from_numpy(track.weights[row])
+            start = self._approach(driving, start)
         raw = to_raw(start)
         if self.settings.noise:
             for i, row in enumerate(rows):
@@ -328,6 +378,19 @@ class _Solver:
             table[name][rows] = values.cpu().numpy()
         track.state[rows] = FrameState.SOLVED  # last: an interrupt may fall in between
 
+    def left_over(self, track: LatentTrack, driving: Driving, rows: np.ndarray) -> np.ndarray:
+        """What solved rows miss their driving keypoints by, on average, `[66, 3]` px.
+
+        What the character can do has been done, so this is what its shape is, not what it does.
+        """
+        missed = []
+        with torch.no_grad():
+            for some in _batches(rows, self.settings):
+                made = self._render(torch.from_numpy(track.codes[some]).to(self.anchors))
+                wanted = look(_pictures(driving, track.numbers[some]).to(self.anchors))
+                missed.append(made.keypoints - wanted.keypoints)
+        return torch.cat(missed).mean(0).cpu().numpy()
+
     def _starts(self, driving: View, near: list[np.ndarray | None]) -> Tensor:
         """Where the search begins: weights `[B, L, N]`, from neighbours' `[L, N]` or None."""
         count, rows = len(self.anchors), self.generator.architecture.num_ws
@@ -335,14 +398,41 @@ class _Solver:
         if kind in ("previous", "centre"):
             alone = self.anchors.new_full((len(near), count), 1 / count)
         else:
-            wanted = driving.keypoints if self.rest is None else driving.keypoints + self.rest
-            alone = retrieve(wanted, self.keypoints)
+            alone = retrieve(driving.keypoints + self.rest, self.keypoints)
         start = alone[:, None].repeat(1, rows, 1)
         for i, neighbour in enumerate(near):
             if neighbour is not None:
                 share = 0.5 if kind == "blend" else 1.0
                 start[i].lerp_(torch.from_numpy(neighbour).to(start), share)
         return start
+
+    def _approach(self, driving: View, start: Tensor) -> Tensor:
+        """Moves starts `[B, L, N]` towards the driving keypoints, without gradients.
+
+        From one anchor to another keypoints change by what is known; as if that were linear,
+        what a start misses says where to go. What is drawn there says what is still missed.
+        A move that does not help is halved.
+        """
+        objective = self.settings.objective
+        if not (self.settings.secants and objective.keypoints):
+            return start
+        wanted = driving.keypoints + self.rest
+        lowest = start.new_full((len(start),), torch.inf)
+        share = torch.ones_like(lowest)
+        missed = start.new_zeros(len(start), len(self.secants))
+        trial = best = start
+        for step in range(self.settings.secants + 1):
+            if step:
+                move = share[:, None] * (missed @ self.secants)
+                trial = nearest_weights(best + move[:, None])
+            made = self._render(trial @ self.anchors).keypoints
+            now = keypoint_loss(made, wanted, objective)
+            better = now < lowest  # never, where it is NaN
+            lowest = torch.where(better, now, lowest)
+            best = torch.where(better[:, None, None], trial, best)
+            missed = torch.where(better[:, None], self._compared(wanted - made), missed)
+            share = torch.where(better, share, share / 2)
+        return best
 
     def _optimise(
         self,
@@ -360,7 +450,7 @@ class _Solver:
         s = self.settings
         alpha = raw.mean(1).requires_grad_()
         delta = (raw - raw.mean(1, keepdim=True)).requires_grad_()
-        rate = s.rate / raw.shape[-1]
+        rate = min(s.rate / raw.shape[-1], _MOST)
         rates = (rate, rate * s.delta_rate)
         groups = [{"params": [alpha]}, {"params": [delta]}]
         optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
@@ -380,7 +470,7 @@ class _Solver:
             better = loss.detach() < lowest  # never, where it is NaN
             lowest = torch.where(better, loss.detach(), lowest)
             best = torch.where(better[:, None, None], weights.detach(), best)
-            wanted = driving.keypoints if self.rest is None else driving.keypoints + self.rest
+            wanted = driving.keypoints + self.rest
             now["keypoint_error"] = keypoint_error(made.keypoints, wanted)
             for name, values in now.items():
                 values = values.detach()
@@ -391,9 +481,9 @@ class _Solver:
                 break
             gradients = torch.autograd.grad(loss.sum(), [alpha, delta])
             fade = 0.1 + 0.9 * (0.5 + 0.5 * np.cos(np.pi * step / steps))
-            for group, gradient, base in zip(optimiser.param_groups, gradients, rates, strict=True):
-                group["params"][0].grad = gradient
-                group["lr"] = base * fade
+            for part, gradient, base in zip(optimiser.param_groups, gradients, rates, strict=True):
+                part["params"][0].grad = gradient
+                part["lr"] = base * fade
             optimiser.step()
             tick(len(raw) * (step + 1) / (steps + 1))
         return best, terms
@@ -426,20 +516,34 @@ def _plan(shots: list[np.ndarray], todo: np.ndarray, settings: Settings) -> list
     """The rows to solve, in batches; each may start from what the batches before it solved."""
     wanted = [run[todo[run]] for run in shots]
     wanted = [run for run in wanted if len(run)]
+    if not wanted:
+        return []
     if settings.start == "previous":  # one frame of every shot at a time
-        longest = max(map(len, wanted), default=0)
+        longest = max(map(len, wanted))
         levels = [np.array([run[i] for run in wanted if i < len(run)]) for i in range(longest)]
     elif settings.start == "blend":
-        keys = [np.union1d(run[:: settings.keyframe_every], run[-1:]) for run in wanted]
-        between = [np.setdiff1d(run, key) for run, key in zip(wanted, keys, strict=True)]
-        levels = [np.concatenate(level) for level in (keys, between) if level]
+        keys = _keyframes(shots, todo, settings)
+        levels = [keys, np.setdiff1d(np.concatenate(wanted), keys)]
     else:
-        levels = [np.concatenate(wanted)] if wanted else []
-    return [
-        level[i : i + settings.batch]
-        for level in levels
-        for i in range(0, len(level), settings.batch)
-    ]
+        levels = [np.concatenate(wanted)]
+    return [batch for level in levels for batch in _batches(level, settings)]
+
+
+def _keyframes(shots: list[np.ndarray], todo: np.ndarray, settings: Settings) -> np.ndarray:
+    """Of the rows to solve those that are solved first, because the others lie between them."""
+    wanted = [run[todo[run]] for run in shots]
+    return np.concatenate(
+        [np.union1d(run[:: settings.keyframe_every], run[-1:]) for run in wanted if len(run)]
+    )
+
+
+def _batches(rows: np.ndarray, settings: Settings) -> list[np.ndarray]:
+    return [rows[i : i + settings.batch] for i in range(0, len(rows), settings.batch)]
+
+
+def _pictures(driving: Driving, numbers: np.ndarray) -> Tensor:
+    """`[B, 3, R, R]` of some frames."""
+    return driving.pictures[torch.from_numpy(np.searchsorted(driving.numbers, numbers))]
 
 
 def _neighbours(
@@ -543,10 +647,17 @@ def _check(character: Character, driving: Driving, previous: LatentTrack | None)
         raise ValueError("The previous track is not complete. Finish it first.")
 
 
-def _rest(character: Character, driving: Driving, settings: Settings) -> Tensor | None:
-    """How the character's face at rest differs from the driving one, `[66, 3]` px."""
+def _rest(
+    character: Character, driving: Driving, settings: Settings, previous: LatentTrack | None
+) -> np.ndarray:
+    """How the character's face at rest differs from the driving one, `[66, 3]` px; NaN: to do."""
     if settings.neutral is None:
-        return None
+        return np.zeros(character.keypoints.shape[1:], np.float32)
+    plain = json.loads(json.dumps(settings.neutral))
+    if previous is not None and previous.settings["neutral"] == plain:
+        return previous.rest  # a part of a shot is compared as the whole was
+    if settings.neutral == "auto":
+        return np.full(character.keypoints.shape[1:], np.nan, np.float32)
     number, scan = settings.neutral
     row = np.flatnonzero(driving.found & (driving.numbers == number))
     if not len(row):
@@ -563,7 +674,7 @@ def _rest(character: Character, driving: Driving, settings: Settings) -> Tensor 
     at_rest = character.keypoints[list(character.info.selected).index(scan)]
     picture = driving.pictures[int(row[0]), None].to(character.anchors)
     with torch.no_grad():
-        return at_rest.to(character.anchors) - look(picture).keypoints[0]
+        return (at_rest.to(character.anchors) - look(picture).keypoints[0]).cpu().numpy()
 
 
 def _begin(
@@ -591,6 +702,7 @@ def _begin(
         delta=empty(rows, anchors),
         codes=empty(rows, width),
         smooth=empty(rows, width),
+        rest=np.array(_rest(character, driving, settings, previous), np.float32),
         landmarks=empty(478, 3),
         quads=empty(4, 2).astype(np.float64),
         losses={name: empty() for name in TERMS},
@@ -628,7 +740,7 @@ def _task(
     for picture in driving.pictures:
         digest.update(picture.cpu().contiguous().numpy().tobytes())
     if previous is not None:
-        for array in (previous.numbers, previous.state, previous.codes):
+        for array in (previous.numbers, previous.state, previous.codes, previous.rest):
             digest.update(array.tobytes())
     return digest.hexdigest()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -115,7 +115,11 @@ def solve(
         "default"
     ),
     neutral: Annotated[
-        str | None, typer.Option(help="DRIVING:SCAN, frames in which both faces are at rest")
+        str | None,
+        typer.Option(
+            help="What the faces' shapes at rest differ by: auto measures it over the shot, off "
+            "leaves it in, DRIVING:SCAN are frames in which both are at rest"
+        ),
     ] = None,
     handles: Annotated[
         int, typer.Option(min=0, help="Frames solved before and after PLATE's range too")
@@ -148,7 +152,7 @@ def solve(
     settings = reenactment.Settings.paper() if preset == "paper" else reenactment.Settings()
     changes: dict[str, Any] = {"batch": batch}
     if neutral is not None:
-        changes["neutral"] = _pair(neutral)
+        changes["neutral"] = _neutral(neutral)
     if steps is not None:
         changes |= {"steps": steps, "first_steps": steps}
     settings = dataclasses.replace(settings, **changes)
@@ -333,11 +337,17 @@ def point(text: str | None, clip: frames.Clip) -> tuple[float, float] | None:
     return x, y
 
 
-def _pair(text: str) -> tuple[int, int]:
+def _neutral(text: str) -> Literal["auto"] | tuple[int, int] | None:
+    if text == "auto":
+        return "auto"
+    if text == "off":
+        return None
     try:
         driving, scan = (int(v) for v in text.split(":"))
     except ValueError:
-        raise typer.BadParameter(f"--neutral needs DRIVING:SCAN, not {text!r}") from None
+        raise typer.BadParameter(
+            f"--neutral needs auto, off or DRIVING:SCAN, not {text!r}"
+        ) from None
     return driving, scan
 
 

@@ -5,7 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from core.latent_space import BETA, delta_loss, soften, sum_loss, to_raw, to_weights
+from core.latent_space import (
+    BETA,
+    delta_loss,
+    nearest_weights,
+    soften,
+    sum_loss,
+    to_raw,
+    to_weights,
+)
 
 ROWS = hnp.arrays(
     np.float64,
@@ -51,6 +59,22 @@ def test_p_is_convex(raw, share):
     blend = share * a + (1 - share) * b
     assert (blend >= -BETA - 1e-15).all()
     assert torch.allclose(blend.sum(-1), torch.ones(len(raw), dtype=torch.float64))
+
+
+@given(ROWS)
+@settings(max_examples=200, deadline=None)
+def test_nearest_weights_are_in_p_and_nearest(coordinates):
+    """From the projection onto a convex set, no point of it lies at less than 90 degrees."""
+    x = torch.tensor(coordinates)
+    weights = nearest_weights(x)
+    assert (weights >= -BETA).all()
+    assert (weights.sum(-1) - 1).abs().max() < 1e-12
+    count = x.shape[-1]
+    corners = torch.eye(count, dtype=x.dtype) * (1 + count * BETA) - BETA
+    towards = corners - weights[:, None]
+    assert ((towards * (x - weights)[:, None]).sum(-1) <= 1e-9).all()
+    inside = to_weights(soften(x))
+    assert torch.allclose(nearest_weights(inside), inside, rtol=0, atol=1e-12)
 
 
 @given(ROWS)

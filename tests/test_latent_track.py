@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from core.errors import ReenactError
 from core.latent_track import (
+    VERSION,
     FrameState,
     LatentTrack,
     NotATrack,
@@ -39,6 +40,7 @@ def made(frames=5, anchors=7, rows=4, seed=0):
         delta=floats(frames, rows, anchors),
         codes=floats(frames, rows, 512),
         smooth=floats(frames, rows, 512),
+        rest=floats(66, 3),
         landmarks=landmarks,
         quads=quads,
         losses={"keypoints": floats(frames), "sum": floats(frames)},
@@ -187,7 +189,7 @@ def header(path):
 
 
 def test_a_newer_version_says_so(path):
-    save_file(load_file(path), path, {**header(path), "version": "2"})
+    save_file(load_file(path), path, {**header(path), "version": str(VERSION + 1)})
     with pytest.raises(NotATrack, match="newer"):
         load_track(path)
 
