@@ -21,9 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.errors import ReenactError
+from core.facemesh.keypoints import GROUPS, KEYPOINTS
 from core.facemesh.network import ALIGNED_ROI, CROP, aligned_roi, crop_roi, face_mesh
+from core.objective import group
 
-EMBEDDED = "embedded-1"  # a changed definition gets a new number: characters record the name
+EMBEDDED = "embedded-2"  # a changed definition gets a new number: characters record the name
 # LPIPS by name: the library's name of the trunk, and torchvision's file of its weights.
 LPIPS = {
     "lpips-vgg": ("vgg", "vgg16-397923af.pth"),
@@ -34,12 +36,15 @@ MIN_SIDE, MAX_SIDE = 64, 1024
 # The embedded metric. The mesh network's last activations at 48, 24, 12 and 6 px (names as
 # translated to torch.fx) and their usual length on a face; shorter ones are backdrop, where the
 # network answers to grain. And gradients, at the picture's own size and every octave below it,
-# per pixel of a picture in [-1, 1]; those well below their floor are grain.
+# per pixel of a picture in [-1, 1]; those well below their floor are grain. And the keypoints of
+# eyes and mouth, px of 192: without them a turned head outweighs any wink.
 _LAYERS = {"prelu_5": 9.0, "prelu_8": 12.0, "prelu_11": 23.0, "prelu_14": 60.0}
 _LAYER_WEIGHT = 1 / 2
 _GRADIENT_FLOOR = 0.2
 _GRADIENT_WEIGHT = 1 / 8
 _COARSEST = 16  # side of the last octave, px
+_KEYPOINT_WEIGHT = 1 / 7200  # per squared px of all points, weighted as below
+_POINT_WEIGHTS = {"right_eye": 8.0, "left_eye": 8.0, "mouth": 3.0, "head": 0.0}
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +76,7 @@ class Metric:
             pictures: `[B, 3, R, R]` in [-1, 1], R in 64..1024.
 
         Returns:
-            `[B, D]` float32; D depends on the metric and on R (embedded: 264,192 at 128 px,
+            `[B, D]` float32; D depends on the metric and on R (embedded: 264,324 at 128 px,
             LPIPS-VGG: 2,129,920).
 
         Raises:
@@ -109,7 +114,7 @@ def metric(name: str | None = None, device: torch.device | str = "cpu") -> Metri
     """The metric to use; nothing is ever downloaded.
 
     Args:
-        name: "lpips-vgg", "lpips-alex", "embedded-1", or "embedded" for its newest version.
+        name: "lpips-vgg", "lpips-alex", "embedded-2", or "embedded" for its newest version.
             By default LPIPS-VGG where its trunk's weights are on this machine, else embedded.
         device: torch device on which it runs.
 
@@ -142,13 +147,17 @@ def _check(pictures: Tensor) -> None:
 
 
 def embedded_metric(device: torch.device | str = "cpu") -> Metric:
-    """Features of the bundled face-landmark network, and multi-scale gradient structure.
+    """Features of the bundled face-landmark network, its keypoints, and multi-scale gradients.
 
     The network knows eyes, lips and the shape of a face, and sees them at 192 px; gradients see
     the whole picture at every scale. Both are normalised like LPIPS' features, so contrast and
-    exposure count little.
+    exposure count little. The keypoints of eyes and mouth, each part's relative to its own middle,
+    say what the face does.
     """
-    layers = _mesh_layers(device)
+    network = face_mesh(device=str(device))
+    layers = _mesh_layers(network.net)
+    counts = [_POINT_WEIGHTS[name] for name, points in GROUPS.items() for _ in points]
+    point_weights = (torch.tensor(counts, device=device) * _KEYPOINT_WEIGHT).sqrt()[:, None]
     # At this size the ROI samples the picture pixel by pixel, and skips none of a larger one.
     size = round(CROP / ALIGNED_ROI[2])
 
@@ -156,7 +165,7 @@ def embedded_metric(device: torch.device | str = "cpu") -> Metric:
         pictures = pictures.float()
         sized = F.interpolate(pictures, (size, size), mode="bilinear", antialias=True)
         roi = aligned_roi(size, len(pictures), device=pictures.device)
-        activations = layers(crop_roi(sized / 2 + 0.5, roi))
+        activations, outputs = layers(crop_roi(sized / 2 + 0.5, roi))
         weighted = [
             _unit(x, floor) * math.sqrt(_LAYER_WEIGHT)
             for x, floor in zip(activations, _LAYERS.values(), strict=True)
@@ -166,19 +175,18 @@ def embedded_metric(device: torch.device | str = "cpu") -> Metric:
             gradient = _unit(_gradient(octave), _GRADIENT_FLOOR)
             weighted.append(gradient * math.sqrt(_GRADIENT_WEIGHT))
             octave = F.avg_pool2d(octave, 2)
-        return weighted
+        keypoints = group(network.assemble(outputs).landmarks[:, KEYPOINTS, :2]) * point_weights
+        return [*weighted, keypoints.flatten(1)[:, :, None, None]]
 
     return Metric(EMBEDDED, maps, torch.device(device))
 
 
-def _mesh_layers(device: torch.device | str) -> nn.Module:
-    """The part of the attention mesh that makes `_LAYERS`: 192 px crops in 0..1 -> activations."""
-    mesh = face_mesh(device=str(device)).net
-    graph = deepcopy(mesh.graph)
+def _mesh_layers(net: torch.fx.GraphModule) -> nn.Module:
+    """The mesh network, giving `_LAYERS` too: 192 px crops in 0..1 -> (activations, outputs)."""
+    graph = deepcopy(net.graph)
     nodes = {node.name: node for node in graph.nodes}
-    nodes["output"].args = ([nodes[name] for name in _LAYERS],)
-    graph.eliminate_dead_code()
-    return torch.fx.GraphModule(mesh, graph)
+    nodes["output"].args = (([nodes[name] for name in _LAYERS], nodes["output"].args[0]),)
+    return torch.fx.GraphModule(net, graph)
 
 
 def _gradient(pictures: Tensor) -> Tensor:

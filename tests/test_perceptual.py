@@ -123,8 +123,8 @@ def test_without_trunk_weights_the_embedded_metric_runs_and_nothing_is_downloade
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     with caplog.at_level("INFO"):
-        assert metric().name == "embedded-1"
-    assert "embedded-1" in caplog.text
+        assert metric().name == "embedded-2"
+    assert "embedded-2" in caplog.text
     for name in LPIPS:
         with pytest.raises(MetricMissing, match=trunk_file(name).name):
             metric(name)
@@ -166,7 +166,7 @@ def test_damaged_trunk_weights_are_named(hub: Path, damage: str) -> None:
 
 
 def test_unknown_metrics_are_named() -> None:
-    with pytest.raises(MetricMissing, match=r"ssim.*choose lpips-vgg, lpips-alex, embedded-1"):
+    with pytest.raises(MetricMissing, match=r"ssim.*choose lpips-vgg, lpips-alex, embedded-2"):
         metric("ssim")
 
 
@@ -202,7 +202,7 @@ def test_pictures_of_a_batch_do_not_touch_and_runs_repeat(faces: list[Tensor]) -
         assert torch.equal(batch, EMBEDDED.features(together))
         for i, face in enumerate(faces):
             torch.testing.assert_close(batch[i], EMBEDDED.features(face)[0], atol=1e-5, rtol=1e-4)
-        fresh = metric("embedded-1").features(together)
+        fresh = metric("embedded-2").features(together)
     assert torch.equal(batch, fresh)
 
 
@@ -245,12 +245,14 @@ def test_distance_grows_with_expression_and_pose(
     assert got[0] > 1.5 * distances(faces[who], bits)[0]
 
 
-def test_people_lie_farther_apart_than_expressions(faces: list[Tensor]) -> None:
+def test_expressions_count_as_people_do(faces: list[Tensor]) -> None:
+    """Selection is to find both poses and winks, and identities are compared at one expression."""
     for who, face in enumerate(faces):
         acts = ({"jaw": 0.6}, {"smile": 0.9}, {"blink_l": 1.0, "blink_r": 1.0}, {"gaze_x": 1.0})
         own = aligned([PEOPLE[who], *(with_(PEOPLE[who], **act) for act in acts)])[1:]
         others = torch.cat([f for i, f in enumerate(faces) if i != who])
-        assert max(distances(face, own)) < 0.6 * min(distances(face, others))
+        ratio = max(distances(face, own)) / min(distances(face, others))
+        assert 0.5 < ratio < 2
 
 
 @pytest.mark.parametrize("size", [64, 128])
@@ -276,7 +278,7 @@ def test_gradients_are_sane_where_nothing_is_there() -> None:
     flat = torch.zeros(1, 3, 128, 128, requires_grad=True)
     (gradient,) = torch.autograd.grad(EMBEDDED.distance(flat, smooth_noise(1, 128)).sum(), flat)
     assert gradient.isfinite().all()
-    assert 0 < gradient.abs().max() < 0.1
+    assert 0 < gradient.abs().max() < 0.5
     (gradient,) = torch.autograd.grad(EMBEDDED.distance(flat, flat.detach()).sum(), flat)
     assert (gradient == 0).all()
 

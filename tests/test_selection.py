@@ -170,6 +170,17 @@ def test_rare_expressions_are_chosen(embedded: Metric) -> None:
     assert {11, 23} <= set(farthest_first(pairwise_distances(embedded, pictures), 3).tolist())
 
 
+def test_a_wink_is_chosen_though_the_head_turns(embedded: Metric) -> None:
+    """One frame of 60: evenly spaced ones would have it one time in five."""
+    motion = np.repeat(performer.random_identity(5)[None], 60, 0)
+    t = np.linspace(0, 2 * np.pi, 60)
+    motion[:, performer.INDEX["yaw"]] = 30 * np.sin(t)
+    motion[:, performer.INDEX["pitch"]] = 10 * np.sin(2 * t)
+    motion[31, performer.INDEX["blink_l"]] = 1
+    pictures = aligned(rendered(motion))[1]
+    assert 31 in farthest_first(pairwise_distances(embedded, pictures), 12)
+
+
 def test_the_sheet_shows_the_chosen_in_the_clips_order(scan: tuple[FaceTrack, Tensor]) -> None:
     found, pictures = scan
     sheet = selection_sheet(pictures, found.numbers.tolist(), [9, 2, 5], tile=64)

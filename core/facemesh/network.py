@@ -124,7 +124,10 @@ class FaceMesh(nn.Module):
         """
         if crop.ndim != 4 or tuple(crop.shape[1:]) != (3, CROP, CROP):
             raise ValueError(f"The face mesh needs [B, 3, {CROP}, {CROP}], not {[*crop.shape]}.")
-        out = self.net(crop)
+        return self.assemble(self.net(crop))
+
+    def assemble(self, out: dict[str, Tensor]) -> Mesh:
+        """The mesh in the network's outputs, by their names in the file."""
         if not self.attention:
             mesh, flag = out.values()
             return Mesh(mesh.reshape(-1, 468, 3), torch.sigmoid(flag.reshape(-1)))
