@@ -232,21 +232,15 @@ def test_blended_starts(character):
     assert np.abs(track.delta).max() < 1e-5
 
 
-def test_secants_lead_nearer_without_a_gradient(character):
-    clip = driving(aligned(known(5) @ acted(31, *MOVES), SIZE))
-    plain, led = (
-        solve(character, clip, replace(STILL, start="retrieval", secants=n)) for n in (0, 4)
+@pytest.mark.parametrize("objective", [Objective(), Objective(grouped=False)])
+def test_secants_lead_nearer_without_a_gradient(character, objective):
+    clip = driving(draw(character, known(5)))
+    still = replace(STILL, start="centre", objective=objective)
+    before, after = (
+        solve(character, clip, replace(still, secants=n)).losses["keypoints"] for n in (0, 4)
     )
-    before, after = (track.losses["keypoints"] for track in (plain, led))
-    assert (after <= before + 1e-4).all()
-    assert after.mean() < 0.9 * before.mean()
-    absolute = replace(STILL.objective, grouped=False)
-    far, near = (
-        solve(character, clip, replace(STILL, objective=absolute, start="centre", secants=n))
-        for n in (0, 4)
-    )
-    assert (near.losses["keypoints"] <= far.losses["keypoints"]).all()
-    assert near.losses["keypoints"].mean() < 0.98 * far.losses["keypoints"].mean()
+    assert (after <= before).all()
+    assert after.mean() < 0.6 * before.mean()
 
 
 def test_the_papers_starts(character):
