@@ -10,8 +10,9 @@ depend on, and |z|^2 = 512, so ordinary normal draws of z give ordinary people. 
 2. An encoder learns the way back, from a picture to its w.
 3. Both go on together as an autoencoder: to find the w of a picture that one sees is so much
    easier than to find it from the parameters that the synthesis learns far more this way.
-4. The mapping learns the w that the encoder finds.
-5. All three go on together.
+4. The mapping learns the w that the encoder finds, an error in w counting what it changes in the
+   picture.
+5. All three go on together, and what the landmark network sees counts too.
 
 Everything is kept in FOLDER: rendered pictures (shards), checkpoints, the log, sheets. Run the
 same line again and it goes on where it stopped (stage 4, some minutes, starts over).
@@ -46,6 +47,7 @@ from core.files import atomic_write
 from core.frames import write_png
 from core.generator import Architecture, Generator
 from core.generator.storage import save_generator
+from core.objective import look
 from core.sheets import contact_sheet
 from core.synthetic import performer
 from core.synthetic.base import WEncoder
@@ -67,13 +69,14 @@ class Recipe:
     """What makes a base generator; written into its header."""
 
     resolution: int = 128
-    pictures: int = 40_960
+    pictures: int = 81_920
     early_pictures: int = 20_480  # of them for stages 1 and 2
+    autoencoder_pictures: int = 40_960  # for stage 3
     steps: int = 22_000  # of stage 1
     encoder_steps: int = 3_200  # stage 2
     autoencoder_steps: int = 14_000  # stage 3
     mapping_steps: int = 8_000  # stage 4
-    joint_steps: int = 3_000  # stage 5
+    joint_steps: int = 7_000  # stage 5
     seed: int = 1
     rate: float = 5e-2  # the mapping needs it: at 1e-2 it ends 1 dB lower at 32 px
     ema: float = 0.998
@@ -288,6 +291,16 @@ def loss(result: Tensor, target: Tensor, points: Tensor) -> Tensor:
             break
         error, weight = F.avg_pool2d(error, 2), F.avg_pool2d(weight, 2)
     return total
+
+
+def landmark_loss(result: Tensor, target: Tensor) -> Tensor:
+    """Mean distance of the meshes that the landmark network sees in pictures `[B, 3, R, R]`, as a
+    share of the distance between the outer eye corners."""
+    with torch.no_grad():
+        wanted = look(target).landmarks[..., :2]
+        span = (wanted[:, 263] - wanted[:, 33]).norm(dim=1)
+    distance = (look(result).landmarks[..., :2] - wanted).norm(dim=2).mean(1)
+    return (distance / span).mean()
 
 
 # -- training ----------------------------------------------------------------------------------
@@ -525,7 +538,7 @@ def train_encoder(
 
 def train_jointly(
     folder: Path, name: str, generator: Generator, encoder: WEncoder, data: Pictures,
-    held_out: Pictures, steps: int, rate: float, mapped: int
+    held_out: Pictures, steps: int, rate: float, mapped: int = 0, landmarks: float = 0
 ) -> tuple[Generator, WEncoder]:  # fmt: skip
     """Trains generator and encoder together, as an autoencoder of the rendered pictures.
 
@@ -541,6 +554,7 @@ def train_jointly(
         steps: of 8 pictures.
         rate: of the generator; the encoder's is a twentieth.
         mapped: how many of the 8 pictures come from the mapping.
+        landmarks: weight of `landmark_loss`.
 
     Returns:
         The moving averages of both.
@@ -552,7 +566,7 @@ def train_jointly(
     if not mapped:
         generator.mapping.requires_grad_(False)
     both = nn.ModuleList([generator, encoder])
-    task = _task(steps, rate, mapped, data.normals, *both.state_dict().values())
+    task = _task(steps, rate, mapped, landmarks, data.normals, *both.state_dict().values())
     mean_generator, mean_encoder = copy.deepcopy(generator), copy.deepcopy(encoder)
     average = nn.ModuleList([mean_generator, mean_encoder]).eval().requires_grad_(False)
     trained = [p for p in generator.parameters() if p.requires_grad]
@@ -579,6 +593,8 @@ def train_jointly(
             w = torch.cat([generator.mapping(latents(normals[:mapped], rng)), w])
         made = generator.synthesis(w, half=torch.bfloat16, half_from=4).float()
         error = loss(made, target, points)
+        if landmarks:
+            error = error + landmarks * landmark_loss(made, target)
         optimiser.zero_grad()
         error.backward()
         optimiser.step()
@@ -604,13 +620,46 @@ def train_jointly(
     return mean_generator, mean_encoder
 
 
+def sensitivity(
+    generator: Generator, w: Tensor, data: Pictures, count: int = 1600, draws: int = 3
+) -> Tensor:
+    """What an error in w changes in the picture: the mean over pictures of J^T D J, `[512, 512]`.
+
+    J is the Jacobian of the synthesis network and D are the pixels' weights in the loss. It is
+    estimated: J^T D^(1/2) v has this covariance where v is white noise.
+
+    Args:
+        generator: whose synthesis network it is about.
+        w: `[N, 512]`, codes of the pictures.
+        data: the pictures, for their weights.
+        count: of pictures, at most.
+        draws: of noise per picture.
+    """
+    size = generator.architecture.resolution
+    rng = torch.Generator().manual_seed(8_000_003)
+    total = w.new_zeros(w.shape[1], w.shape[1])
+    seen = torch.randperm(len(w), generator=rng)[:count]
+    for indices in seen.split(16):
+        code = w[indices.to(w.device)].requires_grad_()
+        weight, _ = weights_at(data.points[indices.to(w.device)], size)
+        made = generator.synthesis(code, half=torch.bfloat16, half_from=4).float()
+        for draw in range(draws):
+            noise = torch.randn(made.shape, generator=rng).to(made) * weight.sqrt()
+            (gradient,) = torch.autograd.grad(
+                (made * noise).sum(), code, retain_graph=draw + 1 < draws
+            )
+            total += gradient.T @ gradient / (len(seen) * draws)
+    return total
+
+
 def fit_mapping(
     folder: Path, generator: Generator, encoder: WEncoder, data: Pictures, held_out: Pictures,
     steps: int, rate: float
 ) -> None:  # fmt: skip
     """Teaches the mapping, in place, the w that the encoder finds in the rendered pictures.
 
-    Without the synthesis network a step is so cheap that each picture is seen many times.
+    Without the synthesis network a step is so cheap that each picture is seen many times. An error
+    in w counts by the change of the picture (`sensitivity`): of 512 directions few show.
 
     Args:
         folder: keeps `mapping.pt`, with which it is done.
@@ -639,6 +688,8 @@ def fit_mapping(
             normals.append(normal)
     normal, w = torch.cat(normals), torch.cat(found)
     spread = w.std(0)
+    shown = sensitivity(generator, w[: len(data.normals)], data)
+    shown = shown / (shown @ torch.cov(w.T)).trace()  # 1 where the mapping gives only the mean
     optimiser = torch.optim.AdamW(mapping.parameters(), betas=(0.9, 0.99), weight_decay=5e-4)
     rng = torch.Generator().manual_seed(9_000_003)
     errors = []
@@ -648,7 +699,8 @@ def fit_mapping(
                 rate * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
             )
         indices = torch.randint(len(w), (512,), generator=rng).to(w.device)
-        error = ((mapping(latents(normal[indices], rng)) - w[indices]) / spread).square().mean()
+        off = mapping(latents(normal[indices], rng)) - w[indices]
+        error = ((off @ shown) * off).sum(1).mean() + 0.01 * (off / spread).square().mean()
         optimiser.zero_grad()
         error.backward()
         optimiser.step()
@@ -697,13 +749,14 @@ def distill(folder: Path, recipe: Recipe) -> None:
         generator.mapping.w_avg.copy_(generator.mapping(z.to(device)).mean(0))
     encoder = train_encoder(folder, generator, early, held_out, recipe.encoder_steps, 1e-3)
     generator, encoder = train_jointly(
-        folder, "autoencoder", generator, encoder, data, held_out,
-        recipe.autoencoder_steps, 2e-2, mapped=0,
+        folder, "autoencoder", generator, encoder, data.first(recipe.autoencoder_pictures),
+        held_out, recipe.autoencoder_steps, 2e-2,
     )  # fmt: skip
-    fit_mapping(folder, generator, encoder, data, held_out, recipe.mapping_steps, 2e-2)
+    fit_mapping(folder, generator, encoder, data, held_out, recipe.mapping_steps, 4e-2)
     generator, encoder = train_jointly(
-        folder, "joint", generator, encoder, data, held_out, recipe.joint_steps, 1e-2, mapped=4
-    )
+        folder, "joint", generator, encoder, data, held_out, recipe.joint_steps, 4e-3,
+        mapped=4, landmarks=2.0,
+    )  # fmt: skip
     write_png(folder / "pairs.png", pair_sheet(generator, held_out))
     with torch.no_grad():
         generator.mapping.w_avg.copy_(generator.mapping(z.to(device)).mean(0))
