@@ -52,7 +52,7 @@ class CharacterInfo:
 
     name: str
     consent: dict[str, str]  # who agreed, when (ISO 8601), scope: to what
-    base_hash: str = ""  # sha256 of the base generator's file
+    base_hash: str = ""  # `core.digest` of the base generator's tensors
     metric: str = ""  # name of the perceptual metric that it was trained with
     alignment: dict[str, Any] = field(default_factory=dict)  # recipe: sigmas in seconds, ...
     source: str = ""  # the self-scan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections import defaultdict
 from contextlib import AbstractContextManager
@@ -19,6 +18,7 @@ from core import inversion, perceptual, selection, tuning
 from core.aligned_clip import AlignedClip, align_clip, cut_out
 from core.alignment import AXES_SIGMA, CENTRE_SIGMA
 from core.character import Character, CharacterInfo, NoConsent, load_character, save_character
+from core.digest import digest
 from core.files import atomic_write
 from core.frames import Clip, format_numbers, to_bytes, write_png
 from core.generator import Generator
@@ -119,7 +119,7 @@ def personalize(
             metric,
             tuning.Settings(steps=settings.steps, batch=settings.batch, rate=rate),
             held_out=tuning.Pairs(w[check], pictures[check]) if len(held_out) else None,
-            folder=work / f"tuning_{_hash(w, f'{settings} {rate}'.encode())[:16]}",
+            folder=work / f"tuning_{digest(w, settings, rate)[:16]}",
             progress=tick,
         )
     if tuned.plateau:
@@ -145,7 +145,7 @@ def personalize(
         info=CharacterInfo(
             name=output.stem,
             consent={"when": _now(), "scope": SCOPE} | consent,
-            base_hash=_hash(*base.state_dict().values()),
+            base_hash=digest(*base.state_dict().values()),
             metric=metric.name,
             alignment={"framing": "ffhq", **sigmas},
             source=clip.path,
@@ -213,8 +213,9 @@ def _pivots(
     report: Report,
 ) -> Tensor:
     """w of every picture, kept in the work folder."""
-    what = f"{metric.name} {settings.refine}".encode()
-    path = work / f"pivots_{_hash(pictures, *generator.state_dict().values(), what)[:16]}.npz"
+    state = generator.state_dict().values()
+    task = digest(pictures, *state, metric.name, settings.refine)
+    path = work / f"pivots_{task[:16]}.npz"
     if path.exists():
         with np.load(path) as kept:
             return torch.from_numpy(kept["w"])
@@ -248,12 +249,3 @@ def _anchors_seen(generator: Generator, w: Tensor, batch: int) -> tuple[Tensor, 
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _hash(*parts: Tensor | bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Tensor):
-            part = part.detach().cpu().contiguous().numpy().tobytes()
-        digest.update(part)
-    return digest.hexdigest()

@@ -13,7 +13,6 @@ face and the low-pass over time never leave it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -29,6 +28,7 @@ from torch import Tensor
 from core.aligned_clip import NoFace, align_clip, cut_out
 from core.alignment import MAX_GAP, shot_runs
 from core.character import Character
+from core.digest import digest
 from core.errors import ReenactError
 from core.frames import Clip
 from core.latent_space import (
@@ -286,8 +286,9 @@ def solve(
         solver = _Solver(character, settings)
         if not np.isfinite(track.rest).all():
             run(_batches(keys, settings))
-            track.rest[:] = solver.left_over(track, driving, keys)
+            rest = solver.left_over(track, driving, keys)
             track.state[keys] = FrameState.PENDING  # once more, from where they are
+            track.rest[:] = rest  # last: an interrupt may fall in between
         solver.rest = torch.from_numpy(track.rest).to(solver.keypoints)
         run(_plan(shots, todo, settings))
     except BaseException:  # Ctrl-C too
@@ -352,7 +353,7 @@ class _Solver:
             driving = look(pictures.to(self.anchors))
             near = [_neighbours(track, shots, row, self.settings) for row in rows]
             start = self._starts(driving, near)
-            if self.settings.start == "blend":
+            if self.settings.start == "blend" and np.isfinite(track.rest).all():
                 for i, row in enumerate(rows):
                     if np.isfinite(track.codes[row]).all():  # a keyframe, for the second time
                         near[i] = track.weights[row]
@@ -389,7 +390,9 @@ class _Solver:
                 made = self._render(torch.from_numpy(track.codes[some]).to(self.anchors))
                 wanted = look(_pictures(driving, track.numbers[some]).to(self.anchors))
                 missed.append(made.keypoints - wanted.keypoints)
-        return torch.cat(missed).mean(0).cpu().numpy()
+        every = torch.cat(missed)
+        seen = every[every.isfinite().all((1, 2))]
+        return (seen.mean(0) if len(seen) else torch.zeros_like(every[0])).cpu().numpy()
 
     def _starts(self, driving: View, near: list[np.ndarray | None]) -> Tensor:
         """Where the search begins: weights `[B, L, N]`, from neighbours' `[L, N]` or None."""
@@ -734,15 +737,10 @@ def _task(
     driving: Driving, settings: Settings, character_hash: str, previous: LatentTrack | None
 ) -> str:
     """What is to be solved, as a hash."""
-    digest = hashlib.sha256(json.dumps([character_hash, asdict(settings)]).encode())
-    for name in _PER_FRAME:
-        digest.update(np.ascontiguousarray(getattr(driving, name)).tobytes())
-    for picture in driving.pictures:
-        digest.update(picture.cpu().contiguous().numpy().tobytes())
+    arrays = [getattr(driving, name) for name in _PER_FRAME]
     if previous is not None:
-        for array in (previous.numbers, previous.state, previous.codes, previous.rest):
-            digest.update(array.tobytes())
-    return digest.hexdigest()
+        arrays += [previous.numbers, previous.state, previous.codes, previous.rest]
+    return digest(character_hash, settings, *arrays, driving.pictures)
 
 
 def _go_on(path: str | Path, track: LatentTrack) -> LatentTrack:

@@ -7,8 +7,6 @@ decays, a moving average, and an end when frames that were held out get no bette
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import math
 import pickle
 import signal
@@ -16,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +24,7 @@ import torch
 from torch import Tensor
 
 from core import cpu
+from core.digest import digest
 from core.errors import ReenactError
 from core.facemesh.keypoints import FACE_OVAL, LEFT_EYE, OUTER_LIPS, RIGHT_EYE
 from core.facemesh.network import ALIGNED_ROI, CROP
@@ -329,15 +328,8 @@ def _task(
     generator: Generator, metric: Metric, settings: Settings, pairs: Pairs, held_out: Pairs | None
 ) -> str:
     """Hash of all that decides the result."""
-    digest = hashlib.sha256(json.dumps([metric.name, asdict(settings)]).encode())
-    tensors = [*generator.state_dict().values(), pairs.w, pairs.pictures]
-    if held_out is not None:
-        tensors += [held_out.w, held_out.pictures]
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype} {[*tensor.shape]}".encode())
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    data = [t for some in (pairs, held_out) if some is not None for t in (some.w, some.pictures)]
+    return digest(metric.name, settings, *generator.state_dict().values(), *data)
 
 
 @contextmanager

@@ -258,6 +258,9 @@ def render(
 
 def inspect(
     file: Annotated[Path, typer.Argument(help="NAME.character or NAME.latents")],
+    terms: Annotated[
+        bool, typer.Option("--terms", help="Of a track, every term of the objective by frame")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Says what a character or a latent track holds."""
@@ -267,8 +270,11 @@ def inspect(
     from core.latent_track import load_track
 
     report = Report(json)
+    rows: list[dict[str, Any]] = []
     if file.suffix == ".latents":
-        facts: dict[str, Any] = summarise(load_track(file))
+        track = load_track(file)
+        facts: dict[str, Any] = summarise(track)
+        rows = frame_terms(track) if terms else []
     else:
         who = load_character(file)
         facts = {"hash": who.hash, **dataclasses.asdict(who.info)}
@@ -277,7 +283,33 @@ def inspect(
         facts["last_losses"] = losses[-1] if losses else None
         facts["selected"] = frames.format_numbers(facts["selected"])
     text = "\n".join(f"{k:16s} {v}" for k, v in facts.items())
+    if rows:
+        facts["terms"] = rows
+        text += "\n\n" + "".join(f"{name:>14s}" for name in rows[0])
+        for row in rows:
+            text += "\n" + "".join(f"{'-' if v is None else v:>14}" for v in row.values())
     report.result(text, **facts)
+
+
+def frame_terms(track: LatentTrack) -> list[dict[str, Any]]:
+    """Of every frame its number, its state, the terms of eq. 10, unweighted, and the keypoint
+    error, px of 192; None where the solver did not see a face."""
+    import numpy as np
+
+    from core.latent_track import FrameState
+
+    tables = {**track.losses, **track.quality}
+    return [
+        {
+            "frame": int(number),
+            "state": FrameState(int(track.state[i])).name.lower(),
+            **{
+                name: round(float(values[i]), 4) if np.isfinite(values[i]) else None
+                for name, values in tables.items()
+            },
+        }
+        for i, number in enumerate(track.numbers)
+    ]
 
 
 def summarise(track: LatentTrack) -> dict[str, Any]:

@@ -95,9 +95,10 @@ def test_handles_are_solved_too(demo: tuple[Path, str], tmp_path: Path) -> None:
     (character,) = (folder / "demo").glob("*.character")
     plate, track = folder / "demo/driving/driving.####.exr 1003-1003", tmp_path / "shot.latents"
     solve = ("solve", plate, "--character", character, "--steps", 1, "-o", track)
-    done = reenact(*solve, "--handles", 1, cwd=tmp_path)
+    done = reenact(*solve, "--handles", 1, "--neutral", "off", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert load_track(track).numbers.tolist() == [1002, 1003, 1004]
+    assert not load_track(track).rest.any()
     drawn = reenact("render", track, "-o", "out.####.exr", "--plate", plate, "--character",
                     character, "--movie", "a.mp4", "--sheet", "a.png", "--truth",
                     folder / "demo/truth/truth.####.exr 1003-1004", cwd=tmp_path)  # fmt: skip
@@ -108,9 +109,10 @@ def test_handles_are_solved_too(demo: tuple[Path, str], tmp_path: Path) -> None:
                       character, cwd=tmp_path)  # fmt: skip
     assert nothing.returncode == 1
     assert "1002-1004" in nothing.stderr
-    refused = reenact(*solve, "--handles", 1, "--previous", track, cwd=tmp_path)
-    assert refused.returncode == 2
-    assert "--handles" in refused.stderr
+    for wrong in (("--handles", 1, "--previous", track), ("--neutral", "1001")):
+        refused = reenact(*solve, *wrong, cwd=tmp_path)
+        assert refused.returncode == 2
+        assert wrong[0] in refused.stderr
 
 
 def test_render_finds_the_character_beside_the_track(
@@ -135,6 +137,12 @@ def test_inspect_tells_both_files(demo: tuple[Path, str]) -> None:
         done = reenact("inspect", path, cwd=folder)
         assert done.returncode == 0, done.stderr
         assert words in done.stdout
+    done = reenact("inspect", path, "--terms", "--json", cwd=folder)
+    terms = json.loads(done.stdout)["result"]["terms"]
+    track = load_track(path)
+    assert [row["frame"] for row in terms] == track.numbers.tolist()
+    for name, values in track.losses.items():
+        assert [row[name] for row in terms] == pytest.approx(values.tolist(), abs=1e-4)
     wrong = reenact("inspect", folder / "demo" / "sheet.png", "--json", cwd=folder)
     assert wrong.returncode == 1
     assert "sheet.png" in json.loads(wrong.stdout)["error"]

@@ -1,5 +1,6 @@
 """Distilling the base generator: aligned draws, latents, and a training that resumes exactly."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from core.synthetic import base, distill
 from core.synthetic.parameters import INDEX, PARAMETERS, from_normal
 
 RECIPE = distill.Recipe(resolution=128, pictures=16, steps=6)
+RATES = (1e-2, 5e-4)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +149,7 @@ def test_the_autoencoder_resumes_to_the_same_result(
         generator, encoder = distill.new_generator(RECIPE), base.WEncoder(128)
         before = [p.clone() for p in generator.mapping.parameters()]
         made = distill.train_jointly(
-            tmp_path, name, generator, encoder, pictures, pictures, 4, 1e-2, mapped
+            tmp_path, name, generator, encoder, pictures, pictures, 4, RATES, mapped
         )
         after = generator.mapping.parameters()
         same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -175,7 +177,35 @@ def test_the_autoencoder_resumes_to_the_same_result(
     assert steps == 5  # two were kept, two were left
     other = distill.new_generator(replace(RECIPE, seed=9)), base.WEncoder(128)
     with pytest.raises(SystemExit, match="Delete it"):
-        distill.train_jointly(tmp_path, "parts", *other, pictures, pictures, 4, 1e-2, mapped)
+        distill.train_jointly(tmp_path, "parts", *other, pictures, pictures, 4, RATES, mapped)
+
+
+def test_at_rate_zero_the_generator_stays(tmp_path: Path, pictures: distill.Pictures) -> None:
+    generator, encoder = distill.new_generator(RECIPE), base.WEncoder(128)
+    before = [copy.deepcopy(m.state_dict()) for m in (generator, encoder)]
+    made = distill.train_jointly(
+        tmp_path, "last", generator, encoder, pictures, pictures, 2, (0, 1e-3)
+    )
+    same = [
+        all(torch.equal(old[name], t) for name, t in module.state_dict().items())
+        for old, module in zip(before, made, strict=True)
+    ]
+    assert same == [True, False]
+
+
+def test_sensitivity_is_what_a_step_changes(pictures: distill.Pictures) -> None:
+    """Against finite differences of the weighted picture."""
+    torch.manual_seed(4)
+    generator = distill.new_generator(RECIPE).requires_grad_(False)
+    w = generator.mapping(torch.randn(16, 512))
+    shown = distill.sensitivity(generator, w, pictures, draws=40)
+    weight, _ = distill.weights_at(pictures.points, 128)
+    steps = 0.02 * torch.randn(3, 512)
+    for step in steps:
+        with torch.no_grad():
+            change = (generator.synthesis(w + step) - generator.synthesis(w - step)) / 2
+        expected = float((weight * change.square()).sum((1, 2, 3)).mean())
+        assert float(step @ shown @ step) == pytest.approx(expected, rel=0.25)
 
 
 def test_the_mapping_learns_what_the_encoder_finds(
@@ -208,7 +238,8 @@ def test_all_stages_end_with_a_base_and_its_encoder(
     monkeypatch.setattr(distill, "HELD_OUT", 8)
     (tmp_path / "align.npy").write_bytes((folder / "align.npy").read_bytes())
     recipe = distill.Recipe(pictures=8, early_pictures=8, steps=2, encoder_steps=2,
-                            autoencoder_steps=2, mapping_steps=2, joint_steps=2)  # fmt: skip
+                            autoencoder_steps=2, mapping_steps=2, joint_steps=2,
+                            last_encoder_steps=2)  # fmt: skip
     distill.distill(tmp_path, recipe)
     made, header = load_generator(tmp_path / "base.safetensors")
     assert json.loads(header["recipe"])["joint_steps"] == 2
@@ -218,7 +249,7 @@ def test_all_stages_end_with_a_base_and_its_encoder(
     encoder = base.WEncoder(128)
     encoder.load_state_dict(load_file(tmp_path / "encoder.safetensors"))
     stages = [next(iter(json.loads(line))) for line in (tmp_path / "log.jsonl").open()]
-    assert stages == ["step", "encoder_step", "autoencoder", "mapping", "joint"]
+    assert stages == ["step", "encoder_step", "autoencoder", "mapping", "joint", "last_encoder"]
     before = load_file(tmp_path / "base.safetensors")
     monkeypatch.setattr(distill, "loss", lambda *_: pytest.fail("trained again"))
     distill.distill(tmp_path, recipe)

@@ -179,13 +179,15 @@ def test_frames_of_a_batch_do_not_influence_each_other(character):
 
 
 def test_a_frame_the_network_can_make_nothing_of_keeps_its_start(character):
-    """NaN in one driving frame stays in that frame."""
+    """NaN in one driving frame, a keyframe, stays in that frame."""
     pictures = draw(character, known(3))
-    pictures[1] = torch.nan
+    pictures[0] = torch.nan
     track = solve(character, driving(pictures), replace(QUICK, start="centre"))
     assert np.isfinite(track.smooth).all()
-    assert np.isnan(track.losses["keypoints"]).tolist() == [False, True, False]
-    assert track.weights[1] == pytest.approx(1 / len(MOVES))
+    assert np.isnan(track.losses["keypoints"]).tolist() == [True, False, False]
+    assert track.weights[0] == pytest.approx(1 / len(MOVES))
+    nothing = solve(character, driving(pictures[:1]), replace(QUICK, start="centre"))
+    assert not nothing.rest.any()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
 
 Each picture is a draw of the performer's parameters, aligned as every clip is. The first entries
 of a latent z are the parameters' standard normals, the others are noise that the picture does not
-depend on, and |z|^2 = 512, so ordinary normal draws of z give ordinary people. Five stages:
+depend on, and |z|^2 = 512, so ordinary normal draws of z give ordinary people. Six stages:
 
 1. The generator learns, supervised, the way from z to the picture.
 2. An encoder learns the way back, from a picture to its w.
@@ -13,6 +13,7 @@ depend on, and |z|^2 = 512, so ordinary normal draws of z give ordinary people. 
 4. The mapping learns the w that the encoder finds, an error in w counting what it changes in the
    picture.
 5. All three go on together, and what the landmark network sees counts too.
+6. The encoder alone goes on, now that the generator stays as it is.
 
 Everything is kept in FOLDER: rendered pictures (shards), checkpoints, the log, sheets. Run the
 same line again and it goes on where it stopped (stage 4, some minutes, starts over).
@@ -23,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import json
 import math
 import os
@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from core import cpu
 from core.alignment import ffhq_points, quads_from_points, warp
+from core.digest import digest
 from core.facemesh import crop_roi, face_detector, face_mesh, to_picture
 from core.files import atomic_write
 from core.frames import write_png
@@ -76,7 +77,8 @@ class Recipe:
     encoder_steps: int = 3_200  # stage 2
     autoencoder_steps: int = 14_000  # stage 3
     mapping_steps: int = 8_000  # stage 4
-    joint_steps: int = 7_000  # stage 5
+    joint_steps: int = 6_000  # stage 5
+    last_encoder_steps: int = 2_500  # stage 6
     seed: int = 1
     rate: float = 5e-2  # the mapping needs it: at 1e-2 it ends 1 dB lower at 32 px
     ema: float = 0.998
@@ -344,7 +346,7 @@ def train(folder: Path, recipe: Recipe, data: Pictures, held_out: Pictures) -> G
     optimiser = torch.optim.Adam(generator.parameters(), lr=recipe.rate, betas=(0.9, 0.99))
     folder.mkdir(parents=True, exist_ok=True)
     path, start = folder / "checkpoint.pt", 0
-    task = _task(
+    task = digest(
         recipe.resolution, recipe.steps, recipe.seed, recipe.rate, recipe.ema, data.normals
     )
     if (state := _restore(path, task, device)) is not None:
@@ -430,15 +432,6 @@ def _follow(average: nn.Module, module: nn.Module, step: int, decay: float = 0.9
     torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - keep)
 
 
-def _task(*parts: float | Tensor) -> str:
-    """Hash of all that a stage starts from."""
-    digest = hashlib.sha256()
-    for part in parts:
-        plain = part.detach().cpu().contiguous().numpy() if isinstance(part, Tensor) else part
-        digest.update(plain.tobytes() if isinstance(plain, np.ndarray) else repr(plain).encode())
-    return digest.hexdigest()
-
-
 def _keep(path: Path, task: str, **state: Any) -> None:
     with atomic_write(path) as temporary:
         torch.save({"task": task, **state}, temporary)
@@ -498,7 +491,7 @@ def train_encoder(
     encoder.w_avg.copy_(generator.mapping.w_avg)
     average = copy.deepcopy(encoder).eval().requires_grad_(False)
     optimiser = torch.optim.Adam(encoder.parameters(), lr=rate, betas=(0.9, 0.99))
-    start, task = 0, _task(steps, rate, data.normals, *generator.state_dict().values())
+    start, task = 0, digest(steps, rate, data.normals, *generator.state_dict().values())
     if (state := _restore(path, task, device)) is not None:
         encoder.load_state_dict(state["encoder"])
         average.load_state_dict(state["average"])
@@ -538,7 +531,8 @@ def train_encoder(
 
 def train_jointly(
     folder: Path, name: str, generator: Generator, encoder: WEncoder, data: Pictures,
-    held_out: Pictures, steps: int, rate: float, mapped: int = 0, landmarks: float = 0
+    held_out: Pictures, steps: int, rates: tuple[float, float], mapped: int = 0,
+    landmarks: float = 0
 ) -> tuple[Generator, WEncoder]:  # fmt: skip
     """Trains generator and encoder together, as an autoencoder of the rendered pictures.
 
@@ -552,7 +546,7 @@ def train_jointly(
         data: pictures.
         held_out: pictures that only the log looks at.
         steps: of 8 pictures.
-        rate: of the generator; the encoder's is a twentieth.
+        rates: Adam's, of the generator and of the encoder; at 0 the generator stays as it is.
         mapped: how many of the 8 pictures come from the mapping.
         landmarks: weight of `landmark_loss`.
 
@@ -561,12 +555,12 @@ def train_jointly(
     """
     device, size = data.points.device, generator.architecture.resolution
     path, start = folder / f"{name}.pt", 0
-    generator.requires_grad_(True).train()
+    generator.requires_grad_(rates[0] > 0).train()
     encoder.requires_grad_(True).train()
     if not mapped:
         generator.mapping.requires_grad_(False)
     both = nn.ModuleList([generator, encoder])
-    task = _task(steps, rate, mapped, landmarks, data.normals, *both.state_dict().values())
+    task = digest(steps, rates, mapped, landmarks, data.normals, *both.state_dict().values())
     mean_generator, mean_encoder = copy.deepcopy(generator), copy.deepcopy(encoder)
     average = nn.ModuleList([mean_generator, mean_encoder]).eval().requires_grad_(False)
     trained = [p for p in generator.parameters() if p.requires_grad]
@@ -582,7 +576,7 @@ def train_jointly(
     total, count = 0.0, 0
     for step in range(start, steps):
         fade = min(1, (step + 1) / 100) * _cosine(step, steps)
-        for group, base in zip(optimiser.param_groups, (rate, rate / 20), strict=True):
+        for group, base in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = base * fade
         rng = torch.Generator().manual_seed(7_000_003 + step)
         indices = torch.randint(len(data.normals), (8,), generator=rng)
@@ -672,7 +666,7 @@ def fit_mapping(
     """
     mapping, path = generator.mapping.train().requires_grad_(True), folder / "mapping.pt"
     both = (*generator.state_dict().values(), *encoder.state_dict().values())
-    task = _task(steps, rate, data.normals, *both)
+    task = digest(steps, rate, data.normals, *both)
     if (state := _restore(path, task, data.points.device)) is not None:
         mapping.load_state_dict(state["mapping"])
         return
@@ -750,12 +744,16 @@ def distill(folder: Path, recipe: Recipe) -> None:
     encoder = train_encoder(folder, generator, early, held_out, recipe.encoder_steps, 1e-3)
     generator, encoder = train_jointly(
         folder, "autoencoder", generator, encoder, data.first(recipe.autoencoder_pictures),
-        held_out, recipe.autoencoder_steps, 2e-2,
+        held_out, recipe.autoencoder_steps, (2e-2, 1e-3),
     )  # fmt: skip
     fit_mapping(folder, generator, encoder, data, held_out, recipe.mapping_steps, 4e-2)
     generator, encoder = train_jointly(
-        folder, "joint", generator, encoder, data, held_out, recipe.joint_steps, 4e-3,
-        mapped=4, landmarks=2.0,
+        folder, "joint", generator, encoder, data, held_out, recipe.joint_steps, (4e-3, 2e-4),
+        mapped=4, landmarks=5.0,
+    )  # fmt: skip
+    generator, encoder = train_jointly(
+        folder, "last_encoder", generator, encoder, data, held_out, recipe.last_encoder_steps,
+        (0, 3e-4),
     )  # fmt: skip
     write_png(folder / "pairs.png", pair_sheet(generator, held_out))
     with torch.no_grad():
