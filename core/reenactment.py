@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
@@ -83,8 +83,10 @@ class Settings:
     start: Literal["blend", "retrieval", "previous", "centre"] = "blend"
     noise: float = 0.0  # sigma of Gaussian noise on the start's coordinates
     secants: int = 4  # steps without gradients from there towards the driving keypoints
-    steps: int = 12  # of Adam at most, from a start that knows its neighbours
+    steps: int = 8  # of Adam at most, from a start that knows its neighbours
     first_steps: int = 20  # at most, from one that does not
+    # Of the solve that finds the shapes at rest. Few: what is fitted away is not left over.
+    rest_steps: int = 4
     rate: float = 0.6  # Adam's learning rate, divided by the number of anchors
     delta_rate: float = 0.3  # that of the rows' own offsets, over the rate
     tolerance: float = 2e-3  # a batch has converged when no frame's loss falls by this share
@@ -202,7 +204,7 @@ def _driving(
     landmarks: np.ndarray,
     quads: np.ndarray,
 ) -> Driving:
-    return Driving(numbers, pictures, found, cut, landmarks, quads, clip.path, clip.fps or 24.0,
+    return Driving(numbers, pictures, found, cut, landmarks, quads, clip.shown, clip.fps or 24.0,
                    (clip.width, clip.height), clip.pixel_aspect)  # fmt: skip
 
 
@@ -367,7 +369,9 @@ class _Solver:
                 noise = torch.randn(raw.shape[-1], generator=random)
                 raw[i] += self.settings.noise * noise.to(raw)
         steps = self.settings.steps
-        if any(n is None for n in near):
+        if not np.isfinite(track.rest).all():
+            steps = self.settings.rest_steps
+        elif any(n is None for n in near):
             steps = self.settings.first_steps
         weights, terms = self._optimise(driving, start, raw, steps, tick)
         alpha = weights.mean(1)
@@ -740,7 +744,8 @@ def _task(
     arrays = [getattr(driving, name) for name in _PER_FRAME]
     if previous is not None:
         arrays += [previous.numbers, previous.state, previous.codes, previous.rest]
-    return digest(character_hash, settings, *arrays, driving.pictures)
+    # With fewer frames at once, for want of memory, it is still the same task.
+    return digest(character_hash, replace(settings, batch=0), *arrays, driving.pictures)
 
 
 def _go_on(path: str | Path, track: LatentTrack) -> LatentTrack:
