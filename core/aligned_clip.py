@@ -61,7 +61,7 @@ def align_clip(
     face = track(pictures(), at=at, pixel_aspect=clip.pixel_aspect, device=device)
     if not face.found.any():
         raise NoFace(
-            f"There is no face in {clip.path}. Choose another range, or crop the plate to the "
+            f"There is no face in {clip.shown}. Choose another range, or crop the plate to the "
             "person if the face is very small."
         )
     quads = ffhq_quads(face.landmarks, clip.pixel_aspect)

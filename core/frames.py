@@ -206,6 +206,7 @@ class Clip:
         has_alpha: whether frames carry alpha (judged by the first one).
         notes: what a user should know, as sentences.
         movie: its index, if it is one.
+        title: what people know it by, where that is not its path.
     """
 
     path: str
@@ -222,6 +223,12 @@ class Clip:
     has_alpha: bool = False
     notes: tuple[str, ...] = ()
     movie: Movie | None = field(default=None, repr=False)
+    title: str = ""
+
+    @property
+    def shown(self) -> str:
+        """Its title, else its path."""
+        return self.title or self.path
 
     def file(self, number: int) -> str:
         """The file that holds frame `number`."""

@@ -62,6 +62,7 @@ def personalize(
     settings: Settings | None = None,
     base: Generator | None = None,
     encoder: nn.Module | None = None,
+    name: str | None = None,
     at: tuple[float, float] | None = None,
     device: str = "cpu",
 ) -> Character:
@@ -79,6 +80,7 @@ def personalize(
         settings: defaults to `Settings()`.
         base: generator to start from; by default the embedded one, with its encoder.
         encoder: pictures -> w of `base`; without one, anchors are found by projection.
+        name: of the character; by default NAME.
         at: a point in plate px that picks the person, where several are in the picture.
         device: torch device.
 
@@ -143,12 +145,12 @@ def personalize(
         keypoints=keypoints,
         thumbnail=thumbnail,
         info=CharacterInfo(
-            name=output.stem,
+            name=name or output.stem,
             consent={"when": _now(), "scope": SCOPE} | consent,
             base_hash=digest(*base.state_dict().values()),
             metric=metric.name,
             alignment={"framing": "ffhq", **sigmas},
-            source=clip.path,
+            source=clip.shown,
             selected=numbers[: len(chosen)],
             losses=tuned.losses,
         ),

@@ -17,7 +17,7 @@ from rich.progress import track as progress
 
 from core import frames
 from core.errors import ReenactError
-from server import demo, method_cli, models_cli
+from server import demo, method_cli, models_cli, serve_cli, tasks
 from server.reporting import Report
 
 app = typer.Typer(
@@ -27,12 +27,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(models_cli.app, name="models")
+app.add_typer(serve_cli.keys, name="keys")
+app.add_typer(serve_cli.store, name="store")
+app.command("job")(serve_cli.halt)
 for command in (
     method_cli.personalize,
     method_cli.solve,
     method_cli.render,
     method_cli.inspect,
     demo.demo,
+    serve_cli.serve,
+    serve_cli.status,
+    serve_cli.logs,
 ):
     app.command()(command)
 console = Console(highlight=False, soft_wrap=True)  # a wrapped path can't be copied
@@ -43,7 +49,7 @@ def main() -> None:
     try:
         app()
     except ReenactError as error:
-        _fail(str(error))
+        _fail(str(error), 2 if isinstance(error, tasks.BadOption) else 1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -54,12 +60,12 @@ def main() -> None:
         _fail("Too little memory. Run the same command again with a smaller --batch.")
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 1) -> NoReturn:
     if "--json" in sys.argv:
         print(json.dumps({"error": message}), flush=True)
     stderr = Console(stderr=True, highlight=False, soft_wrap=True)
     stderr.print(f"[red]reenact:[/red] {escape(message)}")
-    sys.exit(1)
+    sys.exit(code)
 
 
 @app.command()
@@ -81,7 +87,7 @@ def track(
     # Before the work, not after it.
     if sheet.suffix.lower() != ".png" or sheet.is_dir():
         raise typer.BadParameter(f"--sheet must name a .png file, not {sheet}")
-    track_clip(opened, sheet, method_cli.point(at, opened))
+    track_clip(opened, sheet, tasks.point(method_cli.point(at, opened), opened))
 
 
 def track_clip(
@@ -98,7 +104,7 @@ def track_clip(
     """
     from core import facemesh, sheets
 
-    method_cli.note_clip(clip, Report())
+    tasks.note_clip(clip, Report())
     clipped: dict[int, float] = {}
     broken: list[frames.FrameError] = []
 
@@ -115,7 +121,7 @@ def track_clip(
         progress(pictures(), "  tracking", total=len(clip.numbers), console=console),
         at=at,
         pixel_aspect=clip.pixel_aspect,
-        device=method_cli.device(),
+        device=tasks.device(),
     )
     total, with_face = len(found.numbers), int(found.found.sum())
     share = f" ({100 * with_face / total:.1f} %)" if total else ""

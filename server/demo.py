@@ -25,6 +25,7 @@ def demo(
     steps: Annotated[int, typer.Option(min=1, help="Tuning steps")] = 500,
     refine: Annotated[int, typer.Option(min=0, help="Steps on each anchor")] = 20,
     seed: Annotated[int, typer.Option(help="Another seed, other people")] = 24,
+    local: method_cli.Local = False,
     json: method_cli.Json = False,
 ) -> None:
     """Films two synthetic people, makes a character of one and lets the other drive it.
@@ -51,13 +52,13 @@ def demo(
     else:
         method_cli.personalize(
             scan=scan, output=character, count=64, steps=steps, refine=refine,
-            consent="nobody: a synthetic person", json=json,
+            consent="nobody: a synthetic person", local=local, json=json,
         )  # fmt: skip
-    method_cli.solve(plate=plate, character=character, output=latents, json=json)
+    method_cli.solve(plate=plate, character=character, output=latents, local=local, json=json)
     method_cli.render(
         latents=latents, output=str(folder / "out" / "out.####.exr"), plate=plate,
         character=character, movie=folder / "preview.mp4", sheet=folder / "sheet.png",
-        truth=truth, json=json,
+        truth=truth, local=local, json=json,
     )  # fmt: skip
 
 

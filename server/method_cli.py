@@ -1,21 +1,27 @@
-"""`reenact personalize | solve | render | inspect`: the method, from two clips to frames."""
+"""`reenact personalize | solve | render | inspect`: the method, from two clips to frames.
+
+A command hands its job to a server; with --local it does it in its own process.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from reenact import protocol
 
 from core import frames
 from core.errors import ReenactError
+from server import remote, tasks
 from server.reporting import Report
 
 if TYPE_CHECKING:  # torch loads in the commands that need it
     from core.latent_track import LatentTrack
 
 Json = Annotated[bool, typer.Option("--json", help="Lines of JSON instead of bars")]
+Local = Annotated[bool, typer.Option("--local", help="Work in this process, without a server")]
 At = Annotated[
     str | None,
     typer.Option(help="X,Y in px of the first frame of the person to follow, if several"),
@@ -28,19 +34,8 @@ Batch = Annotated[
 ]
 
 
-class NothingToRender(ReenactError):
-    """The plate has none of the track's frames."""
-
-
 class CharacterMissing(ReenactError):
     """The character that a track was solved for is not where it is looked for."""
-
-
-def device() -> str:
-    """Where the networks run."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def personalize(
@@ -68,36 +63,38 @@ def personalize(
     at: At = None,
     colour_space: ColourSpace = None,
     batch: Batch = 8,
+    local: Local = False,
     json: Json = False,
 ) -> None:
     """Makes a character of a self-scan.
 
-    What is done is kept beside OUTPUT: the same command goes on where it was stopped.
+    What is done is kept: the same command goes on where it was stopped.
     """
-    from core import personalization
-    from core.generator.encoders import load_encoder
-    from core.generator.storage import load_generator
-
     report = Report(json)
     clip = frames.open_clip(scan, colour_space=colour_space)
-    note_clip(clip, report)
-    result = personalization.personalize(
-        clip,
-        output,
-        report,
-        base=None if base is None else load_generator(base)[0],
-        encoder=None if encoder is None else load_encoder(encoder),
-        settings=personalization.Settings(count, steps, refine, metric, batch),
-        consent={"who": consent, "scope": scope or personalization.SCOPE},
-        at=point(at, clip),
-        device=device(),
-    )
+    tasks.note_clip(clip, report)
+    task = protocol.Personalize(
+        protocol.Clip(), output.stem, consent, scope or "", count, steps, refine, metric,
+        at=point(at, clip), batch=batch,
+    )  # fmt: skip
+    if local:
+        made = tasks.personalize(task, clip, output, report, base, encoder).info
+        facts = {"anchors": len(made.selected), "metric": made.metric, "last": made.losses[-1:]}
+    else:
+        with remote.connected(report) as client:
+            task = dataclasses.replace(
+                task,
+                scan=remote.clip(client, clip, report),
+                base=None if base is None else remote.file(client, base),
+                encoder=None if encoder is None else remote.file(client, encoder),
+            )
+
+            def place(name: str, number: int) -> Path:
+                return output if name == "character" else output.with_name(f"{output.stem}_{name}")
+
+            facts = remote.run(client, task, report, place)
     report.result(
-        f"{output}: {len(result.info.selected)} anchors ({result.info.metric})",
-        character=str(output),
-        anchors=len(result.info.selected),
-        metric=result.info.metric,
-        last=result.info.losses[-1:],
+        f"{output}: {facts['anchors']} anchors ({facts['metric']})", character=str(output), **facts
     )
 
 
@@ -128,52 +125,39 @@ def solve(
     at: At = None,
     colour_space: ColourSpace = None,
     batch: Batch = 8,
+    local: Local = False,
     json: Json = False,
 ) -> None:
     """Finds the character's latent code for every frame of a driving clip.
 
     Ctrl-C keeps what is done; the same command goes on.
     """
-    import dataclasses
-
-    from core import reenactment
-    from core.character import load_character
-    from core.latent_track import load_track
-
-    if preset not in ("default", "paper"):
-        raise typer.BadParameter(f"--preset must be default or paper, not {preset}")
     if handles and previous:
         raise typer.BadParameter("--previous needs no --handles: its other frames are the handles")
     report = Report(json)
     clip = frames.open_clip(plate, colour_space=colour_space)
     if handles:
         clip = frames.with_handles(clip, handles)
-    note_clip(clip, report)
-    settings = reenactment.Settings.paper() if preset == "paper" else reenactment.Settings()
-    changes: dict[str, Any] = {"batch": batch}
-    if neutral is not None:
-        changes["neutral"] = _neutral(neutral)
-    if steps is not None:
-        changes |= {"steps": steps, "first_steps": steps}
-    settings = dataclasses.replace(settings, **changes)
-    who = load_character(character)
-    size = min(reenactment.MAX_RESOLUTION, who.generator.architecture.resolution)
-    before: LatentTrack | None = None
-    with report.stage("tracking") as tick:
-        if previous is None:
-            driving = reenactment.driving_from_clip(
-                clip, at=point(at, clip), size=size, device=device(), progress=tick
+    tasks.note_clip(clip, report)
+    task = protocol.Solve(
+        protocol.Clip(), protocol.File(), None, preset, neutral or "", steps, point(at, clip), batch
+    )
+    tasks.settings(task)  # what makes no sense is said before anything is sent
+    if local:
+        from core.character import load_character
+
+        who = load_character(character)
+        facts = tasks.summarise(tasks.solve(task, clip, who, output, report, previous))
+    else:
+        with remote.connected(report) as client:
+            task = dataclasses.replace(
+                task,
+                plate=remote.clip(client, clip, report),
+                character=remote.file(client, character),
+                previous=None if previous is None else remote.file(client, previous),
             )
-        else:
-            before = load_track(previous)
-            driving = reenactment.driving_from_track(clip, before, clip.numbers, size)
-    who = dataclasses.replace(who, generator=who.generator.to(device()))
-    with report.stage("solving") as tick:
-        track = reenactment.solve(
-            who, driving, settings, path=output, previous=before, progress=tick
-        )
-    summary = summarise(track)
-    report.result(f"{output}: {_sentence(summary)}", track=str(output), **summary)
+            facts = remote.run(client, task, report, lambda name, number: output)
+    report.result(f"{output}: {_sentence(facts)}", track=str(output), **facts)
 
 
 def render(
@@ -194,6 +178,7 @@ def render(
     ] = None,
     colour_space: ColourSpace = None,
     batch: Batch = 8,
+    local: Local = False,
     json: Json = False,
 ) -> None:
     """Draws a latent track: EXR crops, or patches to merge over the plate.
@@ -201,10 +186,6 @@ def render(
     With a plate, only frames in its range are drawn: handles are not delivered. Frames that are
     already there are kept; the same command goes on after Ctrl-C.
     """
-    import numpy as np
-
-    from core import preview, rendering
-    from core.character import load_character
     from core.latent_track import load_track
 
     if "#" not in output or Path(output).suffix.lower() != ".exr":
@@ -212,48 +193,38 @@ def render(
     if plate is None and (movie or sheet):
         raise typer.BadParameter("--movie and --sheet show the driving plate too: give --plate")
     report = Report(json)
-    if character is None:
-        track = load_track(latents)
-        who = load_character(find_character(track.character, latents))
-    else:
+    track = load_track(latents)
+    character = character or find_character(track.character, latents)
+    clip = None if plate is None else frames.open_clip(plate, colour_space=colour_space)
+    known = frames.open_clip(truth) if truth else None
+    task = protocol.Render(
+        protocol.File(), protocol.File(), None, movie is not None, sheet is not None,
+        name=latents.name, batch=batch,
+    )  # fmt: skip
+    if local:
+        from core.character import load_character
+
         who = load_character(character)
         track = load_track(latents, who.hash)
-    clip = None if plate is None else frames.open_clip(plate, colour_space=colour_space)
-    who.generator.to(device())
-    rows = slice(None) if clip is None else np.isin(track.numbers, clip.numbers)
-    numbers = [int(n) for n in track.numbers[rows]]
-    if not numbers:
-        raise NothingToRender(
-            f"{plate} has none of the frames of {latents}: "
-            f"{frames.format_numbers(track.numbers.tolist())}. Choose the clip it was solved on."
-        )
-    if len(numbers) < len(track.numbers):
-        others = sorted({*track.numbers.tolist()} - {*numbers})
-        report.note(f"not in the plate, not rendered: {frames.format_numbers(others)}")
-    task = hashlib.sha256(track.smooth.tobytes() + track.quads.tobytes())
-    task.update(repr((track.character, clip and (clip.path, clip.colour_space))).encode())
-    attributes: dict[str, object] = {
-        "reenact:character": track.character,
-        "reenact:track": str(latents),
-        "reenact:consent": f"{who.info.consent.get('who', '')}",
-    }
-    with report.stage("rendering") as tick:
-        done = iter(range(1, len(numbers) + 1))
-        empty = rendering.write_frames(
-            who.generator, track.smooth[rows], track.quads[rows], numbers, output, task.hexdigest(),
-            attributes, clip, batch=batch, done=lambda number: tick(next(done), len(numbers)),
-        )  # fmt: skip
-    if empty:
-        report.note(f"no face: {frames.format_numbers(empty)} (fully transparent)")
-    known = frames.open_clip(truth) if truth else None
-    if clip is not None and sheet:
-        frames.write_png(sheet, preview.sheet(who.generator, track, clip, known))
-    if clip is not None and movie:
-        with report.stage("preview") as tick:
-            preview.movie(output, clip, numbers, movie, tick)
-    report.result(
-        f"{output}: {len(numbers)} frames", frames=len(numbers), pattern=output, empty=empty
-    )
+        numbers, empty = tasks.render(task, track, who, clip, output, report, movie, sheet, known)
+        facts = {"frames": len(numbers), "empty": empty}
+    else:
+        with remote.connected(report) as client:
+            task = dataclasses.replace(
+                task,
+                track=remote.file(client, latents),
+                character=remote.file(client, character),
+                plate=None if clip is None else remote.clip(client, clip, report),
+                truth=None if known is None else remote.clip(client, known, report),
+            )
+
+            def place(name: str, number: int) -> Path | None:
+                if name == "frame":
+                    return Path(frames.frame_path(output, number))
+                return {"preview.mp4": movie, "sheet.png": sheet}.get(name)
+
+            facts = remote.run(client, task, report, place)
+    report.result(f"{output}: {facts['frames']} frames", pattern=output, **facts)
 
 
 def inspect(
@@ -264,8 +235,6 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Says what a character or a latent track holds."""
-    import dataclasses
-
     from core.character import load_character
     from core.latent_track import load_track
 
@@ -273,7 +242,7 @@ def inspect(
     rows: list[dict[str, Any]] = []
     if file.suffix == ".latents":
         track = load_track(file)
-        facts: dict[str, Any] = summarise(track)
+        facts: dict[str, Any] = tasks.summarise(track)
         rows = frame_terms(track) if terms else []
     else:
         who = load_character(file)
@@ -312,28 +281,6 @@ def frame_terms(track: LatentTrack) -> list[dict[str, Any]]:
     ]
 
 
-def summarise(track: LatentTrack) -> dict[str, Any]:
-    """The facts about a track that a person asks for first."""
-    import numpy as np
-
-    from core.latent_track import FrameState
-
-    states = {s.name.lower(): int((track.state == s).sum()) for s in FrameState}
-    error = track.quality["keypoint_error"]
-    known = np.isfinite(error)
-    worst = int(track.numbers[known][np.argmax(error[known])]) if known.any() else None
-    return {
-        "character": track.character,
-        "source": track.source,
-        "frames": len(track.numbers),
-        "range": frames.format_numbers(track.numbers.tolist()),
-        "states": {k: v for k, v in states.items() if v},
-        "keypoint_error": round(float(np.mean(error[known])), 3) if known.any() else None,
-        "worst_frame": worst,
-        "created": track.created,
-    }
-
-
 def find_character(wanted: str, track: Path) -> Path:
     """The character file of a hash, in the track's folder or the current one.
 
@@ -356,7 +303,7 @@ def find_character(wanted: str, track: Path) -> Path:
     )
 
 
-def point(text: str | None, clip: frames.Clip) -> tuple[float, float] | None:
+def point(text: str | None, clip: frames.Clip) -> list[float] | None:
     """The point of an --at option, plate px."""
     if text is None:
         return None
@@ -364,32 +311,8 @@ def point(text: str | None, clip: frames.Clip) -> tuple[float, float] | None:
         x, y = (float(v) for v in text.split(","))
     except ValueError:
         raise typer.BadParameter(f"--at needs X,Y in plate px, not {text!r}") from None
-    if not (0 <= x < clip.width and 0 <= y < clip.height):
-        raise typer.BadParameter(f"--at {text} lies outside the plate, {clip.width}x{clip.height}")
-    return x, y
-
-
-def _neutral(text: str) -> Literal["auto"] | tuple[int, int] | None:
-    if text == "auto":
-        return "auto"
-    if text == "off":
-        return None
-    try:
-        driving, scan = (int(v) for v in text.split(":"))
-    except ValueError:
-        raise typer.BadParameter(
-            f"--neutral needs auto, off or DRIVING:SCAN, not {text!r}"
-        ) from None
-    return driving, scan
-
-
-def note_clip(clip: frames.Clip, report: Report) -> None:
-    """Says what a user should know about a clip before the work."""
-    absent = frames.missing(clip)
-    if absent:
-        report.note(f"missing frames: {frames.format_numbers(absent)}")
-    for note in clip.notes:
-        report.note(note)
+    tasks.point([x, y], clip)
+    return [x, y]
 
 
 def _sentence(summary: dict[str, Any]) -> str:

@@ -1,3 +1,27 @@
 """Shared by all tests."""
 
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
 import server  # noqa: F401  (sets torch's threads up as the command line does)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keys, server and store of the tests: nobody's real ones. The server ends with them."""
+    folder = tmp_path_factory.mktemp("home")
+    os.environ["REENACT_HOME"] = str(folder)
+    os.environ.pop("REENACT_SERVER", None)
+    yield folder
+    if (folder / "server.json").exists():
+        pid = json.loads((folder / "server.json").read_text())["pid"]
+        os.kill(pid, signal.SIGTERM)
+        until = time.monotonic() + 20
+        while (folder / "server.json").exists() and time.monotonic() < until:
+            time.sleep(0.1)

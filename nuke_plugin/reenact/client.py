@@ -1,0 +1,682 @@
+"""The client: what Nuke's nodes and pipeline scripts talk to the server with.
+
+    from reenact.client import Client
+    from reenact.protocol import Solve
+
+    with Client() as client:
+        plate = client.send_clip("/plates/shot.####.exr", range(1001, 1051))
+        character = client.send(["anna.character"])[0]
+        job = client.submit(Solve(plate, character))
+        for event in client.follow(job):
+            print(event["type"], event.get("stage"), event.get("done"))
+        print(client.collect(job, "/shots/010", "anna"))
+
+The standard library and pyzmq only; Python 3.9. Calls block until their deadline, so in Nuke they
+belong to a thread; `Pump` is the one that a GUI's timer asks for news. A client belongs to one
+thread. A server that restarts, on another port even, is found again.
+"""
+
+import contextlib
+import json
+import os
+import re
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+from types import TracebackType
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple, Type, Union
+
+import zmq
+import zmq.auth
+
+from reenact import __version__, protocol
+from reenact.protocol import CHUNK, CREDIT, FINISHED, Clip, File, ProtocolError
+
+AGAIN_SECONDS = 3.0  # without an answer, after which a request is sent once more
+HELD_AT_ONCE = 500  # files that are asked about in one request
+
+PathLike = Union[str, "os.PathLike[str]"]
+Progress = Callable[[int, int], None]  # bytes done, of how many
+
+
+class ServerError(Exception):
+    """The server refused, or a job failed: the message is a sentence for the artist.
+
+    Attributes:
+        code: one word for programs (`docs/protocol.md`).
+        detail: what a TD wants to know.
+    """
+
+    def __init__(self, code: str, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.code, self.detail = code, detail
+
+
+class NoServer(ServerError):
+    """Nobody answers."""
+
+    def __init__(self, endpoint: str, seconds: float) -> None:
+        super().__init__(
+            "no_server",
+            f"No Reenact server answers at {endpoint or 'any place'}. Start it: reenact serve.",
+            f"waited {seconds:.0f} s",
+        )
+
+
+def home() -> Path:
+    """The folder with keys and server address: REENACT_HOME, else ~/.reenact."""
+    return Path(os.environ.get("REENACT_HOME") or Path.home() / ".reenact")
+
+
+def find_server() -> Tuple[str, str]:
+    """Endpoint and public key of the server: REENACT_SERVER (`tcp://host:port`, its key being
+    `keys/server.key`), else the one that runs for this folder; empty if there is none."""
+    endpoint = os.environ.get("REENACT_SERVER", "")
+    if endpoint:
+        return endpoint, zmq.auth.load_certificate(home() / "keys" / "server.key")[0].decode()
+    try:
+        facts = json.loads((home() / "server.json").read_text())
+        return str(facts["endpoint"]), str(facts["key"])
+    except (OSError, ValueError, KeyError):
+        return "", ""
+
+
+class Client:
+    """A connection to the server.
+
+    Args:
+        name: of the program, for the server's log.
+        deadline: seconds that a call waits for its answer, through restarts of the server.
+        server: its endpoint and public key; by default what `find_server` finds.
+
+    Raises:
+        ServerError: there is no key for this user.
+    """
+
+    def __init__(
+        self, name: str = "script", deadline: float = 30.0,
+        server: Optional[Tuple[str, str]] = None,
+    ) -> None:  # fmt: skip
+        self.name, self.deadline, self.server = name, deadline, server
+        self.endpoint = ""
+        self._looked = 0.0
+        self._socket: Optional[zmq.Socket] = None
+        self._answers: Dict[str, Tuple[Any, Optional[bytes]]] = {}
+        self._asked: Dict[str, List[Any]] = {}
+        self._context = zmq.Context()
+
+    def close(self) -> None:
+        """Ends the connection; jobs go on."""
+        self._disconnect()
+        self._context.term()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:  # fmt: skip
+        self.close()
+
+    # -- requests
+
+    def hello(self) -> Dict[str, Any]:
+        """Server version, limits, device, and the characters it has."""
+        return self.ask(protocol.Hello(f"{self.name} {__version__}", [protocol.VERSION]))
+
+    def ask(self, request: protocol.Request, deadline: Optional[float] = None) -> Dict[str, Any]:
+        """One request, and its answer's body.
+
+        Raises:
+            NoServer: nobody answered before the deadline.
+            ServerError: the server refused.
+        """
+        return self._wait(self._ask(request), deadline)[0]
+
+    def submit(self, task: protocol.Task) -> str:
+        """Hands a job in; the same one twice is one job. Returns its id.
+
+        Its files must have been sent.
+
+        Raises:
+            ServerError: refused; `missing` when files are not on the server.
+        """
+        import dataclasses
+
+        kind = next(k for k, t in protocol.TASKS.items() if t is type(task))
+        job = self.ask(protocol.Submit(kind, dataclasses.asdict(task)))
+        if job["missing"]:
+            raise ServerError(
+                "missing", "The server lacks files of this job. Send them again.",
+                " ".join(job["missing"][:20]),
+            )  # fmt: skip
+        return str(job["id"])
+
+    def status(self, job: str) -> Dict[str, Any]:
+        """State, progress, and the files it has made so far."""
+        return self.ask(protocol.Status(job))
+
+    def jobs(self) -> List[Dict[str, Any]]:
+        """All jobs, the newest first."""
+        return list(self.ask(protocol.List_())["jobs"])
+
+    def cancel(self, job: str) -> None:
+        """Stops a job; what it has made stays."""
+        self.ask(protocol.Cancel(job))
+
+    def pause(self, job: str) -> None:
+        self.ask(protocol.Pause(job))
+
+    def resume(self, job: str) -> None:
+        self.ask(protocol.Resume(job))
+
+    def delete(self, job: str) -> None:
+        """Forgets a job that does not run."""
+        self.ask(protocol.Delete(job))
+
+    def events(self, job: str, after: int = 0, wait: float = 0.0) -> List[Dict[str, Any]]:
+        """Events with higher numbers; waits so many seconds for the first one."""
+        request = protocol.Events(job, after, wait)
+        return list(self._wait(self._ask(request), self.deadline + wait)[0]["events"])
+
+    def follow(self, job: str, after: int = 0) -> Iterator[Dict[str, Any]]:
+        """Events as they happen, until the job is finished or paused."""
+        over = False
+        while True:
+            events = self.events(job, after, 0.0 if over else 10.0)
+            for event in events:
+                after = event["n"]
+                if event["type"] == "state":
+                    over = event["state"] in (*FINISHED, "paused")
+                yield event
+            if not events:
+                if over:
+                    return
+                over = self.status(job)["state"] in (*FINISHED, "paused")
+
+    # -- files
+
+    def send(self, paths: Iterable[PathLike], progress: Optional[Progress] = None) -> List[File]:
+        """Uploads files that the server does not have; they go on where they were cut off.
+
+        Raises:
+            OSError: a file can't be read.
+            ServerError: refused.
+        """
+        sources = [Path(p) for p in paths]
+        total = sum(p.stat().st_size for p in sources)
+        files: List[File] = []
+        with ThreadPoolExecutor(2) as pool:
+            hashes = pool.map(protocol.file_hash, sources)
+            waiting: List[Tuple[Path, File]] = []
+            upload = _Upload(self, lambda n: progress and progress(n, total))
+            for path, (hash, size) in zip(sources, hashes):
+                if not size:
+                    raise ServerError("empty", f"{path} is empty. Write it again.")
+                files.append(File(hash, size))
+                waiting.append((path, files[-1]))
+                if len(waiting) >= 8:
+                    upload.add(waiting)
+                    waiting = []
+            upload.add(waiting)
+            upload.finish()
+        if progress:
+            progress(total, total)
+        return files
+
+    def send_clip(
+        self, pattern: PathLike, numbers: Iterable[int] = (), colour_space: Optional[str] = None,
+        progress: Optional[Progress] = None, frames: str = "",
+    ) -> Clip:  # fmt: skip
+        """Uploads a clip.
+
+        Args:
+            pattern: `shot.####.exr` or `shot.%04d.exr`, or a movie.
+            numbers: of the frames; none for a movie.
+            colour_space: of the server's OCIO config, where its default is wrong.
+            progress: see `send`.
+            frames: of a movie, the range: "1-50".
+        """
+        numbers = list(numbers)
+        paths = [frame_file(str(pattern), n) for n in numbers] or [str(pattern)]
+        suffix = Path(paths[0]).suffix.lower()
+        return Clip(
+            suffix, numbers, self.send(paths, progress), colour_space=colour_space,
+            name=str(pattern)[-protocol.MAX_TEXT :], frames=frames,
+        )  # fmt: skip
+
+    def receive(
+        self, files: Iterable[Tuple[File, PathLike]], progress: Optional[Progress] = None
+    ) -> None:
+        """Downloads files; each appears whole at its path, or not at all.
+
+        What was cut off goes on where it was.
+
+        Raises:
+            ServerError: the server does not have one, or it came damaged.
+            OSError: no space, or no rights.
+        """
+        files, done = list(files), 0
+        total = sum(file.size for file, _ in files)
+
+        def told(size: int) -> None:
+            if progress:
+                progress(done + size, total)
+
+        for file, path in files:
+            _download(self, file, Path(path), told)
+            done += file.size
+
+    def collect(
+        self,
+        job: str,
+        folder: PathLike,
+        name: str,
+        on_event: Callable[[Dict[str, Any]], None] = lambda event: None,
+    ) -> Dict[str, Any]:
+        """Downloads all that a job makes while it makes it, into a new version.
+
+        Frames become `FOLDER/NAME_vNNN/NAME_vNNN.1001.exr` with their own numbers; other files lie
+        beside them under their names. Called again for the same job it goes on in the same version.
+
+        Returns:
+            The manifest, which is also written there: `job`, `state`, `reason`, `folder`,
+            `pattern`, `frames` and `files`.
+        """
+        target = _version_for(Path(folder), name, job)
+        pattern = target / f"{target.name}.####.exr"
+        manifest: Dict[str, Any] = {
+            "job": job, "state": "", "reason": "", "folder": str(target),
+            "pattern": str(pattern), "frames": [], "files": [],
+        }  # fmt: skip
+        for event in self.follow(job):
+            if event["type"] == "file":
+                frame = event["name"] == "frame"
+                path = (
+                    Path(frame_file(str(pattern), event["number"]))
+                    if frame
+                    else (target / safe_name(event["name"], name))
+                )
+                file = File(event["hash"], event["size"])
+                if not _is_there(path, file):
+                    self.receive([(file, path)])
+                if frame and event["number"] not in manifest["frames"]:
+                    manifest["frames"].append(event["number"])
+                if str(path) not in manifest["files"]:
+                    manifest["files"].append(str(path))
+            elif event["type"] == "state":
+                manifest["state"], manifest["reason"] = event["state"], event["reason"]
+            on_event(event)
+        manifest["frames"].sort()
+        _write(target / "manifest.json", json.dumps(manifest, indent=1).encode())
+        return manifest
+
+    # -- the socket
+
+    def _connect(self) -> None:
+        endpoint, key = self.server or find_server()
+        if not endpoint:
+            return
+        socket = self._context.socket(zmq.DEALER)
+        try:
+            public, secret = zmq.auth.load_certificate(home() / "keys" / "client.key_secret")
+        except OSError:
+            raise ServerError(
+                "no_key",
+                f"There is no key for you in {home() / 'keys'}. Whoever runs the server can make "
+                "one: reenact keys add.",
+            ) from None
+        socket.curve_publickey, socket.curve_secretkey = public, secret or b""
+        socket.curve_serverkey = key.encode()
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SNDHWM, 2 * CREDIT)
+        socket.setsockopt(zmq.RCVHWM, 2 * CREDIT)
+        socket.setsockopt(zmq.MAXMSGSIZE, max(CHUNK, protocol.MAX_HEADER) + 1024)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
+        socket.connect(endpoint)
+        self._socket, self.endpoint = socket, endpoint
+
+    def _disconnect(self) -> None:
+        if self._socket is not None:
+            self._socket.close(0)
+            self._socket = None
+
+    def _ask(self, request: protocol.Request, chunk: Optional[bytes] = None) -> str:
+        """Sends a request; returns its id."""
+        id = uuid.uuid4().hex[:16]
+        parts: List[Any] = [protocol.encode(request, id)]
+        if len(parts[0]) > protocol.MAX_HEADER:
+            raise ServerError("too_large", "The request is too large. Choose a shorter range.")
+        if chunk is not None:
+            parts.append(chunk)
+        self._asked[id] = parts
+        self._post(parts)
+        return id
+
+    def _post(self, parts: List[Any]) -> None:
+        if self._socket is None or self._has_moved():
+            self._disconnect()
+            self._connect()
+        if self._socket is not None:
+            with contextlib.suppress(zmq.Again):  # not connected for long: it is sent again
+                self._socket.send_multipart(parts, zmq.DONTWAIT, copy=False)
+
+    def _has_moved(self) -> bool:
+        """Whether the server listens elsewhere now; looked up at most once a second."""
+        now = time.monotonic()
+        if self.server is not None or now - self._looked < 1:
+            return False
+        self._looked = now
+        return find_server()[0] not in ("", self.endpoint)
+
+    def _pump(self, seconds: float) -> bool:
+        """Takes in what has arrived, waiting so long for the first; whether anything has."""
+        if self._socket is None:
+            time.sleep(min(seconds, 0.2))
+            return False
+        if not self._socket.poll(int(max(seconds, 0) * 1000)):
+            return False
+        while self._socket.poll(0):
+            frames = self._socket.recv_multipart(copy=False)
+            try:
+                id, body = protocol.decode_answer(frames[0].bytes)
+            except ProtocolError as error:
+                raise ServerError(error.code, error.message, error.detail) from None
+            chunk = frames[1].bytes if len(frames) > 1 else None
+            if id in self._asked:
+                del self._asked[id]
+                self._answers[id] = body, chunk
+            elif isinstance(body, ProtocolError) and not id and body.code != "rate":
+                raise ServerError(body.code, body.message, body.detail)
+        return True
+
+    def _wait(
+        self, id: str, deadline: Optional[float] = None
+    ) -> Tuple[Dict[str, Any], Optional[bytes]]:
+        """The answer to a request, which is sent again where none comes."""
+        patience = self.deadline if deadline is None else deadline
+        start = last = time.monotonic()
+        try:
+            while id not in self._answers:
+                now = time.monotonic()
+                if now - start > patience:
+                    raise NoServer(self.endpoint or find_server()[0], now - start)
+                self._pump(min(0.5, patience))
+                if time.monotonic() - last > AGAIN_SECONDS and id in self._asked:
+                    last = time.monotonic()
+                    self._post(self._asked[id])
+        except BaseException:
+            self._asked.pop(id, None)
+            raise
+        body, chunk = self._answers.pop(id)
+        if isinstance(body, ProtocolError):
+            raise ServerError(body.code, body.message, body.detail)
+        return body, chunk
+
+    def _forget(self, id: str) -> None:
+        self._asked.pop(id, None)
+        self._answers.pop(id, None)
+
+
+class _Upload:
+    """Files on their way up, at most CREDIT chunks unanswered."""
+
+    def __init__(self, client: Client, progress: Callable[[int], Any]) -> None:
+        self.client, self.progress = client, progress
+        self.done = 0  # bytes that the server has
+        self.under_way: Dict[str, Tuple[Path, File, int]] = {}  # by request: file and offset
+
+    def add(self, files: List[Tuple[Path, File]]) -> None:
+        if not files:
+            return
+        held = self.client.ask(protocol.Held([file.hash for _, file in files]))["bytes"]
+        for (path, file), have in zip(files, held):
+            self._count(have)
+            self._send(path, file, have)
+
+    def finish(self) -> None:
+        while self.under_way:
+            self._take()
+
+    def _count(self, size: int) -> None:
+        self.done += size
+        self.progress(self.done)
+
+    def _send(self, path: Path, file: File, offset: int) -> None:
+        offset -= offset % CHUNK if offset < file.size else 0
+        if offset >= file.size:
+            return
+        with path.open("rb") as source:
+            source.seek(offset)
+            while offset < file.size:
+                while len(self.under_way) >= CREDIT:
+                    self._take()
+                chunk = source.read(CHUNK)
+                if len(chunk) != min(CHUNK, file.size - offset):
+                    raise ServerError("changed", f"{path} has changed. Send it again.")
+                request = protocol.Upload(file.hash, file.size, offset)
+                self.under_way[self.client._ask(request, chunk)] = path, file, offset
+                offset += len(chunk)
+
+    def _take(self) -> None:
+        """Waits for the oldest answer; where none comes, or chunks were lost, sends again."""
+        id = next(iter(self.under_way))
+        path, file, offset = self.under_way[id]
+        try:
+            answer, _ = self.client._wait(id, AGAIN_SECONDS)
+        except NoServer:
+            self._again({(p, f) for p, f, _ in self.under_way.values()})
+            return
+        del self.under_way[id]
+        size = min(CHUNK, file.size - offset)
+        if answer["received"] >= offset + size:
+            self._count(size)
+        else:
+            self._again({(path, file)})
+
+    def _again(self, files: Set[Tuple[Path, File]]) -> None:
+        """Forgets what is under way of some files, and goes on from where the server is."""
+        for id, (path, file, _) in list(self.under_way.items()):
+            if (path, file) in files:
+                del self.under_way[id]
+                self.client._forget(id)
+        for path, file in files:
+            (have,) = self.client.ask(protocol.Held([file.hash]))["bytes"]
+            self._send(path, file, have)
+
+
+def _download(client: Client, file: File, path: Path, progress: Callable[[int], Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{file.hash[:12]}.part")
+    for attempt in range(2):
+        with part.open("r+b" if part.exists() else "w+b") as target:
+            _fill(client, file, target, progress)
+            target.flush()
+            os.fsync(target.fileno())
+        if protocol.file_hash(part)[0] == file.hash:
+            os.replace(part, path)
+            return
+        part.unlink()  # damaged, by what was there before perhaps: once more from the start
+        if attempt == 0:
+            client.ask(protocol.Verify(file.hash))
+    raise ServerError("corrupt", f"{path.name} came damaged. Run the job again.", file.hash)
+
+
+def _fill(client: Client, file: File, target: Any, progress: Callable[[int], Any]) -> None:
+    """Writes what a partial file lacks."""
+    target.seek(0, os.SEEK_END)
+    done = min(target.tell() // CHUNK * CHUNK, file.size)
+    if target.tell() >= file.size:
+        done = file.size
+    target.truncate(done)
+    target.seek(done)
+    asked = done
+    under_way: List[str] = []
+    start = time.monotonic()
+    try:
+        while done < file.size:
+            while asked < file.size and len(under_way) < CREDIT:
+                under_way.append(client._ask(protocol.Download(file.hash, asked)))
+                asked += CHUNK
+            try:
+                _, chunk = client._wait(under_way[0], AGAIN_SECONDS)
+            except NoServer:
+                if time.monotonic() - start > client.deadline:
+                    raise
+                for id in under_way:
+                    client._forget(id)
+                under_way, asked = [], done
+                client.ask(protocol.Ping())
+                continue
+            under_way.pop(0)
+            if chunk is None or len(chunk) != min(CHUNK, file.size - done):
+                raise ServerError("corrupt", "A chunk came damaged.", file.hash)
+            target.write(chunk)
+            done += len(chunk)
+            start = time.monotonic()
+            progress(done)
+    finally:
+        for id in under_way:
+            client._forget(id)
+
+
+class Pump:
+    """Follows jobs in a thread of its own; a GUI's timer drains what has happened.
+
+    Args:
+        name: of the program.
+    """
+
+    def __init__(self, name: str = "nuke") -> None:
+        self._name = name
+        self._said: "SimpleQueue[Tuple[str, int]]" = SimpleQueue()
+        self._news: "SimpleQueue[Dict[str, Any]]" = SimpleQueue()
+        self._end = False
+        self._thread = Thread(target=self._run, daemon=True, name="reenact")
+        self._thread.start()
+
+    def watch(self, job: str, after: int = 0) -> None:
+        """Follows a job from an event number on, until it is finished."""
+        self._said.put((job, after))
+
+    def drain(self) -> List[Dict[str, Any]]:
+        """What has happened since: events with their `job`, and `{"type": "connection", "up"}`.
+        Never waits."""
+        news = []
+        with contextlib.suppress(Empty):
+            while True:
+                news.append(self._news.get_nowait())
+        return news
+
+    def close(self) -> None:
+        """Ends the thread; jobs go on."""
+        self._end = True
+        self._thread.join(5)
+
+    def _run(self) -> None:
+        watched: Dict[str, int] = {}
+        asked: Dict[str, Tuple[str, float]] = {}
+        up: Optional[bool] = None
+        with Client(self._name) as client:
+            while not self._end:
+                with contextlib.suppress(Empty):
+                    while True:
+                        job, after = self._said.get_nowait()
+                        watched[job] = after
+                now = time.monotonic()
+                for job in set(watched) - set(asked):
+                    with contextlib.suppress(ServerError):
+                        request = protocol.Events(job, watched[job], 5.0)
+                        asked[job] = client._ask(request), now
+                with contextlib.suppress(ServerError):
+                    client._pump(0.1)
+                for job, (id, when) in list(asked.items()):
+                    if id not in client._answers:
+                        if now - when > 5.0 + AGAIN_SECONDS:
+                            client._forget(id)
+                            del asked[job]
+                            up = self._connection(up, False)
+                        continue
+                    body, _ = client._answers.pop(id)
+                    del asked[job]
+                    up = self._connection(up, True)
+                    if isinstance(body, ProtocolError):
+                        del watched[job]
+                        self._news.put({"job": job, "type": "error", "code": body.code,
+                                        "message": body.message})  # fmt: skip
+                        continue
+                    for event in body["events"]:
+                        watched[job] = event["n"]
+                        self._news.put({"job": job, **event})
+                    last = body["events"][-1:] or [{}]
+                    if last[0].get("state") in FINISHED:
+                        del watched[job]
+
+    def _connection(self, before: Optional[bool], now: bool) -> bool:
+        if before is not now:
+            self._news.put({"type": "connection", "up": now})
+        return now
+
+
+# -- files on this side --------------------------------------------------------------------------
+
+
+def frame_file(pattern: str, number: int) -> str:
+    """The file of a frame: `####` or `%04d` in the pattern's last part stand for its number."""
+    folder, name = os.path.split(pattern)
+    found = re.search(r"#+|%0?(\d*)d", name)
+    if not found:
+        return pattern
+    width = len(found[0]) if found[0].startswith("#") else int(found[1] or 1)
+    return os.path.join(folder, f"{name[: found.start()]}{number:0{width}d}{name[found.end() :]}")
+
+
+def safe_name(name: str, default: str) -> str:
+    """A file name that leads nowhere else, of what a server calls its file."""
+    plain = re.sub(r"[^\w.-]", "_", os.path.basename(name)).lstrip(".")
+    return f"{default}.character" if plain == "character" else plain or default
+
+
+def _version_for(folder: Path, name: str, job: str) -> Path:
+    """A new version's folder, or the one that this job's files are in already."""
+    pattern = re.compile(re.escape(name) + r"_v(\d{3,})")
+    last = 0
+    if folder.is_dir():
+        for path in folder.iterdir():
+            found = pattern.fullmatch(path.name)
+            if found and path.is_dir():
+                last = max(last, int(found[1]))
+                with contextlib.suppress(OSError):
+                    if (path / ".job").read_text() == job:
+                        return path
+    while True:
+        last += 1
+        path = folder / f"{name}_v{last:03d}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue  # another client was quicker
+        _write(path / ".job", job.encode())
+        return path
+
+
+def _is_there(path: Path, file: File) -> bool:
+    return path.exists() and protocol.file_hash(path) == (file.hash, file.size)
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -1,0 +1,472 @@
+"""The wire between Reenact's clients and its server; `docs/protocol.md` specifies it in words.
+
+A message is one ZeroMQ frame of JSON, the header, and for `upload` and for the answer to `download`
+a second one, the chunk. Everything here is the standard library: Nuke imports it (Python 3.9).
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Tuple, Type, TypeVar, Union
+
+VERSION = 1
+CHUNK = 1 << 20  # bytes of a chunk; only the last of a file is smaller
+CREDIT = 16  # chunks under way at most, each way, per client
+MAX_HEADER = 1 << 20  # bytes
+MAX_TEXT = 4096  # characters of any text in a header
+
+HASH = re.compile(r"[0-9a-f]{64}")
+REQUEST_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
+
+# Suffixes of files that a clip may be made of, and of movies.
+STILLS = (".exr", ".dpx", ".png", ".tif", ".tiff", ".jpg", ".jpeg")
+MOVIES = (".mov", ".mp4", ".mkv", ".avi", ".m4v", ".webm")
+
+KINDS = ("personalize", "solve", "render", "frame")
+RESERVED = ("stylize", "fit_direction")  # kinds of a later version
+
+# A job waits for files, then for its turn; from every other state it can be deleted.
+STATES = ("waiting", "queued", "running", "paused", "done", "failed", "cancelled")
+FINISHED = ("done", "failed", "cancelled")
+
+
+class ProtocolError(ValueError):
+    """A message that this document does not allow.
+
+    Args:
+        code: one word for programs; see `docs/protocol.md`.
+        message: a sentence for the artist.
+        detail: what a TD wants to know.
+        id: the request's, if it could be read.
+    """
+
+    def __init__(self, code: str, message: str, detail: str = "", id: str = "") -> None:
+        super().__init__(message)
+        self.code, self.message, self.detail, self.id = code, message, detail, id
+
+
+# -- what requests speak of ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class File:
+    """A file by its content, or where the server may read it itself."""
+
+    hash: str = ""  # BLAKE2b-256, 64 hexadecimal digits
+    size: int = 0  # bytes
+    path: str = ""  # instead of both: a path under a prefix that the server's owner allowed
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip: frames, one movie, or a pattern under a prefix that the server's owner allowed."""
+
+    suffix: str = ""  # of its files, with the dot
+    numbers: List[int] = field(default_factory=list)  # of the frames; empty for a movie
+    files: List[File] = field(default_factory=list)  # one per number, or the movie
+    path: str = ""  # instead of the three
+    frames: str = ""  # limits a movie or a pattern: "1-50"
+    colour_space: Optional[str] = None  # where the default is wrong
+    name: str = ""  # what people call it; never used as a path
+
+
+@dataclass(frozen=True)
+class Personalize:
+    """Makes a character of a self-scan. Files: `character`, `selection.png`,
+    `reconstruction.png`."""
+
+    scan: Clip
+    name: str
+    who: str  # is scanned and agreed
+    scope: str = ""  # to what
+    count: int = 250
+    steps: int = 2000
+    refine: int = 60
+    metric: Optional[str] = None
+    base: Optional[File] = None
+    encoder: Optional[File] = None
+    at: Optional[List[float]] = None  # x, y in plate px
+    batch: int = 8
+
+
+@dataclass(frozen=True)
+class Solve:
+    """Solves a driving clip. File: `track.latents`."""
+
+    plate: Clip
+    character: File
+    previous: Optional[File] = None  # a track, of which only the plate's frames are solved again
+    preset: str = "default"
+    neutral: str = ""  # "auto", "off", "DRIVING:SCAN"; empty: as the preset has it
+    steps: Optional[int] = None
+    at: Optional[List[float]] = None
+    batch: int = 8
+
+
+@dataclass(frozen=True)
+class Render:
+    """Draws a track. Files: `frame` with its number, `preview.mp4`, `sheet.png`."""
+
+    track: File
+    character: File
+    plate: Optional[Clip] = None  # None: aligned crops
+    movie: bool = False
+    sheet: bool = False
+    truth: Optional[Clip] = None
+    name: str = ""  # of the track; goes into the frames' headers
+    batch: int = 8
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Draws one frame of a track at once, before any long job. File: `frame` with its number."""
+
+    track: File
+    character: File
+    number: int
+    plate: Optional[Clip] = None
+    name: str = ""
+
+
+Task = Union[Personalize, Solve, Render, Frame]
+TASKS: Dict[str, Type[Any]] = {
+    "personalize": Personalize, "solve": Solve, "render": Render, "frame": Frame
+}  # fmt: skip
+
+
+# -- requests and their answers ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Hello:
+    client: str  # name and version, for the log
+    versions: List[int]  # of this protocol that the client speaks
+
+
+@dataclass(frozen=True)
+class Ping:
+    pass
+
+
+@dataclass(frozen=True)
+class Submit:
+    kind: str
+    task: Dict[str, Any]  # of `TASKS[kind]`
+
+
+@dataclass(frozen=True)
+class Status:
+    job: str
+
+
+@dataclass(frozen=True)
+class List_:
+    pass
+
+
+@dataclass(frozen=True)
+class Events:
+    job: str
+    after: int = 0  # the last number that the client knows
+    wait: float = 0.0  # seconds that the server may wait for news, at most 30
+
+
+@dataclass(frozen=True)
+class Cancel:
+    job: str
+
+
+@dataclass(frozen=True)
+class Pause:
+    job: str
+
+
+@dataclass(frozen=True)
+class Resume:
+    job: str
+
+
+@dataclass(frozen=True)
+class Delete:
+    job: str
+
+
+@dataclass(frozen=True)
+class Held:
+    """Asks how many bytes of some files the server has."""
+
+    hashes: List[str]
+
+
+@dataclass(frozen=True)
+class Upload:
+    hash: str
+    size: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Download:
+    """Asks for one chunk."""
+
+    hash: str
+    offset: int
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Has the server read a file again, and drop it if it is damaged."""
+
+    hash: str
+
+
+@dataclass(frozen=True)
+class Health:
+    pass
+
+
+REQUESTS: Dict[str, Type[Any]] = {
+    "hello": Hello, "ping": Ping, "submit": Submit, "status": Status, "list": List_,
+    "events": Events, "cancel": Cancel, "pause": Pause, "resume": Resume, "delete": Delete,
+    "held": Held, "upload": Upload, "download": Download, "verify": Verify,
+    "health": Health,
+}  # fmt: skip
+Request = Union[
+    Hello, Ping, Submit, Status, List_, Events, Cancel, Pause, Resume, Delete, Held, Upload,
+    Download, Verify, Health,
+]  # fmt: skip
+NAMES = {kind: name for name, kind in REQUESTS.items()}
+
+
+def encode(request: Request, id: str) -> bytes:
+    """The header of a request."""
+    body = dataclasses.asdict(request)
+    return _dump({"reenact": VERSION, "type": NAMES[type(request)], "id": id, "body": body})
+
+
+def encode_answer(id: str, body: Dict[str, Any]) -> bytes:
+    """The header of an answer."""
+    return _dump({"reenact": VERSION, "type": "answer", "id": id, "body": body})
+
+
+def encode_error(error: ProtocolError) -> bytes:
+    """The header of a refusal."""
+    body = {"code": error.code, "message": error.message, "detail": error.detail}
+    return _dump({"reenact": VERSION, "type": "error", "id": error.id, "body": body})
+
+
+def decode(header: bytes) -> Tuple[str, Request]:
+    """The id of a request, and the request.
+
+    Raises:
+        ProtocolError: `version`, `too_large` or `malformed`.
+    """
+    kind, id, body = _open(header)
+    if not id:
+        raise ProtocolError("malformed", _WRONG, "no valid id")
+    if kind not in REQUESTS:
+        raise ProtocolError("malformed", _WRONG, f"no request is called {kind[:40]!r}", id)
+    try:
+        return id, build(REQUESTS[kind], body)
+    except ProtocolError as error:
+        error.id = id
+        raise
+
+
+def decode_answer(header: bytes) -> Tuple[str, Union[Dict[str, Any], ProtocolError]]:
+    """The id of an answer, and its body, or the error that it is.
+
+    The id is empty where the server could not read the request's.
+
+    Raises:
+        ProtocolError: it is neither.
+    """
+    kind, id, body = _open(header)
+    if kind == "answer":
+        return id, body
+    if kind != "error":
+        raise ProtocolError("malformed", _WRONG, f"an answer of type {kind[:40]!r}", id)
+    texts = [body.get(name) for name in ("code", "message", "detail")]
+    if not all(isinstance(t, str) for t in texts):
+        raise ProtocolError("malformed", _WRONG, "an error without code, message or detail", id)
+    code, message, detail = typing.cast("List[str]", texts)
+    return id, ProtocolError(code, message, detail, id)
+
+
+def read_task(submit: Submit) -> Task:
+    """The task of a `submit`, checked.
+
+    Raises:
+        ProtocolError: `unknown_kind`, `malformed`, or `bad_value`.
+    """
+    if submit.kind in RESERVED:
+        raise ProtocolError(
+            "unknown_kind", "This version of the server can't do that yet. Update it.", submit.kind
+        )
+    if submit.kind not in TASKS:
+        raise ProtocolError("unknown_kind", _WRONG, f"no kind of job is called {submit.kind!r}")
+    task: Task = build(TASKS[submit.kind], submit.task)
+    for name, part in parts(task):
+        where = f"{submit.kind}.{name}"
+        if isinstance(part, File):
+            _check_file(part, where)
+        else:
+            _check_clip(part, where)
+    for name in ("count", "steps", "batch"):
+        value = getattr(task, name, None)
+        if value is not None and not 1 <= value <= 1_000_000:
+            raise ProtocolError("bad_value", f"{name} must be 1 to 1000000, not {value}.")
+    at = getattr(task, "at", None)
+    if at is not None and len(at) != 2:
+        raise ProtocolError("bad_value", f"at must be x and y, not {len(at)} numbers.")
+    return task
+
+
+def parts(task: Task) -> List[Tuple[str, Union[File, Clip]]]:
+    """The files and clips that a task names, by their fields' names."""
+    fields = [(f.name, getattr(task, f.name)) for f in dataclasses.fields(task)]
+    return [(name, value) for name, value in fields if isinstance(value, (File, Clip))]
+
+
+def files(task: Task) -> List[File]:
+    """The files that a task names by content, each once."""
+    found: Dict[str, File] = {}
+    for _, part in parts(task):
+        for file in [part] if isinstance(part, File) else part.files:
+            if file.hash:
+                found[file.hash] = file
+    return list(found.values())
+
+
+def task_key(kind: str, task: Task) -> str:
+    """A hash of what is asked for: two requests with the same one have the same result."""
+    plain = json.dumps([kind, dataclasses.asdict(task)], sort_keys=True)
+    return hashlib.blake2b(plain.encode(), digest_size=32).hexdigest()
+
+
+# -- JSON to dataclasses -------------------------------------------------------------------------
+
+_WRONG = "The server was sent something that it can't read. Update the plugin or the server."
+T = TypeVar("T")
+
+
+def _dump(value: Dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _open(header: bytes) -> Tuple[str, str, Dict[str, Any]]:
+    if len(header) > MAX_HEADER:
+        raise ProtocolError(
+            "too_large", f"The request is too large: {len(header)} bytes, limit {MAX_HEADER}."
+        )
+    try:
+        value = json.loads(header.decode(), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError("malformed", _WRONG, f"no JSON: {str(error)[:200]}") from None
+    if not isinstance(value, dict):
+        raise ProtocolError("malformed", _WRONG, "the header is no object")
+    id = value.get("id")
+    if not isinstance(id, str) or not REQUEST_ID.fullmatch(id):
+        id = ""
+    version, kind, body = value.get("reenact"), value.get("type"), value.get("body")
+    if version != VERSION:
+        older = "plugin" if isinstance(version, int) and version < VERSION else "server"
+        raise ProtocolError(
+            "version",
+            f"Plugin and server don't speak the same protocol. Update the {older}.",
+            f"protocol {VERSION} here, {str(version)[:20]} there",
+            id,
+        )
+    if not isinstance(kind, str) or not isinstance(body, dict):
+        raise ProtocolError("malformed", _WRONG, "type or body is missing", id)
+    return kind, id, body
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def build(kind: Type[T], value: Any, where: str = "") -> T:
+    """A dataclass of plain JSON values, every field of the type that it declares.
+
+    Raises:
+        ProtocolError: `malformed`.
+    """
+    if not isinstance(value, dict):
+        raise ProtocolError("malformed", _WRONG, f"{where or kind.__name__} is no object")
+    hints = typing.get_type_hints(kind)
+    if unknown := set(value) - set(hints):
+        raise ProtocolError("malformed", _WRONG, f"{where}: unknown {sorted(unknown)[0][:40]!r}")
+    made = {name: _typed(hints[name], v, f"{where}.{name}") for name, v in value.items()}
+    try:
+        return kind(**made)
+    except TypeError as error:
+        raise ProtocolError("malformed", _WRONG, f"{where or kind.__name__}: {error}") from None
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Union:  # Optional
+        return None if value is None else _typed(arguments[0], value, where)
+    if origin is list and isinstance(value, list):
+        return [_typed(arguments[0], v, where) for v in value]
+    if origin is dict and isinstance(value, dict):
+        return value
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast("Type[Any]", hint), value, where)
+    if hint is float and type(value) is int and abs(value) < 2**53:
+        return float(value)
+    if type(value) is hint:
+        if hint is str and len(value) > MAX_TEXT:
+            raise ProtocolError("malformed", _WRONG, f"{where} is longer than {MAX_TEXT}")
+        if hint is int and abs(value) >= 2**53:
+            raise ProtocolError("malformed", _WRONG, f"{where} is too large a number")
+        return value
+    raise ProtocolError("malformed", _WRONG, f"{where} is {type(value).__name__}")
+
+
+def _check_file(file: File, where: str) -> None:
+    if bool(file.path) == bool(file.hash):
+        raise ProtocolError("malformed", _WRONG, f"{where} needs a hash or a path")
+    if file.hash and not (HASH.fullmatch(file.hash) and file.size > 0):
+        raise ProtocolError("malformed", _WRONG, f"{where}: hash or size")
+
+
+def _check_clip(clip: Clip, where: str) -> None:
+    if bool(clip.path) == bool(clip.files):
+        raise ProtocolError("malformed", _WRONG, f"{where} needs files or a path")
+    if clip.frames and not re.fullmatch(r"\d{1,9}(-\d{1,9})?", clip.frames):
+        raise ProtocolError("malformed", _WRONG, f"{where}: frames must be like 1-50")
+    if clip.path:
+        return
+    for file in clip.files:
+        _check_file(file, where)
+        if file.path:
+            raise ProtocolError("malformed", _WRONG, f"{where}: a path among files")
+    if clip.numbers:
+        distinct = len(set(clip.numbers)) == len(clip.numbers) == len(clip.files)
+        if not distinct or not all(0 <= n <= 10**9 for n in clip.numbers):
+            raise ProtocolError("malformed", _WRONG, f"{where}: one number for each file")
+    elif len(clip.files) != 1:
+        raise ProtocolError("malformed", _WRONG, f"{where}: a movie is one file")
+    if clip.suffix not in (STILLS if clip.numbers else MOVIES + STILLS):
+        raise ProtocolError(
+            "bad_value", f"{clip.suffix[:20] or 'That'} is no kind of file that clips are made of."
+        )
+
+
+def file_hash(path: Any) -> Tuple[str, int]:
+    """Hash and size of a file.
+
+    Raises:
+        OSError: what the file system said.
+    """
+    sha, size = hashlib.blake2b(digest_size=32), 0
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK):
+            sha.update(chunk)
+            size += len(chunk)
+    return sha.hexdigest(), size

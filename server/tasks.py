@@ -1,0 +1,256 @@
+"""What the jobs do, in whichever process: the command line's own, or a worker of the server.
+
+Each is safe to run again in the same place: what an earlier run finished is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from reenact import protocol
+
+from core import frames
+from core.digest import digest
+from core.errors import ReenactError
+
+if TYPE_CHECKING:  # torch loads when a task runs
+    from core.character import Character
+    from core.latent_track import LatentTrack
+    from core.personalization import Report
+
+
+class NothingToRender(ReenactError):
+    """The plate has none of the track's frames."""
+
+
+class NotInTrack(ReenactError):
+    """A frame that the track does not have."""
+
+
+class BadOption(ReenactError):
+    """A setting that makes no sense; the message says which do."""
+
+
+def device() -> str:
+    """Where the networks run."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def personalize(
+    task: protocol.Personalize,
+    scan: frames.Clip,
+    output: Path,
+    report: Report,
+    base: Path | None = None,
+    encoder: Path | None = None,
+) -> Character:
+    """Makes a character; its pictures come beside it, and its work folder while it is made."""
+    from core import personalization
+    from core.generator.encoders import load_encoder
+    from core.generator.storage import load_generator
+
+    return personalization.personalize(
+        scan,
+        output,
+        report,
+        base=None if base is None else load_generator(base)[0],
+        encoder=None if encoder is None else load_encoder(encoder),
+        settings=personalization.Settings(
+            task.count, task.steps, task.refine, task.metric, task.batch
+        ),
+        consent={"who": task.who, "scope": task.scope or personalization.SCOPE},
+        name=task.name,
+        at=point(task.at, scan),
+        device=device(),
+    )
+
+
+def solve(
+    task: protocol.Solve,
+    plate: frames.Clip,
+    character: Character,
+    output: Path,
+    report: Report,
+    previous: Path | None = None,
+) -> LatentTrack:
+    """Solves a shot; the partial track lies at the output while it is solved."""
+    from core import reenactment
+    from core.latent_track import load_track
+
+    size = min(reenactment.MAX_RESOLUTION, character.generator.architecture.resolution)
+    before: LatentTrack | None = None
+    with report.stage("tracking") as tick:
+        if previous is None:
+            driving = reenactment.driving_from_clip(
+                plate, at=point(task.at, plate), size=size, device=device(), progress=tick
+            )
+        else:
+            before = load_track(previous)
+            driving = reenactment.driving_from_track(plate, before, plate.numbers, size)
+    who = dataclasses.replace(character, generator=character.generator.to(device()))
+    with report.stage("solving") as tick:
+        return reenactment.solve(
+            who, driving, settings(task), path=output, previous=before, progress=tick
+        )
+
+
+def render(
+    task: protocol.Render,
+    track: LatentTrack,
+    character: Character,
+    plate: frames.Clip | None,
+    pattern: str,
+    report: Report,
+    movie: Path | None = None,
+    sheet: Path | None = None,
+    truth: frames.Clip | None = None,
+    done: Callable[[int], None] = lambda number: None,
+) -> tuple[list[int], list[int]]:
+    """Draws a track; `done` is told each frame's number once its file is there.
+
+    Returns:
+        The frames, and those of them in which no face could be placed.
+    """
+    import numpy as np
+
+    from core import preview
+
+    numbers = [int(n) for n in track.numbers]
+    if plate is not None:
+        numbers = [n for n in numbers if n in set(plate.numbers)]
+    if not numbers:
+        raise NothingToRender(
+            f"The plate has none of the frames of the track, "
+            f"{frames.format_numbers(track.numbers.tolist())}. Choose the clip it was solved on."
+        )
+    if len(numbers) < len(track.numbers):
+        others = sorted({*track.numbers.tolist()} - {*numbers})
+        report.note(f"not in the plate, not rendered: {frames.format_numbers(others)}")
+    rows = np.isin(track.numbers, numbers)
+    with report.stage("rendering") as tick:
+        written = 0
+
+        def one_more(number: int) -> None:
+            nonlocal written
+            written += 1
+            done(number)
+            tick(written, len(numbers))
+
+        empty = _write(track, rows, character, plate, pattern, task.name, task.batch, one_more)
+    if empty:
+        report.note(f"no face: {frames.format_numbers(empty)} (fully transparent)")
+    if plate is not None and sheet:
+        frames.write_png(sheet, preview.sheet(character.generator, track, plate, truth))
+    if plate is not None and movie:
+        with report.stage("preview") as tick:
+            preview.movie(pattern, plate, numbers, movie, tick)
+    return numbers, empty
+
+
+def frame(
+    task: protocol.Frame,
+    track: LatentTrack,
+    character: Character,
+    plate: frames.Clip | None,
+    pattern: str,
+) -> None:
+    """Draws one frame of a track."""
+    rows = track.numbers == task.number
+    if not rows.any() or (plate is not None and task.number not in plate.numbers):
+        raise NotInTrack(
+            f"Frame {task.number} is not in the {'plate' if rows.any() else 'track'}. The track "
+            f"has {frames.format_numbers(track.numbers.tolist())}."
+        )
+    _write(track, rows, character, plate, pattern, task.name, 1, lambda number: None)
+
+
+def _write(
+    track: LatentTrack, rows: Any, character: Character, plate: frames.Clip | None, pattern: str,
+    name: str, batch: int, done: Callable[[int], None],
+) -> list[int]:  # fmt: skip
+    from core import rendering
+
+    character.generator.to(device())
+    where = plate and (plate.shown, plate.colour_space)
+    attributes: dict[str, object] = {
+        "reenact:character": track.character,
+        "reenact:track": name,
+        "reenact:consent": f"{character.info.consent.get('who', '')}",
+    }
+    return rendering.write_frames(
+        character.generator, track.smooth[rows], track.quads[rows],
+        [int(n) for n in track.numbers[rows]], pattern,
+        digest(track.smooth, track.quads, track.character, where), attributes, plate,
+        batch=batch, done=done,
+    )  # fmt: skip
+
+
+def point(at: list[float] | None, clip: frames.Clip) -> tuple[float, float] | None:
+    """The point that picks a person, plate px, checked."""
+    if at is None:
+        return None
+    x, y = at
+    if not (0 <= x < clip.width and 0 <= y < clip.height):
+        raise BadOption(f"at {x:g},{y:g} lies outside the plate, {clip.width}x{clip.height}.")
+    return x, y
+
+
+def settings(task: protocol.Solve) -> Any:
+    """`core.reenactment.Settings` of a task."""
+    from core.reenactment import Settings
+
+    if task.preset not in ("default", "paper"):
+        raise BadOption(f"The preset must be default or paper, not {task.preset}.")
+    changes: dict[str, Any] = {"batch": task.batch}
+    if task.neutral:
+        changes["neutral"] = _neutral(task.neutral)
+    if task.steps is not None:
+        changes |= {"steps": task.steps, "first_steps": task.steps}
+    plain = Settings.paper() if task.preset == "paper" else Settings()
+    return dataclasses.replace(plain, **changes)
+
+
+def _neutral(text: str) -> Literal["auto"] | tuple[int, int] | None:
+    if text in ("auto", "off"):
+        return "auto" if text == "auto" else None
+    try:
+        driving, scan = (int(v) for v in text.split(":"))
+    except ValueError:
+        raise BadOption(f"neutral must be auto, off or DRIVING:SCAN, not {text}.") from None
+    return driving, scan
+
+
+def summarise(track: LatentTrack) -> dict[str, Any]:
+    """The facts about a track that a person asks for first."""
+    import numpy as np
+
+    from core.latent_track import FrameState
+
+    states = {s.name.lower(): int((track.state == s).sum()) for s in FrameState}
+    error = track.quality["keypoint_error"]
+    known = np.isfinite(error)
+    worst = int(track.numbers[known][np.argmax(error[known])]) if known.any() else None
+    return {
+        "character": track.character,
+        "source": track.source,
+        "frames": len(track.numbers),
+        "range": frames.format_numbers(track.numbers.tolist()),
+        "states": {k: v for k, v in states.items() if v},
+        "keypoint_error": round(float(np.mean(error[known])), 3) if known.any() else None,
+        "worst_frame": worst,
+        "created": track.created,
+    }
+
+
+def note_clip(clip: frames.Clip, report: Report) -> None:
+    """Says what a user should know about a clip before the work."""
+    absent = frames.missing(clip)
+    if absent:
+        report.note(f"missing frames: {frames.format_numbers(absent)}")
+    for note in clip.notes:
+        report.note(note)
