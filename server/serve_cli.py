@@ -115,7 +115,7 @@ def _table(client: Client, before: dict[str, tuple[float, float]]) -> Group:
         f"{health['clients']} clients, device {health['device'] or 'not used yet'}, "
         f"store {health['store_bytes'] / 2**30:.2f} of {health['store_limit'] / 2**30:.0f} GiB"
     )
-    if health.get("gpu"):
+    if health["gpu"]:
         said += f", GPU memory {health['gpu']}"
     return Group(Text(said), table)
 

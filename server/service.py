@@ -44,6 +44,7 @@ LANES = {"long": ("personalize", "solve", "render"), "live": ("frame",)}
 DEATHS = 3  # of a worker at one place before its job fails
 CLIENT_SECONDS = 60.0  # of silence, after which a client counts as gone
 STOP_SECONDS = 60.0  # that workers have to stop in
+UPLOAD_SECONDS = 600.0  # of silence, after which no room is kept for an upload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +114,9 @@ class Disk:
         if file_path(self.root, request.hash).exists():
             return request.size, False
         upload = self._open(request.hash)
+        if upload.received >= request.size:  # whole, but a crash kept it from its place
+            self._drop(request.hash)
+            upload = self._open(request.hash)
         if request.offset != upload.received:
             return upload.received, False
         try:
@@ -196,7 +200,7 @@ class Worker:
     def _listen(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            message = json.loads(line)
+            message = json.loads(line, parse_constant=lambda name: None)  # a loss that is NaN
             self._post(lambda message=message: self._told(self, message))  # type: ignore[misc]
         self.process.wait()
         self._post(lambda: self._gone(self))
@@ -241,6 +245,15 @@ class Peer:
 
 
 @dataclasses.dataclass
+class _Arriving:
+    """An upload that is not whole."""
+
+    size: int
+    left: int  # bytes, for which room is kept
+    seen: float  # monotonic seconds
+
+
+@dataclasses.dataclass
 class _Wait:
     identity: bytes
     id: str
@@ -273,13 +286,13 @@ class Service:
         home.make_keys(folder)
         self.store = Store(folder / "store", self.limits.store_bytes)
         self.started = self.busy = time.monotonic()
-        self.device = ""
+        self.device = self.gpu = ""
         self._tidied = 0.0
         self._stop = False
         self._workers: dict[str, Worker] = {}
         self._peers: dict[bytes, Peer] = {}
         self._waits: dict[str, list[_Wait]] = collections.defaultdict(list)
-        self._reserved: dict[str, int] = {}  # bytes of uploads that are not whole
+        self._arriving: dict[str, _Arriving] = {}
         self._mail: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._books: collections.deque[Callable[[], None]] = collections.deque()
         self._allowed: dict[str, str] = {}
@@ -372,6 +385,10 @@ class Service:
         if now - self._tidied > 10:
             self._tidied = now
             self.store.reserve()
+            for hash, arriving in list(self._arriving.items()):
+                if now - arriving.seen > UPLOAD_SECONDS:
+                    del self._arriving[hash]
+            self.store.drop_partial(keep=self._arriving)
         if self._peers or any(w.job for w in self._workers.values()):
             self.busy = now
         if self.idle_exit is not None and now - self.busy > self.idle_exit:
@@ -442,11 +459,21 @@ class Service:
             self._refuse(identity, id, "store_full", str(error))
         except sqlite3.OperationalError as error:
             self._refuse(identity, id, "no_space", "The server's disk is full.", str(error))
+        except Exception as error:  # no client's message ends the server
+            log.exception("a request went wrong inside", extra={"facts": {"key": who}})
+            self._refuse(
+                identity, id, "internal", "Something went wrong inside the server; see its log.",
+                repr(error)[:300],
+            )  # fmt: skip
 
     def _refuse(self, identity: bytes, id: str, code: str, said: str, detail: str = "") -> None:
         self._send(identity, protocol.encode_error(ProtocolError(code, said, detail, id)))
 
     def _send(self, identity: bytes, header: bytes, chunk: bytes | None = None) -> None:
+        if len(header) > protocol.MAX_HEADER:
+            id = json.loads(header)["id"]
+            self._refuse(identity, id, "too_large", "The answer is too large to be sent.")
+            return
         parts = [identity, header] if chunk is None else [identity, header, chunk]
         # Who is gone, or does not read, asks again if it still wants the answer.
         with contextlib.suppress(zmq.ZMQError):
@@ -501,7 +528,7 @@ class Service:
             case protocol.Status():
                 job = self.store.job(request.job)
                 return {
-                    **_public(job), "task": job.task,
+                    **_public(job),
                     "missing": self.store.missing(job.id), "files": self.store.results(job.id),
                 }  # fmt: skip
             case protocol.Events():
@@ -538,7 +565,7 @@ class Service:
             )
         log.info("hello", extra={"facts": {"client": request.client[:100], "key": peer.who}})
         characters = [
-            {"name": job.task["name"], "who": job.task["who"], "hash": f["hash"],
+            {"name": job.task["name"][:200], "who": job.task["who"][:200], "hash": f["hash"],
              "size": f["size"]}
             for job in self.store.jobs() if job.kind == "personalize" and job.state == "done"
             for f in self.store.results(job.id) if f["name"] == "character"
@@ -562,6 +589,7 @@ class Service:
             "workers": {w.lane: {"pid": w.process.pid, "job": w.job}
                         for w in self._workers.values()},
             "device": self.device,
+            "gpu": self.gpu,
             "store_bytes": self.store.used(),
             "store_limit": self.limits.store_bytes,
         }  # fmt: skip
@@ -580,6 +608,8 @@ class Service:
                 seen += self._look_at(part.path)
         for file in protocol.files(task):
             self._check_size(file.size)
+            if self.store.has(file.hash) and self.store.received(file.hash) != file.size:
+                raise ProtocolError("bad_value", "A file's size is wrong.", file.hash)
         known = self.store.known(request.kind, task, seen)
         if known is None and self.store.unfinished() >= self.limits.jobs:
             raise ProtocolError(
@@ -687,11 +717,14 @@ class Service:
         if not 0 <= offset < size or offset % CHUNK or len(chunk) != min(CHUNK, size - offset):
             raise ProtocolError("malformed", "A chunk is not where, or not what it should be.")
         self._begin_chunk(peer)
-        if request.hash not in self._reserved:
-            self.store.make_room(size + sum(self._reserved.values()))
-            self._reserved[request.hash] = size
-        elif self._reserved[request.hash] != size:
-            raise ProtocolError("malformed", "A file has two sizes.")
+        arriving = self._arriving.get(request.hash)
+        if arriving is None:
+            left = size - self.store.received(request.hash)
+            self.store.make_room(left + sum(a.left for a in self._arriving.values()))
+            self._arriving[request.hash] = arriving = _Arriving(size, left, 0)
+        elif arriving.size != size:
+            raise ProtocolError("bad_value", "A file's size is wrong.", request.hash)
+        arriving.seen = time.monotonic()
         peer.under_way += 1
 
         def work() -> Callable[[], None]:
@@ -703,15 +736,16 @@ class Service:
 
         def done(received: int, whole: bool) -> None:
             peer.under_way -= 1
+            arriving.left = size - received
             if received >= size:
-                self._reserved.pop(request.hash, None)
+                self._arriving.pop(request.hash, None)
             if whole:
                 self._books.append(lambda: self._arrived(request.hash, size))
             self._send(identity, protocol.encode_answer(id, {"received": received}))
 
         def failed(error: OSError | ProtocolError) -> None:
             peer.under_way -= 1
-            self._reserved.pop(request.hash, None)
+            self._arriving.pop(request.hash, None)
             if isinstance(error, ProtocolError):
                 error.id = id
                 self._send(identity, protocol.encode_error(error))
@@ -776,7 +810,8 @@ class Service:
                 self._books.append(lambda: self.store.forget(request.hash))
             self._send(identity, protocol.encode_answer(id, {"whole": whole}))
 
-        self.disk.queue.put(work)
+        # Not in the disk's thread: a large file would hold up every chunk.
+        threading.Thread(target=lambda: self._post(work()), daemon=True).start()
         return None
 
     def _begin_chunk(self, peer: Peer) -> None:
@@ -818,6 +853,7 @@ class Service:
             case "progress":
                 share = message["done"] / message["total"] if message["total"] else 0
                 worker.place = f"{message['stage']} {int(20 * share)}"
+                self.gpu = message.pop("gpu")
                 self.store.event(job, type, message)
             case "file":
                 self.store.result(

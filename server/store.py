@@ -29,6 +29,8 @@ from reenact.protocol import FINISHED, ProtocolError, file_hash
 from core.errors import ReenactError
 
 SCHEMA = 1
+EVENT_BYTES = 1 << 19  # of one answer with events, about
+PARTIAL_SECONDS = 7 * 86_400.0  # that an upload which nobody goes on with is kept
 RESERVE = 2 << 20  # bytes set aside, so that a full disk can be written down
 PROGRESS_KEPT = 2000  # events of a job; older progress is dropped, all else stays
 
@@ -243,7 +245,8 @@ class Store:
         if row is not None:
             return int(row["size"])
         try:
-            return (self.root / "partial" / hash).stat().st_size
+            size = (self.root / "partial" / hash).stat().st_size
+            return max(size - 1, 0) // protocol.CHUNK * protocol.CHUNK  # the last is never in vain
         except FileNotFoundError:
             return 0
 
@@ -258,6 +261,14 @@ class Store:
         """Bytes of all files, uploads included."""
         (total,) = self.db.execute("SELECT COALESCE(SUM(size), 0) FROM files").fetchone()
         return int(total) + sum(p.stat().st_size for p in (self.root / "partial").iterdir())
+
+    def drop_partial(self, keep: Iterable[str]) -> None:
+        """Removes uploads that nobody has gone on with for long."""
+        for path in (self.root / "partial").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                old = time.time() - path.stat().st_mtime > PARTIAL_SECONDS
+                if old and path.name not in keep:
+                    path.unlink()
 
     def make_room(self, size: int) -> None:
         """Sees to it that a file of so many bytes fits into the budget.
@@ -306,7 +317,10 @@ class Store:
         with self._transaction():
             self.db.execute("DELETE FROM files WHERE hash=?", (hash,))
             file_path(self.root, hash).unlink(missing_ok=True)
-            makers = self.db.execute("SELECT job FROM results WHERE hash=?", (hash,)).fetchall()
+            makers = self.db.execute(
+                "SELECT DISTINCT id FROM jobs JOIN results ON job=id WHERE hash=? AND state='done'",
+                (hash,),
+            ).fetchall()
             self.db.execute("DELETE FROM results WHERE hash=?", (hash,))
             for (id,) in makers:
                 self._set_state(id, "waiting" if self.missing(id) else "queued")
@@ -478,15 +492,21 @@ class Store:
             self._event(id, "file", body)
 
     def events(self, id: str, after: int, most: int = 500) -> list[dict[str, Any]]:
-        """Events with a higher number, in order, at most so many."""
+        """Events with a higher number, in order, at most so many, and few where they are long."""
         rows = self.db.execute(
             "SELECT n, time, type, body FROM events WHERE job=? AND n>? ORDER BY n LIMIT ?",
             (id, after, most),
         )
-        return [
-            {"n": r["n"], "time": r["time"], "type": r["type"], **json.loads(r["body"])}
-            for r in rows
-        ]
+        found: list[dict[str, Any]] = []
+        length = 0
+        for r in rows:
+            length += len(r["body"]) + 100
+            if found and length > EVENT_BYTES:
+                break
+            found.append(
+                {"n": r["n"], "time": r["time"], "type": r["type"], **json.loads(r["body"])}
+            )
+        return found
 
     def results(self, id: str) -> list[dict[str, Any]]:
         """The files that a job has made so far."""

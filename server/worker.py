@@ -114,11 +114,24 @@ class EventReport:
             now = time.monotonic()
             if now - last >= TOLD_SECONDS or done >= total:
                 last = now
-                self.front.tell("progress", stage=title, done=done, total=total, figures=figures)
+                self.front.tell(
+                    "progress", stage=title, done=done, total=total, figures=figures,
+                    gpu=gpu_memory(),
+                )  # fmt: skip
 
         self.front.check()
-        self.front.tell("progress", stage=title, done=0, total=0, figures={})
+        self.front.tell("progress", stage=title, done=0, total=0, figures={}, gpu=gpu_memory())
         yield tick
+
+
+def gpu_memory() -> str:
+    """What is in use of the GPU's memory, in words; empty without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    free, total = torch.cuda.mem_get_info()
+    return f"{(total - free) / 2**30:.1f} of {total / 2**30:.1f} GiB"
 
 
 class Characters:
@@ -275,10 +288,10 @@ def work(root: Path, front: Front) -> None:
                 front.tell("no_space", message=str(error))
                 continue
             if isinstance(error, OSError):
-                front.tell("log", text=traceback.format_exc())
+                front.tell("log", text=traceback.format_exc()[-20_000:])
             front.tell("failed", message=str(error))
         except (Exception, MemoryError) as error:
-            front.tell("log", text=traceback.format_exc())
+            front.tell("log", text=traceback.format_exc()[-20_000:])
             front.tell("failed", message=f"Something went wrong inside: {error!r:.300}")
 
 

@@ -73,15 +73,30 @@ def home() -> Path:
 
 def find_server() -> Tuple[str, str]:
     """Endpoint and public key of the server: REENACT_SERVER (`tcp://host:port`, its key being
-    `keys/server.key`), else the one that runs for this folder; empty if there is none."""
+    `keys/server.key`), else the one that runs for this folder; empty if there is none.
+
+    Raises:
+        ServerError: `no_key`.
+    """
     endpoint = os.environ.get("REENACT_SERVER", "")
     if endpoint:
-        return endpoint, zmq.auth.load_certificate(home() / "keys" / "server.key")[0].decode()
+        return endpoint, _key("server.key")[0].decode()
     try:
         facts = json.loads((home() / "server.json").read_text())
         return str(facts["endpoint"]), str(facts["key"])
     except (OSError, ValueError, KeyError):
         return "", ""
+
+
+def _key(name: str) -> Tuple[bytes, Optional[bytes]]:
+    path = home() / "keys" / name
+    try:
+        return zmq.auth.load_certificate(path)
+    except (OSError, ValueError):
+        raise ServerError(
+            "no_key",
+            f"There is no key {path}. Whoever runs the server can make one: reenact keys add.",
+        ) from None
 
 
 class Client:
@@ -175,8 +190,12 @@ class Client:
         self.ask(protocol.Resume(job))
 
     def delete(self, job: str) -> None:
-        """Forgets a job that does not run."""
-        self.ask(protocol.Delete(job))
+        """Forgets a job that does not run; one that is forgotten already, too."""
+        try:
+            self.ask(protocol.Delete(job))
+        except ServerError as error:
+            if error.code != "no_such_job":
+                raise
 
     def events(self, job: str, after: int = 0, wait: float = 0.0) -> List[Dict[str, Any]]:
         """Events with higher numbers; waits so many seconds for the first one."""
@@ -322,14 +341,7 @@ class Client:
         if not endpoint:
             return
         socket = self._context.socket(zmq.DEALER)
-        try:
-            public, secret = zmq.auth.load_certificate(home() / "keys" / "client.key_secret")
-        except OSError:
-            raise ServerError(
-                "no_key",
-                f"There is no key for you in {home() / 'keys'}. Whoever runs the server can make "
-                "one: reenact keys add.",
-            ) from None
+        public, secret = _key("client.key_secret")
         socket.curve_publickey, socket.curve_secretkey = public, secret or b""
         socket.curve_serverkey = key.encode()
         socket.setsockopt(zmq.LINGER, 0)
@@ -469,7 +481,11 @@ class _Upload:
         path, file, offset = self.under_way[id]
         try:
             answer, _ = self.client._wait(id, AGAIN_SECONDS)
-        except NoServer:
+        except ServerError as error:
+            if error.code not in ("no_server", "credit"):
+                raise
+            if error.code == "credit":  # what was given up on is still in the server's hands
+                time.sleep(0.5)
             self._again({(p, f) for p, f, _ in self.under_way.values()})
             return
         del self.under_way[id]
@@ -525,9 +541,12 @@ def _fill(client: Client, file: File, target: Any, progress: Callable[[int], Any
                 asked += CHUNK
             try:
                 _, chunk = client._wait(under_way[0], AGAIN_SECONDS)
-            except NoServer:
-                if time.monotonic() - start > client.deadline:
+            except ServerError as error:
+                late = time.monotonic() - start > client.deadline
+                if late or error.code not in ("no_server", "credit"):
                     raise
+                if error.code == "credit":
+                    time.sleep(0.5)
                 for id in under_way:
                     client._forget(id)
                 under_way, asked = [], done

@@ -5,8 +5,10 @@ a second one, the chunk. Everything here is the standard library: Nuke imports i
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
+import math
 import re
 import typing
 from dataclasses import dataclass, field
@@ -14,9 +16,10 @@ from typing import Any, Dict, List, Optional, Tuple, Type, TypeVar, Union
 
 VERSION = 1
 CHUNK = 1 << 20  # bytes of a chunk; only the last of a file is smaller
-CREDIT = 16  # chunks under way at most, each way, per client
+CREDIT = 16  # chunks under way at most, per connection
 MAX_HEADER = 1 << 20  # bytes
 MAX_TEXT = 4096  # characters of any text in a header
+MAX_ITEMS = 10_000  # of any list in a request
 
 HASH = re.compile(r"[0-9a-f]{64}")
 REQUEST_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
@@ -264,7 +267,7 @@ def decode(header: bytes) -> Tuple[str, Request]:
     Raises:
         ProtocolError: `version`, `too_large` or `malformed`.
     """
-    kind, id, body = _open(header)
+    kind, id, body = _open(header, "plugin", "server")
     if not id:
         raise ProtocolError("malformed", _WRONG, "no valid id")
     if kind not in REQUESTS:
@@ -284,7 +287,7 @@ def decode_answer(header: bytes) -> Tuple[str, Union[Dict[str, Any], ProtocolErr
     Raises:
         ProtocolError: it is neither.
     """
-    kind, id, body = _open(header)
+    kind, id, body = _open(header, "server", "plugin")
     if kind == "answer":
         return id, body
     if kind != "error":
@@ -315,10 +318,16 @@ def read_task(submit: Submit) -> Task:
             _check_file(part, where)
         else:
             _check_clip(part, where)
+    sizes: Dict[str, int] = {}
+    for file in _named(task):
+        if sizes.setdefault(file.hash, file.size) != file.size:
+            raise ProtocolError("bad_value", "A file has two sizes.", file.hash)
     for name in ("count", "steps", "batch"):
         value = getattr(task, name, None)
         if value is not None and not 1 <= value <= 1_000_000:
             raise ProtocolError("bad_value", f"{name} must be 1 to 1000000, not {value}.")
+    if isinstance(task, Personalize) and not 0 <= task.refine <= 1_000_000:
+        raise ProtocolError("bad_value", f"refine must be 0 to 1000000, not {task.refine}.")
     at = getattr(task, "at", None)
     if at is not None and len(at) != 2:
         raise ProtocolError("bad_value", f"at must be x and y, not {len(at)} numbers.")
@@ -333,12 +342,12 @@ def parts(task: Task) -> List[Tuple[str, Union[File, Clip]]]:
 
 def files(task: Task) -> List[File]:
     """The files that a task names by content, each once."""
-    found: Dict[str, File] = {}
-    for _, part in parts(task):
-        for file in [part] if isinstance(part, File) else part.files:
-            if file.hash:
-                found[file.hash] = file
-    return list(found.values())
+    return list({file.hash: file for file in _named(task)}.values())
+
+
+def _named(task: Task) -> List[File]:
+    lists = [[p] if isinstance(p, File) else p.files for _, p in parts(task)]
+    return [file for some in lists for file in some if file.hash]
 
 
 def task_key(kind: str, task: Task) -> str:
@@ -350,6 +359,7 @@ def task_key(kind: str, task: Task) -> str:
 # -- JSON to dataclasses -------------------------------------------------------------------------
 
 _WRONG = "The server was sent something that it can't read. Update the plugin or the server."
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # no path and no database takes it
 T = TypeVar("T")
 
 
@@ -357,13 +367,14 @@ def _dump(value: Dict[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _open(header: bytes) -> Tuple[str, str, Dict[str, Any]]:
+def _open(header: bytes, theirs: str, ours: str) -> Tuple[str, str, Dict[str, Any]]:
+    """Type, id and body; `theirs` and `ours` are what to update where versions differ."""
     if len(header) > MAX_HEADER:
         raise ProtocolError(
             "too_large", f"The request is too large: {len(header)} bytes, limit {MAX_HEADER}."
         )
     try:
-        value = json.loads(header.decode(), parse_constant=_no_constant)
+        value = json.loads(header.decode(), parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise ProtocolError("malformed", _WRONG, f"no JSON: {str(error)[:200]}") from None
     if not isinstance(value, dict):
@@ -372,8 +383,9 @@ def _open(header: bytes) -> Tuple[str, str, Dict[str, Any]]:
     if not isinstance(id, str) or not REQUEST_ID.fullmatch(id):
         id = ""
     version, kind, body = value.get("reenact"), value.get("type"), value.get("body")
-    if version != VERSION:
-        older = "plugin" if isinstance(version, int) and version < VERSION else "server"
+    if type(version) is not int or version != VERSION:
+        newer = type(version) is int and version > VERSION
+        older = ours if newer else theirs
         raise ProtocolError(
             "version",
             f"Plugin and server don't speak the same protocol. Update the {older}.",
@@ -389,6 +401,18 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return value
+
+
+@functools.lru_cache(maxsize=None)
+def _hints(kind: Any) -> Dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def build(kind: Type[T], value: Any, where: str = "") -> T:
     """A dataclass of plain JSON values, every field of the type that it declares.
 
@@ -397,7 +421,7 @@ def build(kind: Type[T], value: Any, where: str = "") -> T:
     """
     if not isinstance(value, dict):
         raise ProtocolError("malformed", _WRONG, f"{where or kind.__name__} is no object")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(typing.cast(Any, kind))
     if unknown := set(value) - set(hints):
         raise ProtocolError("malformed", _WRONG, f"{where}: unknown {sorted(unknown)[0][:40]!r}")
     made = {name: _typed(hints[name], v, f"{where}.{name}") for name, v in value.items()}
@@ -412,6 +436,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if origin is Union:  # Optional
         return None if value is None else _typed(arguments[0], value, where)
     if origin is list and isinstance(value, list):
+        if len(value) > MAX_ITEMS:
+            raise ProtocolError("malformed", _WRONG, f"{where} has more than {MAX_ITEMS} items")
         return [_typed(arguments[0], v, where) for v in value]
     if origin is dict and isinstance(value, dict):
         return value
@@ -422,6 +448,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if type(value) is hint:
         if hint is str and len(value) > MAX_TEXT:
             raise ProtocolError("malformed", _WRONG, f"{where} is longer than {MAX_TEXT}")
+        if hint is str and _NO_TEXT.search(value):
+            raise ProtocolError("malformed", _WRONG, f"{where} has characters that are none")
         if hint is int and abs(value) >= 2**53:
             raise ProtocolError("malformed", _WRONG, f"{where} is too large a number")
         return value
@@ -438,7 +466,7 @@ def _check_file(file: File, where: str) -> None:
 def _check_clip(clip: Clip, where: str) -> None:
     if bool(clip.path) == bool(clip.files):
         raise ProtocolError("malformed", _WRONG, f"{where} needs files or a path")
-    if clip.frames and not re.fullmatch(r"\d{1,9}(-\d{1,9})?", clip.frames):
+    if clip.frames and not re.fullmatch(r"[0-9]{1,9}(-[0-9]{1,9})?", clip.frames):
         raise ProtocolError("malformed", _WRONG, f"{where}: frames must be like 1-50")
     if clip.path:
         return
