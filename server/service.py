@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -85,59 +86,73 @@ class Disk:
 
     def __init__(self, root: Path, post: Callable[[Callable[[], None]], None]) -> None:
         self.root, self.post = root, post
-        self.queue: queue.SimpleQueue[Callable[[], Callable[[], None]] | None]
+        self.queue: queue.SimpleQueue[Callable[[], Callable[[], None] | None] | None]
         self.queue = queue.SimpleQueue()
         self._uploads: collections.OrderedDict[str, _Upload] = collections.OrderedDict()
+        self._ending: set[str] = set()
+        self.enders = ThreadPoolExecutor(2, "fsync")
         self._thread = threading.Thread(target=self._work, daemon=True, name="disk")
         self._thread.start()
 
     def close(self) -> None:
         self.queue.put(None)
         self._thread.join()
+        self.enders.shutdown()
         for upload in self._uploads.values():
             upload.file.close()
 
     def _work(self) -> None:
         while (task := self.queue.get()) is not None:
-            self.post(task())
+            if (news := task()) is not None:
+                self.post(news)
 
-    def write(self, request: protocol.Upload, chunk: Any) -> tuple[int, bool]:
+    def write(self, request: protocol.Upload, chunk: Any) -> tuple[int, Callable[[], None] | None]:
         """Appends a chunk to an upload, if it is the next one.
 
         Returns:
-            Bytes received, and whether the file is whole and in its place now.
+            Bytes received, and once the file is whole what puts it into its place; that waits for
+            the disk, and is another thread's to call.
 
         Raises:
             ProtocolError: `corrupt`: the whole is not what its name says; it is dropped.
             OSError: what the file system said.
         """
         if file_path(self.root, request.hash).exists():
-            return request.size, False
+            return request.size, None
+        if request.hash in self._ending:
+            return request.offset, None  # another client has just sent it; ask again
         upload = self._open(request.hash)
         if upload.received >= request.size:  # whole, but a crash kept it from its place
             self._drop(request.hash)
             upload = self._open(request.hash)
         if request.offset != upload.received:
-            return upload.received, False
+            return upload.received, None
         try:
             upload.file.write(chunk)
-            upload.file.flush()
         except OSError:
             self._drop(request.hash, remove=False)
             raise
         upload.sha.update(chunk)
         upload.received += len(chunk)
         if upload.received < request.size:
-            return upload.received, False
+            return upload.received, None
         if upload.received != request.size or upload.sha.hexdigest() != request.hash:
             self._drop(request.hash)
             raise ProtocolError("corrupt", "A file was damaged on its way. Send it again.")
-        os.fsync(upload.file.fileno())
-        self._drop(request.hash, remove=False)
-        target = file_path(self.root, request.hash)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(self.root / "partial" / request.hash, target)
-        return request.size, True
+        del self._uploads[request.hash]
+        self._ending.add(request.hash)
+
+        def end() -> None:
+            try:
+                os.fsync(upload.file.fileno())
+                upload.file.close()
+                target = file_path(self.root, request.hash)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(self.root / "partial" / request.hash, target)
+            finally:
+                self._ending.discard(request.hash)
+
+        return request.size, end
 
     def _open(self, hash: str) -> _Upload:
         if hash in self._uploads:
@@ -145,7 +160,7 @@ class Disk:
             return self._uploads[hash]
         path = self.root / "partial" / hash
         sha, received = hashlib.blake2b(digest_size=32), 0
-        file = path.open("r+b" if path.exists() else "w+b")
+        file = path.open("r+b" if path.exists() else "w+b", buffering=0)
         while len(chunk := file.read(CHUNK)) == CHUNK:
             sha.update(chunk)
             received += CHUNK
@@ -727,12 +742,23 @@ class Service:
         arriving.seen = time.monotonic()
         peer.under_way += 1
 
-        def work() -> Callable[[], None]:
+        def work() -> Callable[[], None] | None:
             try:
-                received, whole = self.disk.write(request, chunk)
+                received, end = self.disk.write(request, chunk)
             except (OSError, ProtocolError) as error:
                 return lambda error=error: failed(error)  # type: ignore[misc]
-            return lambda: done(received, whole)
+            if end is None:
+                return lambda: done(received, False)
+            self.disk.enders.submit(finish, end)
+            return None
+
+        def finish(end: Callable[[], None]) -> None:
+            try:
+                end()
+            except OSError as error:
+                self._post(lambda error=error: failed(error))  # type: ignore[misc]
+            else:
+                self._post(lambda: done(size, True))
 
         def done(received: int, whole: bool) -> None:
             peer.under_way -= 1

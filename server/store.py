@@ -260,15 +260,20 @@ class Store:
     def used(self) -> int:
         """Bytes of all files, uploads included."""
         (total,) = self.db.execute("SELECT COALESCE(SUM(size), 0) FROM files").fetchone()
-        return int(total) + sum(p.stat().st_size for p in (self.root / "partial").iterdir())
+        return int(total) + sum(size for _, size, _ in self._partial())
+
+    def _partial(self) -> Iterator[tuple[Path, int, float]]:
+        """Uploads that are not whole, their sizes and when they last grew."""
+        for path in (self.root / "partial").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it has just become whole
+                stat = path.stat()
+                yield path, stat.st_size, stat.st_mtime
 
     def drop_partial(self, keep: Iterable[str]) -> None:
         """Removes uploads that nobody has gone on with for long."""
-        for path in (self.root / "partial").iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                old = time.time() - path.stat().st_mtime > PARTIAL_SECONDS
-                if old and path.name not in keep:
-                    path.unlink()
+        for path, _, grown in self._partial():
+            if time.time() - grown > PARTIAL_SECONDS and path.name not in keep:
+                path.unlink()
 
     def make_room(self, size: int) -> None:
         """Sees to it that a file of so many bytes fits into the budget.

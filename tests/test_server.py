@@ -17,7 +17,9 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 import zmq
+from OpenImageIO import ImageBuf, ImageOutput, ImageSpec
 from reenact import protocol
 from reenact.client import Client, NoServer, Pump, ServerError, find_server
 from reenact.protocol import CHUNK, File
@@ -34,7 +36,9 @@ from running_server import (
 
 from core import frames
 from core.character import load_character
+from core.frames import write_png
 from core.latent_track import load_track
+from core.synthetic import performer
 from server import home, tasks
 from server.reporting import Report
 from server.store import file_path
@@ -644,8 +648,6 @@ def test_limits_are_named(server: Server, folder: Path, tmp_path: Path) -> None:
 def test_a_picture_that_unpacks_to_too_much_fails_its_job_alone(
     server: Server, folder: Path, tmp_path: Path
 ) -> None:
-    from OpenImageIO import ImageOutput, ImageSpec
-
     bomb = tmp_path / "bomb.1001.exr"
     spec = ImageSpec(20000, 20000, 3, "half")
     spec["compression"] = "zip"
@@ -685,3 +687,79 @@ def test_shared_storage_is_read_in_place(tmp_path: Path, folder: Path, local: Pa
             (folder / "link.1001.png").unlink()
     finally:
         assert running.stop() == 0
+
+
+# -- the long ones -------------------------------------------------------------------------------
+
+
+def test_a_worker_killed_in_tuning_gives_the_same_character(
+    own_server: Server, tmp_path: Path
+) -> None:
+    motion = performer.self_scan(performer.random_identity(6), 24, seed=6)
+    for number, parameters in enumerate(motion, 1):
+        write_png(tmp_path / f"scan.{number:04d}.png", performer.render(parameters, 160))
+    pattern = str(tmp_path / "scan.####.png")
+    task = protocol.Personalize(protocol.Clip(), "anna", "nobody", "", 12, 30, 1)
+    tasks.personalize(
+        task, frames.open_clip(pattern), tmp_path / "local.character", Report(machine=True)
+    )
+    own_server.start()
+    with own_server.client() as client:
+        clip = client.send_clip(pattern, range(1, 25))
+        job = client.submit(dataclasses.replace(task, scan=clip))
+        wait_for_progress(client, job, "tuning", 3)
+        kill_worker(client)
+        status = finish(client, job)
+        assert status["state"] == "done", status
+        (made,) = [f for f in status["files"] if f["name"] == "character"]
+        client.receive([(File(made["hash"], made["size"]), tmp_path / "served.character")])
+        assert [c["name"] for c in client.hello()["characters"]] == ["anna"]
+    ours, theirs = (load_character(tmp_path / f"{n}.character") for n in ("served", "local"))
+    assert torch.equal(ours.anchors, theirs.anchors)
+    for name, tensor in ours.generator.state_dict().items():
+        assert torch.equal(tensor, theirs.generator.state_dict()[name]), name
+
+
+def test_a_demo_killed_five_times_ends_with_the_same_frames(tmp_path: Path) -> None:
+    """Each time with its server and workers, wherever they are."""
+    command = [sys.executable, "-m", "server.cli", "demo", "--scan-frames", "28", "--frames", "4",
+               "--size", "160", "--steps", "12", "--refine", "1"]  # fmt: skip
+
+    def run(folder: Path, kill_after: float | None = None) -> float:
+        environment = os.environ | {"REENACT_HOME": str(folder / "home")}
+        start = time.monotonic()
+        with (folder / "log").open("ab") as log:
+            demo = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        if kill_after is None:
+            assert demo.wait(250) == 0, (folder / "log").read_text()
+        else:
+            time.sleep(kill_after)
+            demo.kill()
+            demo.wait()
+            kill_all(folder / "home")
+        return time.monotonic() - start
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    seconds = run(whole)
+    kill_all(whole / "home")
+    rng = np.random.default_rng(int(time.time()))
+    for moment in rng.uniform(0.1, 0.7, 5) * seconds:
+        run(parts, float(moment))
+    run(parts)
+    kill_all(parts / "home")
+    expected = sorted((whole / "demo" / "out").glob("*.exr"))
+    assert [p.name for p in expected] == [f"out.{n}.exr" for n in range(1001, 1005)]
+    for path in expected:
+        here, there = (ImageBuf(str(p)) for p in (path, parts / "demo" / "out" / path.name))
+        assert here.roi == there.roi
+        np.testing.assert_array_equal(here.get_pixels(), there.get_pixels())
+
+
+def kill_all(folder: Path) -> None:
+    """Kills every process that works for a home, as a power cut would."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"REENACT_HOME={folder}\0" in (process / "environ").read_text():
+                os.kill(int(process.name), signal.SIGKILL)

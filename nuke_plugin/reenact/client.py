@@ -17,17 +17,31 @@ thread. A server that restarts, on another port even, is found again.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 from types import TracebackType
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple, Type, Union
+from typing import (
+    Any,
+    Callable,
+    Deque,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Tuple,
+    Type,
+    Union,
+)
 
 import zmq
 import zmq.auth
@@ -36,7 +50,7 @@ from reenact import __version__, protocol
 from reenact.protocol import CHUNK, CREDIT, FINISHED, Clip, File, ProtocolError
 
 AGAIN_SECONDS = 3.0  # without an answer, after which a request is sent once more
-HELD_AT_ONCE = 500  # files that are asked about in one request
+AHEAD = 8  # files that are begun before others have left
 
 PathLike = Union[str, "os.PathLike[str]"]
 Progress = Callable[[int, int], None]  # bytes done, of how many
@@ -238,7 +252,7 @@ class Client:
                     raise ServerError("empty", f"{path} is empty. Write it again.")
                 files.append(File(hash, size))
                 waiting.append((path, files[-1]))
-                if len(waiting) >= 8:
+                if len(waiting) >= AHEAD:
                     upload.add(waiting)
                     waiting = []
             upload.add(waiting)
@@ -279,16 +293,21 @@ class Client:
             ServerError: the server does not have one, or it came damaged.
             OSError: no space, or no rights.
         """
-        files, done = list(files), 0
-        total = sum(file.size for file, _ in files)
+        wanted = [(file, Path(path)) for file, path in files]
+        total = sum(file.size for file, _ in wanted)
 
         def told(size: int) -> None:
             if progress:
-                progress(done + size, total)
+                progress(min(size, total), total)
 
-        for file, path in files:
-            _download(self, file, Path(path), told)
-            done += file.size
+        damaged = _Download(self, told).run(wanted)
+        for file, _ in damaged:
+            self.ask(protocol.Verify(file.hash))
+        if damaged:  # by what was there before, perhaps: once more from the start
+            damaged = _Download(self, told).run(damaged)
+        if damaged:
+            names = ", ".join(path.name for _, path in damaged)
+            raise ServerError("corrupt", f"{names} came damaged. Run the job again.")
 
     def collect(
         self,
@@ -440,45 +459,52 @@ class _Upload:
 
     def __init__(self, client: Client, progress: Callable[[int], Any]) -> None:
         self.client, self.progress = client, progress
-        self.done = 0  # bytes that the server has
-        self.under_way: Dict[str, Tuple[Path, File, int]] = {}  # by request: file and offset
+        self.held: Dict[Tuple[Path, File], int] = {}  # bytes that the server has
+        self.next: Dict[Tuple[Path, File], int] = {}  # offset of the chunk to send next
+        self.under_way: Dict[str, Tuple[Tuple[Path, File], int]] = {}  # file and offset
+        self._open: Optional[Tuple[Path, Any]] = None
 
     def add(self, files: List[Tuple[Path, File]]) -> None:
+        """Begins with files, and goes on until there is room for more."""
+        self._begin(files)
+        while len(self.next) > AHEAD:
+            self._step()
+
+    def finish(self) -> None:
+        while self.next or self.under_way:
+            self._step()
+        self._close()
+
+    def _begin(self, files: List[Tuple[Path, File]]) -> None:
         if not files:
             return
         held = self.client.ask(protocol.Held([file.hash for _, file in files]))["bytes"]
-        for (path, file), have in zip(files, held):
-            self._count(have)
-            self._send(path, file, have)
+        for key, have in zip(files, held):
+            self._has(key, have)
+            if have < key[1].size:
+                self.next[key] = have - have % CHUNK
 
-    def finish(self) -> None:
-        while self.under_way:
-            self._take()
+    def _has(self, key: Tuple[Path, File], size: int) -> None:
+        self.held[key] = max(self.held.get(key, 0), size)
+        self.progress(sum(self.held.values()))
 
-    def _count(self, size: int) -> None:
-        self.done += size
-        self.progress(self.done)
-
-    def _send(self, path: Path, file: File, offset: int) -> None:
-        offset -= offset % CHUNK if offset < file.size else 0
-        if offset >= file.size:
+    def _step(self) -> None:
+        """Sends what credit allows, and waits for the oldest answer."""
+        while self.next and len(self.under_way) < CREDIT:
+            key = next(iter(self.next))
+            offset, (path, file) = self.next[key], key
+            chunk = self._read(path, offset)
+            if len(chunk) != min(CHUNK, file.size - offset):
+                raise ServerError("changed", f"{path} has changed. Send it again.")
+            request = protocol.Upload(file.hash, file.size, offset)
+            self.under_way[self.client._ask(request, chunk)] = key, offset
+            self.next[key] = offset + len(chunk)
+            if self.next[key] >= file.size:
+                del self.next[key]
+        if not self.under_way:
             return
-        with path.open("rb") as source:
-            source.seek(offset)
-            while offset < file.size:
-                while len(self.under_way) >= CREDIT:
-                    self._take()
-                chunk = source.read(CHUNK)
-                if len(chunk) != min(CHUNK, file.size - offset):
-                    raise ServerError("changed", f"{path} has changed. Send it again.")
-                request = protocol.Upload(file.hash, file.size, offset)
-                self.under_way[self.client._ask(request, chunk)] = path, file, offset
-                offset += len(chunk)
-
-    def _take(self) -> None:
-        """Waits for the oldest answer; where none comes, or chunks were lost, sends again."""
         id = next(iter(self.under_way))
-        path, file, offset = self.under_way[id]
+        key, offset = self.under_way[id]
         try:
             answer, _ = self.client._wait(id, AGAIN_SECONDS)
         except ServerError as error:
@@ -486,82 +512,152 @@ class _Upload:
                 raise
             if error.code == "credit":  # what was given up on is still in the server's hands
                 time.sleep(0.5)
-            self._again({(p, f) for p, f, _ in self.under_way.values()})
+            self._again([k for k, _ in self.under_way.values()])
             return
         del self.under_way[id]
-        size = min(CHUNK, file.size - offset)
-        if answer["received"] >= offset + size:
-            self._count(size)
-        else:
-            self._again({(path, file)})
+        self._has(key, answer["received"])
+        if answer["received"] < min(offset + CHUNK, key[1].size):  # it lost what came before
+            self._again([key])
 
-    def _again(self, files: Set[Tuple[Path, File]]) -> None:
+    def _again(self, keys: Iterable[Tuple[Path, File]]) -> None:
         """Forgets what is under way of some files, and goes on from where the server is."""
-        for id, (path, file, _) in list(self.under_way.items()):
-            if (path, file) in files:
+        lost = list(dict.fromkeys(keys))
+        for id, (key, _) in list(self.under_way.items()):
+            if key in lost:
                 del self.under_way[id]
                 self.client._forget(id)
-        for path, file in files:
-            (have,) = self.client.ask(protocol.Held([file.hash]))["bytes"]
-            self._send(path, file, have)
+        for key in lost:
+            self.next.pop(key, None)
+        self._begin(lost)
+
+    def _read(self, path: Path, offset: int) -> bytes:
+        if self._open is None or self._open[0] != path:
+            self._close()
+            self._open = path, path.open("rb", buffering=0)
+        self._open[1].seek(offset)
+        return bytes(self._open[1].read(CHUNK))
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
 
 
-def _download(client: Client, file: File, path: Path, progress: Callable[[int], Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{file.hash[:12]}.part")
-    for attempt in range(2):
-        with part.open("r+b" if part.exists() else "w+b") as target:
-            _fill(client, file, target, progress)
-            target.flush()
-            os.fsync(target.fileno())
-        if protocol.file_hash(part)[0] == file.hash:
-            os.replace(part, path)
-            return
-        part.unlink()  # damaged, by what was there before perhaps: once more from the start
-        if attempt == 0:
-            client.ask(protocol.Verify(file.hash))
-    raise ServerError("corrupt", f"{path.name} came damaged. Run the job again.", file.hash)
+class _Part:
+    """A file on its way down: what has come lies hidden beside its place."""
+
+    def __init__(self, file: File, path: Path) -> None:
+        self.file, self.path = file, path
+        self.part = path.with_name(f".{path.name}.{file.hash[:12]}.part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.target = self.part.open("r+b" if self.part.exists() else "w+b", buffering=0)
+        self.sha = hashlib.blake2b(digest_size=32)
+        self.asked = 0  # offset of the chunk to ask for next
+        while self.asked < file.size and (chunk := self.target.read(CHUNK)):
+            if len(chunk) != min(CHUNK, file.size - self.asked):
+                break  # cut off
+            self.sha.update(chunk)
+            self.asked += len(chunk)
+        self.target.seek(self.asked)
+        self.target.truncate()
+        self.come = self.asked
+
+    def write(self, chunk: Any) -> None:
+        self.target.write(chunk)
+        self.sha.update(chunk)
+
+    def finish(self) -> bool:
+        """Puts the whole file into its place; False: it is damaged, and dropped."""
+        whole = self.sha.hexdigest() == self.file.hash
+        if whole:
+            os.fsync(self.target.fileno())
+        self.target.close()
+        if whole:
+            os.replace(self.part, self.path)
+        else:
+            self.part.unlink()
+        return whole
 
 
-def _fill(client: Client, file: File, target: Any, progress: Callable[[int], Any]) -> None:
-    """Writes what a partial file lacks."""
-    target.seek(0, os.SEEK_END)
-    done = min(target.tell() // CHUNK * CHUNK, file.size)
-    if target.tell() >= file.size:
-        done = file.size
-    target.truncate(done)
-    target.seek(done)
-    asked = done
-    under_way: List[str] = []
-    start = time.monotonic()
-    try:
-        while done < file.size:
-            while asked < file.size and len(under_way) < CREDIT:
-                under_way.append(client._ask(protocol.Download(file.hash, asked)))
-                asked += CHUNK
-            try:
-                _, chunk = client._wait(under_way[0], AGAIN_SECONDS)
-            except ServerError as error:
-                late = time.monotonic() - start > client.deadline
-                if late or error.code not in ("no_server", "credit"):
-                    raise
-                if error.code == "credit":
-                    time.sleep(0.5)
-                for id in under_way:
-                    client._forget(id)
-                under_way, asked = [], done
-                client.ask(protocol.Ping())
-                continue
-            under_way.pop(0)
-            if chunk is None or len(chunk) != min(CHUNK, file.size - done):
-                raise ServerError("corrupt", "A chunk came damaged.", file.hash)
-            target.write(chunk)
-            done += len(chunk)
-            start = time.monotonic()
-            progress(done)
-    finally:
-        for id in under_way:
-            client._forget(id)
+class _Download:
+    """Files on their way down, at most CREDIT chunks unanswered, and as many not yet written."""
+
+    def __init__(self, client: Client, progress: Callable[[int], Any]) -> None:
+        self.client, self.progress = client, progress
+        self.come = 0
+        self.under_way: Dict[str, Tuple[_Part, int]] = {}
+        self.writer = ThreadPoolExecutor(1)  # chunks are written and hashed in order
+        self.finisher = ThreadPoolExecutor(2)
+        self.writing: "Deque[Future[None]]" = deque()
+
+    def run(self, files: List[Tuple[File, Path]]) -> List[Tuple[File, Path]]:
+        """Downloads them; returns those that came damaged."""
+        waiting = deque(files)
+        parts: Deque[_Part] = deque()
+        finishing: "List[Tuple[_Part, Future[bool]]]" = []
+        heard = time.monotonic()
+        try:
+            while waiting or parts:
+                while waiting and len(parts) < AHEAD:
+                    parts.append(_Part(*waiting.popleft()))
+                    self.come += parts[-1].come
+                self._request(parts)
+                if parts[0].come >= parts[0].file.size:
+                    done = parts.popleft()
+                    last = self.writer.submit(lambda: None)  # all of it has been written then
+                    finishing.append((done, self.finisher.submit(self._finish, done, last)))
+                    continue
+                heard = self._take(parts, heard)
+            return [(p.file, p.path) for p, whole in finishing if not whole.result()]
+        finally:
+            for id in self.under_way:
+                self.client._forget(id)
+            self.writer.shutdown()
+            self.finisher.shutdown()
+            for part in parts:
+                part.target.close()
+
+    @staticmethod
+    def _finish(part: _Part, written: "Future[None]") -> bool:
+        written.result()
+        return part.finish()
+
+    def _request(self, parts: "Deque[_Part]") -> None:
+        for part in parts:
+            while part.asked < part.file.size and len(self.under_way) < CREDIT:
+                request = protocol.Download(part.file.hash, part.asked)
+                self.under_way[self.client._ask(request)] = part, part.asked
+                part.asked += CHUNK
+
+    def _take(self, parts: "Deque[_Part]", heard: float) -> float:
+        """Waits for the oldest answer; where none comes, asks again. When one came last."""
+        id = next(iter(self.under_way))
+        part, offset = self.under_way[id]
+        try:
+            _, chunk = self.client._wait(id, AGAIN_SECONDS)
+        except ServerError as error:
+            late = time.monotonic() - heard > self.client.deadline
+            if late or error.code not in ("no_server", "credit"):
+                raise
+            if error.code == "credit":  # what was given up on is still in the server's hands
+                time.sleep(0.5)
+            for id in self.under_way:
+                self.client._forget(id)
+            self.under_way = {}
+            for part in parts:
+                part.asked = part.come
+            self.client.ask(protocol.Ping())
+            return heard
+        del self.under_way[id]
+        if chunk is None or len(chunk) != min(CHUNK, part.file.size - offset):
+            raise ServerError("corrupt", f"{part.path.name} came damaged.", part.file.hash)
+        part.come += len(chunk)
+        self.come += len(chunk)
+        self.writing.append(self.writer.submit(part.write, chunk))
+        while self.writing and (self.writing[0].done() or len(self.writing) > CREDIT):
+            self.writing.popleft().result()
+        self.progress(self.come)
+        return time.monotonic()
 
 
 class Pump:
