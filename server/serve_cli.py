@@ -203,8 +203,8 @@ def add(
         secret = home.make_key(Path.cwd(), name)
         public = secret.with_suffix(".key")
         console.print(
-            f"  {escape(str(secret))} is theirs: it goes to their ~/.reenact/keys/client."
-            f"key_secret, with {folder / 'keys' / 'server.key'} beside it"
+            f"  {escape(str(secret))} is theirs: it becomes their ~/.reenact/keys/client."
+            f"key_secret, and {folder / 'keys' / 'server.key'} their keys/remote.key"
         )
     home.add_key(folder, name, public)
     console.print(f"  {escape(name)} may connect")

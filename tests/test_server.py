@@ -569,6 +569,12 @@ def test_keys_decide_who_gets_an_answer(own_server: Server, tmp_path: Path) -> N
     assert not answers(stranger)
     home.add_key(own_server.folder, "friend", stranger / "keys/client.key")
     assert answers(stranger)
+    (stranger / "server.json").unlink()
+    shutil.copyfile(own_server.folder / "keys/server.key", stranger / "keys/remote.key")
+    endpoint = "tcp://{}:{}".format(*answers_at(own_server))
+    with patch.dict(os.environ, {"REENACT_SERVER": endpoint}):
+        assert answers(stranger)
+    shutil.copyfile(own_server.folder / "server.json", stranger / "server.json")
     with patch.dict(os.environ, {"REENACT_HOME": str(stranger)}), Client("x", 3) as connected:
         connected.hello()
         home.revoke_key(own_server.folder, "friend")

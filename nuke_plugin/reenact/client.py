@@ -87,14 +87,14 @@ def home() -> Path:
 
 def find_server() -> Tuple[str, str]:
     """Endpoint and public key of the server: REENACT_SERVER (`tcp://host:port`, its key being
-    `keys/server.key`), else the one that runs for this folder; empty if there is none.
+    `keys/remote.key`), else the one that runs for this folder; empty if there is none.
 
     Raises:
         ServerError: `no_key`.
     """
     endpoint = os.environ.get("REENACT_SERVER", "")
     if endpoint:
-        return endpoint, _key("server.key")[0].decode()
+        return endpoint, _key("remote.key")[0].decode()
     try:
         facts = json.loads((home() / "server.json").read_text())
         return str(facts["endpoint"]), str(facts["key"])
