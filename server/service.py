@@ -534,6 +534,9 @@ class Service:
                 return self._hello(request, peer)
             case protocol.Ping():
                 return {"time": time.time()}
+            case protocol.Bye():
+                del self._peers[identity]
+                return None
             case protocol.Health():
                 return self._health()
             case protocol.List_():

@@ -148,6 +148,24 @@ def test_inspect_tells_both_files(demo: tuple[Path, str]) -> None:
     assert "sheet.png" in json.loads(wrong.stdout)["error"]
 
 
+def test_the_server_can_be_looked_at(demo: tuple[Path, str], tmp_path: Path) -> None:
+    shown = reenact("status", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert all(word in shown.stdout for word in ("personalize", "solve", "render", "GiB"))
+    jobs = json.loads(reenact("status", "--json", cwd=tmp_path).stdout)["list"]
+    (job,) = [j["id"] for j in jobs if j["kind"] == "personalize" and j["state"] == "done"][:1]
+    log = reenact("logs", job, cwd=tmp_path).stdout
+    assert log.index("queued") < log.index("running") < log.index("perceptual metric")
+    assert log.rstrip().endswith("done")
+    assert "owner" in reenact("keys", "list", cwd=tmp_path).stdout
+    refused = reenact("store", "collect", cwd=tmp_path)
+    assert "A server uses the store" in refused.stderr
+    assert reenact("serve", cwd=tmp_path).stderr.startswith("reenact: A server runs")
+    assert reenact("job", "delete", "nothing", cwd=tmp_path).returncode == 0
+    unknown = reenact("job", "pause", "nothing", cwd=tmp_path)
+    assert "doesn't know this job" in unknown.stderr
+
+
 def test_a_scan_that_is_too_short_says_what_to_record(film: Path, tmp_path: Path) -> None:
     done = reenact(
         "personalize", film / "shot.####.exr", "-o", "me.character", "--consent", "me", cwd=tmp_path

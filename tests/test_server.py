@@ -373,6 +373,7 @@ class Line:
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"tcp://127.0.0.1:{self.socket.getsockname()[1]}"
         self.open: list[socket.socket] = []
+        self.sent = bytearray()  # by clients
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -392,6 +393,8 @@ class Line:
     def _copy(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
+                if target.getpeername() == self.there:
+                    self.sent += data
                 target.sendall(data)
         for end in (source, target):
             end.close()
@@ -649,6 +652,43 @@ def test_limits_are_named(server: Server, folder: Path, tmp_path: Path) -> None:
                 codes.add(getattr(protocol.decode_answer(socket.recv())[1], "code", "ok"))
         time.sleep(1.5)
         client.ask(protocol.Ping())
+
+
+def test_connections_are_counted_until_they_say_goodbye(own_server: Server) -> None:
+    own_server.start()
+    with contextlib.ExitStack() as open_ones:
+        for _ in range(64):
+            open_ones.enter_context(own_server.client()).hello()
+        with own_server.client() as late, pytest.raises(ServerError, match="64 clients") as raised:
+            late.hello()
+        assert raised.value.code == "too_many_clients"
+    with own_server.client() as later:
+        wait_for(lambda: later.ask(protocol.Health())["clients"] == 1, 20, "their end")
+
+
+def test_a_recorded_connection_is_worth_nothing(own_server: Server) -> None:
+    own_server.start()
+    with own_server.client() as direct:
+        direct.hello()
+        key = find_server()[1]
+        line = Line(direct.endpoint)
+        with Client("recorded", 20, (line.endpoint, key)) as client:
+            client.hello()
+            client.jobs()
+        recorded = bytes(line.sent)
+        line.close()
+        assert len(recorded) > 500
+        clients = direct.ask(protocol.Health())["clients"]
+        for part in (recorded, recorded[:-7], recorded[: len(recorded) // 2]):
+            with socket.create_connection(answers_at(own_server)) as raw:
+                raw.sendall(part)
+                raw.settimeout(1)
+                got = b""
+                with contextlib.suppress(OSError):
+                    while data := raw.recv(4096):
+                        got += data
+            assert len(got) < 500  # the server's half of a handshake that can't be completed
+        assert direct.ask(protocol.Health())["clients"] == clients
 
 
 def test_a_picture_that_unpacks_to_too_much_fails_its_job_alone(

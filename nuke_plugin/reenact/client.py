@@ -139,7 +139,12 @@ class Client:
 
     def close(self) -> None:
         """Ends the connection; jobs go on."""
-        self._disconnect()
+        if self._socket is not None:
+            with contextlib.suppress(zmq.ZMQError):
+                self._socket.send(protocol.encode(protocol.Bye(), "bye"), zmq.DONTWAIT)
+            self._socket.setsockopt(zmq.LINGER, 200)
+            self._socket.close()
+            self._socket = None
         self._context.term()
 
     def __enter__(self) -> "Client":

@@ -155,6 +155,11 @@ class Ping:
 
 
 @dataclass(frozen=True)
+class Bye:
+    """The connection ends; there is no answer."""
+
+
+@dataclass(frozen=True)
 class Submit:
     kind: str
     task: Dict[str, Any]  # of `TASKS[kind]`
@@ -232,13 +237,13 @@ class Health:
 
 
 REQUESTS: Dict[str, Type[Any]] = {
-    "hello": Hello, "ping": Ping, "submit": Submit, "status": Status, "list": List_,
+    "hello": Hello, "ping": Ping, "bye": Bye, "submit": Submit, "status": Status, "list": List_,
     "events": Events, "cancel": Cancel, "pause": Pause, "resume": Resume, "delete": Delete,
     "held": Held, "upload": Upload, "download": Download, "verify": Verify,
     "health": Health,
 }  # fmt: skip
 Request = Union[
-    Hello, Ping, Submit, Status, List_, Events, Cancel, Pause, Resume, Delete, Held, Upload,
+    Hello, Ping, Bye, Submit, Status, List_, Events, Cancel, Pause, Resume, Delete, Held, Upload,
     Download, Verify, Health,
 ]  # fmt: skip
 NAMES = {kind: name for name, kind in REQUESTS.items()}
