@@ -41,6 +41,7 @@ from server.store import Job, Store, StoreFull, file_path
 log = logging.getLogger("reenact")
 
 # Kinds of job by the worker that does them: what an artist waits for never waits for training.
+# Each GPU has one worker of each.
 LANES = {"long": ("personalize", "solve", "render"), "live": ("frame",)}
 DEATHS = 3  # of a worker at one place before its job fails
 CLIENT_SECONDS = 60.0  # of silence, after which a client counts as gone
@@ -191,11 +192,25 @@ class Disk:
 # -- workers -------------------------------------------------------------------------------------
 
 
+def gpu_count() -> int:
+    """CUDA devices that this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:  # workers inherit it as it is
+        return 0
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return listed.stdout.count("GPU ")
+
+
 class Worker:
     """A worker process, and what it does."""
 
     def __init__(
-        self, lane: str, root: Path, post: Callable[[Callable[[], None]], None],
+        self, lane: str, gpu: int | None, root: Path, post: Callable[[Callable[[], None]], None],
         told: Callable[[Worker, dict[str, Any]], None], gone: Callable[[Worker], None],
     ) -> None:  # fmt: skip
         self.lane, self.job, self.then = lane, "", ""  # `then`: the job's state once it stopped
@@ -207,6 +222,7 @@ class Worker:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "server.worker", str(root)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                env=os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}),
                 start_new_session=True,  # Ctrl-C is the front end's to handle
             )  # fmt: skip
         self._post, self._told, self._gone = post, told, gone
@@ -285,6 +301,7 @@ class Service:
         limits: see there.
         allow_paths: prefixes under which a task may name files by path.
         idle_exit: seconds without clients and jobs after which it ends; None: never.
+        gpus: how many it uses; by default all that are there.
 
     Raises:
         server.home.ServerRuns: there is one for this folder.
@@ -294,6 +311,7 @@ class Service:
     def __init__(
         self, folder: Path, bind: str = "tcp://127.0.0.1:0", limits: Limits | None = None,
         allow_paths: tuple[Path, ...] = (), idle_exit: float | None = None,
+        gpus: int | None = None,
     ) -> None:  # fmt: skip
         self.folder, self.limits = folder, limits or Limits()
         self.allow_paths = tuple(p.resolve() for p in allow_paths)
@@ -304,6 +322,13 @@ class Service:
         self.device = self.gpu = ""
         self._tidied = 0.0
         self._stop = False
+        count = gpu_count() if gpus is None else gpus
+        # Names of workers, the kinds that they do, and their GPU.
+        self._lanes = [
+            (lane if gpu is None else f"{lane} {gpu}", kinds, gpu)
+            for gpu in (range(count) if count > 1 else (None,))
+            for lane, kinds in LANES.items()
+        ]
         self._workers: dict[str, Worker] = {}
         self._peers: dict[bytes, Peer] = {}
         self._waits: dict[str, list[_Wait]] = collections.defaultdict(list)
@@ -850,7 +875,7 @@ class Service:
     # -- workers
 
     def _schedule(self) -> None:
-        for lane, kinds in LANES.items():
+        for lane, kinds, gpu in self._lanes:
             worker = self._workers.get(lane)
             if worker is not None and worker.job:
                 continue
@@ -862,7 +887,7 @@ class Service:
             except sqlite3.OperationalError:
                 return  # the disk is full; later
             if worker is None:
-                worker = Worker(lane, self.store.root, self._post, self._told, self._gone)
+                worker = Worker(lane, gpu, self.store.root, self._post, self._told, self._gone)
                 self._workers[lane] = worker
             worker.run(job)
             log.info("job starts", extra={"facts": {"job": job.id, "kind": job.kind}})

@@ -206,6 +206,30 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     np.testing.assert_array_equal(load_track(track).codes, load_track(whole).codes)
 
 
+def test_each_gpu_has_its_workers(
+    own_server: Server, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: 1)'\necho 'GPU 1: A (UUID: 2)'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    own_server.start()
+    with own_server.client() as client:
+        task = solve_task(client, folder)
+        for steps in (300, 301, 302):
+            client.submit(dataclasses.replace(task, steps=steps))
+        wait_for(
+            lambda: sorted(j["state"] for j in client.jobs()) == ["queued"] + 2 * ["running"],
+            30, "two at once",
+        )  # fmt: skip
+        workers = client.ask(protocol.Health())["workers"]
+        assert sorted(workers) == ["long 0", "long 1"]
+        for name, facts in workers.items():
+            environment = Path(f"/proc/{facts['pid']}/environ").read_text()
+            assert f"CUDA_VISIBLE_DEVICES={name[-1]}\0" in environment
+
+
 # -- what may happen to it -----------------------------------------------------------------------
 
 
