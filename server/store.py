@@ -520,9 +520,6 @@ class Store:
         )
         return [dict(r) for r in rows]
 
-    def is_result(self, hash: str) -> bool:
-        return self.db.execute("SELECT 1 FROM results WHERE hash=?", (hash,)).fetchone() is not None
-
 
 def _job(row: sqlite3.Row) -> Job:
     values = {f.name: row[f.name] for f in dataclasses.fields(Job)}

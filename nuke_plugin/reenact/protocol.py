@@ -28,7 +28,6 @@ REQUEST_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 STILLS = (".exr", ".dpx", ".png", ".tif", ".tiff", ".jpg", ".jpeg")
 MOVIES = (".mov", ".mp4", ".mkv", ".avi", ".m4v", ".webm")
 
-KINDS = ("personalize", "solve", "render", "frame")
 RESERVED = ("stylize", "fit_direction")  # kinds of a later version
 
 # A job waits for files, then for its turn; from every other state it can be deleted.
