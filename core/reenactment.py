@@ -387,6 +387,7 @@ class _Solver:
         """What solved rows miss their driving keypoints by, on average, `[66, 3]` px.
 
         What the character can do has been done, so this is what its shape is, not what it does.
+        What it can't do is left over too: rows count by the inverse square of what they miss.
         """
         missed = []
         with torch.no_grad():
@@ -396,7 +397,10 @@ class _Solver:
                 missed.append(made.keypoints - wanted.keypoints)
         every = torch.cat(missed)
         seen = every[every.isfinite().all((1, 2))]
-        return (seen.mean(0) if len(seen) else torch.zeros_like(every[0])).cpu().numpy()
+        if not len(seen):
+            return torch.zeros_like(every[0]).cpu().numpy()
+        weight = keypoint_error(seen, torch.zeros_like(seen)).clamp(min=1e-3) ** -2
+        return torch.einsum("f,fki->ki", weight / weight.sum(), seen).cpu().numpy()
 
     def _starts(self, driving: View, near: list[np.ndarray | None]) -> Tensor:
         """Where the search begins: weights `[B, L, N]`, from neighbours' `[L, N]` or None."""
