@@ -11,6 +11,7 @@ upload again: the same files; nothing travels but hashes.
 bare ZeroMQ: DEALER to ROUTER, another process that writes what comes; no encryption, no hash, no
     answers, no flush.
 bare ZeroMQ, CURVE: the same, encrypted, as ours always is.
+bare ZeroMQ, CURVE, flushed: every file is also flushed to the disk, as ours are.
 file copy: shutil.copyfile.
 
 Then so many frames pass through the server, as uploads that are downloaded again, and its resident
@@ -37,7 +38,9 @@ from reenact.protocol import CHUNK, File
 from core.frames import write_exr
 from server import home
 
+ROOT = Path(__file__).resolve().parents[1]
 TRIES = 3
+FLUSHED = "bare ZeroMQ, CURVE, flushed"
 
 
 def make_frames(folder: Path, count: int) -> list[Path]:
@@ -60,18 +63,26 @@ def server(folder: Path) -> Iterator[int]:
     """`reenact serve`; its process number."""
     os.environ["REENACT_HOME"] = str(folder)
     os.environ.pop("REENACT_SERVER", None)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "nuke_plugin")])
     home.make_keys(folder)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "server.cli", "serve"], stdout=log, stderr=log
         )
     try:
+        until = time.monotonic() + 60
         while not (folder / "server.json").exists():
+            if process.poll() is not None or time.monotonic() > until:
+                sys.exit(f"the server does not start:\n{(folder / 'log').read_text()}")
             time.sleep(0.05)
         yield process.pid
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(90)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def resident(pid: int, name: str = "VmRSS") -> float:
@@ -84,7 +95,7 @@ def resident(pid: int, name: str = "VmRSS") -> float:
 
 
 def bare_writer(
-    folder: Path, port: "multiprocessing.Queue[str]", secret: bytes, public: bytes
+    folder: Path, port: "multiprocessing.Queue[str]", flush: bool, secret: bytes, public: bytes
 ) -> None:
     """Writes what comes: a name, its chunks, and an empty message after each file."""
     context = zmq.Context()
@@ -102,12 +113,14 @@ def bare_writer(
         with (folder / name.decode()).open("wb", buffering=0) as file:
             while len((chunk := socket.recv_multipart(copy=False)[1]).buffer):
                 file.write(chunk.buffer)
+            if flush:
+                os.fsync(file.fileno())
 
 
-def bare(paths: list[Path], folder: Path, encrypted: bool) -> None:
+def bare(paths: list[Path], folder: Path, encrypted: bool, flush: bool) -> None:
     server_keys, keys = zmq.curve_keypair(), zmq.curve_keypair()
     port: multiprocessing.Queue[str] = multiprocessing.Queue()
-    arguments = (folder, port, *(server_keys[::-1] if encrypted else (b"", b"")))
+    arguments = (folder, port, flush, *(server_keys[::-1] if encrypted else (b"", b"")))
     process = multiprocessing.Process(target=bare_writer, args=arguments)
     process.start()
     context = zmq.Context()
@@ -164,10 +177,10 @@ def main() -> None:
             shutil.rmtree(target)
             return took
 
-        def plain(i: int, encrypted: bool = False) -> float:
+        def plain(i: int, encrypted: bool = False, flush: bool = False) -> float:
             target = folder / f"bare{i}"
             target.mkdir()
-            bare(paths, target, encrypted)
+            bare(paths, target, encrypted, flush)
             shutil.rmtree(target)
             return bare.seconds  # type: ignore[attr-defined, no-any-return]
 
@@ -184,6 +197,7 @@ def main() -> None:
         seconds["file copy"] = best(copies)
         seconds["bare ZeroMQ"] = best(plain)
         seconds["bare ZeroMQ, CURVE"] = best(lambda i: plain(i, True))
+        seconds[FLUSHED] = best(lambda i: plain(i, True, True))
         seconds["upload"] = best(up)
         with server(folder / f"home{TRIES - 1}"), Client() as client:
             seconds["upload again"] = timed(lambda: client.send(paths))
@@ -197,10 +211,10 @@ def main() -> None:
 
             seconds["download"] = best(down)
         columns = ("seconds", "MB/s", "of bare", "of CURVE", "of copy")
-        print(" " * 20 + "".join(f"{c:>10s}" for c in columns))
+        print(" " * 27 + "".join(f"{c:>10s}" for c in columns))
         for row, took in seconds.items():
             shares = [seconds[n] / took for n in ("bare ZeroMQ", "bare ZeroMQ, CURVE", "file copy")]
-            print(f"{row:20s} {took:8.2f} {size / took:8.0f} {shares[0]:8.0%} {shares[1]:9.0%} "
+            print(f"{row:27s} {took:8.2f} {size / took:8.0f} {shares[0]:8.0%} {shares[1]:9.0%} "
                   f"{shares[2]:8.0%}")  # fmt: skip
         memory(folder, paths, options.passed)
 

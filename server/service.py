@@ -129,7 +129,7 @@ class Disk:
         if request.offset != upload.received:
             return upload.received, None
         try:
-            upload.file.write(chunk)
+            protocol.write_all(upload.file, chunk)
         except OSError:
             self._drop(request.hash, remove=False)
             raise
@@ -145,8 +145,8 @@ class Disk:
 
         def end() -> None:
             try:
-                os.fsync(upload.file.fileno())
-                upload.file.close()
+                with upload.file:
+                    os.fsync(upload.file.fileno())
                 target = file_path(self.root, request.hash)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(self.root / "partial" / request.hash, target)
@@ -334,6 +334,7 @@ class Service:
         self._waits: dict[str, list[_Wait]] = collections.defaultdict(list)
         self._arriving: dict[str, _Arriving] = {}
         self._mail: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._woken = False
         self._books: collections.deque[Callable[[], None]] = collections.deque()
         self._allowed: dict[str, str] = {}
         self._keys_read = -1e9
@@ -401,6 +402,7 @@ class Service:
         if self._wake_out in ready:
             while self._wake_out.poll(0):
                 self._wake_out.recv()
+        self._woken = False  # before the mail is read: what comes later wakes again
         while not self._mail.empty():
             self._mail.get()()
         self._keep_books()
@@ -448,6 +450,9 @@ class Service:
     def _post(self, task: Callable[[], None]) -> None:
         """From any thread: lets the front end run this."""
         self._mail.put(task)
+        if self._woken:
+            return  # it will look
+        self._woken = True
         if not hasattr(self._local, "wake"):
             self._local.wake = self.context.socket(zmq.PUSH)
             self._local.wake.connect("inproc://wake")

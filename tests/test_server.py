@@ -501,6 +501,10 @@ def test_a_full_disk_is_said_and_costs_nothing(
             fill(2 * CHUNK)
             with pytest.raises(ServerError, match="disk is full"):
                 client.send([big])
+            (held,) = client.ask(protocol.Held([protocol.file_hash(big)[0]]))["bytes"]
+            fill(8 * CHUNK - held - CHUNK // 2)  # the last chunk fits in part
+            with pytest.raises(ServerError, match="disk is full"):
+                client.send([big])
             fill(300_000)
             drawing = client.submit(render)
             wait_for(lambda: client.status(drawing)["state"] == "paused", 100, "the pause")
@@ -516,7 +520,9 @@ def test_a_full_disk_is_said_and_costs_nothing(
             ]
             assert finish(client, job)["state"] == "done"
             same_track(client, job, local, tmp_path)
-            client.send([big])
+            (sent,) = client.send([big])
+            client.receive([(sent, tmp_path / "back.mov")])
+            assert (tmp_path / "back.mov").read_bytes() == big.read_bytes()
     finally:
         running.kill()
 

@@ -133,7 +133,7 @@ class Client:
         self.endpoint = ""
         self._looked = 0.0
         self._socket: Optional[zmq.Socket] = None
-        self._answers: Dict[str, Tuple[Any, Optional[bytes]]] = {}
+        self._answers: Dict[str, Tuple[Any, Optional[memoryview]]] = {}
         self._asked: Dict[str, List[Any]] = {}
         self._context = zmq.Context()
 
@@ -248,20 +248,27 @@ class Client:
         sources = [Path(p) for p in paths]
         total = sum(p.stat().st_size for p in sources)
         files: List[File] = []
-        with ThreadPoolExecutor(2) as pool:
-            hashes = pool.map(protocol.file_hash, sources)
+        pool = ThreadPoolExecutor(2)
+        upload = _Upload(self, lambda n: progress and progress(n, total))
+        try:
+            hashes = [pool.submit(protocol.file_hash, path) for path in sources]
             waiting: List[Tuple[Path, File]] = []
-            upload = _Upload(self, lambda n: progress and progress(n, total))
-            for path, (hash, size) in zip(sources, hashes):
+            for path, hashed in zip(sources, hashes):
+                while upload.under_way and not hashed.done():
+                    upload.step()  # rather than to wait for the hash alone
+                hash, size = hashed.result()
                 if not size:
                     raise ServerError("empty", f"{path} is empty. Write it again.")
                 files.append(File(hash, size))
                 waiting.append((path, files[-1]))
-                if len(waiting) >= AHEAD:
+                if len(waiting) >= AHEAD or not upload.next:
                     upload.add(waiting)
                     waiting = []
             upload.add(waiting)
             upload.finish()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            upload.close()
         if progress:
             progress(total, total)
         return files
@@ -298,7 +305,7 @@ class Client:
             ServerError: the server does not have one, or it came damaged.
             OSError: no space, or no rights.
         """
-        wanted = [(file, Path(path)) for file, path in files]
+        wanted = [(file, path) for path, file in {Path(p): f for f, p in files}.items()]
         total = sum(file.size for file, _ in wanted)
 
         def told(size: int) -> None:
@@ -423,7 +430,7 @@ class Client:
                 id, body = protocol.decode_answer(frames[0].bytes)
             except ProtocolError as error:
                 raise ServerError(error.code, error.message, error.detail) from None
-            chunk = frames[1].bytes if len(frames) > 1 else None
+            chunk = frames[1].buffer if len(frames) > 1 else None  # no copy
             if id in self._asked:
                 del self._asked[id]
                 self._answers[id] = body, chunk
@@ -433,7 +440,7 @@ class Client:
 
     def _wait(
         self, id: str, deadline: Optional[float] = None
-    ) -> Tuple[Dict[str, Any], Optional[bytes]]:
+    ) -> Tuple[Dict[str, Any], Optional[memoryview]]:
         """The answer to a request, which is sent again where none comes."""
         patience = self.deadline if deadline is None else deadline
         start = last = time.monotonic()
@@ -465,6 +472,7 @@ class _Upload:
     def __init__(self, client: Client, progress: Callable[[int], Any]) -> None:
         self.client, self.progress = client, progress
         self.held: Dict[Tuple[Path, File], int] = {}  # bytes that the server has
+        self.done = 0  # their sum
         self.next: Dict[Tuple[Path, File], int] = {}  # offset of the chunk to send next
         self.under_way: Dict[str, Tuple[Tuple[Path, File], int]] = {}  # file and offset
         self._open: Optional[Tuple[Path, Any]] = None
@@ -472,13 +480,13 @@ class _Upload:
     def add(self, files: List[Tuple[Path, File]]) -> None:
         """Begins with files, and goes on until there is room for more."""
         self._begin(files)
+        self._fill()
         while len(self.next) > AHEAD:
-            self._step()
+            self.step()
 
     def finish(self) -> None:
         while self.next or self.under_way:
-            self._step()
-        self._close()
+            self.step()
 
     def _begin(self, files: List[Tuple[Path, File]]) -> None:
         if not files:
@@ -490,11 +498,13 @@ class _Upload:
                 self.next[key] = have - have % CHUNK
 
     def _has(self, key: Tuple[Path, File], size: int) -> None:
-        self.held[key] = max(self.held.get(key, 0), size)
-        self.progress(sum(self.held.values()))
+        more = max(size - self.held.get(key, 0), 0)
+        self.held[key] = self.held.get(key, 0) + more
+        self.done += more
+        self.progress(self.done)
 
-    def _step(self) -> None:
-        """Sends what credit allows, and waits for the oldest answer."""
+    def _fill(self) -> None:
+        """Sends what credit allows."""
         while self.next and len(self.under_way) < CREDIT:
             key = next(iter(self.next))
             offset, (path, file) = self.next[key], key
@@ -506,6 +516,10 @@ class _Upload:
             self.next[key] = offset + len(chunk)
             if self.next[key] >= file.size:
                 del self.next[key]
+
+    def step(self) -> None:
+        """Sends what credit allows, and waits for the oldest answer."""
+        self._fill()
         if not self.under_way:
             return
         id = next(iter(self.under_way))
@@ -537,12 +551,12 @@ class _Upload:
 
     def _read(self, path: Path, offset: int) -> bytes:
         if self._open is None or self._open[0] != path:
-            self._close()
-            self._open = path, path.open("rb", buffering=0)
+            self.close()
+            self._open = path, path.open("rb")  # buffered, a read is never short
         self._open[1].seek(offset)
         return bytes(self._open[1].read(CHUNK))
 
-    def _close(self) -> None:
+    def close(self) -> None:
         if self._open is not None:
             self._open[1].close()
             self._open = None
@@ -568,7 +582,7 @@ class _Part:
         self.come = self.asked
 
     def write(self, chunk: Any) -> None:
-        self.target.write(chunk)
+        protocol.write_all(self.target, chunk)
         self.sha.update(chunk)
 
     def finish(self) -> bool:

@@ -497,8 +497,20 @@ def file_hash(path: Any) -> Tuple[str, int]:
         OSError: what the file system said.
     """
     sha, size = hashlib.blake2b(digest_size=32), 0
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            sha.update(chunk)
-            size += len(chunk)
+    buffer = memoryview(bytearray(CHUNK // 4))  # stays in the processor's cache
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            sha.update(buffer[:count])
+            size += count
     return sha.hexdigest(), size
+
+
+def write_all(file: Any, chunk: Any) -> None:
+    """Writes to an unbuffered file, which may take less than it is given.
+
+    Raises:
+        OSError: the rest has no room.
+    """
+    rest = memoryview(chunk)
+    while len(rest):
+        rest = rest[file.write(rest) :]
