@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -41,6 +42,7 @@ from core.latent_track import load_track
 from core.synthetic import performer
 from server import home, tasks
 from server.reporting import Report
+from server.service import Disk
 from server.store import file_path
 
 
@@ -501,10 +503,6 @@ def test_a_full_disk_is_said_and_costs_nothing(
             fill(2 * CHUNK)
             with pytest.raises(ServerError, match="disk is full"):
                 client.send([big])
-            (held,) = client.ask(protocol.Held([protocol.file_hash(big)[0]]))["bytes"]
-            fill(8 * CHUNK - held - CHUNK // 2)  # the last chunk fits in part
-            with pytest.raises(ServerError, match="disk is full"):
-                client.send([big])
             fill(300_000)
             drawing = client.submit(render)
             wait_for(lambda: client.status(drawing)["state"] == "paused", 100, "the pause")
@@ -525,6 +523,28 @@ def test_a_full_disk_is_said_and_costs_nothing(
             assert (tmp_path / "back.mov").read_bytes() == big.read_bytes()
     finally:
         running.kill()
+
+
+def test_a_chunk_that_fits_in_part_is_refused(small_disk: Path) -> None:
+    for name in ("files", "partial"):
+        (small_disk / name).mkdir()
+    content = np.random.default_rng(7).bytes(2 * CHUNK)
+    sha = hashlib.blake2b(content, digest_size=32).hexdigest()
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - CHUNK - CHUNK // 2))
+    disk = Disk(small_disk, lambda task: None)
+    first, second = (protocol.Upload(sha, 2 * CHUNK, i * CHUNK) for i in range(2))
+    assert disk.write(first, content[:CHUNK]) == (CHUNK, None)
+    with pytest.raises(OSError, match="No space"):
+        disk.write(second, content[CHUNK:])
+    assert not file_path(small_disk, sha).exists()
+    ballast.unlink()
+    received, end = disk.write(second, content[CHUNK:])
+    assert received == 2 * CHUNK
+    assert end is not None
+    end()
+    assert file_path(small_disk, sha).read_bytes() == content
+    disk.close()
 
 
 # -- many, greedy and hostile clients ------------------------------------------------------------
