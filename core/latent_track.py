@@ -20,7 +20,7 @@ from core import sealed
 from core.errors import ReenactError
 
 FORMAT = "reenact.latents"
-VERSION = 2
+VERSION = 3
 
 _TABLES = ("losses", "quality")
 
@@ -62,6 +62,7 @@ class LatentTrack:
     rest: np.ndarray  # [66, 3] float32, px of the 192 px crop: added to the driving keypoints
     landmarks: np.ndarray  # [F, 478, 3] float32, driving face, plate px; NaN where there is none
     quads: np.ndarray  # [F, 4, 2] float64, aligned square, plate px; NaN where there is none
+    amount: np.ndarray  # [F] float32, 0..1: how much of the face is laid over the plate
     losses: Mapping[str, np.ndarray]  # term -> [F] float32, unweighted; NaN where none was solved
     quality: Mapping[str, np.ndarray]  # measure -> [F] float32; NaN where there is none
     settings: Mapping[str, Any]  # those of the solver, plain JSON
@@ -72,6 +73,9 @@ class LatentTrack:
     task: str = ""  # hash of what was to be solved: says whether a partial track is of this task
     created: str = ""  # ISO 8601
     notes: tuple[str, ...] = field(default=())  # sentences for the user
+    parent: str = ""  # hash of the track that it was made from; empty: it was solved
+    recipe: tuple[Mapping[str, Any], ...] = ()  # what was done to the parent, in order, plain JSON
+    hash: str = ""  # of the file that it was read from
 
     @property
     def complete(self) -> bool:
@@ -106,6 +110,7 @@ _ARRAYS = {
     "rest": ("float32", "K3"),
     "landmarks": ("float32", "FP3"),
     "quads": ("float64", "F42"),
+    "amount": ("float32", "F"),
 }
 
 
@@ -124,7 +129,7 @@ def save_track(path: str | Path, track: LatentTrack) -> None:
     plain = {
         f.name: getattr(track, f.name)
         for f in fields(track)
-        if f.name not in _ARRAYS and f.name not in _TABLES
+        if f.name not in _ARRAYS and f.name not in _TABLES and f.name != "hash"
     }
     try:
         sealed.write(path, FORMAT, VERSION, {"track": json.dumps(plain, allow_nan=False)}, arrays)
@@ -150,8 +155,9 @@ def load_track(path: str | Path, character: str | None = None) -> LatentTrack:
     try:
         _check(arrays)
         plain = json.loads(header["track"])
-        for name in ("plate", "notes"):
+        for name in ("plate", "notes", "recipe"):
             plain[name] = tuple(plain[name])
+        plain["hash"] = header["sha256"]
         plain |= {name: arrays[name] for name in _ARRAYS}
         plain |= {
             table: {
@@ -194,3 +200,5 @@ def _check(arrays: Mapping[str, np.ndarray]) -> None:
         raise ValueError("frame numbers don't increase")
     if not np.isin(arrays["state"], list(FrameState)).all():
         raise ValueError("there are unknown frame states")
+    if not ((arrays["amount"] >= 0) & (arrays["amount"] <= 1)).all():
+        raise ValueError("amounts are not between 0 and 1")

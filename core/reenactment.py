@@ -716,6 +716,7 @@ def _begin(
         rest=np.array(_rest(character, driving, settings, previous), np.float32),
         landmarks=empty(478, 3),
         quads=empty(4, 2).astype(np.float64),
+        amount=np.ones(frames, np.float32),
         losses={name: empty() for name in TERMS},
         quality={"keypoint_error": empty()},
         settings=json.loads(json.dumps(asdict(settings))),
@@ -733,6 +734,7 @@ def _begin(
         there = np.searchsorted(numbers, previous.numbers)
         track.cut[there] = previous.cut  # a part of a shot does not see what comes before it
         kept = ~np.isin(previous.numbers, driving.numbers)
+        track.amount[there] = previous.amount
         for name in ("state", "alpha", "delta", "codes", "smooth", "landmarks", "quads"):
             getattr(track, name)[there[kept]] = getattr(previous, name)[kept]
         for mine, theirs in ((track.losses, previous.losses), (track.quality, previous.quality)):

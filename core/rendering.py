@@ -83,7 +83,9 @@ def face_matte(picture: Tensor) -> np.ndarray:
     return np.asarray(soft, np.float32)
 
 
-def patch(picture: Tensor, matte: np.ndarray, quad: np.ndarray, clip: Clip) -> Patch | None:
+def patch(
+    picture: Tensor, matte: np.ndarray, quad: np.ndarray, clip: Clip, amount: float = 1.0
+) -> Patch | None:
     """Puts a generated picture into its place in a plate.
 
     Args:
@@ -91,6 +93,7 @@ def patch(picture: Tensor, matte: np.ndarray, quad: np.ndarray, clip: Clip) -> P
         matte: `[R, R]`, 0..1.
         quad: `[4, 2]` plate px; NaN where the frame has no face.
         clip: the plate, for its size and colour space.
+        amount: the matte is multiplied by it, 0..1.
 
     Returns:
         The patch, cropped to where its matte is not 0; None where nothing of it is in the plate.
@@ -101,7 +104,7 @@ def patch(picture: Tensor, matte: np.ndarray, quad: np.ndarray, clip: Clip) -> P
     placed = paste(layers, torch.from_numpy(quad), (clip.width, clip.height))
     if placed is None:
         return None
-    alpha = (placed.pixels[3].clamp(0, 1) * placed.coverage).numpy()
+    alpha = (placed.pixels[3].clamp(0, 1) * placed.coverage * amount).numpy()
     used = np.argwhere(alpha > 0)
     if not len(used):
         return None
@@ -130,6 +133,7 @@ def write_frames(
     generator: Generator,
     codes: np.ndarray,
     quads: np.ndarray,
+    amounts: np.ndarray,
     numbers: Sequence[int],
     pattern: str,
     task: str,
@@ -147,6 +151,7 @@ def write_frames(
         generator: the character's, or a style generator of the same parent.
         codes: `[F, L, 512]` w+.
         quads: `[F, 4, 2]` plate px.
+        amounts: `[F]`, 0..1: how much of a patch is laid over the plate.
         numbers: F frame numbers.
         pattern: file name with `####` for the number.
         task: hash of everything that decides the pixels; kept in each file's header.
@@ -180,7 +185,7 @@ def write_frames(
             crop = colour.from_network(picture.permute(1, 2, 0).cpu().numpy(), space)
             frames.write_exr(path, crop, layers={"matte": matte}, attributes=attributes)
         else:
-            placed = patch(picture, matte, quads[i], plate)
+            placed = patch(picture, matte, quads[i], plate, float(amounts[i]))
             if placed is None:
                 empty.append(number)
                 nothing = np.zeros((1, 1, 4), np.float32)

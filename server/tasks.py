@@ -183,9 +183,9 @@ def _write(
         "reenact:consent": f"{character.info.consent.get('who', '')}",
     }
     return rendering.write_frames(
-        character.generator, track.smooth[rows], track.quads[rows],
+        character.generator, track.smooth[rows], track.quads[rows], track.amount[rows],
         [int(n) for n in track.numbers[rows]], pattern,
-        digest(track.smooth, track.quads, track.character, where), attributes, plate,
+        digest(track.smooth, track.quads, track.amount, track.character, where), attributes, plate,
         batch=batch, done=done,
     )  # fmt: skip
 

@@ -43,6 +43,7 @@ def made(frames=5, anchors=7, rows=4, seed=0):
         rest=floats(66, 3),
         landmarks=landmarks,
         quads=quads,
+        amount=rng.random(frames, np.float32),
         losses={"keypoints": floats(frames), "sum": floats(frames)},
         quality={"keypoint_error": floats(frames)},
         settings={"steps": 30, "objective": {"mouth": 20.0}, "start": "blend"},
@@ -53,11 +54,15 @@ def made(frames=5, anchors=7, rows=4, seed=0):
         task="cd" * 32,
         created="2030-01-01T00:00:00+00:00",
         notes=("One note.",),
+        parent="ef" * 32,
+        recipe=({"do": "edit", "amounts": {"smile": [[1001, 0.5]]}},),
     )
 
 
 def same(a, b):
     for f in fields(LatentTrack):
+        if f.name == "hash":
+            continue  # of the file
         x, y = getattr(a, f.name), getattr(b, f.name)
         if isinstance(x, np.ndarray):
             assert x.dtype == y.dtype, f.name
@@ -77,6 +82,14 @@ def path(tmp_path):
 
 def test_a_track_comes_back_as_it_was(path):
     same(load_track(path), made())
+
+
+def test_the_hash_is_that_of_the_contents(path, tmp_path):
+    first = load_track(path).hash
+    save_track(tmp_path / "copy.latents", load_track(path))
+    assert load_track(tmp_path / "copy.latents").hash == first
+    save_track(path, replace(made(), parent=first))
+    assert load_track(path).hash not in ("", first)
 
 
 @given(st.integers(0, 4), st.integers(1, 6), st.integers(1, 4), st.integers(0, 99))
@@ -214,6 +227,8 @@ def test_an_edited_header_is_noticed(path, field):
         ({"state": np.full(5, 9, np.uint8)}, "states"),
         ({"losses": {"mouth": np.zeros(4, np.float32)}}, "losses.mouth"),
         ({"landmarks": np.zeros((5, 478, 2), np.float32)}, "landmarks"),
+        ({"amount": np.full(5, 1.1, np.float32)}, "amounts"),
+        ({"amount": np.full(5, np.nan, np.float32)}, "amounts"),
     ],
 )
 def test_arrays_that_do_not_fit_are_not_written(path, change, words):

@@ -313,6 +313,7 @@ def codes(values, numbers=None, cut=(), state=None) -> LatentTrack:
         rest=np.zeros((66, 3), np.float32),
         landmarks=np.zeros((count, 478, 3), np.float32),
         quads=np.zeros((count, 4, 2)),
+        amount=np.ones(count, np.float32),
         losses={},
         quality={},
         settings={},

@@ -119,8 +119,8 @@ def test_frames_of_the_task_are_kept_and_those_of_another_replaced(
 
     def write(count: int, task: str) -> list[int]:
         return rendering.write_frames(
-            generator, codes[:count], quads[:count], numbers[:count], pattern, task,
-            {"reenact:character": "abc"}, clip,
+            generator, codes[:count], quads[:count], np.ones(count), numbers[:count], pattern,
+            task, {"reenact:character": "abc"}, clip,
         )  # fmt: skip
 
     assert write(2, "first") == []
@@ -140,11 +140,32 @@ def test_frames_of_the_task_are_kept_and_those_of_another_replaced(
     assert frames.read_frame(written, 1002).metadata["reenact:task"] == "first"
 
 
+def test_an_amount_fades_the_patch_and_leaves_the_render(
+    generator: Generator, plate: tuple, tmp_path: Path
+) -> None:
+    clip, _, quad = plate
+    codes = codes_of(generator, 1).repeat(3, 0)
+    pattern = str(tmp_path / "fade.####.exr")
+    amounts = np.array([1, 0.25, 0], np.float32)
+    empty = rendering.write_frames(
+        generator, codes, np.repeat(quad[None], 3, 0), amounts, [1, 2, 3], pattern, "t", {}, clip
+    )
+    clip = frames.open_clip(pattern)
+    whole, faint, none = (frames.read_frame(clip, n) for n in (1, 2, 3))
+    assert whole.alpha is not None
+    assert faint.alpha is not None
+    np.testing.assert_allclose(faint.alpha, whole.alpha / 4, atol=1e-3)
+    np.testing.assert_allclose(faint.pixels, whole.pixels / 4, atol=2e-3)
+    assert none.alpha is not None
+    assert none.alpha.max() == 0
+    assert empty == [3]
+
+
 def test_crops_are_the_generators_pictures(generator: Generator, tmp_path: Path) -> None:
     codes = codes_of(generator, 3)
     pattern = str(tmp_path / "crop.####.exr")
     rendering.write_frames(
-        generator, codes, np.full((3, 4, 2), np.nan), [7, 8, 9], pattern, "t", {}
+        generator, codes, np.full((3, 4, 2), np.nan), np.ones(3), [7, 8, 9], pattern, "t", {}
     )
     clip = frames.open_clip(pattern)
     for number, code in zip([7, 8, 9], codes, strict=True):
