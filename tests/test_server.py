@@ -137,6 +137,66 @@ def test_the_server_gives_what_the_command_line_gives(
         assert Path(other["folder"]).name == "anna_v002"
 
 
+NUKES_PYTHONS = ("3.9", "3.10", "3.11")  # Nuke 14, 15, 16
+SESSION = """
+import json, sys
+from reenact.client import Client
+from reenact.protocol import Solve
+folder, character, pattern, first, last = sys.argv[1:]
+with Client("a Nuke", 60) as client:
+    plate = client.send_clip(pattern, range(int(first), int(last) + 1))
+    job = client.submit(Solve(plate, client.send([character])[0]))
+    made = client.collect(job, folder, "anna")
+print(json.dumps([sys.version_info[:2], sorted(m for m in sys.modules if m == "numpy"), made]))
+"""
+
+
+def interpreter(version: str) -> Path | None:
+    """A Python of that version, from the PATH or of pyenv."""
+    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    candidates = [shutil.which(f"python{version}"), *root.glob(f"{version}.*/bin/python")]
+    for candidate in filter(None, candidates):
+        told = subprocess.run(
+            [candidate, "-c", "import sys, pip; print('%d.%d' % sys.version_info[:2])"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if told.stdout.strip() == version:
+            return Path(candidate)
+    return None
+
+
+@pytest.mark.parametrize("version", NUKES_PYTHONS)
+def test_the_client_in_the_pythons_of_nuke(
+    server: Server, folder: Path, local: Path, tmp_path: Path, version: str
+) -> None:
+    """A whole session with the pyzmq of that interpreter, and no other package."""
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"no Python {version} with pip here")
+    packages = tmp_path / "packages"
+    installed = subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:",
+         "--target", packages, f"pyzmq=={zmq.__version__}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if installed.returncode:
+        pytest.skip(f"pyzmq can't be had for Python {version}: {installed.stderr[-200:]}")
+    character, pattern = inputs(folder)
+    plugin = Path(protocol.__file__).parents[1]
+    done = subprocess.run(
+        [python, "-c", SESSION, tmp_path / "shots", character, pattern, "1001",
+         str(1000 + FRAMES)],
+        capture_output=True, text=True, check=False, timeout=200, cwd=tmp_path,
+        env=os.environ | {"REENACT_HOME": str(server.folder), "PYTHONDONTWRITEBYTECODE": "1",
+                          "PYTHONPATH": f"{plugin}{os.pathsep}{packages}"},
+    )  # fmt: skip
+    assert not done.returncode, done.stderr
+    ran, unwanted, made = json.loads(done.stdout)
+    assert (f"{ran[0]}.{ran[1]}", unwanted, made["state"]) == (version, [], "done")
+    theirs, ours = load_track(Path(made["folder"]) / "track.latents"), load_track(local)
+    np.testing.assert_array_equal(theirs.smooth, ours.smooth)
+
+
 def test_one_frame_does_not_wait_for_long_jobs(
     server: Server, folder: Path, local: Path, tmp_path: Path
 ) -> None:
