@@ -1,5 +1,6 @@
 """Distilling the base generator: aligned draws, latents, and a training that resumes exactly."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from core.synthetic import base, distill
 from core.synthetic.parameters import INDEX, PARAMETERS, from_normal
 
 RECIPE = distill.Recipe(resolution=128, pictures=16, steps=6)
-RATES = distill.Rates(1e-2, 1e-2, 5e-4)
+RATES = (1e-2, 5e-4)
 
 
 @pytest.fixture(scope="module")
@@ -136,33 +137,24 @@ def test_encoder_learns_to_reconstruct(tmp_path: Path, pictures: distill.Picture
     assert encoder(torch.zeros(2, 3, 128, 128)).shape == (2, 512)
 
 
-@pytest.mark.parametrize(
-    ("mapped", "rates"),
-    [
-        (0, distill.Rates(synthesis=1e-2, encoder=5e-4)),
-        (4, RATES),
-        (distill.BATCH, distill.Rates(mapping=1e-2)),
-    ],
-)
-def test_stages_resume_to_the_same_result_and_leave_alone_what_has_no_rate(
-    tmp_path: Path, pictures: distill.Pictures, monkeypatch: pytest.MonkeyPatch, mapped: int,
-    rates: distill.Rates
-) -> None:  # fmt: skip
+@pytest.mark.parametrize("mapped", [0, 4])
+def test_the_autoencoder_resumes_to_the_same_result(
+    tmp_path: Path, pictures: distill.Pictures, monkeypatch: pytest.MonkeyPatch, mapped: int
+) -> None:
     class Stop(Exception):
         pass
 
     def run(name: str) -> list[torch.Tensor]:
         torch.manual_seed(2)
         generator, encoder = distill.new_generator(RECIPE), base.WEncoder(128)
-        parts = (generator.synthesis, generator.mapping, encoder)
-        before = [[p.clone() for p in part.parameters()] for part in parts]
+        before = [p.clone() for p in generator.mapping.parameters()]
         made = distill.train_jointly(
-            tmp_path, name, generator, encoder, pictures, pictures, 4, rates, mapped
+            tmp_path, name, generator, encoder, pictures, pictures, 4, RATES, mapped
         )
+        after = generator.mapping.parameters()
+        same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
         if steps is None:
-            for old, part, rate in zip(before, parts, rates, strict=True):
-                same = all(map(torch.equal, old, part.parameters()))
-                assert same == (rate == 0)
+            assert same == (mapped == 0)  # without mapped pictures the mapping stays
         return [t for part in made for t in part.state_dict().values()]
 
     steps: int | None = None
@@ -185,7 +177,20 @@ def test_stages_resume_to_the_same_result_and_leave_alone_what_has_no_rate(
     assert steps == 5  # two were kept, two were left
     other = distill.new_generator(replace(RECIPE, seed=9)), base.WEncoder(128)
     with pytest.raises(SystemExit, match="Delete it"):
-        distill.train_jointly(tmp_path, "parts", *other, pictures, pictures, 4, rates, mapped)
+        distill.train_jointly(tmp_path, "parts", *other, pictures, pictures, 4, RATES, mapped)
+
+
+def test_at_rate_zero_the_generator_stays(tmp_path: Path, pictures: distill.Pictures) -> None:
+    generator, encoder = distill.new_generator(RECIPE), base.WEncoder(128)
+    before = [copy.deepcopy(m.state_dict()) for m in (generator, encoder)]
+    made = distill.train_jointly(
+        tmp_path, "last", generator, encoder, pictures, pictures, 2, (0, 1e-3)
+    )
+    same = [
+        all(torch.equal(old[name], t) for name, t in module.state_dict().items())
+        for old, module in zip(before, made, strict=True)
+    ]
+    assert same == [True, False]
 
 
 def test_sensitivity_is_what_a_step_changes(pictures: distill.Pictures) -> None:

@@ -4,7 +4,7 @@
 
 Each picture is a draw of the performer's parameters, aligned as every clip is. The first entries
 of a latent z are the parameters' standard normals, the others are noise that the picture does not
-depend on, and |z|^2 = 512, so ordinary normal draws of z give ordinary people. Seven stages:
+depend on, and |z|^2 = 512, so ordinary normal draws of z give ordinary people. Six stages:
 
 1. The generator learns, supervised, the way from z to the picture.
 2. An encoder learns the way back, from a picture to its w.
@@ -13,8 +13,7 @@ depend on, and |z|^2 = 512, so ordinary normal draws of z give ordinary people. 
 4. The mapping learns the w that the encoder finds, an error in w counting what it changes in the
    picture.
 5. All three go on together, and what the landmark network sees counts too.
-6. The encoder alone goes on, now that the synthesis stays as it is.
-7. So does the mapping, by the pictures that come of it and what the landmark network sees in them.
+6. The encoder alone goes on, now that the generator stays as it is.
 
 Everything is kept in FOLDER: rendered pictures (shards), checkpoints, the log, sheets. Run the
 same line again and it goes on where it stopped (stage 4, some minutes, starts over).
@@ -33,7 +32,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +60,6 @@ Z_DIM = 512
 CALIBRATION = 1536  # pictures on which MediaPipe's alignment is learnt
 
 CHECKPOINT_SECONDS = 180
-BATCH = 8  # of `train_jointly`
 
 # Anchors of the loss weights: eyes, mouth corners (FFHQ's four points).
 _POINTS = 4
@@ -81,7 +79,6 @@ class Recipe:
     mapping_steps: int = 8_000  # stage 4
     joint_steps: int = 6_000  # stage 5
     last_encoder_steps: int = 2_500  # stage 6
-    last_mapping_steps: int = 4_000  # stage 7
     seed: int = 1
     rate: float = 5e-2  # the mapping needs it: at 1e-2 it ends 1 dB lower at 32 px
     ema: float = 0.998
@@ -532,19 +529,12 @@ def train_encoder(
     return average
 
 
-class Rates(NamedTuple):
-    """Adam's; what has none stays as it is."""
-
-    synthesis: float = 0
-    mapping: float = 0
-    encoder: float = 0
-
-
 def train_jointly(
     folder: Path, name: str, generator: Generator, encoder: WEncoder, data: Pictures,
-    held_out: Pictures, steps: int, rates: Rates, mapped: int = 0, landmarks: float = 0
+    held_out: Pictures, steps: int, rates: tuple[float, float], mapped: int = 0,
+    landmarks: float = 0
 ) -> tuple[Generator, WEncoder]:  # fmt: skip
-    """Trains generator and encoder together by the rendered pictures.
+    """Trains generator and encoder together, as an autoencoder of the rendered pictures.
 
     A step's pictures are made from the encoder's w, some of them from the mapping's.
 
@@ -555,9 +545,9 @@ def train_jointly(
         encoder: to start from.
         data: pictures.
         held_out: pictures that only the log looks at.
-        steps: of `BATCH` pictures.
-        rates: at the start.
-        mapped: how many of a step's pictures come from the mapping.
+        steps: of 8 pictures.
+        rates: Adam's, of the generator and of the encoder; at 0 the generator stays as it is.
+        mapped: how many of the 8 pictures come from the mapping.
         landmarks: weight of `landmark_loss`.
 
     Returns:
@@ -565,15 +555,18 @@ def train_jointly(
     """
     device, size = data.points.device, generator.architecture.resolution
     path, start = folder / f"{name}.pt", 0
-    parts = (generator.synthesis, generator.mapping, encoder)
-    for part, rate in zip(parts, rates, strict=True):
-        part.requires_grad_(rate > 0).train()
+    generator.requires_grad_(rates[0] > 0).train()
+    encoder.requires_grad_(True).train()
+    if not mapped:
+        generator.mapping.requires_grad_(False)
     both = nn.ModuleList([generator, encoder])
-    task = digest(steps, tuple(rates), mapped, landmarks, data.normals, *both.state_dict().values())
+    task = digest(steps, rates, mapped, landmarks, data.normals, *both.state_dict().values())
     mean_generator, mean_encoder = copy.deepcopy(generator), copy.deepcopy(encoder)
     average = nn.ModuleList([mean_generator, mean_encoder]).eval().requires_grad_(False)
-    groups = [{"params": list(part.parameters())} for part in parts]
-    optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    trained = [p for p in generator.parameters() if p.requires_grad]
+    optimiser = torch.optim.Adam(
+        [{"params": trained}, {"params": list(encoder.parameters())}], betas=(0.9, 0.99)
+    )
     if (state := _restore(path, task, device)) is not None:
         both.load_state_dict(state["both"])
         average.load_state_dict(state["average"])
@@ -586,16 +579,12 @@ def train_jointly(
         for group, base in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = base * fade
         rng = torch.Generator().manual_seed(7_000_003 + step)
-        indices = torch.randint(len(data.normals), (BATCH,), generator=rng)
-        target, normals, points = data.batch(indices, torch.rand(BATCH, generator=rng) < 0.5, size)
-        codes = []
+        indices = torch.randint(len(data.normals), (8,), generator=rng)
+        target, normals, points = data.batch(indices, torch.rand(8, generator=rng) < 0.5, size)
+        with torch.autocast(device.type, torch.bfloat16):
+            w = encoder(target[mapped:].to(memory_format=torch.channels_last)).float()
         if mapped:
-            codes.append(generator.mapping(latents(normals[:mapped], rng)))
-        if mapped < BATCH:
-            with torch.autocast(device.type, torch.bfloat16):
-                seen = target[mapped:].to(memory_format=torch.channels_last)
-                codes.append(encoder(seen).float())
-        w = torch.cat(codes)
+            w = torch.cat([generator.mapping(latents(normals[:mapped], rng)), w])
         made = generator.synthesis(w, half=torch.bfloat16, half_from=4).float()
         error = loss(made, target, points)
         if landmarks:
@@ -612,9 +601,8 @@ def train_jointly(
                 name: step + 1,
                 "loss": round(total / count, 4),
                 "ms": round((now - logged) / count * 1e3),
+                "encoded": round(encoded_psnr(mean_encoder, mean_generator, held_out), 2),
             }
-            if mapped < BATCH:
-                line["encoded"] = round(encoded_psnr(mean_encoder, mean_generator, held_out), 2)
             if mapped:
                 line |= score(mean_generator, held_out, size)
             _log(folder, line)
@@ -756,20 +744,16 @@ def distill(folder: Path, recipe: Recipe) -> None:
     encoder = train_encoder(folder, generator, early, held_out, recipe.encoder_steps, 1e-3)
     generator, encoder = train_jointly(
         folder, "autoencoder", generator, encoder, data.first(recipe.autoencoder_pictures),
-        held_out, recipe.autoencoder_steps, Rates(synthesis=2e-2, encoder=1e-3),
+        held_out, recipe.autoencoder_steps, (2e-2, 1e-3),
     )  # fmt: skip
     fit_mapping(folder, generator, encoder, data, held_out, recipe.mapping_steps, 4e-2)
     generator, encoder = train_jointly(
-        folder, "joint", generator, encoder, data, held_out, recipe.joint_steps,
-        Rates(4e-3, 4e-3, 2e-4), mapped=4, landmarks=5.0,
+        folder, "joint", generator, encoder, data, held_out, recipe.joint_steps, (4e-3, 2e-4),
+        mapped=4, landmarks=5.0,
     )  # fmt: skip
     generator, encoder = train_jointly(
         folder, "last_encoder", generator, encoder, data, held_out, recipe.last_encoder_steps,
-        Rates(encoder=3e-4),
-    )  # fmt: skip
-    generator, _ = train_jointly(
-        folder, "last_mapping", generator, encoder, data, held_out, recipe.last_mapping_steps,
-        Rates(mapping=4e-3), mapped=8, landmarks=10.0,
+        (0, 3e-4),
     )  # fmt: skip
     write_png(folder / "pairs.png", pair_sheet(generator, held_out))
     with torch.no_grad():
