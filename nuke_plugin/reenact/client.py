@@ -43,11 +43,9 @@ from typing import (
     Union,
 )
 
-import zmq
-import zmq.auth
-
 from reenact import __version__, protocol
 from reenact.protocol import CHUNK, CREDIT, FINISHED, Clip, File, ProtocolError
+from reenact.pyzmq import zmq
 
 AGAIN_SECONDS = 3.0  # without an answer, after which a request is sent once more
 AHEAD = 8  # files that are begun before others have left

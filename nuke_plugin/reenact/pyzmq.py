@@ -1,0 +1,33 @@
+"""ZeroMQ for whichever Python runs this: the only place in the plugin where zmq is looked for.
+
+    from reenact.pyzmq import zmq
+
+A zmq that this Python already has comes first: another tool in the same Nuke may rely on it, and
+there is room for one only. Where there is none, or one that does not load, it is the one that
+install.py laid beside this file for this Python and system. sys.path is left as it was.
+"""
+
+import sys
+from pathlib import Path
+
+__all__ = ["FOLDER", "zmq"]
+
+# Nuke is x86-64 on Linux and Windows; macOS's wheels hold both processors.
+FOLDER = Path(__file__).parent / "vendor" / "py{}{}-{}".format(*sys.version_info[:2], sys.platform)
+
+try:
+    import zmq.auth
+except ImportError as error:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "zmq"]:
+        del sys.modules[name]  # what had loaded before it failed
+    sys.path.insert(0, str(FOLDER))
+    try:
+        import zmq.auth
+    except ImportError as vendored:
+        raise ImportError(
+            "Reenact has no pyzmq that loads in Python {}.{} on {} ({}). Run: python3 {} nuke"
+            .format(*sys.version_info[:2], sys.platform, vendored,
+                    Path(__file__).resolve().parents[2] / "install.py")
+        ) from error  # fmt: skip
+    finally:
+        sys.path.remove(str(FOLDER))
