@@ -2,6 +2,7 @@
 """Installs Reenact into .venv beside this file, and runs it from there.
 
     python3 install.py           make or mend the environment
+    python3 install.py nuke      make Nuke 14 to 17 find the plugin (--help)
     python3 install.py demo      the demonstration; further arguments go to "reenact demo"
     python3 install.py test      ruff, mypy and pytest; further arguments go to pytest
     python3 install.py doctor    what is there, what is missing and the line that mends it (--json)

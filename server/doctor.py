@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from server import nuke
 from server.environment import Environment, base_version, why_outdated
 
 GIB = 2**30
@@ -71,7 +72,7 @@ def diagnose(env: Environment) -> Iterator[Check]:
     else:
         for name in INSIDE:
             yield Check(name, "missing", "not installed", install_line())
-    yield check_nuke()
+    yield from check_nuke(env)
     yield check_disk(env)
 
 
@@ -106,41 +107,45 @@ def check_environment(env: Environment) -> Check:
     return Check("environment", state, f"{env.venv}: {reason}", install_line(), details)
 
 
-def check_nuke() -> Check:
-    """Nuke on PATH or in Foundry's usual folders of Linux, Windows and macOS."""
-    places = [Path(folder) for folder in os.get_exec_path() if folder]
-    names = re.compile(r"nuke(\d+\.\d+)?(v\d+)?(\.exe)?", re.IGNORECASE)
-    programs = {file for place in places for file in listing(place) if names.fullmatch(file.name)}
-    roots: list[str | Path] = [
-        "/usr/local",
-        "/opt",
-        "/opt/foundry",
-        "/opt/Foundry",
-        "/Applications",
-        Path.home(),
-    ]
-    roots += [os.environ[key] for key in ("PROGRAMFILES", "PROGRAMW6432") if key in os.environ]
-    folders = {
-        folder
-        for root in roots
-        for folder in listing(Path(root))
-        if re.match(r"Nuke\d", folder.name) and folder.is_dir()
-    }
-    found = sorted(map(str, programs | folders))
+def check_nuke(env: Environment) -> Iterator[Check]:
+    """The Nukes found, the pyzmq of each, and the line in init.py that leads to the plugin."""
+    nukes = nuke.find()
     path = os.environ.get("NUKE_PATH", "")
-    details = {"found": found, "NUKE_PATH": path}
-    shown = f"{', '.join(found)}; NUKE_PATH {path or 'not set'}"
-    if found:
-        return Check("nuke", "ok", shown, details=details)
-    nowhere = f"not found: only needed on artists' machines (NUKE_PATH {path or 'not set'})"
-    return Check("nuke", "warning", nowhere, "", details)
+    details: dict[str, Any] = {"found": [str(one.program) for one in nukes], "NUKE_PATH": path}
+    if not nukes:
+        found = f"not found: only needed on artists' machines (NUKE_PATH {path or 'not set'})"
+        yield Check("nuke", "warning", found, "", details)
+    else:
+        shown = f"{'; '.join(map(str, nukes))}; NUKE_PATH {path or 'not set'}"
+        yield Check("nuke", "ok", shown, "", details)
+    yield check_nuke_pyzmq(env, nukes)
+    yield check_nuke_init(env, bool(nukes))
 
 
-def listing(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError:
-        return []
+def check_nuke_pyzmq(env: Environment, nukes: list[nuke.Nuke]) -> Check:
+    troubles = {one.version: nuke.amiss(env, one) for one in nukes}
+    wrong = [f"Nuke {version}: {why}" for version, why in troubles.items() if why]
+    details = {"trouble": troubles}
+    if wrong:
+        return Check("nuke-pyzmq", "warning", "; ".join(wrong), f"{install_line()} nuke", details)
+    there = ", ".join(sorted({one.target for one in nukes})) or "no Nuke to have it"
+    return Check("nuke-pyzmq", "ok", there, "", details)
+
+
+def check_nuke_init(env: Environment, needed: bool) -> Check:
+    wanted, lines = nuke.plugin_line(env), nuke.lines()
+    details = {"lines": {str(init): line for init, line in lines.items()}}
+    leading = [str(init) for init, line in lines.items() if line == wanted]
+    if leading:
+        found = f"{', '.join(leading)} leads to the plugin"
+        return Check("nuke-init", "ok", found, "", details)
+    if lines:
+        found = "; ".join(f"{init} leads elsewhere: {line}" for init, line in lines.items())
+    else:
+        found = f"no line that leads to the plugin in {nuke.user_init()}, nor on NUKE_PATH"
+    if not (needed or lines):
+        return Check("nuke-init", "ok", found, "", details)
+    return Check("nuke-init", "warning", found, f"{install_line()} nuke", details)
 
 
 def check_disk(env: Environment) -> Check:
@@ -309,6 +314,25 @@ def check_lpips() -> Check:
     return Check("lpips", "ok", f"{version}, trunk weights {path}", "", details)
 
 
+def check_server() -> Check:
+    """What Nuke will meet: this user's key, and a server. None is started."""
+    from reenact import protocol
+    from reenact.client import Client, ServerError, find_server, home
+
+    details: dict[str, Any] = {"home": str(home())}
+    try:
+        endpoint, _ = find_server()
+        details["endpoint"] = endpoint
+        if not endpoint:
+            found = f"none runs for {home()}: the first command that needs one starts it"
+            return Check("server", "ok", found, "", details)
+        with Client("doctor", deadline=3) as client:
+            details["version"] = client.ask(protocol.Health())["server"]
+    except ServerError as error:
+        return Check("server", "warning", str(error), "", details)
+    return Check("server", "ok", f"{endpoint} answers, version {details['version']}", "", details)
+
+
 INSIDE: dict[str, Callable[[], Check]] = {
     "torch": check_torch,
     "torchvision": check_torchvision,
@@ -317,6 +341,7 @@ INSIDE: dict[str, Callable[[], Check]] = {
     "colour": check_colour,
     "video": check_video,
     "lpips": check_lpips,
+    "server": check_server,
 }
 
 

@@ -60,11 +60,18 @@ def main(arguments: list[str], usage: str) -> int:
         return 0
     if command == "doctor" and rest in ([], ["--json"]):
         return report(env, as_json=bool(rest))
-    if command not in ("install", "demo", "test") or (command == "install" and rest):
+    if command not in ("install", "nuke", "demo", "test") or (command == "install" and rest):
         print(usage, file=sys.stderr)
         return 2
+    from server import nuke_installer  # which needs this module
+
     try:
+        if command == "nuke":
+            nuke_installer.main(env, rest)
+            return 0
         install(env, {"dev"} if command == "test" else set())
+        if command == "install":
+            nuke_installer.offer(env)
         if command == "demo":
             return run([str(env.script("reenact")), "demo", *rest], env, Path.cwd())
         if command == "test":

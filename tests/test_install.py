@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from interpreters import interpreter
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -28,24 +29,19 @@ CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8")
 MINOR = sys.version_info[1]
 
 
-def interpreter(version: str) -> str:
-    """A Python of this version from PATH or pyenv's folder, or the test is skipped."""
-    folders = sorted(Path.home().glob(f".pyenv/versions/{version}*/bin"))
-    for folder in [*map(str, folders), None]:
-        found = shutil.which(f"python{version}", path=folder)
-        if found and subprocess.run([found, "-c", ""], capture_output=True).returncode == 0:
-            return found
-    pytest.skip(f"no Python {version} on this machine")
-
-
 @pytest.fixture
 def checkout(tmp_path: Path) -> Environment:
     """What install.py needs of a checkout, in a folder without an environment."""
     (tmp_path / "server").mkdir()
     for name in ("install.py", "constraints.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path / name)
-    for name in ("__init__", "installer", "environment", "doctor"):
+    for name in ("__init__", "installer", "environment", "doctor", "nuke", "nuke_installer"):
         shutil.copy(ROOT / f"server/{name}.py", tmp_path / f"server/{name}.py")
+    shutil.copytree(
+        ROOT / "core",
+        tmp_path / "core",
+        ignore=lambda folder, names: set(names) - {"__init__.py", "files.py"},
+    )
     return Environment(tmp_path)
 
 
@@ -91,7 +87,7 @@ def put(env: Environment, name: str, version: str, **files: str) -> Path:
     return info
 
 
-def run_install(root: Path, *arguments: str, python: str = sys.executable, **variables: str):
+def run_install(root: Path, *arguments: str, python: str | Path = sys.executable, **variables: str):
     return subprocess.run(
         [python, str(root / "install.py"), *arguments],
         capture_output=True,
@@ -517,7 +513,8 @@ def test_an_interrupted_pip_leaves_nothing_running_unlocked(
 
 # --- the doctor --------------------------------------------------------------------------------
 
-REQUIRED = ["python", "environment", *doctor.INSIDE, "nuke", "disk"]
+NUKE = ["nuke", "nuke-pyzmq", "nuke-init"]
+REQUIRED = ["python", "environment", *doctor.INSIDE, *NUKE, "disk"]
 
 
 def test_doctor_tells_what_is_installed() -> None:

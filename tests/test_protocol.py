@@ -7,7 +7,6 @@ import dataclasses
 import gc
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interpreters import interpreter
 from reenact import protocol
 from reenact.client import safe_name
 from reenact.protocol import (
@@ -734,13 +734,4 @@ def test_the_plugin_is_python_3_9(path: Path) -> None:
 
 
 def test_the_protocol_works_in_python_3_9() -> None:
-    found = shutil.which("python3.9")
-    if found is None:
-        pytest.skip("no Python 3.9")
-    real = subprocess.run(
-        [found, "-c", "import sys; print(sys.executable)"], capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    if real.returncode:
-        pytest.skip("no Python 3.9 that runs")
-    assert run_alone(real.stdout.strip(), UNDER_NUKE) == "malformed"
+    assert run_alone(str(interpreter("3.9")), UNDER_NUKE) == "malformed"

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import zmq
+from interpreters import interpreter
 from OpenImageIO import ImageBuf, ImageOutput, ImageSpec
 from reenact import protocol
 from reenact.client import Client, NoServer, Pump, ServerError, find_server
@@ -151,28 +152,12 @@ print(json.dumps([sys.version_info[:2], sorted(m for m in sys.modules if m == "n
 """
 
 
-def interpreter(version: str) -> Path | None:
-    """A Python of that version, from the PATH or of pyenv."""
-    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    candidates = [shutil.which(f"python{version}"), *root.glob(f"{version}.*/bin/python")]
-    for candidate in filter(None, candidates):
-        told = subprocess.run(
-            [candidate, "-c", "import sys, pip; print('%d.%d' % sys.version_info[:2])"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if told.stdout.strip() == version:
-            return Path(candidate)
-    return None
-
-
 @pytest.mark.parametrize("version", NUKES_PYTHONS)
 def test_the_client_in_the_pythons_of_nuke(
     server: Server, folder: Path, local: Path, tmp_path: Path, version: str
 ) -> None:
     """A whole session with the pyzmq of that interpreter, and no other package."""
-    python = interpreter(version)
-    if python is None:
-        pytest.skip(f"no Python {version} with pip here")
+    python = interpreter(version, "pip")
     packages = tmp_path / "packages"
     installed = subprocess.run(
         [python, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:",
