@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,23 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         raise
     if os.name == "posix":  # Windows has no handle for a folder
         _flush(path.parent, os.O_RDONLY)
+
+
+def next_version(path: str | Path) -> Path:
+    """The name of the next version of a file: `shot.latents`, then `shot_v001.latents`, ....
+
+    Args:
+        path: any version of it, with or without a number.
+
+    Returns:
+        A path beside it, one number above the highest that is there.
+    """
+    path = Path(path)
+    stem = re.sub(r"_v\d+$", "", path.stem)
+    pattern = re.compile(rf"{re.escape(stem)}_v(\d+){re.escape(path.suffix)}")
+    there = [pattern.fullmatch(other.name) for other in path.absolute().parent.iterdir()]
+    last = max((int(found[1]) for found in there if found), default=0)
+    return path.with_name(f"{stem}_v{last + 1:03d}{path.suffix}")
 
 
 def _flush(path: Path, flags: int) -> None:

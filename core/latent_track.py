@@ -45,6 +45,7 @@ class FrameState(IntEnum):
     INTERPOLATED = 2  # no face in the frame: between the solved frames before and after
     HELD = 3  # no face for long, or at the end of a shot: that of the nearest solved frame
     NO_FACE = 4  # no face in the whole shot: the centre of P
+    REPAIRED = 5  # from other frames' codes, by a repair (core/repair.py)
 
 
 @dataclass(frozen=True, eq=False)

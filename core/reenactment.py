@@ -30,7 +30,8 @@ from core.alignment import MAX_GAP, shot_runs
 from core.character import Character
 from core.digest import digest
 from core.errors import ReenactError
-from core.frames import Clip
+from core.facemesh.keypoints import GROUPS, KEYPOINTS
+from core.frames import Clip, format_numbers
 from core.latent_space import (
     delta_loss,
     nearest_weights,
@@ -61,6 +62,11 @@ SAVE_SECONDS = 20.0  # between writes of a partial track
 # the NEAR-th nearest.
 _SHARPNESS = 0.12
 _NEAR = 4
+
+# Parts of the face that follow the driver or not, by the groups of keypoints that they are.
+PARTS = {"eyes": ("right_eye", "left_eye"), "mouth": ("mouth",), "head": ("head",)}
+
+_GIVEN = (FrameState.SOLVED, FrameState.REPAIRED)  # codes that their neighbours may start from
 
 _MOST = 0.02  # that a weight moves by in one step of Adam, however few anchors there are
 
@@ -101,7 +107,24 @@ class Settings:
     # is left over, on average, when the keyframes have been solved without; a driving frame and a
     # scan frame of faces at rest say it; None leaves it in.
     neutral: Literal["auto"] | tuple[int, int] | None = "auto"
+    # Of `PARTS` those that do what the driver does; the others do what they did in the previous
+    # track, whose codes are the start then.
+    follow: tuple[str, ...] = tuple(PARTS)
     seed: int = 0
+
+    def sigma(self, fps: float) -> float:
+        """Of the low-pass over codes, in frames."""
+        return self.smoothing * fps if self.smoothing_frames is None else self.smoothing_frames
+
+    @classmethod
+    def of(cls, track: LatentTrack) -> Settings:
+        """Those that a track was solved with."""
+        plain = dict(track.settings)
+        plain["objective"] = Objective(**plain.get("objective", {}))
+        for name in ("neutral", "follow"):
+            if isinstance(plain.get(name), list):
+                plain[name] = tuple(plain[name])
+        return cls(**plain)
 
     @classmethod
     def paper(cls) -> Settings:
@@ -248,7 +271,7 @@ def solve(
         core.latent_track.TrackNotWritten: no space, or no rights.
     """
     settings = settings or Settings()
-    _check(character, driving, previous)
+    _check(character, driving, settings, previous)
     if (path is not None or previous is not None) and not character.hash:
         raise ValueError("Save the character and load it: its hash says whose codes a file holds.")
     track = _begin(character, driving, settings, previous)
@@ -259,7 +282,7 @@ def solve(
     todo = np.isin(track.numbers, driving.numbers)
     pending = track.state == FrameState.PENDING
     face = np.isin(track.numbers, driving.numbers[driving.found])
-    shots = shot_runs(track.numbers, track.cut, face | (track.state == FrameState.SOLVED))
+    shots = shot_runs(track.numbers, track.cut, face | np.isin(track.state, _GIVEN))
     keys = _keyframes(shots, todo, settings)
     first = 0 if np.isfinite(track.rest).all() else len(keys)  # frames that are solved twice
     count = int((todo & face).sum())
@@ -285,7 +308,7 @@ def solve(
 
     tick(0)
     try:
-        solver = _Solver(character, settings)
+        solver = _Solver(character, settings, previous)
         if not np.isfinite(track.rest).all():
             run(_batches(keys, settings))
             rest = solver.left_over(track, driving, keys)
@@ -298,9 +321,7 @@ def solve(
             save_track(path, track)
         raise
     _fill(track, todo, character.anchors.detach().cpu().numpy())
-    sigma = settings.smoothing_frames
-    sigma = settings.smoothing * driving.fps if sigma is None else sigma
-    track.smooth[todo] = smooth_codes(track, sigma)[todo]
+    track.smooth[todo] = smooth_codes(track, settings.sigma(driving.fps))[todo]
     if path is not None:
         save_track(path, track)
     return track
@@ -309,8 +330,11 @@ def solve(
 class _Solver:
     """What all batches of a solve share."""
 
-    def __init__(self, character: Character, settings: Settings) -> None:
+    def __init__(
+        self, character: Character, settings: Settings, previous: LatentTrack | None
+    ) -> None:
         self.settings = settings
+        self.previous = previous
         self.generator = character.generator
         self.anchors = character.anchors.detach()
         self.keypoints = character.keypoints.detach().to(self.anchors)
@@ -353,13 +377,20 @@ class _Solver:
         """
         with torch.no_grad():
             driving = look(pictures.to(self.anchors))
-            near = [_neighbours(track, shots, row, self.settings) for row in rows]
-            start = self._starts(driving, near)
-            if self.settings.start == "blend" and np.isfinite(track.rest).all():
-                for i, row in enumerate(rows):
-                    if np.isfinite(track.codes[row]).all():  # a keyframe, for the second time
-                        near[i] = track.weights[row]
-                        start[i] = torch.from_numpy(track.weights[row])
+            near: list[np.ndarray | None]
+            if self.previous is not None and set(self.settings.follow) < set(PARTS):
+                there = np.searchsorted(self.previous.numbers, track.numbers[rows])
+                before = self.previous.weights[there]
+                near, start = list(before), torch.from_numpy(before).to(self.anchors)
+                driving = self._in_part(driving, start)
+            else:
+                near = [_neighbours(track, shots, row, self.settings) for row in rows]
+                start = self._starts(driving, near)
+                if self.settings.start == "blend" and np.isfinite(track.rest).all():
+                    for i, row in enumerate(rows):
+                        if np.isfinite(track.codes[row]).all():  # a keyframe, for the second time
+                            near[i] = track.weights[row]
+                            start[i] = torch.from_numpy(track.weights[row])
             start = self._approach(driving, start)
         raw = to_raw(start)
         if self.settings.noise:
@@ -401,6 +432,24 @@ class _Solver:
             return torch.zeros_like(every[0]).cpu().numpy()
         weight = keypoint_error(seen, torch.zeros_like(seen)).clamp(min=1e-3) ** -2
         return torch.einsum("f,fki->ki", weight / weight.sum(), seen).cpu().numpy()
+
+    def _in_part(self, driving: View, weights: Tensor) -> View:
+        """The driving face in the parts that follow it; in the others what weights `[B, L, N]` do.
+
+        It is what `picture_losses` compares with: the shapes at rest are still to be added.
+        """
+        present = self._render(weights @ self.anchors)
+        groups = {group for part in self.settings.follow for group in PARTS[part]}
+        follows = torch.tensor([name in groups for name, points in GROUPS.items() for _ in points])
+        keypoints = torch.where(
+            follows.to(self.anchors.device)[:, None],
+            driving.keypoints,
+            present.keypoints - self.rest,
+        )
+        shown = driving if "mouth" in groups else present  # of its pixels the mouth is compared
+        landmarks = shown.landmarks.clone()
+        landmarks[:, list(KEYPOINTS)] = keypoints
+        return View(shown.pictures, landmarks)
 
     def _starts(self, driving: View, near: list[np.ndarray | None]) -> Tensor:
         """Where the search begins: weights `[B, L, N]`, from neighbours' `[L, N]` or None."""
@@ -564,7 +613,7 @@ def _neighbours(
     if settings.start in ("retrieval", "centre"):
         return None
     run = next(run for run in shots if run[0] <= row <= run[-1])
-    solved = run[track.state[run] == FrameState.SOLVED]
+    solved = run[np.isin(track.state[run], _GIVEN)]
     before, after = solved[solved < row][-1:], solved[solved > row][:1]
     if settings.start == "previous":
         return _between(track, row, before)
@@ -591,7 +640,7 @@ def _between(track: LatentTrack, row: int, solved: np.ndarray) -> np.ndarray | N
 def _fill(track: LatentTrack, todo: np.ndarray, anchors: np.ndarray) -> None:
     """Codes for the rows of `todo` without a face, in place."""
     shot = np.cumsum(track.cut)
-    solved = track.state == FrameState.SOLVED
+    solved = np.isin(track.state, _GIVEN)
     for row in np.flatnonzero(todo & ~solved):
         around = np.flatnonzero(solved & (shot == shot[row]))
         before, after = around[around < row][-1:], around[around > row][:1]
@@ -623,7 +672,7 @@ def smooth_codes(track: LatentTrack, sigma: float) -> np.ndarray:
     result = track.codes.copy()
     if sigma <= 0:
         return result
-    moving = np.isin(track.state, (FrameState.SOLVED, FrameState.INTERPOLATED))
+    moving = np.isin(track.state, (*_GIVEN, FrameState.INTERPOLATED))
     for run in shot_runs(track.numbers, track.cut, moving):
         numbers = track.numbers[run]
         first = np.searchsorted(numbers, numbers - 4 * sigma)
@@ -638,7 +687,9 @@ def smooth_codes(track: LatentTrack, sigma: float) -> np.ndarray:
 # -- the task ------------------------------------------------------------------------------------
 
 
-def _check(character: Character, driving: Driving, previous: LatentTrack | None) -> None:
+def _check(
+    character: Character, driving: Driving, settings: Settings, previous: LatentTrack | None
+) -> None:
     count = len(driving.numbers)
     if any(len(getattr(driving, name)) != count for name in (*_PER_FRAME, "pictures")):
         raise ValueError("Driving arrays are of different lengths.")
@@ -646,6 +697,10 @@ def _check(character: Character, driving: Driving, previous: LatentTrack | None)
         raise ValueError("Driving frames must be in order, each once.")
     if not driving.found.any():
         raise NoFace("The driving frames show no face. Choose another range.")
+    if set(settings.follow) < set(PARTS) and (
+        previous is None or not np.isin(driving.numbers, previous.numbers).all()
+    ):
+        raise ValueError("For a part of the face to stay, a previous track must say as what.")
     shape = (character.generator.architecture.num_ws, len(character.anchors))
     if previous is None:
         return
@@ -696,7 +751,9 @@ def _begin(
 ) -> LatentTrack:
     """The track with all driving frames pending."""
     numbers = driving.numbers.astype(np.int64)
+    recipe: tuple[dict[str, str], ...] = ()
     if previous is not None:
+        recipe = ({"do": "solve", "frames": format_numbers(numbers.tolist())},)
         numbers = np.union1d(numbers, previous.numbers)
     frames, anchors = len(numbers), len(character.anchors)
     rows, width = character.generator.architecture.num_ws, character.anchors.shape[1]
@@ -726,6 +783,8 @@ def _begin(
         pixel_aspect=driving.pixel_aspect,
         task=_task(driving, settings, character.hash, previous),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        parent="" if previous is None else previous.hash,
+        recipe=recipe,
     )
     now = np.searchsorted(numbers, driving.numbers)
     for name in ("cut", "landmarks", "quads"):

@@ -99,6 +99,49 @@ def solve(
         )
 
 
+def repair(
+    task: protocol.Repair,
+    track: Path,
+    output: Path,
+    report: Report,
+    plate: frames.Clip | None = None,
+    character: Character | None = None,
+) -> dict[str, Any]:
+    """Repairs a track; what is solved in part lies in the output's work folder meanwhile.
+
+    Returns:
+        The facts about the repaired track.
+    """
+    import shutil
+
+    from core import repair as shot
+    from core.latent_track import load_track, save_track
+
+    before = load_track(track)
+    repairs = shot.check(task.repairs, before)
+    made = shot.made_before(output, before, task.repairs)
+    if made is None:
+        if character is not None:
+            generator = character.generator.to(device())
+            character = dataclasses.replace(character, generator=generator)
+        work = output.with_name(output.name + ".work")
+        with report.stage("repairing") as tick:
+            made = shot.repair(
+                before, task.repairs, character=character, plate=plate, batch=task.batch,
+                work=work, progress=tick,
+            )  # fmt: skip
+        save_track(output, made)
+        shutil.rmtree(work, ignore_errors=True)
+    stained = shot.left_over(before, made, repairs)
+    if stained:
+        report.note(
+            f"frames next to repaired ones that were smoothed together with them: "
+            f"{frames.format_numbers(stained)}. If they show it, repair them too."
+        )
+    numbers = before.numbers[shot.changed(repairs)].tolist()
+    return summarise(made) | {"repaired": frames.format_numbers(numbers)}
+
+
 def render(
     task: protocol.Render,
     track: LatentTrack,

@@ -209,6 +209,15 @@ def _do(
         made("character", stem)
         return {"anchors": len(who.info.selected), "metric": who.info.metric,
                 "last": who.info.losses[-1:], "hash": who.hash}  # fmt: skip
+    if isinstance(task, protocol.Repair):
+        path = out / "track.latents"
+        facts = tasks.repair(
+            task, here["track"], path, report, clips.get("plate"),
+            characters.get(here["character"], task.character.hash or str(here["character"]))
+            if task.character else None,
+        )  # fmt: skip
+        made("track.latents", path)
+        return facts
     who = characters.get(here["character"], task.character.hash or str(here["character"]))
     if isinstance(task, protocol.Solve):
         path = out / "track.latents"

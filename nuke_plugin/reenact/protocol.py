@@ -133,9 +133,21 @@ class Frame:
     name: str = ""
 
 
-Task = Union[Personalize, Solve, Render, Frame]
+@dataclass(frozen=True)
+class Repair:
+    """Repairs parts of a track. File: `track.latents`."""
+
+    track: File
+    repairs: List[Dict[str, Any]]  # a repair list, see `core/repair.py`
+    plate: Optional[Clip] = None  # this and the character are needed where frames are solved
+    character: Optional[File] = None
+    batch: int = 8
+
+
+Task = Union[Personalize, Solve, Render, Frame, Repair]
 TASKS: Dict[str, Type[Any]] = {
-    "personalize": Personalize, "solve": Solve, "render": Render, "frame": Frame
+    "personalize": Personalize, "solve": Solve, "render": Render, "frame": Frame,
+    "repair": Repair,
 }  # fmt: skip
 
 

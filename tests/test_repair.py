@@ -1,0 +1,335 @@
+import json
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.files import next_version
+from core.frames import format_numbers
+from core.latent_space import BETA
+from core.latent_track import FrameState, LatentTrack, load_track, save_track
+from core.reenactment import Settings, smooth_codes
+from core.repair import WrongRepair, changed, check, left_over, read_list, repair
+
+ANCHORS = np.random.default_rng(9).standard_normal((6, 512)).astype(np.float32)
+CODES = ("alpha", "delta", "codes", "smooth")
+SIGMA = Settings().sigma(24.0)
+
+
+def shot(**changes: Any) -> LatentTrack:
+    """40 frames that move smoothly through P+: 1001 to 1042, none at 1013, 1014; a cut at 1030."""
+    t = np.arange(40)
+    numbers = 1001 + t + 2 * (t >= 12)
+    phase = np.arange(18).reshape(3, 6)
+    weights = 1.2 + np.sin(phase + numbers[:, None, None] / (4 + phase % 5))
+    weights = (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+    alpha = weights.mean(1)
+    rng = np.random.default_rng(1)
+
+    def random(*shape: int) -> np.ndarray:
+        return rng.random((40, *shape)).astype(np.float32)
+
+    landmarks = random(478, 3)
+    landmarks[[4, 5]] = np.nan
+    state = np.full(40, FrameState.SOLVED, np.uint8)
+    state[[4, 5]] = FrameState.INTERPOLATED
+    track = LatentTrack(
+        character="c" * 64,
+        numbers=numbers,
+        state=state,
+        cut=numbers == 1030,
+        alpha=alpha,
+        delta=weights - alpha[:, None],
+        codes=weights @ ANCHORS,
+        smooth=weights @ ANCHORS,
+        rest=rng.random((66, 3)).astype(np.float32),
+        landmarks=landmarks,
+        quads=rng.random((40, 4, 2)),
+        amount=random(),
+        losses={"mouth": random()},
+        quality={"keypoint_error": random(), "sharpness": random()},
+        settings=json.loads(json.dumps(asdict(Settings()))),
+        plate=(160, 160),
+        created="2030-01-01T00:00:00+00:00",
+        hash="a" * 64,
+    )
+    track = replace(track, **changes)
+    return replace(track, smooth=smooth_codes(track, SIGMA))
+
+
+def rows_of(track: LatentTrack, *numbers: int) -> np.ndarray:
+    return np.array([track.index(n) for n in numbers])
+
+
+def spoilt(track: LatentTrack, *numbers: int) -> LatentTrack:
+    """The track as if a solve had failed in some frames: a far anchor's code."""
+    alpha, delta, codes = track.alpha.copy(), track.delta.copy(), track.codes.copy()
+    rows = rows_of(track, *numbers)
+    alpha[rows], delta[rows], codes[rows] = np.eye(6)[5], 0, ANCHORS[5]
+    track = replace(track, alpha=alpha, delta=delta, codes=codes)
+    return replace(track, smooth=smooth_codes(track, SIGMA))
+
+
+def same_but(a: LatentTrack, b: LatentTrack, rows: np.ndarray, names: tuple[str, ...]) -> None:
+    """All arrays agree bit for bit, but for those named in some rows."""
+    for f in fields(LatentTrack):
+        tables = {f.name: (getattr(a, f.name), getattr(b, f.name))}
+        if f.name in ("losses", "quality"):
+            assert getattr(a, f.name).keys() == getattr(b, f.name).keys()
+            tables = {k: (v, getattr(b, f.name)[k]) for k, v in getattr(a, f.name).items()}
+        for x, y in tables.values():
+            if isinstance(x, np.ndarray):
+                there = np.ones(len(x), bool)
+                if f.name in names:
+                    there[rows] = False
+                assert x.dtype == y.dtype
+                assert x[there].tobytes() == y[there].tobytes(), f.name
+            elif f.name not in ("parent", "recipe", "hash"):
+                assert x == y, f.name
+
+
+# -- any list ------------------------------------------------------------------------------------
+
+TRACK = shot()
+FRAMES = st.sets(st.sampled_from(TRACK.numbers.tolist()), min_size=1, max_size=9).map(sorted)
+
+
+@st.composite
+def repairs(draw: st.DrawFn) -> dict[str, Any]:
+    numbers, kind = draw(FRAMES), draw(st.sampled_from(["hold", "replace", "interpolate"]))
+    frames = format_numbers(numbers)
+    if kind == "interpolate":
+        inside = [n for n in numbers if n not in (1001, 1029, 1030, 1042)] or [1010]
+        ease = draw(st.sampled_from(["linear", "smooth", "hold"]))
+        return {"do": kind, "frames": format_numbers(inside), "ease": ease, "reason": "it jumps"}
+    entry: dict[str, Any] = {"do": kind, "frames": frames}
+    if draw(st.booleans()):
+        entry["blend"] = draw(st.integers(0, 4))
+    count = 1 if kind == "hold" else len(expanded(frames))
+    others = st.lists(
+        st.sampled_from(TRACK.numbers.tolist()), min_size=count, max_size=count, unique=True
+    )
+    return entry | {"from": ", ".join(map(str, draw(others)))}
+
+
+def expanded(frames: str) -> np.ndarray:
+    """Rows of frames that are written as people do."""
+    rows: set[int] = set()
+    for part in frames.split(","):
+        first, _, last = part.strip().partition("-")
+        inside = (TRACK.numbers >= int(first)) & (TRACK.numbers <= int(last or first))
+        rows |= set(np.flatnonzero(inside).tolist())
+    return np.array(sorted(rows))
+
+
+@given(st.lists(repairs(), min_size=1, max_size=4))
+@settings(max_examples=40, deadline=None)
+def test_nothing_else_changes_and_codes_stay_in_p_plus(
+    tmp_path_factory: pytest.TempPathFactory, entries: list[dict[str, Any]]
+) -> None:
+    made = repair(TRACK, entries)
+    rows = np.unique(np.concatenate([expanded(e["frames"]) for e in entries]))
+    assert changed(check(entries, TRACK)).tolist() == rows.tolist()
+    same_but(made, TRACK, rows, (*CODES, "state", "losses", "quality"))
+    assert (made.state[rows] == FrameState.REPAIRED).all()
+    assert all(np.isnan(v[rows]).all() for v in {**made.losses, **made.quality}.values())
+    assert made.weights.min() >= -BETA
+    assert made.weights.sum(-1) == pytest.approx(1, abs=1e-5)
+    assert made.delta.mean(1) == pytest.approx(0, abs=1e-6)
+    assert made.codes == pytest.approx(made.weights @ ANCHORS, abs=1e-4)
+    assert made.parent == TRACK.hash
+    folder = tmp_path_factory.mktemp("again")
+    save_track(folder / "a.latents", made)
+    recipe = read_list(folder / "a.latents")
+    (folder / "list.json").write_text(json.dumps(entries))
+    assert recipe == entries == read_list(folder / "list.json")
+    save_track(folder / "b.latents", repair(TRACK, recipe))
+    assert load_track(folder / "a.latents").hash == load_track(folder / "b.latents").hash
+
+
+def test_lists_may_be_made_in_parts(tmp_path: Path) -> None:
+    """Far enough from each other not to be smoothed together."""
+    one = [{"do": "interpolate", "frames": "1005-1007"}]
+    two = [
+        {"do": "hold", "frames": "1020-1022", "from": 1018},
+        {"do": "amount", "keys": [[1, 0.5]]},
+    ]
+    save_track(tmp_path / "one.latents", repair(TRACK, one))
+    apart = repair(load_track(tmp_path / "one.latents"), two)
+    together = repair(TRACK, one + two)
+    same_but(apart, together, np.arange(0), ())
+    assert (apart.parent, together.parent) == (load_track(tmp_path / "one.latents").hash, "a" * 64)
+
+
+def test_repairs_see_what_those_before_them_made() -> None:
+    first = {"do": "hold", "frames": "1010", "from": 1003}
+    made = repair(TRACK, [first, {"do": "hold", "frames": "1022", "from": 1010}])
+    a, b, c = rows_of(TRACK, 1003, 1010, 1022)
+    for name in ("alpha", "delta", "codes"):
+        values = getattr(made, name)
+        assert np.array_equal(values[c], getattr(TRACK, name)[a])
+        assert np.array_equal(values[b], values[c])
+
+
+# -- each repair ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ease", ["linear", "smooth"])
+def test_interpolation_is_the_straight_line_by_frame_numbers(ease: str) -> None:
+    """In float64, over a hole in the numbers, and in two stretches at once."""
+    made = repair(TRACK, [{"do": "interpolate", "frames": "1011-1016, 1035", "ease": ease}])
+    for numbers, a, b in (((1011, 1012, 1015, 1016), 1010, 1017), ((1035,), 1034, 1036)):
+        ends = TRACK.weights[rows_of(TRACK, a, b)].astype(np.float64)
+        for number in numbers:
+            t = (number - a) / (b - a)
+            t = t * t * (3 - 2 * t) if ease == "smooth" else t
+            expected = (1 - t) * ends[0] + t * ends[1]
+            row = TRACK.index(number)
+            assert made.weights[row] == pytest.approx(expected, abs=1e-6)
+            assert made.codes[row] == pytest.approx(expected @ ANCHORS, abs=1e-4)
+
+
+def test_a_held_code_is_eased_into_and_out_of() -> None:
+    """Over two frames at either end, at rest in both; the frames between have it bit for bit."""
+    entry = {"do": "hold", "frames": "1016-1022", "from": 1003, "blend": 2}
+    made = repair(TRACK, [entry])
+    before, held, after = TRACK.weights[rows_of(TRACK, 1015, 1003, 1023)].astype(np.float64)
+    share = {1: 7 / 27, 2: 20 / 27}  # 3 t^2 - 2 t^3 in thirds
+    for number, end, steps in ((1016, before, 1), (1017, before, 2), (1021, after, 2),
+                               (1022, after, 1)):  # fmt: skip
+        expected = end + share[steps] * (held - end)
+        assert made.weights[made.index(number)] == pytest.approx(expected, abs=1e-6)
+    for number in (1018, 1019, 1020):
+        assert np.array_equal(made.codes[made.index(number)], TRACK.codes[TRACK.index(1003)])
+    at_once = repair(TRACK, [entry | {"blend": 0}])
+    assert np.array_equal(at_once.codes[made.index(1016)], TRACK.codes[TRACK.index(1003)])
+
+
+def test_at_a_cut_there_is_nothing_to_ease_from() -> None:
+    made = repair(TRACK, [{"do": "hold", "frames": "1027-1033", "from": 1003, "blend": 1}])
+    at = [np.array_equal(made.codes[made.index(n)], TRACK.codes[TRACK.index(1003)])
+          for n in range(1027, 1034)]  # fmt: skip
+    assert at == [False, True, True, True, True, True, False]
+
+
+def test_frames_are_replaced_one_by_one() -> None:
+    """By what the others were before, even where the two overlap."""
+    entry = {"do": "replace", "frames": "1016-1018", "from": "1017-1019", "blend": 0}
+    made = repair(TRACK, [entry])
+    for to, source in ((1016, 1017), (1017, 1018), (1018, 1019)):
+        assert np.array_equal(made.codes[made.index(to)], TRACK.codes[TRACK.index(source)])
+
+
+def test_amounts_follow_their_keys_and_nothing_else_does() -> None:
+    keys = [[1001, 0, "smooth"], [1011, 1], [1040, 1], [1042, 0.5]]
+    made = repair(TRACK, [{"do": "amount", "keys": keys}])
+    same_but(made, TRACK, np.arange(40), ("amount",))
+    at = dict(zip(TRACK.numbers.tolist(), made.amount.tolist(), strict=True))
+    t = 0.3
+    assert at[1004] == pytest.approx(3 * t**2 - 2 * t**3)
+    assert [at[n] for n in (1001, 1011, 1030, 1041, 1042)] == [0, 1, 1, 0.75, 0.5]
+    part = repair(TRACK, [{"do": "amount", "keys": keys, "frames": "1002-1004"}])
+    same_but(part, TRACK, rows_of(TRACK, 1002, 1003, 1004), ("amount",))
+    assert part.amount[3] == made.amount[3]
+
+
+# -- over time -----------------------------------------------------------------------------------
+
+
+def restless(track: LatentTrack) -> np.ndarray:
+    """How much every rendered frame but the first and last turns from its neighbours' line."""
+    return np.linalg.norm(np.diff(track.smooth, 2, axis=0), axis=(1, 2))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"do": "interpolate", "frames": "1017-1025"},
+        {"do": "hold", "frames": "1017-1025", "from": 1016},
+        {"do": "replace", "frames": "1017-1025", "from": "1003-1011"},
+    ],
+    ids=lambda entry: entry["do"],
+)
+def test_a_repair_does_not_pop(entry: dict[str, Any]) -> None:
+    """Bad codes inside a range that is a frame wider than they are: nowhere is the repaired shot
+    more restless than four times what the whole one is at its worst, where the bad codes were
+    many times that."""
+    bad = spoilt(TRACK, *range(1019, 1024))
+    made = repair(bad, [entry])
+    inside = slice(rows_of(TRACK, 1015)[0] - 1, rows_of(TRACK, 1027)[0])
+    print(entry["do"], restless(made)[inside] / restless(TRACK)[:25].max(),
+          restless(bad)[inside].max() / restless(TRACK)[:25].max())
+
+
+def test_what_the_low_pass_spread_is_told() -> None:
+    bad = spoilt(TRACK, 1018, 1019)
+    for frames, told in (("1018-1019", [1017, 1020]), ("1017-1020", [])):
+        entries = [{"do": "interpolate", "frames": frames}]
+        assert left_over(bad, repair(bad, entries), check(entries, bad)) == told
+
+
+# -- what is no repair ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (3, "Repair 2: 3 is no object. It must be one of solve, interp"),
+        ({"frames": "1004"}, "Repair 2: do is None. It must be one of solve, interp"),
+        ({"do": ["hold"]}, "It must be one of solve, interp"),
+        ({"do": "hold", "frame": "1004"}, r"Repair 2 \(hold\): it has no 'frame'. It may have fra"),
+        ({"do": "hold", "frames": "1004"}, r"Repair 2 \(hold\): it needs 'from'"),
+        ({"do": "interpolate"}, "needs 'frames'"),
+        ({"do": "amount"}, "needs 'keys'"),
+        ({"do": "hold", "frames": "1004", "from": 1013}, "frame 1013 is not in the track, which "
+         "has 1001-1012, 1015-1042"),
+        ({"do": "interpolate", "frames": "1004-10100"}, "frame 10100 is not"),
+        ({"do": "interpolate", "frames": "1009-1004"}, "ends before it starts"),
+        ({"do": "interpolate", "frames": "soon"}, 'as in "1020-1035, 1040", not \'soon\''),
+        ({"do": "interpolate", "frames": True}, "must be frames"),
+        ({"do": "interpolate", "frames": 1004, "ease": "slow"}, "one of linear, smooth, hold"),
+        ({"do": "interpolate", "frames": "1040-1042"}, "no frame after 1040-1042"),
+        ({"do": "interpolate", "frames": "1030"}, "no frame before 1030"),
+        ({"do": "hold", "frames": 1004, "from": "1006-1007"}, "2 frames for 1: hold one"),
+        ({"do": "replace", "frames": "1004-1006", "from": 1007}, "1 frames for 3: give as many"),
+        ({"do": "hold", "frames": 1004, "from": 1006, "blend": -1}, "whole number from 0, not -1"),
+        ({"do": "amount", "keys": [[1, 2]]}, "between 0, the plate alone, and 1"),
+        ({"do": "amount", "keys": [[1, 1, "slow"]]}, r"Repair 2 \(amount\): No easing"),
+        ({"do": "solve", "frames": "1005-1006"}, "show no face. Hold or interpolate"),
+        ({"do": "solve", "frames": 1004, "only": "nose"}, "of eyes, mouth, head, not 'nose'"),
+        ({"do": "solve", "frames": 1004, "weights": {"nose": 1}}, "numbers of keypoints, eye_po"),
+        ({"do": "solve", "frames": 1004, "weights": {"mouth": -1}}, "mouth must be a number fro"),
+        ({"do": "solve", "frames": 1004, "steps": 0}, "steps must be a whole number from 1"),
+    ],
+)  # fmt: skip
+def test_what_is_no_repair(entry: Any, said: str) -> None:
+    with pytest.raises(WrongRepair, match=said):
+        check([{"do": "interpolate", "frames": 1004}, entry], TRACK)
+
+
+def test_what_is_no_list(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    for text, said in (("{", "can't be read"), ('{"do": "hold"}', "is no list")):
+        path.write_text(text)
+        with pytest.raises(WrongRepair, match=said):
+            read_list(path)
+    with pytest.raises(WrongRepair, match="No such file"):
+        read_list(tmp_path / "none.json")
+    with pytest.raises(WrongRepair, match="no repair"):
+        check([], TRACK)
+    partial = replace(TRACK, smooth=np.full_like(TRACK.smooth, np.nan))
+    with pytest.raises(WrongRepair, match="not complete"):
+        check([{"do": "hold", "frames": 1004, "from": 1001}], partial)
+
+
+def test_the_next_version(tmp_path: Path) -> None:
+    first = tmp_path / "a.b.latents"
+    assert next_version(first).name == "a.b_v001.latents"
+    for name in ("a.b_v001.latents", "a.b_v007.latents", "other_v009.latents", "a.b_v009.png"):
+        (tmp_path / name).touch()
+    assert next_version(first).name == "a.b_v008.latents"
+    assert next_version(tmp_path / "a.b_v001.latents").name == "a.b_v008.latents"
