@@ -63,7 +63,12 @@ _FIELDS = {
 }
 _OPTIONAL = {"only", "weights", "steps", "ease", "blend", "reason"}
 _WEIGHTS = tuple(n for n, value in asdict(Objective()).items() if isinstance(value, float))
+_FADE = 3  # frames in which what the low-pass left outside is gone inside
 _CODES = ("alpha", "delta", "codes")  # all linear in a frame's weights
+# The weights of the face's parts, and the share of them that a part has which is to stay. With more
+# it holds the others back: eq. 2 is as steep at distance 0 as anywhere, and there it starts.
+_COUNTS = {"eyes": ("eye_points",), "mouth": ("mouth_points", "mouth"), "head": ("head_points",)}
+_KEPT = 0.25
 _NUMBERS = re.compile(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?")
 
 
@@ -233,6 +238,11 @@ def _read_solve(entry: Any, rows: np.ndarray, steps: int | None, track: LatentTr
     for name, value in weights.items():
         if type(value) not in (int, float) or not 0 <= value <= 1e6:
             raise wrong(f"the weight {name} must be a number from 0, not {value!r}.")
+    if any(step.get("do") not in _FIELDS for step in track.recipe):
+        raise wrong(
+            "the track was edited, which would be lost in what is solved. Repair the track that it "
+            "was made from, and edit the result again."
+        )
     found = rows[np.isfinite(track.landmarks[rows]).all((1, 2))]
     if not len(found):
         raise wrong("its frames show no face. Hold or interpolate them.")
@@ -269,8 +279,9 @@ def repair(
 
     Returns:
         The repaired track. What no repair names is bit for bit the track's. Frames with other
-        frames' codes are `REPAIRED`, without losses and quality; solved ones as in
-        `core.reenactment.solve`. The low-pass over time runs anew within what was repaired.
+        frames' codes are `REPAIRED`, without losses and quality; those of solved ones are the
+        solver's, to which a part that stays is its own driver. The low-pass over time runs anew
+        within what was repaired.
 
     Raises:
         WrongRepair: an entry is no repair of this track.
@@ -304,10 +315,8 @@ def repair(
                 amount = made.amount.copy()
                 amount[one.rows] = keyframes.at(one.keys, track.numbers[one.rows])
                 made = replace(made, amount=amount)
-    rows = changed(repairs)
-    smooth = track.smooth.copy()
-    smooth[rows] = smooth_codes(made, Settings.of(track).sigma(track.fps))[rows]
-    return replace(made, smooth=smooth, parent=track.hash, recipe=recipe, hash="")
+    smooth = _smooth(track, made, changed(repairs))
+    return replace(made, smooth=smooth, task="", parent=track.hash, recipe=recipe, hash="")
 
 
 def made_before(path: Path, track: LatentTrack, entries: Sequence[Any]) -> LatentTrack | None:
@@ -351,10 +360,10 @@ def changed(repairs: Sequence[Repair]) -> np.ndarray:
     return np.unique(np.concatenate(rows)) if rows else np.zeros(0, int)
 
 
-def left_over(before: LatentTrack, after: LatentTrack, repairs: Sequence[Repair]) -> list[int]:
-    """Frames next to repaired ones that still show what was repaired.
+def still_seen(before: LatentTrack, after: LatentTrack, repairs: Sequence[Repair]) -> list[int]:
+    """Frames next to repaired ones in which what was repaired still shows.
 
-    The low-pass had mixed them with it, and they are not to be changed.
+    The low-pass had mixed them with it, and a repair leaves them as they are.
 
     Args:
         before: the track.
@@ -385,7 +394,14 @@ def _solve(
 ) -> LatentTrack:
     if character is None or plate is None:
         raise ValueError("To solve frames again, character and plate are needed.")
-    shot, weights = Settings.of(track), dict[str, Any](one.weights)
+    shot = Settings.of(track)
+    kept = {
+        name: _KEPT * getattr(shot.objective, name)
+        for part, names in _COUNTS.items()
+        if part not in one.follow
+        for name in names
+    }
+    weights: dict[str, Any] = {**kept, **one.weights}
     settings = replace(
         shot,
         batch=batch,
@@ -404,6 +420,25 @@ def _solve(
     parts = {name: getattr(made, name)[one.rows] for name in (*_CODES, "state")}
     figures = {n: v[one.rows] for n, v in {**made.losses, **made.quality}.items()}
     return _changed(track, one.rows, parts, figures)
+
+
+def _smooth(before: LatentTrack, after: LatentTrack, rows: np.ndarray) -> np.ndarray:
+    """Codes after the low-pass, of a track in some of whose rows the codes are others now.
+
+    The rows beside them stay, though the low-pass had mixed them with the old codes. How far they
+    are from where it would put them now fades out over the first frames inside. It fades no slower
+    than the low-pass itself forgets, so that what comes out is still a mean of codes: in P+.
+    """
+    again = smooth_codes(after, Settings.of(before).sigma(before.fps))
+    smooth = before.smooth.copy()
+    smooth[rows] = again[rows]
+    for run, *ends in _runs(before, rows):
+        for end in ends:
+            if end is not None:
+                far = np.abs(before.numbers[run] - before.numbers[end])
+                share = np.clip(1 - far / _FADE, 0, None).astype(np.float32)
+                smooth[run] += share[:, None, None] * (before.smooth[end] - again[end])
+    return smooth
 
 
 def _interpolate(track: LatentTrack, rows: np.ndarray, ease: str) -> Mix:
@@ -450,6 +485,8 @@ def _runs(
 ) -> Iterator[tuple[np.ndarray, int | None, int | None]]:
     """Rows that follow each other in a shot, with the shot's row before and after, if any."""
     shot = np.cumsum(track.cut)
+    if not len(rows):
+        return
     splits = np.flatnonzero((np.diff(rows) > 1) | (np.diff(shot[rows]) > 0)) + 1
     for run in np.split(rows, splits):
         ends = (run[0] - 1, run[-1] + 1)

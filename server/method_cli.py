@@ -243,6 +243,8 @@ def inspect(
     if file.suffix == ".latents":
         track = load_track(file)
         facts: dict[str, Any] = tasks.summarise(track)
+        if track.parent:
+            facts |= {"parent": track.parent, "recipe": list(track.recipe)}
         rows = frame_terms(track) if terms else []
     else:
         who = load_character(file)

@@ -132,11 +132,11 @@ def repair(
             )  # fmt: skip
         save_track(output, made)
         shutil.rmtree(work, ignore_errors=True)
-    stained = shot.left_over(before, made, repairs)
-    if stained:
+    shown = shot.still_seen(before, made, repairs)
+    if shown:
         report.note(
-            f"frames next to repaired ones that were smoothed together with them: "
-            f"{frames.format_numbers(stained)}. If they show it, repair them too."
+            f"what was repaired still shows in frames beside it, {frames.format_numbers(shown)}: "
+            "they were smoothed together. Repair them too to be rid of it."
         )
     numbers = before.numbers[shot.changed(repairs)].tolist()
     return summarise(made) | {"repaired": frames.format_numbers(numbers)}

@@ -40,6 +40,7 @@ from reenact.protocol import (
     Personalize,
     ProtocolError,
     Render,
+    Repair,
     Request,
     Solve,
     Submit,
@@ -422,6 +423,7 @@ def templates() -> list[bytes]:
         Solve(Clip(path="/plates/a.%04d.exr", frames="1-50"), File(path="/a.character")),
         Render(content, content, clip, movie=True, truth=Clip(".mov", [], [content])),
         Frame(content, content, 1001, clip, "anna"),
+        Repair(content, [{"do": "hold", "frames": "1001", "from": 1002}], clip, content),
     ]
     plain: dict[str, dict[str, Any]] = {
         "hello": {"client": "nuke 0.1.0", "versions": [1, 2]},

@@ -1,4 +1,7 @@
+import contextlib
 import json
+import sys
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -7,15 +10,34 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reenact import protocol
+from running_server import FRAMES, Server, finish, inputs
 
+from core.character import Character, load_character
 from core.files import next_version
-from core.frames import format_numbers
+from core.frames import Clip, MissingFrames, format_numbers, open_clip
 from core.latent_space import BETA
 from core.latent_track import FrameState, LatentTrack, load_track, save_track
-from core.reenactment import Settings, smooth_codes
-from core.repair import WrongRepair, changed, check, left_over, read_list, repair
+from core.reenactment import (
+    Settings,
+    TrackInTheWay,
+    driving_from_track,
+    smooth_codes,
+    solve,
+)
+from core.repair import (
+    WrongPlate,
+    WrongRepair,
+    changed,
+    check,
+    read_list,
+    repair,
+    still_seen,
+)
+from server import cli, tasks
+from server.reporting import Report
 
-ANCHORS = np.random.default_rng(9).standard_normal((6, 512)).astype(np.float32)
+ANCHORS = np.random.default_rng(9).standard_normal((6, 16)).astype(np.float32)
 CODES = ("alpha", "delta", "codes", "smooth")
 SIGMA = Settings().sigma(24.0)
 
@@ -88,19 +110,19 @@ def same_but(a: LatentTrack, b: LatentTrack, rows: np.ndarray, names: tuple[str,
                     there[rows] = False
                 assert x.dtype == y.dtype
                 assert x[there].tobytes() == y[there].tobytes(), f.name
-            elif f.name not in ("parent", "recipe", "hash"):
+            elif f.name not in ("task", "parent", "recipe", "hash"):
                 assert x == y, f.name
 
 
 # -- any list ------------------------------------------------------------------------------------
 
 TRACK = shot()
-FRAMES = st.sets(st.sampled_from(TRACK.numbers.tolist()), min_size=1, max_size=9).map(sorted)
+SOME = st.sets(st.sampled_from(TRACK.numbers.tolist()), min_size=1, max_size=9).map(sorted)
 
 
 @st.composite
 def repairs(draw: st.DrawFn) -> dict[str, Any]:
-    numbers, kind = draw(FRAMES), draw(st.sampled_from(["hold", "replace", "interpolate"]))
+    numbers, kind = draw(SOME), draw(st.sampled_from(["hold", "replace", "interpolate"]))
     frames = format_numbers(numbers)
     if kind == "interpolate":
         inside = [n for n in numbers if n not in (1001, 1029, 1030, 1042)] or [1010]
@@ -127,7 +149,7 @@ def expanded(frames: str) -> np.ndarray:
 
 
 @given(st.lists(repairs(), min_size=1, max_size=4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_nothing_else_changes_and_codes_stay_in_p_plus(
     tmp_path_factory: pytest.TempPathFactory, entries: list[dict[str, Any]]
 ) -> None:
@@ -141,6 +163,9 @@ def test_nothing_else_changes_and_codes_stay_in_p_plus(
     assert made.weights.sum(-1) == pytest.approx(1, abs=1e-5)
     assert made.delta.mean(1) == pytest.approx(0, abs=1e-6)
     assert made.codes == pytest.approx(made.weights @ ANCHORS, abs=1e-4)
+    rendered = made.smooth @ np.linalg.pinv(ANCHORS)
+    assert rendered.min() >= -BETA - 1e-5
+    assert rendered.sum(-1) == pytest.approx(1, abs=1e-4)
     assert made.parent == TRACK.hash
     folder = tmp_path_factory.mktemp("again")
     save_track(folder / "a.latents", made)
@@ -241,8 +266,8 @@ def test_amounts_follow_their_keys_and_nothing_else_does() -> None:
 
 
 def restless(track: LatentTrack) -> np.ndarray:
-    """How much every rendered frame but the first and last turns from its neighbours' line."""
-    return np.linalg.norm(np.diff(track.smooth, 2, axis=0), axis=(1, 2))
+    """How far rendered frames lie from the middle of their neighbours, 1016 to 1028."""
+    return np.linalg.norm(np.diff(track.smooth[12:27], 2, axis=0), axis=(1, 2))
 
 
 @pytest.mark.parametrize(
@@ -255,21 +280,33 @@ def restless(track: LatentTrack) -> np.ndarray:
     ids=lambda entry: entry["do"],
 )
 def test_a_repair_does_not_pop(entry: dict[str, Any]) -> None:
-    """Bad codes inside a range that is a frame wider than they are: nowhere is the repaired shot
-    more restless than four times what the whole one is at its worst, where the bad codes were
-    many times that."""
+    """Nowhere near it, where a range is two frames wider than the bad codes. The shot itself is
+    much quieter than any, and a code that is put in without being eased much less so."""
     bad = spoilt(TRACK, *range(1019, 1024))
     made = repair(bad, [entry])
-    inside = slice(rows_of(TRACK, 1015)[0] - 1, rows_of(TRACK, 1027)[0])
-    print(entry["do"], restless(made)[inside] / restless(TRACK)[:25].max(),
-          restless(bad)[inside].max() / restless(TRACK)[:25].max())
+    assert restless(made).max() < restless(bad).max() / 3
+    if entry["do"] != "interpolate":
+        hard = repair(bad, [entry | {"blend": 0}])
+        assert restless(made).max() < restless(hard).max() / 2
+
+
+def test_what_the_low_pass_left_outside_fades_inside() -> None:
+    """Still codes: in thirds of how far the frame outside stays from where it would be now."""
+    bad = spoilt(TRACK, 1019, 1020)
+    made = repair(bad, [{"do": "interpolate", "frames": "1019-1024"}])
+    again = smooth_codes(made, SIGMA)
+    left = TRACK.index(1018)
+    for number, share in ((1019, 2 / 3), (1020, 1 / 3), (1021, 0)):
+        expected = again[made.index(number)] + share * (bad.smooth[left] - again[left])
+        assert made.smooth[made.index(number)] == pytest.approx(expected, abs=1e-6)
+    assert np.array_equal(made.smooth[left], bad.smooth[left])
 
 
 def test_what_the_low_pass_spread_is_told() -> None:
     bad = spoilt(TRACK, 1018, 1019)
     for frames, told in (("1018-1019", [1017, 1020]), ("1017-1020", [])):
         entries = [{"do": "interpolate", "frames": frames}]
-        assert left_over(bad, repair(bad, entries), check(entries, bad)) == told
+        assert still_seen(bad, repair(bad, entries), check(entries, bad)) == told
 
 
 # -- what is no repair ---------------------------------------------------------------------------
@@ -333,3 +370,204 @@ def test_the_next_version(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert next_version(first).name == "a.b_v008.latents"
     assert next_version(tmp_path / "a.b_v001.latents").name == "a.b_v008.latents"
+
+
+# -- solving again -------------------------------------------------------------------------------
+
+SOLVE = [
+    {"do": "solve", "frames": "1002-1003", "steps": 3},
+    {"do": "hold", "frames": "1005", "from": 1001},
+    {"do": "solve", "frames": "1006", "only": "mouth", "weights": {"mouth": 40}, "steps": 4},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A character, a plate of frames 1001 to 1008, and the track `shot.latents` of it."""
+    folder = tmp_path_factory.mktemp("shot")
+    character, pattern = inputs(folder)
+    task = protocol.Solve(protocol.Clip(), protocol.File(), steps=2)
+    who = load_character(character)
+    tasks.solve(task, open_clip(pattern), who, folder / "shot.latents", Report(machine=True))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def given_shot(folder: Path) -> tuple[LatentTrack, Character, Clip]:
+    character, pattern = inputs(folder)
+    return load_track(folder / "shot.latents"), load_character(character), open_clip(pattern)
+
+
+def test_frames_are_solved_again_and_nothing_else_changes(
+    given_shot: tuple[LatentTrack, Character, Clip],
+) -> None:
+    track, who, plate = given_shot
+    steps: list[tuple[float, float]] = []
+    made = repair(track, SOLVE, character=who, plate=plate, progress=lambda *s: steps.append(s))
+    rows = rows_of(track, 1002, 1003, 1005, 1006)
+    same_but(made, track, rows, (*CODES, "state", "losses", "quality"))
+    states = [FrameState(s).name[0] for s in made.state]
+    assert "".join(states) == "SSSSRSSS"
+    assert np.isfinite(made.losses["mouth"]).tolist() == [c == "S" for c in states]
+    others = made.losses["keypoints"][rows] != track.losses["keypoints"][rows]
+    assert others.all()
+    assert made.settings == track.settings
+    # As the solver alone does it: with the shot's settings, from the frames around.
+    driving = driving_from_track(plate, track, [1002, 1003], 64)
+    alone = solve(who, driving, replace(Settings.of(track), steps=3, first_steps=3), previous=track)
+    for name in ("alpha", "delta", "codes"):
+        assert np.array_equal(getattr(made, name)[1:3], getattr(alone, name)[1:3]), name
+    assert (alone.parent, alone.recipe) == (track.hash, ({"do": "solve", "frames": "1002-1003"},))
+    done = [n for n, _ in steps]
+    assert done == sorted(done)
+    assert (done[0], steps[-1]) == (0, (3, 3))
+
+
+def test_an_interrupted_repair_goes_on_to_the_same_track(
+    given_shot: tuple[LatentTrack, Character, Clip], tmp_path: Path
+) -> None:
+    track, who, plate = given_shot
+    task = protocol.Repair(protocol.File(), SOLVE)
+    source, path = inputs_of(track, tmp_path), tmp_path / "new.latents"
+    shown: list[float] = []
+
+    class Impatient(Report):
+        @contextlib.contextmanager
+        def stage(self, title: str):  # type: ignore[no-untyped-def]
+            def tick(done: float, total: float, **figures: float) -> None:
+                shown.append(done)
+                if done > limit:
+                    raise KeyboardInterrupt
+
+            yield tick
+
+    limit = 2.5  # in the second solve
+    with pytest.raises(KeyboardInterrupt):
+        tasks.repair(task, source, path, Impatient(machine=True), plate, who)
+    assert not path.exists()
+    assert len(list((tmp_path / "new.latents.work").glob("*.latents"))) == 1
+    limit, before = 9.0, len(shown)
+    tasks.repair(task, source, path, Impatient(machine=True), plate, who)
+    assert min(shown[before:]) == 2  # the first is not solved again
+    undisturbed = repair(track, SOLVE, character=who, plate=plate)
+    same_but(load_track(path), undisturbed, np.arange(0), ())
+    assert not (tmp_path / "new.latents.work").exists()
+    # Once it is there it is not made again, and not overwritten.
+    tasks.repair(task, source, path, Impatient(machine=True))
+    with pytest.raises(TrackInTheWay, match="no version is overwritten"):
+        tasks.repair(replace(task, repairs=SOLVE[1:2]), source, path, Report(machine=True))
+
+
+def inputs_of(track: LatentTrack, folder: Path) -> Path:
+    save_track(folder / "old.latents", track)
+    return folder / "old.latents"
+
+
+def test_what_a_solve_needs(given_shot: tuple[LatentTrack, Character, Clip]) -> None:
+    track, who, plate = given_shot
+    with pytest.raises(ValueError, match="character and plate are needed"):
+        repair(track, SOLVE)
+    with pytest.raises(ValueError, match="load it"):
+        repair(replace(track, hash=""), SOLVE[1:2])
+    with pytest.raises(WrongPlate, match="160x160, the track was solved on 320x180"):
+        repair(replace(track, plate=(320, 180)), SOLVE, character=who, plate=plate)
+    with pytest.raises(MissingFrames, match="1002"):
+        repair(track, SOLVE, character=who, plate=replace(plate, numbers=(1003, 1006)))
+    edited = replace(track, recipe=({"do": "edit", "moves": []},))
+    with pytest.raises(WrongRepair, match=r"Repair 1 \(solve\): the track was edited"):
+        repair(edited, SOLVE, character=who, plate=plate)
+    assert repair(edited, SOLVE[1:2]).recipe == (SOLVE[1],)
+
+
+# -- the command ---------------------------------------------------------------------------------
+
+Reenact = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def reenact(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
+) -> Reenact:
+    """Runs `reenact repair FOLDER/shot.latents … --json`; what it says last."""
+
+    def run(*arguments: object, code: int = 0) -> dict[str, Any]:
+        monkeypatch.setattr(
+            sys, "argv",
+            ["reenact", "repair", *map(str, (folder / "shot.latents", *arguments)), "--json"],
+        )  # fmt: skip
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        assert ended.value.code == code, said
+        line = said.out.splitlines()[-1:]
+        return json.loads(line[0]) if line else {"error": " ".join(said.err.split())}
+
+    return run
+
+
+def test_a_repair_is_a_new_version(reenact: Reenact, folder: Path, tmp_path: Path) -> None:
+    before = (folder / "shot.latents").read_bytes()
+    hold = ("--do", "hold", "--frames", "1003-1004", "--from", "1002", "--blend", 0, "--local")
+    first, second = (Path(reenact(*hold)["result"]["track"]) for _ in range(2))
+    assert (first.name, second.name) == ("shot_v001.latents", "shot_v002.latents")
+    track = load_track(first)
+    entry = {"do": "hold", "frames": "1003-1004", "from": "1002", "blend": 0}
+    assert (track.recipe, track.parent) == ((entry,), load_track(folder / "shot.latents").hash)
+    (tmp_path / "list.json").write_text(json.dumps([entry]))
+    for made_of in (second, tmp_path / "list.json"):
+        again = reenact("--list", made_of, "-o", tmp_path / f"{made_of.stem}.latents", "--local")
+        assert again["result"]["repaired"] == "1003-1004"
+        assert load_track(again["result"]["track"]).hash == track.hash
+    keyed = reenact("--do", "amount", "--keys", "1001:0:smooth,1005:1", "--local")["result"]
+    assert load_track(keyed["track"]).amount[:5] == pytest.approx([0, 5 / 32, 0.5, 27 / 32, 1])
+    assert (folder / "shot.latents").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ((), 2, "Give --list, or one repair with --do"),
+        (("--list", "none.json"), 1, "none.json can't be read"),
+        (("--do", "hold", "--frames", "1003"), 1, "Repair 1 (hold): it needs 'from'"),
+        (("--do", "hold", "--frames", "1003", "--from", "1001", "-o", "FOLDER/shot.latents"), 1,
+         "no version is overwritten"),
+        (("--do", "solve", "--frames", "1003"), 2, "give the driving clip with --plate"),
+        (("--do", "solve", "--frames", "1003", "--weight", "mouth"), 2, "NAME=NUMBER"),
+        (("--do", "solve", "--frames", "1003", "--plate", "FOLDER/plate.####.png 1005-1008"), 1,
+         "1003"),
+        (("--do", "amount", "--keys", "soon"), 1, "no key"),
+    ],
+)  # fmt: skip
+def test_wrong_repairs_are_a_sentence(
+    reenact: Reenact, folder: Path, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    there = sorted(folder.iterdir())
+    answer = reenact(*(a.replace("FOLDER", str(folder)) for a in arguments), "--local", code=code)
+    assert said in answer["error"].replace("│ ", "")
+    assert sorted(folder.iterdir()) == there
+
+
+def test_the_server_repairs_as_the_command_does(
+    reenact: Reenact,
+    folder: Path,
+    given_shot: tuple[LatentTrack, Character, Clip],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    track, who, plate = given_shot
+    (tmp_path / "list.json").write_text(json.dumps(SOLVE))
+    server = Server(tmp_path / "home").start()
+    monkeypatch.setenv("REENACT_HOME", str(tmp_path / "home"))
+    try:
+        made = reenact("--list", tmp_path / "list.json", "--plate", folder / "plate.####.png",
+                       "-o", tmp_path / "made.latents")["result"]  # fmt: skip
+        with server.client() as client:
+            wrong = client.submit(protocol.Repair(client.send([folder / "shot.latents"])[0], [{}]))
+            assert finish(client, wrong)["reason"].startswith("Repair 1: do is None")
+    finally:
+        assert server.stop() == 0
+    assert made["repaired"] == "1002-1003, 1005-1006"
+    assert made["states"] == {"solved": FRAMES - 1, "repaired": 1}
+    expected = repair(track, SOLVE, character=who, plate=plate)
+    same_but(load_track(made["track"]), expected, np.arange(0), ())
