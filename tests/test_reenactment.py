@@ -452,6 +452,35 @@ def test_a_part_of_another_characters_track_is_refused(character):
         solve(replace(character, hash="b"), clip, QUICK, previous=track)
 
 
+def test_a_part_of_the_face_follows_and_the_others_stay(character):
+    """A blink that looks ahead; the driver, with eyes open, turns and opens the mouth."""
+    shut, acting = np.zeros((2, 1, len(MOVES)))
+    shut[0, 5], acting[0, [1, 3]] = 1, (0.6, 0.4)
+    before = solve(character, driving(draw(character, shut)), replace(STILL, start="retrieval"))
+    clip = driving(draw(character, acting))
+    # At their usual weights the parts that are to stay hold the mouth of so small a character.
+    mouth = replace(
+        Settings(neutral=None), follow=("mouth",), objective=Objective(eye_points=2, head_points=1)
+    )
+    track = solve(character, clip, mouth, previous=before)
+    with torch.no_grad():
+        was, now = (
+            look(character.generator.synthesis(torch.from_numpy(t.codes))).keypoints
+            for t in (before, track)
+        )
+    wanted = look(clip.pictures).keypoints
+    parts = {"eyes": slice(0, 42), "mouth": slice(42, 62), "head": slice(62, 66)}
+
+    def apart(a: torch.Tensor, b: torch.Tensor, part: str) -> float:
+        return float(group(a - b)[:, parts[part]].norm(dim=-1).mean())
+
+    assert apart(now, wanted, "mouth") < 0.7 * apart(was, wanted, "mouth")
+    for part in ("eyes", "head"):
+        assert apart(now, was, part) < 0.7 * apart(was, wanted, part)
+    with pytest.raises(ValueError, match="previous track"):
+        solve(character, clip, mouth)
+
+
 # -- faces at rest -------------------------------------------------------------------------------
 
 
