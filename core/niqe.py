@@ -93,9 +93,7 @@ def _fit(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     the left and to the right, `[B]` each; NaN where a block has no such side."""
     x = blocks.reshape(len(blocks), -1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        left, right = (
-            np.sqrt((x**2 * side).sum(1) / side.sum(1)) for side in (x < 0, x > 0)
-        )
+        left, right = (np.sqrt((x**2 * side).sum(1) / side.sum(1)) for side in (x < 0, x > 0))
         skew = left / right
         ratio = np.abs(x).mean(1) ** 2 / (x**2).mean(1)
         ratio *= (skew**3 + 1) * (skew + 1) / (skew**2 + 1) ** 2

@@ -34,7 +34,6 @@ from core.facemesh import aligned_roi, to_picture
 from core.facemesh.keypoints import FACE_OVAL, GROUPS, KEYPOINTS, LEFT_EYE, OUTER_LIPS, RIGHT_EYE
 from core.facemesh.measures import measure
 from core.frames import Clip, Window, format_numbers, read_frames, to_bytes
-from core.generator import Generator
 from core.latent_space import BETA, nearest_weights
 from core.latent_track import FrameState, LatentTrack
 from core.niqe import MIN_SIDE, niqe
@@ -145,7 +144,7 @@ MEASURES: dict[str, Measure] = {
         "The face clips to black or white",
     ),
     "sharpness": Measure(
-        "Sharpness", "×", "Fine detail of the face over its coarse detail, as a share of the "
+        "Sharpness", "x", "Fine detail of the face over its coarse detail, as a share of the "
         "scan's frames', as the generator draws them.", "low", 0.6, 0.12, "",
         "It is softer than the scan's faces",
     ),
@@ -155,10 +154,12 @@ MEASURES: dict[str, Measure] = {
         "It looks less like a photograph than the rest",
     ),
     "pose_distance": Measure(
-        "Pose distance", "", "The paper's APD of this frame, times 100.", "", None, 0, "",
+        "Pose distance", "", "The paper's APD of this frame, times 100: mean square of the head "
+        "angles' differences.", "", None, 0.01, "",
     ),
     "expression_distance": Measure(
-        "Expression distance", "", "The paper's AED of this frame, times 10.", "", None, 0, "",
+        "Expression distance", "", "The paper's AED of this frame, times 10: mean square "
+        "of the expression's differences.", "", None, 0.01, "",
     ),
 }  # fmt: skip
 
@@ -178,11 +179,11 @@ SIGNALS: dict[str, tuple[str, str, float]] = {
 _STATES = {
     FrameState.INTERPOLATED: "The driver's face was not found: interpolated",
     FrameState.HELD: "The driver's face was not found: the nearest solved frame is held",
-    FrameState.NO_FACE: "The driver's face was not found in the whole shot: there is no performance",
+    FrameState.NO_FACE: "The driver's face was not found in the whole shot",
 }
 _EXPRESSION = ("jaw", "smile", "skew", "open_r", "open_l", "brow")
 POSE_PROXY = "proxy: head angles of the landmarks, radians"
-EXPRESSION_PROXY = f"proxy: {', '.join(_EXPRESSION)} of the landmarks"
+EXPRESSION_PROXY = "proxy: mouth, mouth corners, lids and brows of the landmarks"
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,7 @@ class Quality:
 
     numbers: np.ndarray  # [F] int64
     state: np.ndarray  # [F] uint8, FrameState
+    cut: np.ndarray  # [F] bool, true on the first frame of a new shot
     measures: Mapping[str, np.ndarray]  # of `MEASURES` -> [F] float64; NaN where there is none
     signals: Mapping[str, tuple[np.ndarray, np.ndarray]]  # of `SIGNALS` -> driver's, result's
     bounds: Mapping[str, tuple[float, float]]  # measure -> below and above which frames are marked
@@ -284,8 +286,9 @@ def measure_shot(
         pairs = [(next(drivers), next(results)) for _ in some]
         meshes = []
         for side, landmarks in enumerate((driven, made)):
-            here = [i for i, pair in zip(some, pairs, strict=True) if pair[side] is not None]
-            pictures = [pair[side] for pair in pairs if pair[side] is not None]
+            shown = [(i, pair[side]) for i, pair in zip(some, pairs, strict=True)]
+            here = [i for i, picture in shown if picture is not None]
+            pictures = [picture for _, picture in shown if picture is not None]
             if pictures:
                 batched = torch.stack(pictures).float().to(device)
                 with torch.no_grad():
@@ -344,7 +347,7 @@ def measure_shot(
     limits, marks = mark(numbers, state, amount, measures)
     assert len(shaking) == 2
     return Quality(
-        numbers, state, measures, signals, limits, marks, metrics, shaking, tuple(notes), cards
+        numbers, state, cut, measures, signals, limits, marks, metrics, shaking, tuple(notes), cards
     )
 
 
@@ -369,7 +372,9 @@ def _anchors(
     return torch.cat(vectors), float(np.median(details))
 
 
-def _drivers(plate: Clip, track: LatentTrack, rows: np.ndarray, size: int) -> Iterator[Any]:
+def _drivers(
+    plate: Clip, track: LatentTrack, rows: np.ndarray, size: int
+) -> Iterator[Tensor | None]:
     """Of each row the driver's aligned picture, None where it has no face."""
     found = np.isfinite(track.landmarks[rows]).all((1, 2)) & _placed(track, rows)
     numbers = [int(n) for n in track.numbers[rows[found]]]
@@ -606,7 +611,7 @@ def mark(
             value, m = float(values[i]), MEASURES[name]
             if value > high or value < low:
                 limit, said = (high, m.reason) if value > high else (low, m.lower)
-                unit = f" {m.unit}" if m.unit not in ("", "%", "°", "×") else m.unit
+                unit = f" {m.unit}" if m.unit not in ("", "%", "°", "x") else m.unit
                 reason = f"{said} ({value:.3g}{unit}, limit {limit:.3g}{unit})"
                 excess = abs(value - limit) / max(abs(limit), m.least)
                 found.append(Mark(number, name, value, limit, reason, excess))
@@ -629,12 +634,13 @@ def _bounds(m: Measure, values: np.ndarray) -> tuple[float, float]:
     return low, high
 
 
-def repairs(quality: Quality, cut: np.ndarray) -> list[dict[str, Any]]:
-    """A repair list (`core.repair`) that the marks suggest.
+def repairs(quality: Quality) -> list[dict[str, Any]]:
+    """A repair list that the marks suggest, plain JSON.
 
-    Args:
-        quality: of the shot.
-        cut: `[F]` bool, true on the first frame of a new shot.
+    Entries are `{"do": "solve", "frames": "1020-1023", "steps": 40, "only": "mouth", "reason": …}`
+    without `only` where more than one part is wrong, and `{"do": "interpolate", "frames": …,
+    "reason": …}` for frames that jump. Frames without a face, and what no solve mends, are left to
+    people.
     """
     asked: list[tuple[int, str]] = []  # index of a frame, and what is to be done
     reasons: dict[int, list[str]] = {}
@@ -649,7 +655,7 @@ def repairs(quality: Quality, cut: np.ndarray) -> list[dict[str, Any]]:
         elif kinds == {"interpolate"}:
             asked.append((i, "interpolate"))
     entries: list[dict[str, Any]] = []
-    shot = np.cumsum(cut)
+    shot = np.cumsum(quality.cut)
 
     def run(item: tuple[int, tuple[int, str]]) -> tuple[int, int, str]:
         place, (i, kind) = item

@@ -12,6 +12,7 @@ colours and outlines, but were never taught to tell people apart.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,36 +92,34 @@ def proxy_recogniser(device: torch.device | str = "cpu") -> Recogniser:
     return Recogniser(PROXY, embed, proxy=True)
 
 
-def load_recogniser(path: str | Path, name: str = "") -> Recogniser:
+def load_recogniser(path: str | Path) -> Recogniser:
     """A recogniser of ArcFace's convention.
 
     Args:
         path: `.onnx` file; input `[B or 1, 3, 112, 112]`, output `[B or 1, D]`.
-        name: what people call it; by default the file's.
 
     Raises:
         ModelNotUsable: onnxruntime is not installed, no such file, or another kind of network.
     """
-    run = _load(path, _RECOGNISED)
+    run, said = _load(path, _RECOGNISED)
 
     def embed(pictures: Tensor, landmarks: Tensor) -> Tensor:
         quads = recognition_quads(five_points(landmarks, pictures.shape[-1]))
         return F.normalize(run(warp(pictures.float(), quads, _RECOGNISED).clamp(-1, 1)), dim=1)
 
-    return Recogniser(name or Path(path).name, embed)
+    return Recogniser(said, embed)
 
 
-def load_face_model(path: str | Path, name: str = "") -> FaceModel:
+def load_face_model(path: str | Path) -> FaceModel:
     """A face model of Deep3DFaceRecon's convention.
 
     Args:
         path: `.onnx` file; input `[B or 1, 3, 224, 224]`, output `[B or 1, 257]`.
-        name: what people call it; by default the file's.
 
     Raises:
         ModelNotUsable: as `load_recogniser`.
     """
-    run = _load(path, _MODELLED)
+    run, said = _load(path, _MODELLED)
 
     def fit(pictures: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
         quads = model_quads(five_points(landmarks, pictures.shape[-1]))
@@ -133,7 +132,7 @@ def load_face_model(path: str | Path, name: str = "") -> FaceModel:
             )
         return coefficients[:, EXPRESSION], coefficients[:, ANGLES]
 
-    return FaceModel(name or Path(path).name, fit)
+    return FaceModel(said, fit)
 
 
 def five_points(landmarks: Tensor, size: int) -> Tensor:
@@ -179,8 +178,9 @@ def _square(side: int) -> Tensor:
     return torch.tensor([[0.0, 0.0], [0, side], [side, side], [side, 0]], dtype=torch.float64)
 
 
-def _load(path: str | Path, side: int) -> Callable[[Tensor], Tensor]:
-    """The first output of a network on pictures `[B, 3, side, side]`."""
+def _load(path: str | Path, side: int) -> tuple[Callable[[Tensor], Tensor], str]:
+    """The first output of a network on pictures `[B, 3, side, side]`, and its file's name and
+    hash, for people."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -220,7 +220,9 @@ def _load(path: str | Path, side: int) -> Callable[[Tensor], Tensor]:
         ]
         result = np.concatenate(parts)
         if result.ndim != 2 or len(result) != len(pictures):
-            raise ModelNotUsable(f"{path} gives {[*result.shape]}, not one vector for each picture.")
+            raise ModelNotUsable(
+                f"{path} gives {[*result.shape]}, not one vector for each picture."
+            )
         return torch.from_numpy(result).to(pictures.device, torch.float32)
 
-    return run
+    return run, f"{Path(path).name} (sha256 {hashlib.sha256(content).hexdigest()[:12]})"
