@@ -44,6 +44,7 @@ MOST_CARDS = 24  # frames in the contact sheet
 MOST_THUMBS = 480  # frames with a picture of their own; others show the nearest
 _THUMB = (256, 128)  # px: driver and result
 _WIDTH, _HEIGHT = 640, 80  # of a curve, in its own units
+_DIGITS = {"identity": 4, "dilation": 3, "pose_distance": 3, "expression_distance": 3}
 _PAGE = Path(__file__).with_name("report_page")
 
 
@@ -63,6 +64,7 @@ def page(title: str, quality: Quality, provenance: Sequence[tuple[str, Any]]) ->
     nearest = np.abs(np.subtract.outer(np.arange(len(state)), shown)).argmin(1)
     index = {int(n): i for i, n in enumerate(quality.numbers)}
     worst = quality.marked[:MOST_CARDS]
+    beyond = {(m.number, m.measure) for m in quality.marks}
     environment = Environment(
         loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -95,9 +97,11 @@ def page(title: str, quality: Quality, provenance: Sequence[tuple[str, Any]]) ->
                 "legend": [("driver", "driver, with the character's shape at rest"),
                            ("result", "result")],
                 "charts": [
-                    _chart(quality, name, t, unit, "", dict(zip(("driver", "result"), pair,
-                                                                strict=True)))
-                    for name, pair in quality.signals.items() for t, unit, _ in [SIGNALS[name]]
+                    _chart(
+                        quality, f"both {name}", SIGNALS[name][0], SIGNALS[name][1], "",
+                        {"driver": driver, "result": result},
+                    )
+                    for name, (driver, result) in quality.signals.items()
                 ],
             },
             {
@@ -121,7 +125,10 @@ def page(title: str, quality: Quality, provenance: Sequence[tuple[str, Any]]) ->
                 "number": number,
                 "state": state[i],
                 "marked": number in reasons,
-                "cells": [_cell(quality, name, i) for name in MEASURES],
+                "cells": [
+                    {"text": _cell(quality, name, i), "bad": (number, name) in beyond}
+                    for name in MEASURES
+                ],
             }
             for number, i in index.items()
         ],
@@ -142,8 +149,8 @@ def page(title: str, quality: Quality, provenance: Sequence[tuple[str, Any]]) ->
             "states": state,
             "reasons": [reasons.get(number, []) for number in index],
             "curves": {
-                **{n: [pair["driver"], pair["result"]] for n, pair in values["signals"].items()},
-                **{n: [v] for n, v in values["measures"].items() if n not in values["signals"]},
+                **{f"both {n}": [*both.values()] for n, both in values["signals"].items()},
+                **{n: [v] for n, v in values["measures"].items()},
             },
             "thumbs": [_uri(_thumb(quality.cards[i])) for i in shown],
             "thumb_of": nearest.tolist(),
@@ -248,15 +255,9 @@ def _limits(name: str, bounds: tuple[float, float]) -> str:
     return " or ".join(parts) or "never"
 
 
-def _cell(quality: Quality, name: str, i: int) -> dict[str, Any]:
-    value, (low, high) = float(quality.measures[name][i]), quality.bounds[name]
-    if not math.isfinite(value):
-        return {"text": "-", "bad": False}
-    digits = 4 if name == "identity" else 3
-    text = np.format_float_positional(
-        value, digits, unique=False, fractional=abs(value) < 1, trim="-"
-    )
-    return {"text": text, "bad": value < low or value > high}
+def _cell(quality: Quality, name: str, i: int) -> str:
+    value = float(quality.measures[name][i])
+    return f"{value:.{_DIGITS.get(name, 2)}f}" if math.isfinite(value) else "-"
 
 
 def _chart(
