@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,8 @@ from torch import Tensor
 from core.alignment import warp
 from core.errors import ReenactError
 from core.facemesh import aligned_roi, crop_roi, face_mesh, to_picture
-from core.facemesh.keypoints import DLIB_MOUTH_CORNERS, LEFT_EYE, RIGHT_EYE
+from core.facemesh.keypoints import DLIB_MOUTH_CORNERS, FACE_OVAL, LEFT_EYE, RIGHT_EYE
+from core.facemesh.network import CROP
 from core.perceptual import mesh_layers
 
 PROXY = "proxy: features of the landmark network"
@@ -46,6 +48,7 @@ _FACE = np.array(
 )  # fmt: skip
 _MODELLED, _UNIT = 224, 102.0
 _COEFFICIENTS = 257
+_WITHIN = 0.9  # of the outline, that the proxy looks at: hair and plate are nobody's face
 _SIDE = 200  # px at which the ROI of the landmark network samples nearly every pixel
 
 
@@ -75,21 +78,30 @@ class FaceModel:
 def proxy_recogniser(device: torch.device | str = "cpu") -> Recogniser:
     """The recogniser that needs no file.
 
-    Channels of the landmark network's activations, meant over the face, less those of a grey
-    picture: without that all cosines would be nearly 1.
+    Channels of the landmark network's activations, meant within the face's outline, less those of
+    a grey picture: without that all cosines would be nearly 1.
     """
     layers = mesh_layers(face_mesh(device=str(device)).net)
-
-    def features(pictures: Tensor) -> Tensor:
-        sized = F.interpolate(pictures.float(), (_SIDE, _SIDE), mode="bilinear", antialias=True)
-        roi = aligned_roi(_SIDE, len(pictures), device=pictures.device)
-        return layers(crop_roi(sized / 2 + 0.5, roi))[0][0].mean((2, 3))
+    grey = layers(torch.full((1, 3, CROP, CROP), 0.5, device=device))[0][0].detach()
 
     @torch.no_grad()
     def embed(pictures: Tensor, landmarks: Tensor) -> Tensor:
-        return F.normalize(features(pictures) - features(torch.zeros_like(pictures[:1])), dim=1)
+        sized = F.interpolate(pictures.float(), (_SIDE, _SIDE), mode="bilinear", antialias=True)
+        roi = aligned_roi(_SIDE, len(pictures), device=pictures.device)
+        seen = layers(crop_roi(sized / 2 + 0.5, roi))[0][0] - grey
+        inside = F.interpolate(_faces(landmarks).to(seen), seen.shape[2:], mode="area")
+        return F.normalize((seen * inside).sum((2, 3)), dim=1)
 
     return Recogniser(PROXY, embed, proxy=True)
+
+
+def _faces(landmarks: Tensor) -> Tensor:
+    """What lies well within each face's outline, `[B, 1, 192, 192]` of 0 and 1."""
+    masks = np.zeros((len(landmarks), CROP, CROP), np.float32)
+    for mask, outline in zip(masks, landmarks[:, list(FACE_OVAL), :2].cpu().numpy(), strict=True):
+        inner = outline.mean(0) + _WITHIN * (outline - outline.mean(0))
+        cv2.fillPoly(mask, [np.rint(inner).astype(np.int32)], (1.0,))
+    return torch.from_numpy(masks)[:, None]
 
 
 def load_recogniser(path: str | Path) -> Recogniser:

@@ -130,7 +130,11 @@ def _remote(
             recogniser=None if recogniser is None else remote.file(client, recogniser),
             face_model=None if face_model is None else remote.file(client, face_model),
         )
-        return remote.run(client, task, report, lambda name, number: folder / name)
+
+        def place(name: str, number: int) -> Path | None:
+            return folder / name if name in tasks.QC_FILES else None
+
+        return remote.run(client, task, report, place)
 
 
 def driving(source: str, track: Path, given: str | None, colour_space: str | None) -> frames.Clip:
