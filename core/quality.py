@@ -609,9 +609,10 @@ def mark(
         for name, values in measures.items():
             low, high = bounds[name]
             value, m = float(values[i]), MEASURES[name]
-            # One frame that jumps leaves its neighbours half as far from their middle.
-            beside = name == "jitter" and value < np.nanmax(values[max(i - 1, 0) : i + 2])
-            if (value > high or value < low) and not beside:
+            if value > high or value < low:
+                # One frame that jumps leaves its neighbours half as far from their middle.
+                if name == "jitter" and value < np.nanmax(values[max(i - 1, 0) : i + 2]):
+                    continue
                 limit, said = (high, m.reason) if value > high else (low, m.lower)
                 unit = f" {m.unit}" if m.unit not in ("", "%", "°", "x") else m.unit
                 reason = f"{said} ({value:.3g}{unit}, limit {limit:.3g}{unit})"
