@@ -294,7 +294,7 @@ def measure_shot(
                 with torch.no_grad():
                     seen = look(_shrunk(batched, small)).landmarks
                 landmarks[here] = seen.cpu().numpy()
-                meshes.append((here, batched, seen))
+                meshes.append((side, here, batched, seen))
             if side and pictures:
                 cosines = recogniser.embed(batched, seen) @ known.T
                 own["identity"][here] = _top(cosines).cpu().numpy()
@@ -302,8 +302,8 @@ def measure_shot(
                     for name, value in _own(picture, mesh, small).items():
                         own[name][i] = value
         if face_model is not None:
-            for side, (here, pictures_, seen) in enumerate(meshes):
-                faces, angles = face_model.fit(pictures_, seen)
+            for side, here, batched, seen in meshes:
+                faces, angles = face_model.fit(batched, seen)
                 fits["angles"][here, 3 * side : 3 * side + 3] = angles.cpu().numpy()
                 fits["faces"][here, 64 * side : 64 * side + 64] = faces.cpu().numpy()
         cards += [card(*pair, driven[i], made[i]) for i, pair in zip(some, pairs, strict=True)]
@@ -318,7 +318,7 @@ def measure_shot(
     numbers, cut = track.numbers[rows], track.cut[rows]
     restless = [jitter(mesh[:, KEYPOINTS, :2], numbers, cut) for mesh in (driven, made)]
     both = np.isfinite(restless).all(0)
-    shaking = tuple(float(r[both].mean()) if both.any() else math.nan for r in restless)
+    shaking = [float(r[both].mean()) if both.any() else math.nan for r in restless]
     if not both.any():
         notes.append("Jitter needs three frames on end.")
     dilation, distance = position(track.smooth[rows], character.anchors)
@@ -345,9 +345,18 @@ def measure_shot(
     measures = {name: measures[name] for name in MEASURES}
     state, amount = track.state[rows], track.amount[rows]
     limits, marks = mark(numbers, state, amount, measures)
-    assert len(shaking) == 2
     return Quality(
-        numbers, state, cut, measures, signals, limits, marks, metrics, shaking, tuple(notes), cards
+        numbers,
+        state,
+        cut,
+        measures,
+        signals,
+        limits,
+        marks,
+        metrics,
+        (shaking[0], shaking[1]),
+        tuple(notes),
+        cards,
     )
 
 
@@ -647,7 +656,7 @@ def repairs(quality: Quality) -> list[dict[str, Any]]:
     """
     asked: list[tuple[int, str]] = []  # index of a frame, and what is to be done
     reasons: dict[int, list[str]] = {}
-    solvable = {FrameState.SOLVED, *FrameState} - {*_STATES, FrameState.PENDING}
+    solvable = {*FrameState} - {*_STATES, FrameState.PENDING}
     for i, number in enumerate(quality.numbers):
         here = [m for m in quality.marks if m.number == number and m.measure in MEASURES]
         kinds = {MEASURES[m.measure].repair for m in here} - {""}
