@@ -155,7 +155,7 @@ def embedded_metric(device: torch.device | str = "cpu") -> Metric:
     say what the face does.
     """
     network = face_mesh(device=str(device))
-    layers = _mesh_layers(network.net)
+    layers = mesh_layers(network.net)
     counts = [_POINT_WEIGHTS[name] for name, points in GROUPS.items() for _ in points]
     point_weights = (torch.tensor(counts, device=device) * _KEYPOINT_WEIGHT).sqrt()[:, None]
     # At this size the ROI samples the picture pixel by pixel, and skips none of a larger one.
@@ -181,7 +181,7 @@ def embedded_metric(device: torch.device | str = "cpu") -> Metric:
     return Metric(EMBEDDED, maps, torch.device(device))
 
 
-def _mesh_layers(net: torch.fx.GraphModule) -> nn.Module:
+def mesh_layers(net: torch.fx.GraphModule) -> nn.Module:
     """The mesh network, giving `_LAYERS` too: 192 px crops in 0..1 -> (activations, outputs)."""
     graph = deepcopy(net.graph)
     nodes = {node.name: node for node in graph.nodes}

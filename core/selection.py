@@ -210,7 +210,7 @@ def screen(
         if not track.found[i]:
             reasons[i] = "no face"
         else:
-            sharpness[i] = _sharpness(picture)
+            sharpness[i] = face_sharpness(picture)
             faces = len(face_detector(str(picture.device))(picture[None].float() / 2 + 0.5).score)
             if not inside[i]:
                 reasons[i] = "face cut off by the edge of the frame"
@@ -234,7 +234,7 @@ def _inside(landmarks: np.ndarray, plate: tuple[int, int]) -> np.ndarray:
     return ((xy >= -0.5) & (xy <= np.array(plate) - 0.5)).all((1, 2))
 
 
-def _sharpness(picture: Tensor) -> float:
+def face_sharpness(picture: Tensor) -> float:
     """Fine detail of the face over its coarse detail, so that light and contrast do not count.
 
     Both are differences of Gaussians whose widths follow the picture's size.

@@ -6,6 +6,7 @@ Each is safe to run again in the same place: what an earlier run finished is kep
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,11 +16,15 @@ from reenact import protocol
 from core import frames
 from core.digest import digest
 from core.errors import ReenactError
+from core.files import atomic_write
 
 if TYPE_CHECKING:  # torch loads when a task runs
     from core.character import Character
     from core.latent_track import LatentTrack
     from core.personalization import Report
+
+
+QC_FILES = ("report.html", "qc.csv", "qc.json", "repairs.json")
 
 
 class NothingToRender(ReenactError):
@@ -28,6 +33,10 @@ class NothingToRender(ReenactError):
 
 class NotInTrack(ReenactError):
     """A frame that the track does not have."""
+
+
+class NotFinished(ReenactError):
+    """A track with frames that are not solved yet."""
 
 
 class BadOption(ReenactError):
@@ -210,6 +219,68 @@ def frame(
             f"has {frames.format_numbers(track.numbers.tolist())}."
         )
     _write(track, rows, character, plate, pattern, task.name, 1, lambda number: None)
+
+
+def qc(
+    task: protocol.Qc,
+    track: LatentTrack,
+    character: Character,
+    plate: frames.Clip,
+    output: Path,
+    report: Report,
+    rendered: frames.Clip | None = None,
+    recogniser: Path | None = None,
+    face_model: Path | None = None,
+) -> dict[str, Any]:
+    """Measures a track's frames, and writes `QC_FILES` into a folder.
+
+    Returns:
+        The shot in figures.
+
+    Raises:
+        NotFinished: the track is partial.
+    """
+    import torch
+    from reenact import __version__
+
+    from core import quality, recognition
+    from core import report as reports
+
+    if not track.complete:
+        raise NotFinished(f"{task.name} is not complete. Finish its solve first.")
+    where = device()
+    character.generator.to(where)
+    who = dataclasses.replace(character, anchors=character.anchors.to(where))
+    with report.stage("measuring") as tick:
+        found = quality.measure_shot(
+            track, who, plate,
+            recognition.load_recogniser(recogniser)
+            if recogniser else recognition.proxy_recogniser(where),
+            rendered=rendered,
+            face_model=recognition.load_face_model(face_model) if face_model else None,
+            batch=task.batch, progress=tick,
+        )  # fmt: skip
+    versions = {"reenact": __version__, "torch": torch.__version__}
+    title = task.name or track.source
+    repairs = quality.repairs(found)
+    facts = {
+        "name": title, "track": track.hash, "character": track.character, **quality.plain(found),
+        "repairs": repairs, "versions": versions,
+    }  # fmt: skip
+    where_from = reports.provenance(track, character, plate, rendered, versions)
+    for name, text in zip(
+        QC_FILES,
+        (
+            reports.page(title, found, where_from),
+            quality.as_csv(found),
+            json.dumps(facts, allow_nan=False),
+            json.dumps(repairs, indent=2, ensure_ascii=False),
+        ),
+        strict=True,
+    ):
+        with atomic_write(output / name) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="")
+    return {**quality.summary(found), "metrics": dict(found.metrics)}
 
 
 def _write(

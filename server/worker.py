@@ -236,6 +236,14 @@ def _do(
         tasks.frame(task, track, who, clips.get("plate"), pattern)
         drawn(task.number)
         return {"frames": 1}
+    if isinstance(task, protocol.Qc):
+        facts = tasks.qc(
+            task, track, who, clips["plate"], out, report, clips.get("rendered"),
+            here.get("recogniser"), here.get("face_model"),
+        )  # fmt: skip
+        for name in tasks.QC_FILES:
+            made(name, out / name)
+        return facts
     movie = out / "preview.mp4" if task.movie else None
     sheet = out / "sheet.png" if task.sheet else None
     numbers, empty = tasks.render(

@@ -144,10 +144,24 @@ class Repair:
     batch: int = 8
 
 
-Task = Union[Personalize, Solve, Render, Frame, Repair]
+@dataclass(frozen=True)
+class Qc:
+    """Measures a track's frames. Files: `report.html`, `qc.csv`, `qc.json`, `repairs.json`."""
+
+    track: File
+    character: File
+    plate: Clip
+    rendered: Optional[Clip] = None  # frames of the track; None: they are drawn
+    recogniser: Optional[File] = None  # ONNX, ArcFace's convention; None: a proxy
+    face_model: Optional[File] = None  # ONNX, Deep3DFaceRecon's convention; None: proxies
+    name: str = ""  # of the track; the report's title
+    batch: int = 8
+
+
+Task = Union[Personalize, Solve, Render, Frame, Repair, Qc]
 TASKS: Dict[str, Type[Any]] = {
     "personalize": Personalize, "solve": Solve, "render": Render, "frame": Frame,
-    "repair": Repair,
+    "repair": Repair, "qc": Qc,
 }  # fmt: skip
 
 

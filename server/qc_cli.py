@@ -1,0 +1,219 @@
+"""`reenact qc`: what is wrong with a shot, frame by frame, and the paper's table over shots."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from reenact import protocol
+
+from core import frames
+from core.errors import ReenactError
+from core.files import atomic_write
+from server import remote, tasks
+from server.method_cli import Batch, ColourSpace, Json, Local, find_character
+from server.reporting import Report
+
+# The paper's Table 1: its name, its direction, and the measure that says by what it was measured.
+COLUMNS = {
+    "ID": ("ID", "higher is better", "identity"),
+    "APD": ("APD x100", "lower is better", "pose_distance"),
+    "AED": ("AED x10", "lower is better", "expression_distance"),
+    "NIQE": ("NIQE", "lower is better", "niqe"),
+}
+
+
+class PlateMissing(ReenactError):
+    """The clip that a track was solved on is not where it was."""
+
+
+class ListInTheWay(ReenactError):
+    """A repair list that somebody worked on lies where another would be written."""
+
+
+def qc(
+    latents: Annotated[list[Path], typer.Argument(help="NAME.latents, one or several")],
+    plate: Annotated[
+        list[str] | None,
+        typer.Option(help="Driving clip, one for each track; default: where it was when solved"),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder for NAME_qc/; default: beside the track"),
+    ] = None,
+    rendered: Annotated[
+        list[str] | None,
+        typer.Option(help="Frames as rendered, one clip for each track; default: they are drawn"),
+    ] = None,
+    character: Annotated[
+        Path | None, typer.Option(help="Default: the one of the track, beside it or here")
+    ] = None,
+    recogniser: Annotated[
+        Path | None,
+        typer.Option(help="Face recognition network, .onnx of ArcFace's kind; default: a proxy"),
+    ] = None,
+    face_model: Annotated[
+        Path | None,
+        typer.Option(help="3D face model, .onnx of Deep3DFaceRecon's kind; default: proxies"),
+    ] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="ID, APD, AED and NIQE of all tracks, as in the paper")
+    ] = False,
+    colour_space: ColourSpace = None,
+    batch: Batch = 8,
+    local: Local = False,
+    json: Json = False,
+) -> None:
+    """Measures a shot against driver and character: a report for people, figures, a repair list.
+
+    Of every track NAME_qc/ gets report.html, qc.csv, qc.json and repairs.json, which
+    `reenact repair` takes once you have looked through it. With --table, qc_table.csv and
+    qc_table.json beside these folders hold a line for each track and their mean.
+    """
+    from core.latent_track import load_track
+
+    for name, clips in (("plate", plate), ("rendered", rendered)):
+        if clips and len(clips) != len(latents):
+            raise typer.BadParameter(
+                f"--{name} is needed once for each track: {len(latents)}, not {len(clips)}"
+            )
+    folders = [(output or path.parent) / f"{path.stem}_qc" for path in latents]
+    if len(set(folders)) < len(folders):
+        raise typer.BadParameter("two of the tracks have one name: give each its own -o")
+    report = Report(json)
+    shots: list[dict[str, Any]] = []
+    for i, path in enumerate(latents):
+        track = load_track(path)
+        keep_edited(folders[i])
+        clip = driving(track.source, path, plate[i] if plate else None, colour_space)
+        tasks.note_clip(clip, report)
+        made = frames.open_clip(rendered[i]) if rendered else None
+        who = character or find_character(track.character, path)
+        task = protocol.Qc(protocol.File(), protocol.File(), protocol.Clip(), name=path.stem,
+                           batch=batch)  # fmt: skip
+        if local:
+            from core.character import load_character
+
+            loaded = load_character(who)
+            facts = tasks.qc(
+                task, load_track(path, loaded.hash), loaded, clip, folders[i], report, made,
+                recogniser, face_model,
+            )  # fmt: skip
+        else:
+            facts = _remote(task, path, who, clip, made, recogniser, face_model, folders[i], report)
+        shots.append({"shot": path.stem, "report": str(folders[i] / "report.html"), **facts})
+        if not table:
+            report.result(_sentence(shots[-1]), **shots[-1])
+    if table:
+        rows = with_mean(shots)
+        where = (output or latents[0].parent) / "qc_table"
+        write_table(where, rows, shots[0]["metrics"])
+        report.result(as_text(rows, shots[0]["metrics"], where), shots=shots, mean=rows[-1])
+
+
+def _remote(
+    task: protocol.Qc, track: Path, character: Path, plate: frames.Clip,
+    rendered: frames.Clip | None, recogniser: Path | None, face_model: Path | None, folder: Path,
+    report: Report,
+) -> dict[str, Any]:  # fmt: skip
+    with remote.connected(report) as client:
+        task = dataclasses.replace(
+            task,
+            track=remote.file(client, track),
+            character=remote.file(client, character),
+            plate=remote.clip(client, plate, report),
+            rendered=None if rendered is None else remote.clip(client, rendered, report),
+            recogniser=None if recogniser is None else remote.file(client, recogniser),
+            face_model=None if face_model is None else remote.file(client, face_model),
+        )
+
+        def place(name: str, number: int) -> Path | None:
+            return folder / name if name in tasks.QC_FILES else None
+
+        return remote.run(client, task, report, place)
+
+
+def driving(source: str, track: Path, given: str | None, colour_space: str | None) -> frames.Clip:
+    """The clip that a track was solved on.
+
+    Raises:
+        PlateMissing: none was given, and it is not where it was.
+    """
+    if given is not None:
+        return frames.open_clip(given, colour_space=colour_space)
+    try:
+        return frames.open_clip(source, colour_space=colour_space)
+    except frames.ClipError as error:
+        raise PlateMissing(
+            f"The clip that {track} was solved on is not at {source or 'any known place'}. Say "
+            "where it is with --plate."
+        ) from error
+
+
+def keep_edited(folder: Path) -> None:
+    """Refuses to write over a repair list that is not as it was suggested.
+
+    Raises:
+        ListInTheWay: it was changed.
+    """
+    there = folder / "repairs.json"
+    try:
+        edited = jsonlib.loads(there.read_text(encoding="utf-8"))
+        suggested = jsonlib.loads((folder / "qc.json").read_text(encoding="utf-8"))["repairs"]
+        changed = edited != suggested
+    except FileNotFoundError:
+        changed = there.exists()
+    except (ValueError, KeyError, TypeError):
+        changed = True
+    if changed:
+        raise ListInTheWay(
+            f"{there} was changed since it was suggested. Move it away, or choose another folder "
+            "with -o."
+        )
+
+
+def with_mean(shots: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each shot, and their mean, in which every shot counts the same."""
+    rows = [{name: shot[name] for name in ("shot", "frames", *COLUMNS)} for shot in shots]
+    mean: dict[str, Any] = {"shot": "mean", "frames": sum(row["frames"] for row in rows)}
+    for name in COLUMNS:
+        known = [row[name] for row in rows if row[name] is not None]
+        mean[name] = round(sum(known) / len(known), 4) if known else None
+    return [*rows, mean]
+
+
+def write_table(path: Path, rows: list[dict[str, Any]], metrics: dict[str, str]) -> None:
+    """Writes the table beside the reports, as CSV and as JSON."""
+    with (
+        atomic_write(path.with_suffix(".csv")) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as file,
+    ):
+        out = csv.writer(file)
+        out.writerow(["shot", "frames", *(title for title, *_ in COLUMNS.values())])
+        for row in rows:
+            out.writerow(["" if value is None else value for value in row.values()])
+    with atomic_write(path.with_suffix(".json")) as temporary:
+        facts = {"shots": rows[:-1], "mean": rows[-1], "metrics": metrics}
+        temporary.write_text(jsonlib.dumps(facts, indent=2), encoding="utf-8")
+
+
+def as_text(rows: list[dict[str, Any]], metrics: dict[str, str], where: Path) -> str:
+    """The table for a terminal, and what each column was measured by."""
+    width = max(len(row["shot"]) for row in rows) + 2
+    titles = "".join(f"{title:>12}" for title, *_ in COLUMNS.values())
+    lines = [f"{'shot':{width}}{'frames':>8}{titles}"]
+    for row in rows:
+        cells = "".join(f"{'-' if row[n] is None else f'{row[n]:.4g}':>12}" for n in COLUMNS)
+        lines.append(f"{row['shot']:{width}}{row['frames']:>8}{cells}")
+    for title, direction, measure in COLUMNS.values():
+        lines.append(f"{title}: {direction}; {metrics[measure]}")
+    return "\n".join([*lines, f"{where}.csv, {where}.json"])
+
+
+def _sentence(shot: dict[str, Any]) -> str:
+    text = f"{shot['report']}: {shot['marked']} of {shot['frames']} frames marked"
+    return text + (f", the worst is {shot['worst'][0]}" if shot["worst"] else "")
