@@ -41,9 +41,9 @@ HEAD = 256  # side of the segmenter's pictures, px
 
 # The face matte's edge, in sides of the aligned square: how far beyond the face's outline its
 # middle lies, and the sigma of its softness; the same softness of the driver's outline and parts.
-GROW = 0.03
+GROW = 0.02
 FOREHEAD = 0.09  # the mesh ends in the forehead: so much further up, a fringe meets the hair
-SOFT = 0.018
+SOFT = 0.012
 DRIVER_SOFT = 0.006
 PART_SOFT = 0.002
 
@@ -266,7 +266,8 @@ def area(polygons: Sequence[np.ndarray], window: Window, soft: float) -> np.ndar
         # Half a sub-pixel less: cv2 paints the outline too.
         inside = grown((polygon - origin) * _STEPS, -0.5) - 0.5
         cv2.fillPoly(fine, [np.round(inside * 16).astype(np.int32)], (255,), shift=4)
-    covered = cv2.resize(fine, shape[::-1], interpolation=cv2.INTER_AREA) / np.float32(255)
+    covered: np.ndarray = cv2.resize(fine, shape[::-1], interpolation=cv2.INTER_AREA)
+    covered = covered.astype(np.float32) / 255
     if soft:
         covered = cv2.GaussianBlur(covered, (0, 0), soft, borderType=cv2.BORDER_REPLICATE)
     return covered[margin:-margin, margin:-margin]

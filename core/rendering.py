@@ -420,7 +420,10 @@ def write_frames(
             if placed is None:
                 empty.append(number)
                 placed = Patch(np.zeros((1, 1, 4), np.float32), _EMPTY)
-            facts = dict(attributes)
+            facts = {
+                **attributes, "reenact:match": finish.match, "reenact:grain": finish.grain,
+                "reenact:motionBlur": finish.motion_blur,
+            }  # fmt: skip
             if matched is not None:
                 facts |= {
                     "reenact:matchGain": tuple(sight.match.gain.tolist()),

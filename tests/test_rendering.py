@@ -9,6 +9,7 @@ import OpenEXR
 import OpenImageIO as oiio
 import pytest
 import torch
+from reenact import protocol
 
 from core import colour, frames, grain, matte, rendering
 from core.alignment import ffhq_quads, from_square, warp
@@ -19,6 +20,7 @@ from core.grain import Grain
 from core.latent_track import FrameState, LatentTrack
 from core.synthetic import performer
 from core.synthetic.parameters import neutral
+from server import tasks
 
 SIZE = 128
 
@@ -389,3 +391,20 @@ def test_what_the_plates_grain_is_comes_from_the_plate(tmp_path: Path) -> None:
     found = rendering.measure_grain(frames.open_clip(tmp_path / "p.####.exr"))
     assert found is not None
     assert found.strength(np.full((1, 3), 0.3)) == pytest.approx(0.02, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"layers": "some"}, "layers must be all or basic"),
+        ({"match": 1.5}, "match must be 0 to 1, not 1.5"),
+        ({"grain": float("nan")}, "grain must be 0 to 1"),
+        ({"motion_blur": -180.0}, "0 to 720 degrees, not -180"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: str) -> None:
+    file = protocol.File(path="/a")
+    with pytest.raises(tasks.BadOption, match=said):
+        tasks.finish(protocol.Render(file, file, **options))
+    assert tasks.finish(protocol.Render(file, file)) == rendering.Finish()
+    assert tasks.finish(protocol.Frame(file, file, 1)).layers == "basic"
