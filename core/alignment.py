@@ -5,11 +5,12 @@ bottom left, bottom right, top right. Plate coordinates are continuous with the 
 left corner, so pixel `i` covers `i..i+1` and its centre is `i + 0.5`.
 
 The framing is FFHQ's (Karras et al. 2019, data-set tool), from MediaPipe's equivalents of dlib's
-points; the smoothing over time is that of "Stitch it in Time" (Tzaban et al. 2022), which smooths
-the quad, not the landmarks.
+points. As in "Stitch it in Time" (Tzaban et al. 2022) the quad is smoothed over time, not the
+landmarks.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,11 @@ MAX_GAP = 5
 # change more slowly.
 CENTRE_SIGMA = 1.0
 AXES_SIGMA = 3.0
+# Coarser scales at which noise is told from movement, and how often the energy of white noise
+# counts as noise: the tracker's is not quite white, because each ROI follows the last landmarks.
+_OCTAVES = 5
+_NOISE_MARGIN = 6.0
+_MOST_NOISE = 0.005  # of the square's side: more than a tracker's noise is a camera that shakes
 
 
 def ffhq_quads(landmarks: np.ndarray, pixel_aspect: float = 1.0) -> np.ndarray:
@@ -84,7 +90,10 @@ def smooth_quads(
     centre_sigma: float = CENTRE_SIGMA,
     axes_sigma: float = AXES_SIGMA,
 ) -> np.ndarray:
-    """Gaussian smoothing of quads over time, never across a cut or a long gap.
+    """Smoothing of quads over time, never across a cut or a long gap.
+
+    A Gaussian, which does not lag; and where nothing moves but by the landmarks' noise, more of it
+    (`_steady`), so that a head at rest has a quad at rest.
 
     Args:
         quads: `[T, 4, 2]`, NaN where there is no face.
@@ -97,18 +106,62 @@ def smooth_quads(
         `[T, 4, 2]`. Up to `MAX_GAP` frames without a face between two that have one get an
         interpolated quad; other frames without a face stay NaN.
     """
-    centre = quads.mean(1)
     x, y = (quads[:, 3] - quads[:, 0]) / 2, (quads[:, 1] - quads[:, 0]) / 2
-    values = np.concatenate([centre, x, y], 1)
+
+    def steady(values: np.ndarray) -> np.ndarray:
+        centre, axes = values[:, :2], values[:, 2:]
+        most = _MOST_NOISE * 2 * float(np.median(np.hypot(*axes[:, :2].T)))
+        return np.concatenate(
+            [_steady(centre, centre_sigma, most), _steady(axes, axes_sigma, most)], 1
+        )
+
+    values = _over_time(np.concatenate([quads.mean(1), x, y], 1), numbers, cut, steady)
+    return _corners(values[:, :2], values[:, 2:4], values[:, 4:])
+
+
+def _over_time(
+    values: np.ndarray,
+    numbers: np.ndarray,
+    cut: np.ndarray,
+    smooth: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """Applies `smooth` to every stretch of `values` `[T, D]`, gaps filled by interpolation."""
+    values = values.astype(np.float64)
     result = np.full_like(values, np.nan)
     for run in shot_runs(numbers, cut, np.isfinite(values).all(1)):
         dense = np.arange(numbers[run[0]], numbers[run[-1]] + 1)
         filled = np.stack([np.interp(dense, numbers[run], v) for v in values[run].T], 1)
-        filled[:, :2] = gaussian_filter1d(filled[:, :2], centre_sigma, axis=0)
-        filled[:, 2:] = gaussian_filter1d(filled[:, 2:], axes_sigma, axis=0)
         inside = slice(run[0], run[-1] + 1)
-        result[inside] = filled[numbers[inside] - dense[0]]
-    return _corners(result[:, :2], result[:, 2:4], result[:, 4:])
+        result[inside] = smooth(filled)[numbers[inside] - dense[0]]
+    return result
+
+
+def _steady(values: np.ndarray, sigma: float, most: float) -> np.ndarray:
+    """Gaussian smoothing of `[T, D]`, and wavelet shrinkage of what it leaves.
+
+    What lies between Gaussians of sigma, twice sigma and so on is kept as far as there is more of
+    it around a frame than white noise would give (a local Wiener gain): movements pass, noise does
+    not. Fourth differences tell the noise, which is at most `most`: heads move too smoothly to
+    show in them, unless they are shaken.
+    """
+    finest = gaussian_filter1d(values, sigma, axis=0)
+    if len(values) < 5:
+        return finest
+    noise = np.median(np.abs(np.diff(values, 4, axis=0)), 0) / (0.6745 * math.sqrt(70))
+    noise = np.minimum(noise, most)
+    result, finer = 0.0, finest
+    for _ in range(_OCTAVES):
+        impulse = np.zeros(int(16 * sigma) + 1)
+        impulse[len(impulse) // 2] = 1
+        coarser = gaussian_filter1d(values, 2 * sigma, axis=0)
+        response = gaussian_filter1d(impulse, sigma) - gaussian_filter1d(impulse, 2 * sigma)
+        expected = (noise**2).sum() * (response**2).sum()
+        band = finer - coarser
+        energy = gaussian_filter1d((band**2).sum(1), 2 * sigma)
+        gain = 1 - _NOISE_MARGIN * expected / np.maximum(energy, np.finfo(float).tiny)
+        result = result + np.clip(gain, 0, 1)[:, None] * band
+        finer, sigma = coarser, 2 * sigma
+    return result + finer
 
 
 def shot_runs(numbers: np.ndarray, cut: np.ndarray, valid: np.ndarray) -> list[np.ndarray]:
@@ -127,6 +180,27 @@ def shot_runs(numbers: np.ndarray, cut: np.ndarray, valid: np.ndarray) -> list[n
     gap = np.diff(numbers[indices]) - 1
     splits = np.flatnonzero((gap > MAX_GAP) | (np.diff(shot) > 0)) + 1
     return [run for run in np.split(indices, splits) if len(run)]
+
+
+def near_in_time(
+    numbers: np.ndarray, cut: np.ndarray, row: int, sigma: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The frames that a Gaussian around one of them reaches, never across a cut.
+
+    Args:
+        numbers: `[T]` frame numbers, increasing; they may have gaps.
+        cut: `[T]` bool, true on the first frame of a new shot.
+        row: index of the frame in the middle.
+        sigma: in frames; more than 0.
+
+    Returns:
+        Their indices, increasing, and their weights, which add up to 1.
+    """
+    shot = np.cumsum(cut)
+    distance = numbers - numbers[row]
+    rows = np.flatnonzero((shot == shot[row]) & (np.abs(distance) <= 3 * sigma))
+    gauss = np.exp(-0.5 * (distance[rows] / sigma) ** 2)
+    return rows, gauss / gauss.sum()
 
 
 # -- warps -------------------------------------------------------------------------------------
@@ -184,6 +258,16 @@ def paste(crop: Tensor, quad: Tensor, plate: tuple[int, int]) -> Placed | None:
     solid = torch.ones_like(crop[None, :1])
     coverage = _resample(solid, matrix, shape, "zeros", "bilinear")[0, 0]
     return Placed(pixels, coverage.clamp(0, 1), window)
+
+
+def from_square(points: np.ndarray, quad: np.ndarray) -> np.ndarray:
+    """Points `[..., 2]` in sides of the aligned square -> plate px of a quad `[4, 2]`."""
+    return quad[0] + points @ np.stack([quad[3] - quad[0], quad[1] - quad[0]])
+
+
+def to_square(points: np.ndarray, quad: np.ndarray) -> np.ndarray:
+    """The inverse of `from_square`."""
+    return (points - quad[0]) @ np.linalg.inv(np.stack([quad[3] - quad[0], quad[1] - quad[0]]))
 
 
 def quad_window(quad: np.ndarray, plate: tuple[int, int]) -> Window | None:
@@ -258,25 +342,30 @@ def stmap_to_crop(quad: np.ndarray, plate: tuple[int, int], size: int) -> np.nda
     return _stmap(_plate_from_crop(torch.as_tensor(quad[None]), size), (size, size), plate)
 
 
-def stmap_to_plate(quad: np.ndarray, plate: tuple[int, int], size: int) -> np.ndarray:
+def stmap_to_plate(quad: np.ndarray, window: Window) -> np.ndarray:
     """STMap that puts the aligned square into the plate; u, v leave 0..1 outside the square.
 
     Args:
         quad: `[4, 2]` in plate px.
-        plate: width and height of the plate in px.
-        size: side of the aligned square in px.
+        window: the part of the plate to make it for.
 
     Returns:
-        `[height, width, 2]` float32, rows from the top; conventions as `stmap_to_crop`.
+        `[h, w, 2]` float32, rows from the top; conventions as `stmap_to_crop`.
     """
-    matrix = _invert(_plate_from_crop(torch.as_tensor(quad[None]), size))
-    return _stmap(matrix, (plate[1], plate[0]), (size, size))
+    matrix = _invert(_plate_from_crop(torch.as_tensor(quad[None]), 1))
+    return _stmap(matrix, (window.height, window.width), (1, 1), (window.x, window.y))
 
 
-def _stmap(matrix: Tensor, shape: tuple[int, int], source: tuple[int, int]) -> np.ndarray:
+def _stmap(
+    matrix: Tensor,
+    shape: tuple[int, int],
+    source: tuple[int, int],
+    origin: tuple[int, int] = (0, 0),
+) -> np.ndarray:
     """u, v into a source (width, height) by an affine map from result px to source px."""
     m = matrix[0].double().numpy()
     y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
+    x, y = x + origin[0], y + origin[1]
     u = (m[0, 0] * x + m[0, 1] * y + m[0, 2]) / source[0]
     v = 1 - (m[1, 0] * x + m[1, 1] * y + m[1, 2]) / source[1]
     return np.stack([u, v], -1).astype(np.float32)

@@ -128,6 +128,25 @@ def from_network(pixels: np.ndarray, colour_space: str, config: str | None = Non
     return _convert(encoded, texture_space(config), space, config)
 
 
+def convert(pixels: np.ndarray, source: str, target: str, config: str | None = None) -> np.ndarray:
+    """Pixels of one colour space in another; nothing is clipped.
+
+    Args:
+        pixels: [..., W, 3] RGB in `source`, any range, finite.
+        source: name, alias or role of the OCIO config.
+        target: likewise.
+        config: as for `to_network`.
+
+    Returns:
+        float32 [..., W, 3].
+
+    Raises:
+        ColourError: unknown space or config.
+    """
+    pixels, here, there = _rgb(pixels), resolve(source, config), resolve(target, config)
+    return pixels if here == there else _convert(pixels, here, there, config)
+
+
 def resolve(colour_space: str, config: str | None = None) -> str:
     """The config's own name of a colour space, given its name, an alias or a role (any case).
 

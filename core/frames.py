@@ -55,7 +55,12 @@ _PRIMARIES = (
 )
 
 # Attributes that OpenImageIO keeps as types of their own; the others follow from their values.
-_ATTRIBUTE_TYPES = {"FramesPerSecond": "rational", "smpte:TimeCode": "timecode"}
+_ATTRIBUTE_TYPES = {
+    "FramesPerSecond": "rational",
+    "smpte:TimeCode": "timecode",
+    "reenact:matchGain": "vector",  # three floats that every reader of EXRs knows
+    "reenact:matchOffset": "vector",
+}
 
 
 class ClipError(ReenactError):
@@ -365,8 +370,9 @@ def write_exr(
         window: the data window's place; its size must be W x H. By default at (0, 0).
         display: width and height of the display window; by default the data window's size.
         layers: name -> [H, W] or [H, W, 1 to 4] over the same data window. Channels are named
-            NAME.A, NAME.u/.v, NAME.R/.G/.B or NAME.R/.G/.B/.A by their count. float32 layers
-            (STMaps) stay float, float16 ones half.
+            NAME.A, NAME.u/.v, NAME.R/.G/.B or NAME.R/.G/.B/.A by their count; a name with a dot,
+            LAYER.CHANNEL, is that one channel. float32 layers (STMaps) stay float, float16 ones
+            half.
         half: whether `pixels` are stored as half (clamped to +-65504) or float.
         attributes: header attributes: str, int, float, or a tuple of floats or ints;
             `Frame.metadata` of an EXR goes through.
@@ -391,11 +397,12 @@ def write_exr(
         values = values[..., None] if values.ndim == 2 else values
         if values.shape[:2] != (height, width) or not 1 <= values.shape[2] <= 4:
             raise ValueError(f"layer {layer} must be [{height}, {width}, 1-4], not {values.shape}")
-        if not re.fullmatch(r"[A-Za-z]\w*", layer):
-            raise ValueError(f'layer name "{layer}" must start with a letter and have no dots')
-        names += [
-            f"{layer}.{channel}" for channel in ("A", "uv", "RGB", "RGBA")[values.shape[2] - 1]
-        ]
+        if not re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)?", layer):
+            raise ValueError(f'layer name "{layer}" must be LAYER or LAYER.CHANNEL')
+        if "." in layer and values.shape[2] != 1:
+            raise ValueError(f"{layer} names one channel, not {values.shape[2]}")
+        channels = ("A", "uv", "RGB", "RGBA")[values.shape[2] - 1]
+        names += [layer] if "." in layer else [f"{layer}.{channel}" for channel in channels]
         formats += [oiio.HALF if values.dtype == np.float16 else oiio.FLOAT] * values.shape[2]
         planes.append(values.astype(np.float32, copy=False))
     stack = np.concatenate(planes, axis=2)

@@ -100,7 +100,7 @@ def movie(
             assert patch.alpha is not None
             rgba = np.dstack([patch.pixels, patch.alpha])
             place = Window(0, 0, plate.width, plate.height)
-            merged = rendering.over(rendering.Patch(rgba, patch.pixels, place), frame.pixels)
+            merged = rendering.over(rendering.Patch(rgba, place), frame.pixels)
             both = []
             for pixels in (frame.pixels, merged):
                 srgb = colour.to_network(pixels, plate.colour_space, plate.config)[0] / 2 + 0.5

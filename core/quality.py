@@ -422,7 +422,7 @@ def delivered(
         if behind is not None and frame.alpha is not None:
             rgba = np.dstack([pixels, frame.alpha])
             place = Window(0, 0, plate.width, plate.height)
-            pixels = rendering.over(rendering.Patch(rgba, pixels, place), next(behind).pixels)
+            pixels = rendering.over(rendering.Patch(rgba, place), next(behind).pixels)
         picture, _ = colour.to_network(pixels, space.colour_space, space.config)
         image = torch.from_numpy(picture).permute(2, 0, 1)[None]
         if not whole:

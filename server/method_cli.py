@@ -176,6 +176,16 @@ def render(
     truth: Annotated[
         str | None, typer.Option(help="What should come out, if it is known: for the sheet")
     ] = None,
+    layers: Annotated[
+        str, typer.Option(help="all, or basic: the uncomposited render alone")
+    ] = "all",
+    match: Annotated[
+        float, typer.Option(help="0 to 1: grade towards the plate's skin, by so much")
+    ] = 0.0,
+    grain: Annotated[float, typer.Option(help="0 to 1: add the plate's grain, by so much")] = 0.0,
+    motion_blur: Annotated[
+        float, typer.Option(help="Shutter in degrees; 180 is a film camera's")
+    ] = 0.0,
     colour_space: ColourSpace = None,
     batch: Batch = 8,
     local: Local = False,
@@ -199,8 +209,10 @@ def render(
     known = frames.open_clip(truth) if truth else None
     task = protocol.Render(
         protocol.File(), protocol.File(), None, movie is not None, sheet is not None,
-        name=latents.name, batch=batch,
+        name=latents.name, batch=batch, layers=layers, match=match, grain=grain,
+        motion_blur=motion_blur,
     )  # fmt: skip
+    tasks.finish(task)  # what makes no sense is said before anything is sent
     if local:
         from core.character import load_character
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # torch loads when a task runs
     from core.character import Character
     from core.latent_track import LatentTrack
     from core.personalization import Report
+    from core.rendering import Finish
 
 
 QC_FILES = ("report.html", "qc.csv", "qc.json", "repairs.json")
@@ -193,7 +194,9 @@ def render(
             done(number)
             tick(written, len(numbers))
 
-        empty = _write(track, rows, character, plate, pattern, task.name, task.batch, one_more)
+        empty = _write(
+            track, rows, character, plate, pattern, task.name, task.batch, one_more, finish(task)
+        )
     if empty:
         report.note(f"no face: {frames.format_numbers(empty)} (fully transparent)")
     if plate is not None and sheet:
@@ -218,7 +221,7 @@ def frame(
             f"Frame {task.number} is not in the {'plate' if rows.any() else 'track'}. The track "
             f"has {frames.format_numbers(track.numbers.tolist())}."
         )
-    _write(track, rows, character, plate, pattern, task.name, 1, lambda number: None)
+    _write(track, rows, character, plate, pattern, task.name, 1, lambda number: None, finish(task))
 
 
 def qc(
@@ -285,8 +288,10 @@ def qc(
 
 def _write(
     track: LatentTrack, rows: Any, character: Character, plate: frames.Clip | None, pattern: str,
-    name: str, batch: int, done: Callable[[int], None],
+    name: str, batch: int, done: Callable[[int], None], finish: Finish,
 ) -> list[int]:  # fmt: skip
+    import numpy as np
+
     from core import rendering
 
     character.generator.to(device())
@@ -297,11 +302,27 @@ def _write(
         "reenact:consent": f"{character.info.consent.get('who', '')}",
     }
     return rendering.write_frames(
-        character.generator, track.smooth[rows], track.quads[rows], track.amount[rows],
-        [int(n) for n in track.numbers[rows]], pattern,
-        digest(track.smooth, track.quads, track.amount, track.character, where), attributes, plate,
-        batch=batch, done=done,
+        character.generator, track, np.flatnonzero(rows), pattern,
+        digest(track.smooth, track.quads, track.amount, track.landmarks, track.character, where,
+               finish), attributes, plate, finish, batch=batch, done=done,
     )  # fmt: skip
+
+
+def finish(task: protocol.Render | protocol.Frame) -> Finish:
+    """`core.rendering.Finish` of a task, checked."""
+    from core.rendering import Finish
+
+    if isinstance(task, protocol.Frame):
+        return Finish("basic")  # at once, and as the face is
+    if task.layers not in ("all", "basic"):
+        raise BadOption(f"layers must be all or basic, not {task.layers}.")
+    for name in ("match", "grain"):
+        if not 0 <= getattr(task, name) <= 1:
+            raise BadOption(f"{name} must be 0 to 1, not {getattr(task, name):g}.")
+    if not 0 <= task.motion_blur <= 720:
+        raise BadOption(f"motion blur must be 0 to 720 degrees, not {task.motion_blur:g}.")
+    return Finish("all" if task.layers == "all" else "basic", task.match, task.grain,
+                  task.motion_blur)  # fmt: skip
 
 
 def point(at: list[float] | None, clip: frames.Clip) -> tuple[float, float] | None:

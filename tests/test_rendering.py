@@ -1,18 +1,26 @@
 """Patches and crops against OpenImageIO's own over, and against the plate they were cut from."""
 
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import OpenEXR
 import OpenImageIO as oiio
 import pytest
 import torch
+from reenact import protocol
 
-from core import colour, frames, rendering
-from core.alignment import ffhq_quads, warp
+from core import colour, frames, grain, matte, rendering
+from core.alignment import ffhq_quads, from_square, warp
+from core.colour_match import Match
 from core.facemesh import track
 from core.generator import Architecture, Generator
+from core.grain import Grain
+from core.latent_track import FrameState, LatentTrack
 from core.synthetic import performer
 from core.synthetic.parameters import neutral
+from server import tasks
 
 SIZE = 128
 
@@ -34,10 +42,18 @@ def crop_of(srgb: np.ndarray, quad: np.ndarray) -> torch.Tensor:
     return warp(image, torch.from_numpy(quad)[None].float(), SIZE)[0].clamp(-1, 1)
 
 
+def sight_of(crop: torch.Tensor, quad: np.ndarray, moves: float = 0.0) -> rendering.Sight:
+    """Where everything is if the crop is all that was ever drawn."""
+    seen = matte.see(crop[None])
+    made = seen.landmarks[0].astype(np.float64)
+    still = np.full((478, 2), [moves, 0.0])
+    return rendering.Sight(quad, made, made, seen.heads[0] / np.float32(255), still)
+
+
 def test_a_patch_of_the_plate_itself_changes_nothing_to_see(plate: tuple) -> None:
     clip, srgb, quad = plate
     crop = crop_of(srgb, quad)
-    placed = rendering.patch(crop, rendering.face_matte(crop), quad, clip)
+    placed = rendering.patch(crop, sight_of(crop, quad), clip)
     assert placed is not None
     merged = rendering.over(placed, frames.read_frame(clip, 1001).pixels)
     result, _ = colour.to_network(merged, clip.colour_space)
@@ -51,7 +67,7 @@ def test_a_patch_of_the_plate_itself_changes_nothing_to_see(plate: tuple) -> Non
 def test_over_is_openimageios_over_and_leaves_the_rest_bit_identical(plate: tuple) -> None:
     clip, srgb, quad = plate
     crop = -crop_of(srgb, quad)
-    placed = rendering.patch(crop, rendering.face_matte(crop), quad, clip)
+    placed = rendering.patch(crop, sight_of(crop, quad), clip)
     assert placed is not None
     pixels = frames.read_frame(clip, 1001).pixels
     merged = rendering.over(placed, pixels)
@@ -73,27 +89,171 @@ def test_over_is_openimageios_over_and_leaves_the_rest_bit_identical(plate: tupl
 
 
 def test_the_matte_holds_the_face_and_fades_out_before_the_edge(plate: tuple) -> None:
-    _, srgb, quad = plate
+    clip, srgb, quad = plate
     crop = crop_of(srgb, quad)
-    matte = rendering.face_matte(crop)
-    found = track([(1, crop.permute(1, 2, 0).numpy() / 2 + 0.5)]).landmarks[0, :, :2]
-    inner = found.mean(0) + 0.9 * (found - found.mean(0))
-    x, y = np.round(inner).astype(int).T
-    assert matte[y, x].min() > 0.8
-    border = np.concatenate([matte[0], matte[:, 0], matte[:, -1]])
-    assert border.max() == 0
-    assert np.abs(np.diff(matte, axis=0)).max() < 0.25  # no hard edge
+    placed = rendering.patch(crop, sight_of(crop, quad), clip)
+    assert placed is not None
+    alpha, w = placed.rgba[..., 3], placed.window
+    found = from_square(sight_of(crop, quad).made, quad)[:468] - [w.x, w.y]
+    x, y = (found.mean(0) + 0.9 * (found - found.mean(0))).astype(int).T
+    assert alpha[y, x].min() > 0.8
+    border = np.concatenate([alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1]])
+    assert border.max() < 0.05
+    # No hard edge within the head; its own is as sharp as the picture.
+    head = placed.layers["matte.head"] > 0.99
+    steps = np.abs(np.diff(alpha, axis=0))[head[1:] & head[:-1]]
+    assert len(steps) > 5000
+    assert steps.max() < 0.25
 
 
 def test_faceless_and_outlying_frames_are_transparent(plate: tuple) -> None:
     clip, srgb, quad = plate
     crop = crop_of(srgb, quad)
-    matte = rendering.face_matte(crop)
-    assert rendering.patch(crop, matte, np.full((4, 2), np.nan), clip) is None
-    assert rendering.patch(crop, matte, quad + 10_000, clip) is None
-    half_out = rendering.patch(crop, matte, quad - [quad[:, 0].mean(), 0], clip)
+    sight = sight_of(crop, quad)
+
+    def placed(at: np.ndarray) -> rendering.Patch | None:
+        return rendering.patch(crop, replace(sight, quad=at), clip)
+
+    assert placed(np.full((4, 2), np.nan)) is None
+    assert placed(quad + 10_000) is None
+    half_out = placed(quad - [quad[:, 0].mean(), 0])
     assert half_out is not None
     assert half_out.window.x == 0
+
+
+# -- layers --------------------------------------------------------------------------------------
+
+
+def drawn(plate: tuple, path: Path, finish: rendering.Finish, **more: object) -> Any:
+    """A patch of the plate's own face, written; by OpenEXR's own reader."""
+    clip, srgb, quad = plate
+    crop = crop_of(srgb, quad)
+    placed = rendering.patch(crop, sight_of(crop, quad, moves=6.0), clip, finish=finish, **more)
+    assert placed is not None
+    frames.write_exr(
+        path, placed.rgba, window=placed.window, display=(clip.width, clip.height),
+        layers=placed.layers,
+    )  # fmt: skip
+    return placed, OpenEXR.File(str(path), separate_channels=True)
+
+
+def test_another_reader_finds_the_layers_by_name_and_type(plate: tuple, tmp_path: Path) -> None:
+    placed, file = drawn(plate, tmp_path / "a.exr", rendering.Finish(), grain=some_grain())
+    header, channels = file.header(), file.channels()
+    assert header["compression"] == OpenEXR.ZIP_COMPRESSION
+    assert header["type"] == OpenEXR.scanlineimage
+    low, high = header["dataWindow"]
+    w = placed.window
+    assert (*low, *(high + 1 - low)) == (w.x, w.y, w.width, w.height)
+    assert tuple(header["displayWindow"][1] + 1) == (360, 240)
+    half = (
+        "A B G R forward.u forward.v grain.B grain.G grain.R matte.confidence matte.face "
+        "matte.head parts.eyes parts.inner parts.iris parts.mouth render.B render.G render.R"
+    )
+    types = {name: c.pixels.dtype for name, c in channels.items()}
+    assert types == {**dict.fromkeys(half.split(), np.float16),
+                     **dict.fromkeys(["stmap.u", "stmap.v"], np.float32)}  # fmt: skip
+
+    def layer(*names: str) -> np.ndarray:
+        return np.stack([channels[n].pixels.astype(np.float32) for n in names], -1)
+
+    alpha = layer("A")
+    np.testing.assert_array_equal(alpha, layer("matte.face"))
+    # Where the head is opaque and pure, the face is the render.
+    inside = layer("parts.eyes")[..., 0] > 0.99
+    rgb, render = layer(*"RGB"), layer("render.R", "render.G", "render.B")
+    np.testing.assert_allclose(rgb[inside], render[inside], atol=2e-3)
+    assert layer("forward.u") == pytest.approx(6, abs=0.01)
+    assert np.abs(layer("forward.v")).max() < 0.01
+    assert not layer("grain.R", "grain.G", "grain.B")[alpha[..., 0] == 0].any()
+    basic = drawn(plate, tmp_path / "b.exr", rendering.Finish("basic"))[1].channels()
+    assert set(basic) == {*"RGBA", "render.R", "render.G", "render.B"}
+
+
+def test_the_stmap_draws_the_render_out_of_the_crop(plate: tuple, tmp_path: Path) -> None:
+    clip, srgb, quad = plate
+    placed, _ = drawn(plate, tmp_path / "a.exr", rendering.Finish())
+    crop = crop_of(srgb, quad).permute(1, 2, 0).contiguous().numpy()
+    w = placed.window
+    warped = oiio.ImageBuf(oiio.ImageSpec(w.width, w.height, 3, oiio.FLOAT))
+    stmap = oiio.ImageBuf(np.ascontiguousarray(placed.layers["stmap"]))
+    assert oiio.ImageBufAlgo.st_warp(
+        warped, oiio.ImageBuf(crop), stmap, "triangle", 0.0, 0, 1, False, True
+    ), warped.geterror()
+    expected, _ = colour.to_network(placed.layers["render"].astype(np.float32), clip.colour_space)
+    error = np.abs(warped.get_pixels() - expected) / 2
+    assert error.mean() < 0.01
+    assert np.quantile(error, 0.99) < 0.06
+
+
+def some_grain(sigma: float = 0.01) -> Grain:
+    spatial = np.zeros((3, 2 * grain.REACH + 1, 2 * grain.REACH + 1))
+    spatial[:, grain.REACH, grain.REACH] = 1
+    node = (np.array([0.0, 1.0]),) * 3
+    return Grain(node, (np.full(2, sigma),) * 3, spatial, np.eye(3))
+
+
+def test_grain_can_be_taken_out_and_keeps_the_plates_variance(plate: tuple) -> None:
+    clip, srgb, quad = plate
+    crop = crop_of(srgb, quad)
+    sight = sight_of(crop, quad)
+    clean, grainy = (
+        rendering.patch(crop, sight, clip, 0.6, rendering.Finish(grain=g), some_grain(), 1001)
+        for g in (0.0, 1.0)
+    )
+    assert clean is not None
+    assert grainy is not None
+    noise = clean.layers["grain"].astype(np.float32)
+    np.testing.assert_array_equal(noise, grainy.layers["grain"].astype(np.float32))
+    np.testing.assert_allclose(grainy.rgba[..., :3] - noise, clean.rgba[..., :3], atol=2e-5)
+    np.testing.assert_array_equal(grainy.rgba[..., 3], clean.rgba[..., 3])
+    alpha = clean.rgba[..., 3]
+    solid = alpha > 0.59
+    # A plate of the same grain under it: what is left of that and what is added are one grain.
+    rng = np.random.default_rng(0)
+    below = rng.normal(0, 0.01, noise.shape) * (1 - alpha[..., None])
+    assert (below + noise)[solid].std() == pytest.approx(0.01, rel=0.05)
+    assert below[solid].std() == pytest.approx(0.004, rel=0.05)
+
+
+def test_a_match_grades_the_face_and_not_the_render(plate: tuple) -> None:
+    clip, srgb, quad = plate
+    crop = crop_of(srgb, quad)
+    match = Match(np.array([0.5, 0.8, 1.5]), np.array([0.02, 0.0, -0.01]))
+    sight = replace(sight_of(crop, quad), match=match)
+    plain, graded = (
+        rendering.patch(crop, sight, clip, finish=rendering.Finish(match=m)) for m in (0.0, 0.5)
+    )
+    assert plain is not None
+    assert graded is not None
+    np.testing.assert_array_equal(graded.layers["render"], plain.layers["render"])
+    alpha = plain.rgba[..., 3:]
+    gain, offset = 1 + 0.5 * (match.gain - 1), 0.5 * match.offset
+    expected = plain.rgba[..., :3] * gain + offset * alpha
+    np.testing.assert_allclose(graded.rgba[..., :3], expected, atol=1e-5)
+
+
+def test_motion_blur_follows_the_shutter_and_keeps_the_plate_outside(plate: tuple) -> None:
+    clip, srgb, quad = plate
+    crop = crop_of(srgb, quad)
+    sight = sight_of(crop, quad, moves=12.0)
+    sharp, blurred = (
+        rendering.patch(crop, sight, clip, finish=rendering.Finish(motion_blur=m)) for m in (0, 360)
+    )
+    assert sharp is not None
+    assert blurred is not None
+    assert blurred.window.width - sharp.window.width == pytest.approx(12, abs=2)
+    assert blurred.window.height == sharp.window.height
+    assert blurred.rgba[..., 3].sum() == pytest.approx(sharp.rgba[..., 3].sum(), rel=0.01)
+    pixels = frames.read_frame(clip, 1001).pixels
+    merged = rendering.over(blurred, pixels)
+    w = blurred.window
+    outside = np.ones(pixels.shape[:2], bool)
+    outside[w.y : w.y + w.height, w.x : w.x + w.width] = blurred.rgba[..., 3] == 0
+    assert np.array_equal(merged[outside], pixels[outside])
+
+
+# -- tracks --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -102,26 +262,45 @@ def generator() -> Generator:
     return Generator(Architecture(32, dict.fromkeys((4, 8, 16, 32), 8))).eval()
 
 
-def codes_of(generator: Generator, count: int) -> np.ndarray:
+def track_of(generator: Generator, numbers: list[int], quad: np.ndarray) -> LatentTrack:
+    """A track whose codes are random and whose driver stands still."""
     rng = np.random.default_rng(0)
-    shape = (count, generator.architecture.num_ws, 512)
-    return rng.standard_normal(shape).astype(np.float32)
+    count, rows = len(numbers), generator.architecture.num_ws
+    codes = rng.standard_normal((count, rows, 512)).astype(np.float32)
+    points = from_square(rng.uniform(0.3, 0.7, (478, 2)), np.nan_to_num(quad))
+    return LatentTrack(
+        character="ab" * 32,
+        numbers=np.array(numbers),
+        state=np.full(count, FrameState.SOLVED, np.uint8),
+        cut=np.zeros(count, bool),
+        alpha=np.ones((count, 1), np.float32),
+        delta=np.zeros((count, rows, 1), np.float32),
+        codes=codes,
+        smooth=codes,
+        rest=np.zeros((66, 3), np.float32),
+        landmarks=np.repeat(np.pad(points, ((0, 0), (0, 1)))[None], count, 0).astype(np.float32),
+        quads=np.repeat(quad[None], count, 0),
+        amount=np.ones(count, np.float32),
+        losses={},
+        quality={},
+        settings={},
+        plate=(360, 240),
+    )
 
 
 def test_frames_of_the_task_are_kept_and_those_of_another_replaced(
     generator: Generator, plate: tuple, tmp_path: Path
 ) -> None:
     clip, _, quad = plate
-    codes, numbers = codes_of(generator, 5), [1001, 1002, 1003, 1010, 1011]
-    quads = np.repeat(quad[None], 5, 0)
-    quads[3] = np.nan
+    numbers = [1001, 1002, 1003, 1010, 1011]
+    track = track_of(generator, numbers, quad)
+    track.quads[3] = np.nan
     pattern = str(tmp_path / "deep" / "out.####.exr")
 
     def write(count: int, task: str) -> list[int]:
         return rendering.write_frames(
-            generator, codes[:count], quads[:count], np.ones(count), numbers[:count], pattern,
-            task, {"reenact:character": "abc"}, clip,
-        )  # fmt: skip
+            generator, track, np.arange(count), pattern, task, {"reenact:character": "abc"}, clip
+        )
 
     assert write(2, "first") == []
     stamps = [Path(frames.frame_path(pattern, n)).stat().st_mtime_ns for n in numbers[:2]]
@@ -144,12 +323,11 @@ def test_an_amount_fades_the_patch_and_leaves_the_render(
     generator: Generator, plate: tuple, tmp_path: Path
 ) -> None:
     clip, _, quad = plate
-    codes = codes_of(generator, 1).repeat(3, 0)
+    track = track_of(generator, [1, 2, 3], quad)
+    track.smooth[:] = track.smooth[0]
+    track.amount[:] = [1, 0.25, 0]
     pattern = str(tmp_path / "fade.####.exr")
-    amounts = np.array([1, 0.25, 0], np.float32)
-    empty = rendering.write_frames(
-        generator, codes, np.repeat(quad[None], 3, 0), amounts, [1, 2, 3], pattern, "t", {}, clip
-    )
+    empty = rendering.write_frames(generator, track, np.arange(3), pattern, "t", {}, clip)
     clip = frames.open_clip(pattern)
     whole, faint, none = (frames.read_frame(clip, n) for n in (1, 2, 3))
     assert whole.alpha is not None
@@ -161,17 +339,72 @@ def test_an_amount_fades_the_patch_and_leaves_the_render(
     assert empty == [3]
 
 
-def test_crops_are_the_generators_pictures(generator: Generator, tmp_path: Path) -> None:
-    codes = codes_of(generator, 3)
+def test_crops_are_the_generators_pictures(
+    generator: Generator, plate: tuple, tmp_path: Path
+) -> None:
+    track = track_of(generator, [7, 8, 9], plate[2])
+    track.quads[2] = np.nan
     pattern = str(tmp_path / "crop.####.exr")
-    rendering.write_frames(
-        generator, codes, np.full((3, 4, 2), np.nan), np.ones(3), [7, 8, 9], pattern, "t", {}
-    )
+    rendering.write_frames(generator, track, np.arange(3), pattern, "t", {})
     clip = frames.open_clip(pattern)
-    for number, code in zip([7, 8, 9], codes, strict=True):
+    for number, code in zip([7, 8, 9], track.smooth, strict=True):
         pixels = next(frames.read_network_frames(clip, [number])).srgb * 2 - 1
         expected = generator.synthesis(torch.from_numpy(code[None])).clamp(-1, 1)[0]
         error = np.abs(pixels - expected.detach().permute(1, 2, 0).numpy())
         # Half floats of a wide gamut: dark channels of saturated colours are the coarsest.
         assert error.mean() < 1e-3
         assert error.max() < 0.02
+        channels = OpenEXR.File(clip.file(number), separate_channels=True).channels()
+        stmap = np.stack([channels[f"stmap.{c}"].pixels for c in "uv"], -1)
+        if number == 9:
+            assert (stmap == -1).all()
+        else:
+            corner = plate[2][0] + (plate[2][3] - plate[2][0] + plate[2][1] - plate[2][0]) / 64
+            assert stmap[0, 0] == pytest.approx([corner[0] / 360, 1 - corner[1] / 240], abs=1e-5)
+
+
+def test_a_frame_is_the_same_whatever_else_is_drawn(
+    generator: Generator, plate: tuple, tmp_path: Path
+) -> None:
+    track = track_of(generator, list(range(1, 9)), plate[2])
+    track.cut[5] = True
+    every = list(rendering.sights(generator, track, np.arange(8), batch=3, plate=plate[0]))
+    for row in (0, 4, 5, 7):
+        (alone,) = rendering.sights(generator, track, np.array([row]), plate=plate[0])
+        for name in ("made", "driver", "head", "moves"):
+            np.testing.assert_allclose(getattr(alone, name), getattr(every[row], name), atol=1e-4)
+    # Nothing comes over the cut.
+    before = LatentTrack(**{
+        f.name: value[:5] if isinstance(value := getattr(track, f.name), np.ndarray)
+        and f.name != "rest" else value for f in fields(track)
+    })  # fmt: skip
+    *_, last = rendering.sights(generator, before, np.arange(5))
+    np.testing.assert_allclose(last.made, every[4].made, atol=1e-4)
+    np.testing.assert_allclose(last.moves, every[4].moves, atol=1e-2)
+
+
+def test_what_the_plates_grain_is_comes_from_the_plate(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in (1, 2):
+        pixels = np.float32(0.3) + rng.normal(0, 0.02, (200, 260, 3)).astype(np.float32)
+        frames.write_exr(tmp_path / f"p.{number:04d}.exr", pixels, half=False)
+    found = rendering.measure_grain(frames.open_clip(tmp_path / "p.####.exr"))
+    assert found is not None
+    assert found.strength(np.full((1, 3), 0.3)) == pytest.approx(0.02, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"layers": "some"}, "layers must be all or basic"),
+        ({"match": 1.5}, "match must be 0 to 1, not 1.5"),
+        ({"grain": float("nan")}, "grain must be 0 to 1"),
+        ({"motion_blur": -180.0}, "0 to 720 degrees, not -180"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: str) -> None:
+    file = protocol.File(path="/a")
+    with pytest.raises(tasks.BadOption, match=said):
+        tasks.finish(protocol.Render(file, file, **options))
+    assert tasks.finish(protocol.Render(file, file)) == rendering.Finish()
+    assert tasks.finish(protocol.Frame(file, file, 1)).layers == "basic"

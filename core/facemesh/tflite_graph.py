@@ -1,12 +1,13 @@
 """A .tflite file as a differentiable torch module.
 
-`load_tflite` translates the operations that MediaPipe's face models use, its three custom ones
-included, into a `torch.fx` graph. The result is plain generated Python: nothing is interpreted at
-run time, so it can be compiled, moved, cast and differentiated like any other module.
+`load_tflite` translates the operations that MediaPipe's face and person models use, its four
+custom ones included, into a `torch.fx` graph. The result is plain generated Python: nothing is
+interpreted at run time, so it can be compiled, moved, cast and differentiated like any other
+module.
 
 Sources: the public .tflite schema (package `tflite`), and for the custom operations MediaPipe's
 documented behaviour of `Landmarks2TransformMatrix`, `TransformTensorBilinear` and
-`TransformLandmarks`, all version 2.
+`TransformLandmarks`, all version 2, and `Convolution2DTransposeBias`, version 1.
 """
 
 import math
@@ -145,7 +146,7 @@ class _Translation:
         name = _OPERATORS[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
         if name == "CUSTOM":
             name = code.CustomCode().decode()
-            if code.Version() != 2:
+            if code.Version() != (1 if name == "Convolution2DTransposeBias" else 2):
                 raise UnsupportedModel(f"{self.path}: {name} version {code.Version()}.")
         inputs = [int(i) for i in op.InputsAsNumpy()]
         output = int(op.OutputsAsNumpy()[0])
@@ -214,6 +215,21 @@ class _Translation:
         node = self._call(F.max_pool2d, source, kernel, stride)
         return self._activate(node, options.FusedActivationFunction())
 
+    def _op_average_pool_2d(self, op: Any, inputs: list[int], output: int) -> torch.fx.Node:
+        options = self._options(op, tflite.Pool2DOptions)
+        kernel = (options.FilterHeight(), options.FilterWidth())
+        if kernel != self.shapes[inputs[0]][1:3] or options.Padding() != tflite.Padding.VALID:
+            raise UnsupportedModel(f"{self.path}: average pooling that is not of the whole map.")
+        node = self._call(F.adaptive_avg_pool2d, self.nodes[inputs[0]], 1)
+        return self._activate(node, options.FusedActivationFunction())
+
+    def _op_resize_bilinear(self, op: Any, inputs: list[int], output: int) -> torch.fx.Node:
+        options = self._options(op, tflite.ResizeBilinearOptions)
+        if options.AlignCorners() or not options.HalfPixelCenters():
+            raise UnsupportedModel(f"{self.path}: resizing that is not between half pixels.")
+        size = self.shapes[output][1:3]
+        return self._call(F.interpolate, self.nodes[inputs[0]], size, None, "bilinear", False)
+
     def _op_pad(self, op: Any, inputs: list[int], output: int) -> torch.fx.Node:
         pads = self.constants[inputs[1]]
         if pads[0].any():
@@ -235,6 +251,12 @@ class _Translation:
     def _op_relu(self, op: Any, inputs: list[int], output: int) -> torch.fx.Node:
         return self._call(F.relu, self.nodes[inputs[0]])
 
+    def _op_hard_swish(self, op: Any, inputs: list[int], output: int) -> torch.fx.Node:
+        return self._call(F.hardswish, self.nodes[inputs[0]])
+
+    def _op_logistic(self, op: Any, inputs: list[int], output: int) -> torch.fx.Node:
+        return self._call(torch.sigmoid, self.nodes[inputs[0]])
+
     def _op_reshape(self, op: Any, inputs: list[int], output: int) -> torch.fx.Node:
         node = self._call(torch.reshape, self._in_file_order(inputs[0]),
                           (-1, *self.shapes[output][1:]))  # fmt: skip
@@ -255,6 +277,18 @@ class _Translation:
 
     def _custom_options(self, op: Any) -> dict[str, Any]:
         return flexbuffers.Loads(bytes(op.CustomOptionsAsNumpy()))
+
+    def _op_convolution2dtransposebias(
+        self, op: Any, inputs: list[int], output: int
+    ) -> torch.fx.Node:
+        # Options: padding, stride along x and y, as three 32-bit integers.
+        _, *stride = np.frombuffer(bytes(op.CustomOptionsAsNumpy()), "<i4").tolist()
+        weight = self.constants[inputs[1]].transpose(3, 0, 1, 2)  # OHWI -> IOHW
+        if [*weight.shape[:1:-1]] != stride:
+            raise UnsupportedModel(f"{self.path}: transposed convolution with overlap.")
+        return self._call(F.conv_transpose2d, self.nodes[inputs[0]],
+                          self._buffer(inputs[1], weight), self._buffer(inputs[2]),
+                          (stride[1], stride[0]))  # fmt: skip
 
     def _op_landmarks2transformmatrix(self, op: Any, inputs: list[int],
                                       output: int) -> torch.fx.Node:  # fmt: skip

@@ -120,6 +120,10 @@ class Render:
     truth: Optional[Clip] = None
     name: str = ""  # of the track; goes into the frames' headers
     batch: int = 8
+    layers: str = "all"  # or "basic": the uncomposited render alone
+    match: float = 0.0  # 0..1, how much of the colour match to the plate's skin is laid on
+    grain: float = 0.0  # 0..1, of the plate's grain
+    motion_blur: float = 0.0  # shutter, degrees
 
 
 @dataclass(frozen=True)
