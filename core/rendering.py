@@ -21,6 +21,7 @@ from core.facemesh.keypoints import FACE_OVAL
 from core.frames import Clip, Window, frame_path
 from core.generator import Generator
 from core.objective import look
+from core.style import Mix
 
 # The matte's edge, in fractions of the crop's side: how far beyond the face's outline it lies,
 # and the sigma of its softness.
@@ -57,6 +58,23 @@ def pictures(generator: Generator, codes: np.ndarray, batch: int = 8) -> Iterato
         part = torch.from_numpy(codes[start : start + batch]).to(device)
         with torch.no_grad():
             yield from generator.synthesis(part).clamp(-1, 1)
+
+
+def styled(generator: Generator, codes: np.ndarray, mix: Mix, batch: int = 8) -> Iterator[Tensor]:
+    """Draws codes as `pictures` does, in a style.
+
+    Args:
+        generator: the character's, the style's parent.
+        codes: `[F, L, 512]` w+.
+        mix: how much of the style each of the F frames gets; frames of one amount are drawn at
+            once.
+        batch: pictures drawn at once.
+
+    Yields:
+        `[3, R, R]` sRGB in [-1, 1].
+    """
+    for rows, mixed in mix.generators(generator):
+        yield from pictures(mixed, codes[rows], batch)
 
 
 def face_matte(picture: Tensor) -> np.ndarray:
@@ -142,13 +160,14 @@ def write_frames(
     colour_space: str | None = None,
     batch: int = 8,
     done: Callable[[int], None] = lambda number: None,
+    mix: Mix | None = None,
 ) -> list[int]:
     """Writes a track's frames as EXRs: patches on the plate, or crops where there is none.
 
     Frames that an interrupted run of the same task wrote are kept.
 
     Args:
-        generator: the character's, or a style generator of the same parent.
+        generator: the character's.
         codes: `[F, L, 512]` w+.
         quads: `[F, 4, 2]` plate px.
         amounts: `[F]`, 0..1: how much of a patch is laid over the plate.
@@ -160,6 +179,7 @@ def write_frames(
         colour_space: of crops; by default the scene-linear space of the config.
         batch: pictures drawn at once.
         done: called with each number once its file is there.
+        mix: how much of a style each of the F frames gets; mattes are those of the unstyled face.
 
     Returns:
         Numbers of frames in which no face could be placed; they are fully transparent.
@@ -178,9 +198,12 @@ def write_frames(
         else:
             waiting.append(i)
     attributes = {**attributes, _TASK: task, "reenact:syntheticMedia": SYNTHETIC}
-    for i, picture in zip(waiting, pictures(generator, codes[waiting], batch), strict=True):
+    plain = pictures(generator, codes[waiting], batch)
+    wanted = None if mix is None else styled(generator, codes[waiting], mix.rows(waiting), batch)
+    for i, face in zip(waiting, plain, strict=True):
+        picture = face if wanted is None else next(wanted)
         number, path = numbers[i], frame_path(pattern, numbers[i])
-        matte = face_matte(picture)
+        matte = face_matte(face)  # the mesh network may see no face in a style
         if plate is None:
             crop = colour.from_network(picture.permute(1, 2, 0).cpu().numpy(), space)
             frames.write_exr(path, crop, layers={"matte": matte}, attributes=attributes)

@@ -17,7 +17,7 @@ from rich.progress import track as progress
 
 from core import frames
 from core.errors import ReenactError
-from server import demo, method_cli, models_cli, serve_cli, tasks
+from server import demo, method_cli, models_cli, serve_cli, style_cli, tasks
 from server.reporting import Report
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ for command in (
     method_cli.solve,
     method_cli.render,
     method_cli.inspect,
+    style_cli.style,
     demo.demo,
     serve_cli.serve,
     serve_cli.status,

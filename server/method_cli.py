@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from reenact import protocol
 
-from core import frames
+from core import frames, keyframes
 from core.errors import ReenactError
 from server import remote, tasks
 from server.reporting import Report
@@ -176,6 +176,22 @@ def render(
     truth: Annotated[
         str | None, typer.Option(help="What should come out, if it is known: for the sheet")
     ] = None,
+    style: Annotated[
+        Path | None, typer.Option(help="NAME.style of the character, or StyleGAN-NADA's child.pt")
+    ] = None,
+    style_amount: Annotated[
+        str, typer.Option(help="0 to 1, or keyframes: 1001:0:smooth,1020:1")
+    ] = "1",
+    style_from: Annotated[
+        int | None, typer.Option(help="Coarsest block that takes the style, px: 4, 8, 16, ...")
+    ] = None,
+    style_to: Annotated[
+        int | None, typer.Option(help="Finest block that takes the style, px")
+    ] = None,
+    sibling: Annotated[
+        bool,
+        typer.Option("--sibling", help="Take a style of another character of the same base"),
+    ] = False,
     colour_space: ColourSpace = None,
     batch: Batch = 8,
     local: Local = False,
@@ -199,14 +215,18 @@ def render(
     known = frames.open_clip(truth) if truth else None
     task = protocol.Render(
         protocol.File(), protocol.File(), None, movie is not None, sheet is not None,
-        name=latents.name, batch=batch,
+        name=latents.name, batch=batch, style_amount=style_amount, style_from=style_from,
+        style_to=style_to, sibling=sibling,
     )  # fmt: skip
+    keyframes.parse(style_amount)  # what makes no sense is said before anything is sent
     if local:
         from core.character import load_character
 
         who = load_character(character)
         track = load_track(latents, who.hash)
-        numbers, empty = tasks.render(task, track, who, clip, output, report, movie, sheet, known)
+        numbers, empty = tasks.render(
+            task, track, who, clip, output, report, movie, sheet, known, style=style
+        )
         facts = {"frames": len(numbers), "empty": empty}
     else:
         with remote.connected(report) as client:
@@ -216,6 +236,7 @@ def render(
                 character=remote.file(client, character),
                 plate=None if clip is None else remote.clip(client, clip, report),
                 truth=None if known is None else remote.clip(client, known, report),
+                style=None if style is None else remote.file(client, style),
             )
 
             def place(name: str, number: int) -> Path | None:
@@ -228,13 +249,13 @@ def render(
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="NAME.character or NAME.latents")],
+    file: Annotated[Path, typer.Argument(help="NAME.character, NAME.latents or NAME.style")],
     terms: Annotated[
         bool, typer.Option("--terms", help="Of a track, every term of the objective by frame")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Says what a character or a latent track holds."""
+    """Says what a character, a latent track or a style holds."""
     from core.character import load_character
     from core.latent_track import load_track
 
@@ -244,6 +265,11 @@ def inspect(
         track = load_track(file)
         facts: dict[str, Any] = tasks.summarise(track)
         rows = frame_terms(track) if terms else []
+    elif file.suffix == ".style":
+        from core.style import style_info
+
+        facts = dataclasses.asdict(style_info(file))
+        facts["losses"] = facts["losses"][-1:]
     else:
         who = load_character(file)
         facts = {"hash": who.hash, **dataclasses.asdict(who.info)}
