@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 
 from core.errors import ReenactError
@@ -105,7 +106,7 @@ def load_clip(name: str, device: torch.device | str = "cpu") -> Clip:
     try:
         model = open_clip.create_model(f"local-dir:{folder(name)}", device=device)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder(name)}")
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise ClipMissing(
             f"The files in {folder(name)} are damaged or no CLIP model ({error}). Fetch them again."
         ) from error

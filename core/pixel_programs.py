@@ -26,7 +26,7 @@ def sketch(rgb: np.ndarray) -> np.ndarray:
 def charcoal(rgb: np.ndarray) -> np.ndarray:
     """Charcoal: broad dark tones, smudged, and strong outlines."""
     grey = rgb @ _LUMA
-    tone = _ramp(_blur(grey, 0.02), 0.05, 0.6)
+    tone = _ramp(_blur(grey, 0.02), 0.06, 0.7)
     # Extended difference of Gaussians (Winnemoeller et al. 2012), its threshold a soft one.
     edge = 1 - _ramp(-(_blur(grey, 0.006) - 0.97 * _blur(grey, 0.012)), -0.01, 0.03)
     return _between((0.05, 0.05, 0.05), (0.88, 0.87, 0.85), (0.25 + 0.75 * tone) * edge)

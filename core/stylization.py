@@ -34,7 +34,7 @@ from core.errors import ReenactError
 from core.facemesh import track
 from core.frames import to_bytes, write_png
 from core.generator import Generator
-from core.objective import face_keypoints, keypoint_error
+from core.objective import face_keypoints
 from core.personalization import EMBEDDED_RATE, RATE, Report
 from core.pixel_programs import PROGRAMS
 from core.sheets import contact_sheet, spread
@@ -42,7 +42,7 @@ from core.style import Style, StyleInfo, generator_digest, load_style, save_styl
 from core.synthetic.base import base_generator
 from core.tuning import Check, Pairs, reconstruct
 
-HELD_OUT = 16  # codes that are not trained on
+HELD_OUT = 12  # codes that are not trained on
 # Of the sentences that CLIP is shown both prompts in: what they share falls out of the difference.
 TEMPLATES = (
     "{}", "an image of {}", "a picture that shows {}", "{}, seen from the front", "{} up close",
@@ -51,9 +51,9 @@ TEMPLATES = (
 
 # Of the choice of layers (StyleGAN-NADA, section 4.2): pictures, and the step of their codes.
 _CHOICE_BATCH, _CHOICE_RATE = 8, 0.01
-# Of patches: side, how many directions they are projected on, octaves, and what their place in the
-# picture counts beside their colours.
-_PATCH, _PROJECTIONS, _OCTAVES, _PLACE = 5, 64, 4, 1.0
+# Of patches: side, how many in a row of a picture are looked at, directions that they are projected
+# on, octaves, and what the place of a patch counts beside its colours.
+_PATCH, _PLACES, _PROJECTIONS, _OCTAVES, _PLACE = 5, 32, 64, 4, 1.0
 _STRUCTURE = 0.5  # of the metric to the parent, where patches are learnt
 
 
@@ -98,7 +98,7 @@ _Aim = tuple[Callable[[Generator, int], Tensor], Check]  # the loss of a step, a
 
 @dataclass(frozen=True)
 class Settings:
-    """How a style is trained."""
+    """How a style is trained. At 1024 px the samples take up to 3 GB of memory."""
 
     steps: int = 300
     batch: int = 4
@@ -149,41 +149,44 @@ def stylize(
         raise ValueError("Save the character and load it: a style names its parent by its hash.")
     parent = character.generator.to(device)
     rate = settings.rate or _rate(character, method)
-    task = digest(character.hash, settings, rate, name, *_described(method))
-    if output.exists():
-        there = style_info(output)
-        if there.task != task:
-            raise StyleInTheWay(
-                f"{output} is another style ({there.name}), or was made with other settings. "
-                "Delete it, or choose another name."
-            )
-        if there.complete:
-            return load_style(output, character)
+    metric = None if _by_clip(method) else perceptual.metric(settings.metric, device)
+    settings = replace(settings, rate=rate, metric=None if metric is None else metric.name)
+    info = StyleInfo(
+        name=name or output.stem,
+        parent=character.hash,
+        parent_generator=generator_digest(character.generator),
+        base_hash=character.info.base_hash,
+        method=_facts(method),
+        consent=character.info.consent,
+        settings=asdict(settings),
+        task=digest(character.hash, name, settings, *_described(method)),
+    )
+    if output.exists() and _is_made(output, info):
+        return load_style(output, character)
     work = output.with_name(output.name + ".work")
-    work.mkdir(parents=True, exist_ok=True)
     codes = sample_codes(character.anchors, settings.samples + HELD_OUT, settings.seed)
     train, held_out = codes[: settings.samples], codes[settings.samples :]
     how = tuning.Settings(
         steps=settings.steps, rate=rate, batch=settings.batch, check_every=settings.check_every,
         seed=settings.seed,
     )  # fmt: skip
-    metric = perceptual.metric(settings.metric, device)
     with report.stage("drawing") as tick:
         pictures = _drawn(parent, codes, settings.batch, tick)
     before, seen = pictures[: settings.samples], pictures[settings.samples :]
     targets = None
-    match method:
-        case Program():
-            targets = run_program(method.name, pictures)
-            loss, check = _towards_pairs(
-                how, metric, Pairs(train, targets[: len(train)]),
-                Pairs(held_out, targets[len(train) :]), before,
-            )  # fmt: skip
-        case Prompt() | Examples(clips=[_, *_]):
-            how = replace(how, betas=NADA_BETAS, warm_up=0)
-            loss, check = _towards_direction(method, how, parent, train, before, held_out, seen)
-        case _:
-            loss, check = _towards_patches(method, how, metric, train, before, held_out)
+    if isinstance(method, Program):
+        assert metric is not None
+        targets = run_program(method.name, pictures)
+        loss, check = _towards_pairs(
+            how, metric, Pairs(train, targets[: len(train)]),
+            Pairs(held_out, targets[len(train) :]), before,
+        )  # fmt: skip
+    elif metric is None:
+        how = replace(how, betas=NADA_BETAS, warm_up=0)
+        loss, check = _towards_direction(method, how, parent, train, before, held_out, seen)
+    else:
+        assert isinstance(method, Examples)
+        loss, check = _towards_patches(method, how, metric, train, before, held_out)
 
     def written(generator: Generator, losses: list[dict[str, float]], complete: bool) -> None:
         made = reconstruct(generator, held_out, settings.batch)
@@ -193,21 +196,11 @@ def stylize(
         ]
         sheet = style_sheet([*rows, ("style", made)])
         write_png(output.with_name(f"{output.stem}_preview.png"), sheet)
-        info = StyleInfo(
-            name=name or output.stem,
-            parent=character.hash,
-            parent_generator=generator_digest(character.generator),
-            base_hash=character.info.base_hash,
-            method=_facts(method),
-            consent=character.info.consent,
-            settings=asdict(settings) | {"rate": rate},
-            losses=losses,
-            steps=int(losses[-1]["step"]),
-            complete=complete,
+        now = replace(
+            info, losses=losses, steps=int(losses[-1]["step"]), complete=complete,
             alignment=alignment(made, seen, device),
-            task=task,
-        )
-        save_style(output, Style(generator, to_bytes(_first(made)), info))
+        )  # fmt: skip
+        save_style(output, Style(generator, to_bytes(_first(made)), now))
         looked()
 
     with report.stage("stylizing") as tick:
@@ -217,8 +210,8 @@ def stylize(
             how,
             check=check,
             look=lambda generator, losses: written(generator, losses, False),
-            folder=work,
-            task=task,
+            folder=work / info.task[:16],
+            task=info.task,
             progress=tick,
         )
     if tuned.plateau:
@@ -252,9 +245,28 @@ NADA_BETAS = (0.0, 0.99 ** (4 / 5))
 def _rate(character: Character, method: Method) -> float:
     """Adam's rate; the embedded base was made at a higher one than those of real faces."""
     embedded = character.info.base_hash == generator_digest(base_generator())
-    if isinstance(method, Program) or (isinstance(method, Examples) and not method.clips):
-        return EMBEDDED_RATE if embedded else RATE
-    return NADA_RATE * (EMBEDDED_RATE / RATE if embedded else 1)
+    return (NADA_RATE if _by_clip(method) else RATE) * (EMBEDDED_RATE / RATE if embedded else 1)
+
+
+def _by_clip(method: Method) -> bool:
+    return isinstance(method, Prompt) or (isinstance(method, Examples) and bool(method.clips))
+
+
+def _is_made(path: Path, wanted: StyleInfo) -> bool:
+    """Whether a file holds the style already; False where it is only half done.
+
+    Raises:
+        StyleInTheWay: it holds another one.
+    """
+    there = style_info(path)
+    same = [(i.parent, i.name, i.method) for i in (there, wanted)]
+    # What is not complete may go on with another batch, where memory turned out to be short.
+    if (there.task != wanted.task and there.complete) or same[0] != same[1]:
+        raise StyleInTheWay(
+            f"{path} is another style ({there.name}), or was made with other settings. Delete it, "
+            "or choose another name."
+        )
+    return there.complete
 
 
 def sample_codes(anchors: Tensor, count: int, seed: int = 0) -> Tensor:
@@ -273,7 +285,7 @@ def sample_codes(anchors: Tensor, count: int, seed: int = 0) -> Tensor:
     weights = np.zeros((count, len(anchors)), np.float32)
     for row in weights:
         # Small numbers are mostly near one anchor or another, as codes of a track are.
-        row[rng.choice(len(anchors), few, replace=False)] = rng.dirichlet([0.5] * few)
+        row[rng.choice(len(anchors), few, replace=False)] = rng.dirichlet([0.3] * few)
     return torch.from_numpy(weights) @ anchors.detach().cpu()
 
 
@@ -333,14 +345,17 @@ def _each(clip: frames.Clip) -> Iterator[frames.NetworkFrame]:
         yield from frames.read_network_frames(one)
 
 
+@torch.no_grad()
 def alignment(a: Tensor, b: Tensor, device: str = "cpu") -> float:
-    """Mean distance of the keypoints seen in two sets of pictures, px of the 192 px crop."""
-    with torch.no_grad():
-        distances = [
-            keypoint_error(face_keypoints(x.to(device)), face_keypoints(y.to(device))).cpu()
-            for x, y in zip(a.float().split(8), b.float().split(8), strict=True)
-        ]
-    return float(torch.cat(distances).mean())
+    """Mean distance of the keypoints seen in two sets of pictures, px of the 192 px crop, x and y.
+
+    Not relative to their parts, as `objective.keypoint_error` is: a face that moves shows, too.
+    """
+    seen = [
+        torch.cat([face_keypoints(part.to(device, torch.float32)).cpu() for part in p.split(8)])
+        for p in (a, b)
+    ]
+    return float((seen[0] - seen[1])[..., :2].norm(dim=-1).mean())
 
 
 def style_sheet(rows: Sequence[tuple[str, Tensor]], count: int = 8, tile: int = 160) -> np.ndarray:
@@ -507,9 +522,9 @@ def patch_distance(made: Tensor, examples: Tensor, seed: int) -> Tensor:
     in the picture it lies, so lips become what lips are in the examples.
 
     Args:
-        made: `[B, 3, R, R]` in [-1, 1].
+        made: `[B, 3, R, R]` in [-1, 1], R at least 64.
         examples: `[K, 3, R, R]`.
-        seed: of the directions.
+        seed: of the directions, and of the places that are looked at.
 
     Returns:
         A number; 0 where both sets are the same.
@@ -517,30 +532,32 @@ def patch_distance(made: Tensor, examples: Tensor, seed: int) -> Tensor:
     rng = torch.Generator().manual_seed(seed)
     total = made.new_zeros(())
     for _ in range(_OCTAVES):
-        a, b = _patches(made), _patches(examples)
-        directions = torch.randn(a.shape[1], _PROJECTIONS, generator=rng)
+        stride = max((made.shape[-1] - _PATCH) // _PLACES, 1)
+        x, y = torch.randint(stride, (2,), generator=rng).tolist()
+        directions = torch.randn(3 * _PATCH**2 + 2, _PROJECTIONS, generator=rng)
         directions = F.normalize(directions, dim=0).to(made)
-        a, b = (_quantiles((p @ directions).sort(0).values) for p in (a, b))
+        a, b = (_patches(p[..., y:, x:], stride) @ directions for p in (made, examples))
+        a, b = (_quantiles(p.sort(0).values) for p in (a, b))
         total = total + (a - b).square().mean()
         made, examples = F.avg_pool2d(made, 2), F.avg_pool2d(examples, 2)
     return total / _OCTAVES
 
 
-def _patches(pictures: Tensor) -> Tensor:
-    """All patches of pictures, with their places: `[P, 3 * side ** 2 + 2]`."""
-    size = pictures.shape[-1]
-    parts = F.unfold(pictures, _PATCH).transpose(1, 2)  # [B, positions, values]
-    line = torch.linspace(-1, 1, size - _PATCH + 1, device=pictures.device)
-    place = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).reshape(1, -1, 2)
-    # Many values of one patch are alike: its place has to count as much as all of them.
-    place = place * (_PLACE * _PATCH)
-    return torch.cat([parts, place.expand(len(parts), -1, -1)], 2).flatten(0, 1)
+def _patches(pictures: Tensor, stride: int) -> Tensor:
+    """Patches of pictures `[B, 3, R, R]` on a grid, and their places: `[P, 3 * side ** 2 + 2]`."""
+    values = F.unfold(pictures, _PATCH, stride=stride).transpose(1, 2)  # [B, places, values]
+    rows, columns = ((n - _PATCH) // stride + 1 for n in pictures.shape[2:])
+    lines = [torch.linspace(-1, 1, n, device=pictures.device) for n in (rows, columns)]
+    place = torch.stack(torch.meshgrid(*lines, indexing="ij"), -1).flatten(0, 1)
+    # The values of a patch are much alike: its place counts as if it were as many.
+    place = (place * _PLACE * _PATCH).expand(len(values), -1, -1)
+    return torch.cat([values, place], 2).flatten(0, 1)
 
 
-def _quantiles(values: Tensor, count: int = 4096) -> Tensor:
+def _quantiles(values: Tensor) -> Tensor:
     """Of sorted values `[P, D]` so many, evenly spread: sets of two sizes become comparable."""
-    places = torch.linspace(0, len(values) - 1, count, device=values.device).round().long()
-    return values[places]
+    places = torch.linspace(0, len(values) - 1, 4 * _PLACES**2, device=values.device)
+    return values[places.round().long()]
 
 
 def _towards_patches(
@@ -559,15 +576,17 @@ def _towards_patches(
         rows = tuning.chosen(settings, len(train), step)
         made = generator.synthesis(train[rows])
         parent = before[rows].to(metric.device, torch.float32)
-        style = patch_distance(made, examples, settings.seed + step)
+        some = tuning.chosen(settings, len(examples), step)
+        style = patch_distance(made, examples[some], settings.seed + step)
         return style + _STRUCTURE * metric.distance(made, parent).mean()
 
     @torch.no_grad()
     def figure(generator: Generator) -> float:
         made = reconstruct(generator, held_out, settings.batch).to(metric.device)
-        return -10 * math.log10(max(float(patch_distance(made, examples, 0)), 1e-10))
+        few = examples[spread(len(examples), HELD_OUT)]
+        return -10 * math.log10(max(float(patch_distance(made, few, 0)), 1e-10))
 
-    return loss, Check("closeness", figure, 0.02)
+    return loss, Check("closeness", figure, 0.05)
 
 
 # -- what a style says of itself -----------------------------------------------------------------
