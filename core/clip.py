@@ -49,6 +49,11 @@ class Clip:
     text: Callable[[Sequence[str]], Tensor]
 
 
+def root() -> Path:
+    """The folder of all models."""
+    return Path(torch.hub.get_dir()) / "clip"
+
+
 def folder(name: str) -> Path:
     """Where a model is, or should be.
 
@@ -57,7 +62,7 @@ def folder(name: str) -> Path:
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
         raise ClipMissing(f"{name!r} is no name of a CLIP model. Choose {', '.join(MODELS)}.")
-    return Path(torch.hub.get_dir()) / "clip" / name
+    return root() / name
 
 
 def is_here(name: str) -> bool:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 import torchvision_ops  # noqa: F401
 from performer_faces import acted, aligned
+from reenact.protocol import File, Frame
 from small_character import small_character
 from small_generators import random_generator
 from torch import Tensor
@@ -26,8 +27,9 @@ from core import clip, stylization
 from core.character import Character, CharacterInfo, load_character, save_character
 from core.clip import Clip, ClipMissing
 from core.facemesh.keypoints import KEYPOINTS
-from core.frames import write_png
+from core.frames import attribute, open_clip, read_frame, write_png
 from core.generator import checkpoints
+from core.latent_track import LatentTrack
 from core.pixel_programs import PROGRAMS
 from core.rendering import pictures, styled
 from core.style import (
@@ -57,6 +59,7 @@ from core.stylization import (
     text_direction,
 )
 from core.tuning import reconstruct
+from server import tasks
 
 
 class Quiet:
@@ -180,10 +183,12 @@ def test_a_program_is_learnt_and_the_face_stays(tmp_path: Path) -> None:
     wanted = stylization.run_program("sketch", plain).float()
     error = [float((p - wanted).square().mean()) for p in (plain, drawn)]
     assert error[1] < 0.3 * error[0]
-    # Aligned with the parent: hardly further than the program's own drawings seem to be, of which
-    # the mesh sees little at this size.
+    # Aligned with the parent: of all drawings each is nearest to that of its own code, and its
+    # landmarks are not much further than those of the drawings, of which the mesh sees little.
+    apart = (drawn[:, None] - wanted[None]).square().mean((2, 3, 4))
+    assert apart.argmin(1).tolist() == [*range(len(drawn))]
     moved = alignment(drawn, plain)
-    assert moved < alignment(wanted, plain) + 0.5
+    assert moved < 1.5 * alignment(wanted, plain)
     assert made.info.alignment == pytest.approx(moved, abs=1.5)  # of other codes
     assert made.info.losses[-1]["psnr"] > made.info.losses[0]["psnr"]
     assert made.info.consent == who.info.consent
@@ -245,13 +250,13 @@ def test_a_known_target_is_reached_and_the_face_stays(tmp_path: Path) -> None:
 def test_pictures_give_a_direction_too(tmp_path: Path) -> None:
     who = character(tmp_path)
     plain = reconstruct(who.generator, who.anchors)
-    blue = (plain + torch.tensor([-0.4, -0.4, 0.4])[:, None, None]).clamp(-1, 1)
+    warm = (plain + torch.tensor([0.4, -0.2, -0.2])[:, None, None]).clamp(-1, 1)
     settings = Settings(steps=12, samples=16, rate=5e-3, check_every=6)
-    made = stylize(who, Examples(blue, [colours(torch.eye(4))]), tmp_path / "b.style", Quiet(),
+    made = stylize(who, Examples(warm, [colours(torch.eye(4))]), tmp_path / "w.style", Quiet(),
                    settings=settings)  # fmt: skip
     plain, drawn = both(who, made)
     moved = colour(drawn) - colour(plain)
-    assert moved[2] - moved[0] > 0.1
+    assert moved[0] - moved[1:].max() > 0.1
     assert made.info.losses[-1]["direction"] > 0.8
 
 
@@ -357,7 +362,7 @@ def test_examples_are_followed_and_the_face_stays(tmp_path: Path) -> None:
     who = character(tmp_path)
     other = aligned(acted(9, {}, {"jaw": 0.5}, {"smile": 0.7}), 64)
     tinted = (0.4 * other + torch.tensor([-0.3, 0.2, 0.6])[:, None, None]).clamp(-1, 1)
-    settings = Settings(steps=10, samples=12, rate=5e-3, check_every=5, metric="embedded")
+    settings = Settings(steps=16, samples=12, batch=2, rate=8e-3, check_every=8, metric="embedded")
     made = stylize(who, Examples(tinted), tmp_path / "e.style", Quiet(), settings=settings)
     plain, drawn = both(who, made)
     before, after = (float((colour(p) - colour(tinted)).norm()) for p in (plain, drawn))
@@ -367,7 +372,6 @@ def test_examples_are_followed_and_the_face_stays(tmp_path: Path) -> None:
 
 
 def test_examples_of_any_size_are_aligned(tmp_path: Path) -> None:
-    from core.frames import open_clip
     from core.synthetic.performer import render
 
     for i, size in enumerate((160, 256)):
@@ -577,3 +581,28 @@ def test_mixes_that_make_no_sense(
 ) -> None:
     with pytest.raises(WrongMix, match=what):
         mix(shifted(blotches()), range(10), amount, first, last)
+
+
+def test_a_frame_is_rendered_by_its_amount(tmp_path: Path) -> None:
+    who = character(tmp_path, blotches())
+    save_style(tmp_path / "s.style", shifted(who))
+    rows, two = who.generator.architecture.num_ws, np.zeros(2, np.float32)
+    codes = codes_of(who, 2)[:, None].repeat(1, rows, 1).numpy()
+    track = LatentTrack(
+        character=who.hash, numbers=np.array([1001, 1002]), state=np.ones(2, np.uint8),
+        cut=np.zeros(2, bool), alpha=np.zeros((2, 5), np.float32),
+        delta=np.zeros((2, rows, 5), np.float32), codes=codes, smooth=codes,
+        rest=np.zeros((66, 3), np.float32), landmarks=np.zeros((2, 478, 3), np.float32),
+        quads=np.zeros((2, 4, 2)), amount=two + 1, losses={}, quality={}, settings={},
+    )  # fmt: skip
+    drawn: dict[tuple[bool, int], np.ndarray] = {}
+    for path in (None, tmp_path / "s.style"):
+        for number in track.numbers:
+            pattern = str(tmp_path / f"{path is None}.####.exr")
+            task = Frame(File(), File(), int(number), style_amount="1001:0,1002:1")
+            tasks.frame(task, track, who, None, pattern, path)
+            drawn[path is None, int(number)] = read_frame(open_clip(pattern), int(number)).pixels
+    assert np.array_equal(drawn[True, 1001], drawn[False, 1001])
+    assert np.abs(drawn[True, 1002] - drawn[False, 1002]).mean() > 0.02
+    told = attribute(tmp_path / "False.1002.exr", "reenact:style")
+    assert told == load_style(tmp_path / "s.style", who).hash
