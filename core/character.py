@@ -96,7 +96,7 @@ def save_character(path: str | Path, character: Character) -> None:
             "who agreed to become a character, when, and to what."
         )
     weights = character.generator.state_dict()
-    tensors = {f"{_GENERATOR}{name}": _compact(tensor) for name, tensor in weights.items()} | {
+    tensors = {f"{_GENERATOR}{name}": compact(tensor) for name, tensor in weights.items()} | {
         "anchors": _plain(character.anchors),
         "keypoints": _plain(character.keypoints),
         "thumbnail": torch.from_numpy(np.ascontiguousarray(character.thumbnail)),
@@ -187,8 +187,8 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32).contiguous()
 
 
-def _compact(tensor: Tensor) -> Tensor:
-    """In half precision where its range and digits are enough."""
+def compact(tensor: Tensor) -> Tensor:
+    """A tensor for a file, on the CPU: in half precision where its range and digits are enough."""
     tensor = _plain(tensor)
     half = tensor.half()
     close = (half.float() - tensor).norm() <= _ROUNDING * tensor.norm()  # never where it overflows

@@ -15,6 +15,7 @@ from core.frames import Clip, Window, open_clip, read_frame, read_frames, to_byt
 from core.generator import Generator
 from core.latent_track import LatentTrack
 from core.sheets import contact_sheet, spread
+from core.style import Mix
 
 MOVIE_HEIGHT = 720  # larger plates are shrunk to it
 
@@ -26,8 +27,9 @@ def sheet(
     truth: Clip | None = None,
     count: int = 16,
     tile: int = 160,
+    mix: Mix | None = None,
 ) -> np.ndarray:
-    """Driving crops, below them the reenacted ones, below those the ground truth if there is one.
+    """Driving crops, below them the reenacted ones, then those in a style and the ground truth.
 
     Args:
         generator: the character's.
@@ -36,6 +38,7 @@ def sheet(
         truth: what the result should be, with the same frame numbers, framed by itself.
         count: frames at most, spread evenly over those that all clips have, with a face.
         tile: side of a picture, px.
+        mix: how much of a style each of the track's frames gets; None: the row is left out.
 
     Returns:
         `[H, W, 3]` uint8.
@@ -60,6 +63,9 @@ def sheet(
         shown(rendering.pictures(generator, track.smooth[rows])),
     ]
     names = ["driving", "reenacted"]
+    if mix is not None:
+        lines.append(shown(rendering.styled(generator, track.smooth[rows], mix.rows(rows))))
+        names.append(mix.style.info.name)
     if truth is not None:
         lines.append(shown(aligned.pictures[np.searchsorted(aligned.face.numbers, numbers)]))
         names.append("ground truth")

@@ -34,6 +34,7 @@ from core.generator import Generator
 from core.grain import Grain
 from core.latent_track import LatentTrack
 from core.sheets import spread
+from core.style import Mix
 
 # Sigmas of what is steadied over time, seconds: the face's outlines and the head's matte, which
 # move with the head and flicker with the networks; and the colour match, which follows the light.
@@ -103,6 +104,23 @@ def pictures(
         part = torch.from_numpy(codes[start : start + batch]).to(device)
         with torch.no_grad():
             yield from generator.synthesis(part, stop_at=size).clamp(-1, 1)
+
+
+def styled(generator: Generator, codes: np.ndarray, mix: Mix, batch: int = 8) -> Iterator[Tensor]:
+    """Draws codes as `pictures` does, in a style.
+
+    Args:
+        generator: the character's, the style's parent.
+        codes: `[F, L, 512]` w+.
+        mix: how much of the style each of the F frames gets; frames of one amount are drawn at
+            once.
+        batch: pictures drawn at once.
+
+    Yields:
+        `[3, R, R]` sRGB in [-1, 1].
+    """
+    for rows, mixed in mix.generators(generator):
+        yield from pictures(mixed, codes[rows], batch)
 
 
 # -- what is where -------------------------------------------------------------------------------
@@ -365,13 +383,14 @@ def write_frames(
     colour_space: str | None = None,
     batch: int = 8,
     done: Callable[[int], None] = lambda number: None,
+    mix: Mix | None = None,
 ) -> list[int]:
     """Writes a track's frames as EXRs: patches on the plate, or crops where there is none.
 
     Frames that an interrupted run of the same task wrote are kept.
 
     Args:
-        generator: the character's, or a style generator of the same parent.
+        generator: the character's.
         track: what to draw.
         rows: indices of its frames, increasing.
         pattern: file name with `####` for the number.
@@ -382,6 +401,7 @@ def write_frames(
         colour_space: of crops; by default the scene-linear space of the config.
         batch: pictures drawn at once.
         done: called with each number once its file is there.
+        mix: how much of a style each of the track's frames gets; mattes stay the unstyled face's.
 
     Returns:
         Numbers of frames in which no face could be placed; they are fully transparent.
@@ -408,7 +428,11 @@ def write_frames(
     matched = plate if whole or finish.match else None
     drawn = pictures(generator, track.smooth[waiting], batch)
     seen = sights(generator, track, np.array(waiting, int), batch, matched)
-    for row, picture, sight in zip(waiting, drawn, seen, strict=True):
+    made = None
+    if mix is not None:  # what is seen stays the unstyled face: in a drawing may be none to see
+        made = styled(generator, track.smooth[waiting], mix.rows(waiting), batch)
+    for row, face, sight in zip(waiting, drawn, seen, strict=True):
+        picture = face if made is None else next(made)
         number = int(track.numbers[row])
         path = frame_path(pattern, number)
         if plate is None:

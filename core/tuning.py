@@ -12,7 +12,7 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,12 +38,11 @@ from core.sheets import contact_sheet, spread
 CHECKPOINT = "tuning.checkpoint"
 CHECKPOINT_SECONDS = 120.0
 
-_BETAS = (0.9, 0.99)
 _WEIGHT_SIDE = 256  # largest side of a weight map, px
 # In fractions of the picture's side: how far beyond lids and lips their weight reaches, how soft
 # its edge is, and how fast weights fall beyond the face's outline (hair and neck are the person).
 _REACH, _SOFT, _FALL = 0.02, 0.01, 0.15
-_PLATEAU = 0.02  # dB that the moving average must gain on held-out frames to go on
+_GAIN = 0.02  # dB that the moving average must gain on held-out frames to go on
 _FADE = 2  # looks, over which the rate falls to nothing after a plateau
 
 
@@ -72,6 +71,7 @@ class Settings:
     steps: int = 700
     rate: float = 2e-3  # Adam's at its highest; 3e-4 and many more steps are MyStyle's
     warm_up: int = 20  # steps
+    betas: tuple[float, float] = (0.9, 0.99)  # Adam's
     batch: int = 8  # pictures per step; fewer need less memory
     lambda_pixel: float = 10.0  # eq. 1
     features: float = 5.0  # what pixels of eyes and mouth count
@@ -88,9 +88,9 @@ class Tuned:
     """A generator that has learnt a person."""
 
     generator: Generator  # moving average; evaluation mode, no gradients, on the device it had
-    losses: list[dict[str, float]]  # step, loss (mean since the last), psnr of held-out frames
+    losses: list[dict[str, float]]  # step, loss (mean since the last), and the check's figure
     steps: int  # done
-    plateau: bool  # whether held-out frames ended it before its last step
+    plateau: bool  # whether the check ended it before its last step
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,15 @@ class Pairs:
     pictures: Tensor  # [N, 3, R, R] in [-1, 1], any float type
 
 
-@cpu.training()
+@dataclass(frozen=True, eq=False)
+class Check:
+    """How good a generator is at what it is not trained on."""
+
+    name: str  # of the figure
+    figure: Callable[[Generator], float]  # more is better
+    gain: float  # that the figure must grow by within `Settings.patience` looks to go on
+
+
 def tune(
     generator: Generator,
     w: Tensor,
@@ -150,34 +158,103 @@ def tune(
     weights = None
     if settings.features != 1 or settings.background != 1:
         weights = face_weights(pictures, settings.features, settings.background, device)
+
+    def loss(generator: Generator, step: int) -> Tensor:
+        rows = chosen(settings, len(pictures), step)
+        return pair_loss(generator, pairs, rows, metric, settings, weights)
+
+    return fine_tune(
+        generator,
+        loss,
+        settings,
+        check=None if held_out is None else psnr_check(held_out, settings.batch),
+        folder=folder,
+        task="" if folder is None else _task(generator, metric, settings, pairs, held_out),
+        progress=progress,
+    )
+
+
+def pair_loss(
+    generator: Generator,
+    pairs: Pairs,
+    rows: Tensor,
+    metric: Metric,
+    settings: Settings,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Eq. 1's loss, meant over some of the pairs; `weights` are `[N, 1, M, M]`, of the pixels."""
+    device = next(generator.parameters()).device
+    made = generator.synthesis(
+        pairs.w[rows].to(device, torch.float32), half=torch.bfloat16 if settings.half else None
+    )
+    target = pairs.pictures[rows].to(device, torch.float32)
+    weight = None if weights is None else weights[rows].to(device)
+    return reconstruction_loss(made, target, metric, settings.lambda_pixel, weight).mean()
+
+
+def psnr_check(held_out: Pairs, batch: int) -> Check:
+    """The PSNR of pairs that are not learnt, dB."""
+
+    def figure(generator: Generator) -> float:
+        return float(psnr(reconstruct(generator, held_out.w, batch), held_out.pictures).mean())
+
+    return Check("psnr", figure, _GAIN)
+
+
+@cpu.training()
+def fine_tune(
+    generator: Generator,
+    loss: Callable[[Generator, int], Tensor],
+    settings: Settings,
+    *,
+    check: Check | None = None,
+    look: Callable[[Generator, list[dict[str, float]]], None] | None = None,
+    folder: str | Path | None = None,
+    task: str = "",
+    progress: Progress | None = None,
+) -> Tuned:
+    """Goes down the gradient of a loss with the synthesis network of a copy of a generator.
+
+    See `tune` for breaks, and what comes of them.
+
+    Args:
+        generator: on any device; it stays as it is.
+        loss: of the copy, before a step (from 0). It must depend on nothing else that changes, and
+            may switch gradients of parameters off for the step.
+        settings: of the optimiser, of the looks and the steps.
+        check: what ends it: when its figure stops gaining, the rate fades over two more looks.
+        look: called at each look with the moving average so far, and the losses.
+        folder: for the checkpoint.
+        task: hash of all that decides the result.
+        progress: called after every step with steps done and to do, `loss`, `seconds_left` and
+            (once measured) the check's figure.
+
+    Raises:
+        OtherTuning: the folder holds a checkpoint of another task, or a damaged one.
+        Diverged: the rate is too high.
+        NotSaved: the checkpoint can't be written.
+    """
     run = _Run(generator, settings)
     path = Path(folder) / CHECKPOINT if folder is not None else None
-    task = ""
     if path is not None:
-        task = _task(generator, metric, settings, pairs, held_out)
         run.restore(path, task)
     started, first, saved = time.monotonic(), run.step, time.monotonic()
     with _deferred_interrupt() as interrupted:
         while run.step < run.end:
-            chosen = _chosen(settings, len(pictures), run.step)
-            target = pictures[chosen].to(device, torch.float32)
-            weight = None if weights is None else weights[chosen].to(device)
-            made = run.generator.synthesis(
-                w[chosen].to(device, torch.float32),
-                half=torch.bfloat16 if settings.half else None,
-            )
-            terms = reconstruction_loss(made, target, metric, settings.lambda_pixel, weight)
-            loss = run.advance(terms.mean())
-            if run.step % settings.check_every == 0 or run.step == run.end:
-                run.look(held_out)
+            value = run.advance(loss(run.generator, run.step))
+            looked = run.step % settings.check_every == 0 or run.step == run.end
+            if looked:
+                run.look(check)
             now = time.monotonic()
             if path is not None and now - saved > CHECKPOINT_SECONDS:
                 run.save(path, task)
                 saved = time.monotonic()
             try:
+                if looked and look is not None:
+                    look(run.average, run.losses)
                 if progress is not None:
                     left = (run.end - run.step) * (now - started) / (run.step - first)
-                    progress(run.step, run.end, loss=loss, seconds_left=left, **run.figures)
+                    progress(run.step, run.end, loss=value, seconds_left=left, **run.figures(check))
                 if interrupted():
                     raise KeyboardInterrupt
             except BaseException:
@@ -207,14 +284,15 @@ class _Run:
         self.generator = copy.deepcopy(self.base).requires_grad_(False)
         self.average = copy.deepcopy(self.generator)
         self.generator.synthesis.requires_grad_(True)
-        self.optimiser = torch.optim.Adam(self.generator.synthesis.parameters(), betas=_BETAS)
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """PSNR of the held-out frames, once it is known."""
-        return (
-            {"psnr": self.losses[-1]["psnr"]} if self.losses and "psnr" in self.losses[-1] else {}
+        self.optimiser = torch.optim.Adam(
+            self.generator.synthesis.parameters(), betas=self.settings.betas
         )
+
+    def figures(self, check: Check | None) -> dict[str, float]:
+        """The check's figure, once it is known."""
+        if check is None or not self.losses:
+            return {}
+        return {check.name: self.losses[-1][check.name]}
 
     def advance(self, loss: Tensor) -> float:
         """One step down the gradient of a loss; returns its value."""
@@ -244,17 +322,16 @@ class _Run:
         self.pending.append(value)
         return value
 
-    def look(self, held_out: Pairs | None) -> None:
-        """Notes how far it is, and whether held-out frames still gain."""
+    def look(self, check: Check | None) -> None:
+        """Notes how far it is, and whether it still gains."""
         entry = {"step": float(self.step), "loss": math.fsum(self.pending) / len(self.pending)}
         self.pending = []
-        if held_out is not None:
-            made = reconstruct(self.average, held_out.w, self.settings.batch)
-            entry["psnr"] = float(psnr(made, held_out.pictures).mean())
-            seen = [e["psnr"] for e in self.losses] + [entry["psnr"]]
+        if check is not None:
+            entry[check.name] = check.figure(self.average)
+            seen = [e[check.name] for e in self.losses] + [entry[check.name]]
             patience = self.settings.patience
             if len(seen) > patience and not self.plateau:
-                self.plateau = max(seen[-patience:]) < max(seen[:-patience]) + _PLATEAU
+                self.plateau = max(seen[-patience:]) < max(seen[:-patience]) + check.gain
                 if self.plateau:
                     self.end = min(self.end, self.step + _FADE * self.settings.check_every)
         self.losses.append(entry)
@@ -313,7 +390,7 @@ def _check(generator: Generator, pairs: Pairs) -> None:
         raise ValueError(f"Pictures must be {[*wanted]}, not {[*pairs.pictures.shape]}.")
 
 
-def _chosen(settings: Settings, count: int, step: int) -> Tensor:
+def chosen(settings: Settings, count: int, step: int) -> Tensor:
     """Indices of a step's pictures: all are seen once before one is seen again."""
     size = min(settings.batch, count)
     places = range(step * size, (step + 1) * size)

@@ -17,7 +17,16 @@ from rich.progress import track as progress
 
 from core import frames
 from core.errors import ReenactError
-from server import demo, method_cli, models_cli, qc_cli, repair_cli, serve_cli, tasks
+from server import (
+    demo,
+    method_cli,
+    models_cli,
+    qc_cli,
+    repair_cli,
+    serve_cli,
+    style_cli,
+    tasks,
+)
 from server.reporting import Report
 
 app = typer.Typer(
@@ -37,6 +46,7 @@ for command in (
     method_cli.inspect,
     repair_cli.repair,
     qc_cli.qc,
+    style_cli.style,
     demo.demo,
     serve_cli.serve,
     serve_cli.status,

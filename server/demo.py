@@ -10,11 +10,12 @@ import numpy as np
 import typer
 
 from core import frames
-from server import method_cli
+from server import method_cli, style_cli
 from server.reporting import Report
 
 FIRST = 1001
 FPS = 15.0  # slow film: much happens in few frames
+STYLES = ("sketch", "posterise")
 
 
 def demo(
@@ -24,15 +25,20 @@ def demo(
     size: Annotated[int, typer.Option(min=64, max=1024, help="Plate height in px")] = 512,
     steps: Annotated[int, typer.Option(min=1, help="Tuning steps")] = 500,
     refine: Annotated[int, typer.Option(min=0, help="Steps on each anchor")] = 20,
+    style_steps: Annotated[
+        int, typer.Option(min=0, help="Training steps of each style; 0: no styles")
+    ] = 100,
     seed: Annotated[int, typer.Option(help="Another seed, other people")] = 24,
     local: method_cli.Local = False,
     json: method_cli.Json = False,
 ) -> None:
     """Films two synthetic people, makes a character of one and lets the other drive it.
 
-    Ends with EXR patches, a latent track, a contact sheet (driving, reenacted, ground truth) and
-    a preview. What is already there is kept.
+    Ends with EXR patches, a latent track, a contact sheet (driving, reenacted, ground truth), a
+    preview, and two styles of the character with what they make of the same track. What is already
+    there is kept.
     """
+    from core.style import style_info
     from core.synthetic import performer
 
     report = Report(json)
@@ -60,6 +66,20 @@ def demo(
         character=character, movie=folder / "preview.mp4", sheet=folder / "sheet.png",
         truth=truth, local=local, json=json,
     )  # fmt: skip
+    for name in STYLES if style_steps else ():
+        style = folder / f"{name}_{made_of}_{style_steps}.style"
+        if style.exists() and style_info(style).complete:
+            report.note(f"{style} is there already")
+        else:
+            style_cli.style(
+                character=character, output=style, program=name, steps=style_steps, local=local,
+                json=json,
+            )  # fmt: skip
+        method_cli.render(
+            latents=latents, output=str(folder / name / f"{name}.####.exr"), plate=plate,
+            character=character, style=style, sheet=folder / f"sheet_{name}.png", local=local,
+            json=json,
+        )  # fmt: skip
 
 
 def film(name: str, motion: np.ndarray, folder: Path, size: int, report: Report) -> str:

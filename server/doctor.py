@@ -333,6 +333,29 @@ def check_server() -> Check:
     return Check("server", "ok", f"{endpoint} answers, version {details['version']}", "", details)
 
 
+def check_clip() -> Check:
+    """CLIP is for styles by sentences alone: without it the doctor says how to get it."""
+    from core import clip
+
+    here = [name for name in clip.MODELS if clip.is_here(name)]
+    absent = [name for name in clip.DEFAULT if name not in here]
+    details: dict[str, Any] = {"version": None, "models": here, "absent": absent}
+    without = "styles by --program and --pictures work without"
+    try:
+        details["version"] = metadata.version("open_clip_torch")
+    except metadata.PackageNotFoundError:
+        mend = f"{pip()} install -c constraints.txt open_clip_torch"
+        return Check("clip", "warning", f"open_clip is not installed: {without}", mend, details)
+    found = f"open_clip {details['version']}"
+    if absent:
+        mend = " && ".join(clip.fetch_line(name, python()) for name in absent)
+        mend += f"   # with internet; without, elsewhere, and copy the folders to {clip.root()}"
+        return Check(
+            "clip", "warning", f"{found}, no {', '.join(absent)}: {without}", mend, details
+        )
+    return Check("clip", "ok", f"{found}, {', '.join(here)}", "", details)
+
+
 INSIDE: dict[str, Callable[[], Check]] = {
     "torch": check_torch,
     "torchvision": check_torchvision,
@@ -342,6 +365,7 @@ INSIDE: dict[str, Callable[[], Check]] = {
     "video": check_video,
     "lpips": check_lpips,
     "server": check_server,
+    "clip": check_clip,
 }
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from reenact import protocol
 
-from core import frames
+from core import frames, keyframes
 from core.errors import ReenactError
 from server import remote, tasks
 from server.reporting import Report
@@ -186,6 +186,22 @@ def render(
     motion_blur: Annotated[
         float, typer.Option(help="Shutter in degrees; 180 is a film camera's")
     ] = 0.0,
+    style: Annotated[
+        Path | None, typer.Option(help="NAME.style of the character, or StyleGAN-NADA's child.pt")
+    ] = None,
+    style_amount: Annotated[
+        str, typer.Option(help="0 to 1, or keyframes: 1001:0:smooth,1020:1")
+    ] = "1",
+    style_from: Annotated[
+        int | None, typer.Option(help="Coarsest block that takes the style, px: 4, 8, 16, ...")
+    ] = None,
+    style_to: Annotated[
+        int | None, typer.Option(help="Finest block that takes the style, px")
+    ] = None,
+    sibling: Annotated[
+        bool,
+        typer.Option("--sibling", help="Take a style of another character of the same base"),
+    ] = False,
     colour_space: ColourSpace = None,
     batch: Batch = 8,
     local: Local = False,
@@ -210,15 +226,19 @@ def render(
     task = protocol.Render(
         protocol.File(), protocol.File(), None, movie is not None, sheet is not None,
         name=latents.name, batch=batch, layers=layers, match=match, grain=grain,
-        motion_blur=motion_blur,
+        motion_blur=motion_blur, style_amount=style_amount, style_from=style_from,
+        style_to=style_to, sibling=sibling,
     )  # fmt: skip
     tasks.finish(task)  # what makes no sense is said before anything is sent
+    keyframes.parse(style_amount)
     if local:
         from core.character import load_character
 
         who = load_character(character)
         track = load_track(latents, who.hash)
-        numbers, empty = tasks.render(task, track, who, clip, output, report, movie, sheet, known)
+        numbers, empty = tasks.render(
+            task, track, who, clip, output, report, movie, sheet, known, style=style
+        )
         facts = {"frames": len(numbers), "empty": empty}
     else:
         with remote.connected(report) as client:
@@ -228,6 +248,7 @@ def render(
                 character=remote.file(client, character),
                 plate=None if clip is None else remote.clip(client, clip, report),
                 truth=None if known is None else remote.clip(client, known, report),
+                style=None if style is None else remote.file(client, style),
             )
 
             def place(name: str, number: int) -> Path | None:
@@ -240,13 +261,13 @@ def render(
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="NAME.character or NAME.latents")],
+    file: Annotated[Path, typer.Argument(help="NAME.character, NAME.latents or NAME.style")],
     terms: Annotated[
         bool, typer.Option("--terms", help="Of a track, every term of the objective by frame")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Says what a character or a latent track holds."""
+    """Says what a character, a latent track or a style holds."""
     from core.character import load_character
     from core.latent_track import load_track
 
@@ -258,6 +279,11 @@ def inspect(
         if track.parent:
             facts |= {"parent": track.parent, "recipe": list(track.recipe)}
         rows = frame_terms(track) if terms else []
+    elif file.suffix == ".style":
+        from core.style import style_info
+
+        facts = dataclasses.asdict(style_info(file))
+        facts["losses"] = facts["losses"][-1:]
     else:
         who = load_character(file)
         facts = {"hash": who.hash, **dataclasses.asdict(who.info)}

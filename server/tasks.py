@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # torch loads when a task runs
     from core.latent_track import LatentTrack
     from core.personalization import Report
     from core.rendering import Finish
+    from core.style import Mix, Style
 
 
 QC_FILES = ("report.html", "qc.csv", "qc.json", "repairs.json")
@@ -163,6 +164,7 @@ def render(
     sheet: Path | None = None,
     truth: frames.Clip | None = None,
     done: Callable[[int], None] = lambda number: None,
+    style: Path | None = None,
 ) -> tuple[list[int], list[int]]:
     """Draws a track; `done` is told each frame's number once its file is there.
 
@@ -185,6 +187,7 @@ def render(
         others = sorted({*track.numbers.tolist()} - {*numbers})
         report.note(f"not in the plate, not rendered: {frames.format_numbers(others)}")
     rows = np.isin(track.numbers, numbers)
+    mix = mixed(task, track, character, style)
     with report.stage("rendering") as tick:
         written = 0
 
@@ -195,12 +198,13 @@ def render(
             tick(written, len(numbers))
 
         empty = _write(
-            track, rows, character, plate, pattern, task.name, task.batch, one_more, finish(task)
-        )
+            track, rows, character, plate, pattern, task.name, task.batch, one_more,
+            finish(task), mix,
+        )  # fmt: skip
     if empty:
         report.note(f"no face: {frames.format_numbers(empty)} (fully transparent)")
     if plate is not None and sheet:
-        frames.write_png(sheet, preview.sheet(character.generator, track, plate, truth))
+        frames.write_png(sheet, preview.sheet(character.generator, track, plate, truth, mix=mix))
     if plate is not None and movie:
         with report.stage("preview") as tick:
             preview.movie(pattern, plate, numbers, movie, tick)
@@ -213,6 +217,7 @@ def frame(
     character: Character,
     plate: frames.Clip | None,
     pattern: str,
+    style: Path | None = None,
 ) -> None:
     """Draws one frame of a track."""
     rows = track.numbers == task.number
@@ -221,7 +226,23 @@ def frame(
             f"Frame {task.number} is not in the {'plate' if rows.any() else 'track'}. The track "
             f"has {frames.format_numbers(track.numbers.tolist())}."
         )
-    _write(track, rows, character, plate, pattern, task.name, 1, lambda number: None, finish(task))
+    _write(
+        track, rows, character, plate, pattern, task.name, 1, lambda number: None, finish(task),
+        mixed(task, track, character, style),
+    )  # fmt: skip
+
+
+def mixed(
+    task: protocol.Render | protocol.Frame, track: LatentTrack, character: Character,
+    style: Path | None,
+) -> Mix | None:  # fmt: skip
+    """How much of a style the frames of a track get; None without one."""
+    from core.style import load_style, mix
+
+    if style is None:
+        return None
+    loaded = load_style(style, character, task.sibling)
+    return mix(loaded, track.numbers, task.style_amount, task.style_from, task.style_to)
 
 
 def qc(
@@ -288,7 +309,7 @@ def qc(
 
 def _write(
     track: LatentTrack, rows: Any, character: Character, plate: frames.Clip | None, pattern: str,
-    name: str, batch: int, done: Callable[[int], None], finish: Finish,
+    name: str, batch: int, done: Callable[[int], None], finish: Finish, mix: Mix | None,
 ) -> list[int]:  # fmt: skip
     import numpy as np
 
@@ -301,10 +322,14 @@ def _write(
         "reenact:track": name,
         "reenact:consent": f"{character.info.consent.get('who', '')}",
     }
+    style = None
+    if mix is not None:
+        style = mix.digest()
+        attributes["reenact:style"] = mix.style.hash
     return rendering.write_frames(
         character.generator, track, np.flatnonzero(rows), pattern,
         digest(track.smooth, track.quads, track.amount, track.landmarks, track.character, where,
-               finish), attributes, plate, finish, batch=batch, done=done,
+               finish, style), attributes, plate, finish, batch=batch, done=done, mix=mix,
     )  # fmt: skip
 
 
@@ -323,6 +348,74 @@ def finish(task: protocol.Render | protocol.Frame) -> Finish:
         raise BadOption(f"motion blur must be 0 to 720 degrees, not {task.motion_blur:g}.")
     return Finish("all" if task.layers == "all" else "basic", task.match, task.grain,
                   task.motion_blur)  # fmt: skip
+
+
+def stylize(
+    task: protocol.Stylize,
+    character: Character,
+    output: Path,
+    report: Report,
+    pictures: frames.Clip | None = None,
+    looked: Callable[[], None] = lambda: None,
+) -> Style:
+    """Makes a style; its preview comes beside it, and its work folder while it is made.
+
+    Args:
+        task: what it is to look like.
+        character: whose style it is.
+        output: `NAME.style`.
+        report: told of progress.
+        pictures: the example pictures.
+        looked: called when there is a better style at the output.
+    """
+    from core import stylization
+    from core.clip import DEFAULT, load_clip
+
+    check_style(task)
+    method: stylization.Method
+    if task.program:
+        method = stylization.Program(task.program)
+    else:
+        models = tuple(task.clip) or (DEFAULT if task.prompt else ())
+        clips = [load_clip(name, device()) for name in models]
+        if task.prompt:
+            method = stylization.Prompt(task.prompt, task.source, clips, task.layers)
+        else:
+            assert pictures is not None
+            size = character.generator.architecture.resolution
+            examples, without = stylization.align_examples(pictures, size, device())
+            if without:
+                report.note(f"{without} of the example pictures show no face and are not used")
+            method = stylization.Examples(examples, clips, task.layers)
+    return stylization.stylize(
+        character, method, output, report, name=task.name, device=device(), looked=looked,
+        settings=stylization.Settings(task.steps, task.batch),
+    )  # fmt: skip
+
+
+def summarise_style(style: Style) -> dict[str, Any]:
+    """The facts about a style that a person asks for first."""
+    i = style.info
+    error = None if i.alignment is None else round(i.alignment, 3)
+    return {"hash": style.hash, "parent": i.parent, "method": i.method, "steps": i.steps,
+            "complete": i.complete, "alignment": error, "last": i.losses[-1:]}  # fmt: skip
+
+
+def check_style(task: protocol.Stylize) -> None:
+    """
+    Raises:
+        BadOption: a style that can't be made.
+    """
+    from core.pixel_programs import PROGRAMS
+
+    if sum([bool(task.program), bool(task.prompt), task.pictures is not None]) != 1:
+        raise BadOption("A style needs one of a program, a prompt and example pictures.")
+    if task.program and task.program not in PROGRAMS:
+        raise BadOption(f"The program must be one of {', '.join(PROGRAMS)}, not {task.program}.")
+    if task.program and (task.clip or task.layers):
+        raise BadOption("CLIP models and layers are for prompts and pictures, not for a program.")
+    if task.layers and task.pictures is not None and not task.clip:
+        raise BadOption("Layers are chosen by CLIP: name a model of it, too.")
 
 
 def point(at: list[float] | None, clip: frames.Clip) -> tuple[float, float] | None:

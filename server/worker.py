@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -224,6 +224,8 @@ def _do(
         track = tasks.solve(task, clips["plate"], who, path, report, here.get("previous"))
         made("track.latents", path)
         return tasks.summarise(track)
+    if isinstance(task, protocol.Stylize):
+        return _stylize(task, who, clips.get("pictures"), out, report, made)
     from core.latent_track import load_track
 
     track = load_track(here["track"], who.hash)
@@ -233,7 +235,7 @@ def _do(
         made("frame", Path(frames.frame_path(pattern, number)), number)
 
     if isinstance(task, protocol.Frame):
-        tasks.frame(task, track, who, clips.get("plate"), pattern)
+        tasks.frame(task, track, who, clips.get("plate"), pattern, here.get("style"))
         drawn(task.number)
         return {"frames": 1}
     if isinstance(task, protocol.Qc):
@@ -248,12 +250,27 @@ def _do(
     sheet = out / "sheet.png" if task.sheet else None
     numbers, empty = tasks.render(
         task, track, who, clips.get("plate"), pattern, report, movie, sheet, clips.get("truth"),
-        drawn,
+        drawn, here.get("style"),
     )  # fmt: skip
     for extra in (movie, sheet):
         if extra is not None:
             made(extra.name, extra)
     return {"frames": len(numbers), "empty": empty}
+
+
+def _stylize(
+    task: protocol.Stylize, who: Character, pictures: frames.Clip | None, out: Path,
+    report: EventReport, made: Callable[[str, Path], None],
+) -> dict[str, Any]:  # fmt: skip
+    path = out / "result.style"
+
+    def looked() -> None:
+        made("style", path)
+        made("preview.png", out / "result_preview.png")
+
+    style = tasks.stylize(task, who, path, report, pictures, looked)
+    looked()
+    return tasks.summarise_style(style)
 
 
 def open_clip(clip: protocol.Clip, path: Path) -> frames.Clip:

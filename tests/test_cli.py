@@ -9,6 +9,7 @@ import numpy as np
 import OpenImageIO as oiio
 import pytest
 
+from core.character import character_hash
 from core.frames import write_exr
 from core.latent_track import load_track
 from core.synthetic import performer
@@ -32,7 +33,8 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-DEMO = ("demo", "--scan-frames", 28, "--frames", 4, "--size", 160, "--steps", 4, "--refine", 1)
+DEMO = ("demo", "--scan-frames", 28, "--frames", 4, "--size", 160, "--steps", 4, "--refine", 1,
+        "--style-steps", 1)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,16 @@ def test_the_demo_ends_with_patches_a_track_and_pictures(demo: tuple[Path, str])
     assert names >= {".character", ".latents", ".png", ".mp4"}
     sheet = oiio.ImageBuf(str(folder / "demo" / "sheet.png")).spec()
     assert sheet.height > 3 * 160  # driving, reenacted, ground truth
+    (character,) = (folder / "demo").glob("*.character")
+    for name in ("sketch", "posterise"):
+        assert len([*(folder / "demo" / name).glob(f"{name}.*.exr")]) == 4
+        sheet = oiio.ImageBuf(str(folder / "demo" / f"sheet_{name}.png")).spec()
+        assert sheet.height > 3 * 160  # driving, reenacted, styled
+        (style,) = (folder / "demo").glob(f"{name}_*.style")
+        told = reenact("inspect", style, "--json", cwd=folder)
+        facts = json.loads(told.stdout)["result"]
+        assert facts["parent"] == character_hash(character)
+        assert (facts["complete"], facts["steps"], facts["method"]["program"]) == (True, 1, name)
 
 
 def test_a_demo_run_again_keeps_everything(demo: tuple[Path, str]) -> None:
@@ -72,7 +84,7 @@ def test_a_demo_run_again_keeps_everything(demo: tuple[Path, str]) -> None:
     assert again.returncode == 0, again.stderr
     assert [p.stat().st_mtime_ns for p in kept] == before
     lines = [json.loads(line) for line in again.stdout.splitlines()]  # nothing but JSON
-    assert sum("result" in line for line in lines) == 2
+    assert sum("result" in line for line in lines) == 4  # solved, drawn, and drawn in two styles
 
 
 def test_a_part_is_solved_again_and_the_rest_kept(demo: tuple[Path, str], tmp_path: Path) -> None:

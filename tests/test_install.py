@@ -567,6 +567,18 @@ def test_doctor_sees_truncated_lpips_weights(tmp_path: Path) -> None:
     assert str(weights) in check["mend"]
 
 
+def test_doctor_says_how_to_get_clip(tmp_path: Path) -> None:
+    check = doctor_inside("clip", TORCH_HOME=str(tmp_path))
+    assert check["state"] == "warning"
+    assert check["details"]["models"] == []
+    for name in ("ViT-B-32", "ViT-B-16"):
+        assert str(tmp_path / "hub" / "clip" / name) in check["mend"]
+        for file in ("open_clip_config.json", "open_clip_model.safetensors"):
+            (tmp_path / "hub" / "clip" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "hub" / "clip" / name / file).write_bytes(b"")
+    assert doctor_inside("clip", TORCH_HOME=str(tmp_path))["state"] == "ok"
+
+
 def doctor_inside(name: str, **variables: str) -> dict:
     code = f"import json, dataclasses; from server import doctor; \
 print(json.dumps(dataclasses.asdict(doctor.examine({name!r}))))"

@@ -108,6 +108,7 @@ LIMITED = {
     "count": COUNTS,
     "steps": COUNTS,
     "batch": COUNTS,
+    "layers": st.none() | COUNTS,
     "refine": st.integers(0, 1_000_000),
     "at": st.none() | st.lists(FLOATS, min_size=2, max_size=2),
 }
@@ -304,7 +305,7 @@ def solve(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("kind", "task", "code"),
     [
-        ("stylize", {}, "unknown_kind"),
+        ("fit_direction", {}, "unknown_kind"),
         ("Solve", solve(), "unknown_kind"),
         ("solve", {}, "malformed"),
         ("solve", solve(colour=1), "malformed"),

@@ -74,10 +74,10 @@ def test_gradient_is_that_of_equation_1() -> None:
 
 def test_every_picture_is_seen_as_often() -> None:
     settings = replace(PLAIN, batch=4)
-    seen = torch.cat([tuning._chosen(settings, 7, step) for step in range(14)])
+    seen = torch.cat([tuning.chosen(settings, 7, step) for step in range(14)])
     assert seen.bincount().tolist() == [8] * 7
     assert not torch.equal(seen[:7], seen[7:14])
-    assert tuning._chosen(replace(settings, batch=9), 7, 3).tolist() != list(range(7))
+    assert tuning.chosen(replace(settings, batch=9), 7, 3).tolist() != list(range(7))
 
 
 def test_resumed_is_bit_for_bit_the_same(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ REQUEST_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 STILLS = (".exr", ".dpx", ".png", ".tif", ".tiff", ".jpg", ".jpeg")
 MOVIES = (".mov", ".mp4", ".mkv", ".avi", ".m4v", ".webm")
 
-RESERVED = ("stylize", "fit_direction")  # kinds of a later version
+RESERVED = ("fit_direction",)  # kinds of a later version
 
 # A job waits for files, then for its turn; from every other state it can be deleted.
 STATES = ("waiting", "queued", "running", "paused", "done", "failed", "cancelled")
@@ -124,6 +124,11 @@ class Render:
     match: float = 0.0  # 0..1, how much of the colour match to the plate's skin is laid on
     grain: float = 0.0  # 0..1, of the plate's grain
     motion_blur: float = 0.0  # shutter, degrees
+    style: Optional[File] = None  # a style of the character, or a fine-tuned checkpoint
+    style_amount: str = "1"  # keyframes, 0 to 1
+    style_from: Optional[int] = None  # resolution of the first block that takes the style
+    style_to: Optional[int] = None  # and of the last one
+    sibling: bool = False  # take a style of another character of the same base
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,11 @@ class Frame:
     number: int
     plate: Optional[Clip] = None
     name: str = ""
+    style: Optional[File] = None  # this and the rest as in `Render`
+    style_amount: str = "1"
+    style_from: Optional[int] = None
+    style_to: Optional[int] = None
+    sibling: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,10 +172,27 @@ class Qc:
     batch: int = 8
 
 
-Task = Union[Personalize, Solve, Render, Frame, Repair, Qc]
+@dataclass(frozen=True)
+class Stylize:
+    """Makes a style of a character, by one of `program`, `prompt` and `pictures`. Files: `style`
+    and `preview.png`, told anew while they get better."""
+
+    character: File
+    name: str
+    program: str = ""
+    prompt: str = ""
+    source: str = "a photo of a person"  # what the prompt is compared with
+    pictures: Optional[Clip] = None  # stills of any sizes, or a movie
+    clip: List[str] = field(default_factory=list)  # names of CLIP models
+    layers: Optional[int] = None  # trained at a time, with CLIP; None: all
+    steps: int = 300
+    batch: int = 4
+
+
+Task = Union[Personalize, Solve, Render, Frame, Repair, Qc, Stylize]
 TASKS: Dict[str, Type[Any]] = {
     "personalize": Personalize, "solve": Solve, "render": Render, "frame": Frame,
-    "repair": Repair, "qc": Qc,
+    "repair": Repair, "qc": Qc, "stylize": Stylize,
 }  # fmt: skip
 
 
@@ -356,7 +383,7 @@ def read_task(submit: Submit) -> Task:
     for file in _named(task):
         if sizes.setdefault(file.hash, file.size) != file.size:
             raise ProtocolError("bad_value", "A file has two sizes.", file.hash)
-    for name in ("count", "steps", "batch"):
+    for name in ("count", "steps", "batch", "layers"):
         value = getattr(task, name, None)
         if value is not None and not 1 <= value <= 1_000_000:
             raise ProtocolError("bad_value", f"{name} must be 1 to 1000000, not {value}.")
