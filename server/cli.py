@@ -17,7 +17,7 @@ from rich.progress import track as progress
 
 from core import frames
 from core.errors import ReenactError
-from server import demo, method_cli, models_cli, qc_cli, repair_cli, serve_cli, tasks
+from server import demo, edit_cli, method_cli, models_cli, qc_cli, repair_cli, serve_cli, tasks
 from server.reporting import Report
 
 app = typer.Typer(
@@ -35,6 +35,8 @@ for command in (
     method_cli.solve,
     method_cli.render,
     method_cli.inspect,
+    edit_cli.directions,
+    edit_cli.edit,
     repair_cli.repair,
     qc_cli.qc,
     demo.demo,

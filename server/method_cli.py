@@ -240,13 +240,14 @@ def render(
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="NAME.character or NAME.latents")],
+    file: Annotated[Path, typer.Argument(help="NAME.character, .latents or .directions")],
     terms: Annotated[
         bool, typer.Option("--terms", help="Of a track, every term of the objective by frame")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Says what a character or a latent track holds."""
+    """Says what a character, a latent track or a file of directions holds."""
+    from core import directions
     from core.character import load_character
     from core.latent_track import load_track
 
@@ -258,6 +259,12 @@ def inspect(
         if track.parent:
             facts |= {"parent": track.parent, "recipe": list(track.recipe)}
         rows = frame_terms(track) if terms else []
+        if track.parent:
+            facts |= {"parent": track.parent, "recipe": list(track.recipe)}
+    elif file.suffix in (directions.SUFFIX, *directions.FOREIGN):
+        facts = directions.facts(directions.load_directions(file))
+        report.result(directions.table(facts), **facts)
+        return
     else:
         who = load_character(file)
         facts = {"hash": who.hash, **dataclasses.asdict(who.info)}

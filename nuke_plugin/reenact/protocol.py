@@ -20,6 +20,8 @@ CREDIT = 16  # chunks under way at most, per connection
 MAX_HEADER = 1 << 20  # bytes
 MAX_TEXT = 4096  # characters of any text in a header
 MAX_ITEMS = 10_000  # of any list in a request
+MAX_DIRECTIONS = 16  # files of an edit
+MAX_MOVES = 256  # of an edit
 
 HASH = re.compile(r"[0-9a-f]{64}")
 REQUEST_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
@@ -28,7 +30,7 @@ REQUEST_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 STILLS = (".exr", ".dpx", ".png", ".tif", ".tiff", ".jpg", ".jpeg")
 MOVIES = (".mov", ".mp4", ".mkv", ".avi", ".m4v", ".webm")
 
-RESERVED = ("stylize", "fit_direction")  # kinds of a later version
+RESERVED = ("stylize",)  # kinds of a later version
 
 # A job waits for files, then for its turn; from every other state it can be deleted.
 STATES = ("waiting", "queued", "running", "paused", "done", "failed", "cancelled")
@@ -127,6 +129,24 @@ class Render:
 
 
 @dataclass(frozen=True)
+class Key:
+    """An amount at a frame."""
+
+    frame: int
+    amount: float
+    ease: str = "linear"  # from the key before: "hold", "linear" or "smooth"
+
+
+@dataclass(frozen=True)
+class Move:
+    """How far a direction is moved along."""
+
+    direction: str  # its name in one of the files
+    keys: List[Key]
+    rows: str = ""  # "coarse", "middle", "fine", "0-5", joined by "+"; empty: all
+
+
+@dataclass(frozen=True)
 class Frame:
     """Draws one frame of a track at once, before any long job. File: `frame` with its number."""
 
@@ -135,6 +155,10 @@ class Frame:
     number: int
     plate: Optional[Clip] = None
     name: str = ""
+    directions: List[File] = field(default_factory=list)
+    moves: List[Move] = field(default_factory=list)  # an edit that is drawn, but not kept
+    edge: str = "continue"
+    limit: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -162,10 +186,33 @@ class Qc:
     batch: int = 8
 
 
-Task = Union[Personalize, Solve, Render, Frame, Repair, Qc]
+@dataclass(frozen=True)
+class Edit:
+    """Moves a track's codes along directions. File: `track.latents`."""
+
+    track: File
+    character: File
+    directions: List[File]
+    moves: List[Move]
+    edge: str = "continue"  # of P: or "stop", "project"
+    limit: float = 0.02  # beta: how far P reaches beyond the anchors' hull
+
+
+@dataclass(frozen=True)
+class FitDirections:
+    """Finds directions. Files: `directions`, `sheet.png`."""
+
+    character: Optional[File] = None
+    base: Optional[File] = None  # without a character: a generator; without both the embedded one
+    samples: int = 768
+    seed: int = 0
+    batch: int = 8
+
+
+Task = Union[Personalize, Solve, Render, Frame, Repair, Qc, Edit, FitDirections]
 TASKS: Dict[str, Type[Any]] = {
     "personalize": Personalize, "solve": Solve, "render": Render, "frame": Frame,
-    "repair": Repair, "qc": Qc,
+    "repair": Repair, "qc": Qc, "edit": Edit, "fit_directions": FitDirections,
 }  # fmt: skip
 
 
@@ -356,10 +403,14 @@ def read_task(submit: Submit) -> Task:
     for file in _named(task):
         if sizes.setdefault(file.hash, file.size) != file.size:
             raise ProtocolError("bad_value", "A file has two sizes.", file.hash)
-    for name in ("count", "steps", "batch"):
+    for name in ("count", "steps", "samples", "batch"):
         value = getattr(task, name, None)
         if value is not None and not 1 <= value <= 1_000_000:
             raise ProtocolError("bad_value", f"{name} must be 1 to 1000000, not {value}.")
+    if isinstance(task, (Edit, Frame)):
+        for name, most in (("directions", MAX_DIRECTIONS), ("moves", MAX_MOVES)):
+            if len(getattr(task, name)) > most:
+                raise ProtocolError("bad_value", f"An edit has {most} {name} at most.")
     if isinstance(task, Personalize) and not 0 <= task.refine <= 1_000_000:
         raise ProtocolError("bad_value", f"refine must be 0 to 1000000, not {task.refine}.")
     at = getattr(task, "at", None)
@@ -369,8 +420,12 @@ def read_task(submit: Submit) -> Task:
 
 
 def parts(task: Task) -> List[Tuple[str, Union[File, Clip]]]:
-    """The files and clips that a task names, by their fields' names."""
-    fields = [(f.name, getattr(task, f.name)) for f in dataclasses.fields(task)]
+    """The files and clips that a task names, by their fields' names: `plate`, `directions.0`."""
+    fields: List[Tuple[str, Any]] = []
+    for f in dataclasses.fields(task):
+        value = getattr(task, f.name)
+        several = enumerate(value) if isinstance(value, list) else ()
+        fields += [(f.name, value)] + [(f"{f.name}.{i}", one) for i, one in several]
     return [(name, value) for name, value in fields if isinstance(value, (File, Clip))]
 
 
