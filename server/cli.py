@@ -19,6 +19,7 @@ from core import frames
 from core.errors import ReenactError
 from server import (
     demo,
+    edit_cli,
     method_cli,
     models_cli,
     qc_cli,
@@ -44,6 +45,8 @@ for command in (
     method_cli.solve,
     method_cli.render,
     method_cli.inspect,
+    edit_cli.directions,
+    edit_cli.edit,
     repair_cli.repair,
     qc_cli.qc,
     style_cli.style,

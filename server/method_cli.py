@@ -261,13 +261,14 @@ def render(
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="NAME.character, NAME.latents or NAME.style")],
+    file: Annotated[Path, typer.Argument(help="NAME.character, .latents, .style or .directions")],
     terms: Annotated[
         bool, typer.Option("--terms", help="Of a track, every term of the objective by frame")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Says what a character, a latent track or a style holds."""
+    """Says what a character, a latent track, a style or a file of directions holds."""
+    from core import directions
     from core.character import load_character
     from core.latent_track import load_track
 
@@ -284,6 +285,10 @@ def inspect(
 
         facts = dataclasses.asdict(style_info(file))
         facts["losses"] = facts["losses"][-1:]
+    elif file.suffix in (directions.SUFFIX, *directions.FOREIGN):
+        facts = directions.facts(directions.load_directions(file))
+        report.result(directions.table(facts), **facts)
+        return
     else:
         who = load_character(file)
         facts = {"hash": who.hash, **dataclasses.asdict(who.info)}

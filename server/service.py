@@ -43,8 +43,16 @@ log = logging.getLogger("reenact")
 # Kinds of job by the worker that does them: what an artist waits for never waits for training.
 # Each GPU has one worker of each.
 LANES = {
-    "long": ("personalize", "solve", "render", "repair", "qc", "stylize"),
-    "live": ("frame",),
+    "long": (
+        "personalize",
+        "solve",
+        "render",
+        "repair",
+        "qc",
+        "stylize",
+        "fit_directions",
+    ),
+    "live": ("frame", "edit"),
 }
 DEATHS = 3  # of a worker at one place before its job fails
 CLIENT_SECONDS = 60.0  # of silence, after which a client counts as gone

@@ -5,11 +5,12 @@ Each is safe to run again in the same place: what an earlier run finished is kep
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from reenact import protocol
 
@@ -19,7 +20,9 @@ from core.errors import ReenactError
 from core.files import atomic_write
 
 if TYPE_CHECKING:  # torch loads when a task runs
+    from core import editing
     from core.character import Character
+    from core.directions import Direction
     from core.latent_track import LatentTrack
     from core.personalization import Report
     from core.rendering import Finish
@@ -218,14 +221,20 @@ def frame(
     plate: frames.Clip | None,
     pattern: str,
     style: Path | None = None,
+    directions: Sequence[Path] = (),
 ) -> None:
-    """Draws one frame of a track."""
+    """Draws one frame of a track, as it would be after the task's edit."""
     rows = track.numbers == task.number
     if not rows.any() or (plate is not None and task.number not in plate.numbers):
         raise NotInTrack(
             f"Frame {task.number} is not in the {'plate' if rows.any() else 'track'}. The track "
             f"has {frames.format_numbers(track.numbers.tolist())}."
         )
+    if task.moves:
+        one = _edited(task, track.only(rows), character, named_directions(directions))
+        smooth = track.smooth.copy()
+        smooth[rows] = one.smooth  # its neighbours stay, for what steadies it in place
+        track = dataclasses.replace(track, smooth=smooth)
     _write(
         track, rows, character, plate, pattern, task.name, 1, lambda number: None, finish(task),
         mixed(task, track, character, style),
@@ -305,6 +314,94 @@ def qc(
         with atomic_write(output / name) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
     return {**quality.summary(found), "metrics": dict(found.metrics)}
+
+
+def edit(
+    task: protocol.Edit,
+    track: LatentTrack,
+    character: Character,
+    directions: Sequence[Path],
+    output: Path,
+    report: Report,
+) -> dict[str, Any]:
+    """Edits a track, and says how far outside of the anchors' hull its weights lie then."""
+    import numpy as np
+
+    from core.directions import by_name, concerns, load_directions
+    from core.editing import coordinates, dilation
+    from core.latent_track import save_track
+
+    files = [load_directions(path) for path in directions]
+    for file in files:
+        for concern in concerns(file, character):
+            report.note(concern)
+    named = by_name(files)
+    edited = _edited(task, track, character, named)
+    save_track(output, edited)
+    anchors = character.anchors.cpu().numpy()
+    used = {move.direction: named[move.direction] for move in task.moves}
+    changed = (edited.smooth != track.smooth).any((1, 2))
+    before, after = (dilation(t.weights) for t in (track, edited))
+    return {
+        "frames": len(track.numbers),
+        "changed": int(changed.sum()),
+        "dilation": round(float(after.max(initial=0)), 4),
+        "dilation_before": round(float(before.max(initial=0)), 4),
+        "worst_frame": int(track.numbers[np.argmax(after)]) if changed.any() else None,
+        "spans": {name: round(coordinates(d.vector, anchors)[1], 3) for name, d in used.items()},
+    }
+
+
+def _edited(
+    task: protocol.Edit | protocol.Frame, track: LatentTrack, character: Character,
+    directions: Mapping[str, Direction],
+) -> LatentTrack:  # fmt: skip
+    from core import editing
+
+    moves = editing.moves_from_json([dataclasses.asdict(move) for move in task.moves])
+    edge = cast("editing.Edge", task.edge)  # checked by the edit
+    return editing.edit(track, character, directions, moves, edge, task.limit)
+
+
+def named_directions(paths: Sequence[Path]) -> dict[str, Direction]:
+    """The directions of several files."""
+    from core import directions
+
+    return directions.by_name([directions.load_directions(path) for path in paths])
+
+
+def fit_directions(
+    task: protocol.FitDirections,
+    character: Character | None,
+    base: Path | None,
+    output: Path,
+    sheet: Path | None,
+    report: Report,
+) -> dict[str, Any]:
+    """Finds the directions of a character, a base generator or the embedded one."""
+    from core import directions
+    from core.generator.checkpoints import load_any
+    from core.synthetic.base import base_generator
+
+    settings = directions.Settings(
+        task.samples, max(task.samples // 64, 2), max(task.samples // 48, 2), task.seed, task.batch
+    )
+    if character is not None:
+        generator = character.generator.to(device())
+        code = character.anchors.mean(0).to(device())
+        found = directions.find_in_character(character, report, settings)
+    else:
+        generator = copy.deepcopy(base_generator()) if base is None else load_any(base)[0]
+        generator.to(device())
+        code = generator.mapping.w_avg
+        name = "the embedded generator" if base is None else "a generator"
+        found = directions.find_in_generator(generator, report, settings, name)
+    directions.save_directions(output, found)
+    if sheet is not None:
+        frames.write_png(sheet, directions.sheet(generator, code, found))
+    for note in found.notes:
+        report.note(note)
+    return directions.facts(found)
 
 
 def _write(

@@ -218,6 +218,15 @@ def _do(
         )  # fmt: skip
         made("track.latents", path)
         return facts
+    if isinstance(task, protocol.FitDirections):
+        whose = None
+        if task.character is not None:
+            whose = characters.get(here["character"], task.character.hash or str(here["character"]))
+        path = out / "result.directions"
+        facts = tasks.fit_directions(task, whose, here.get("base"), path, out / "sheet.png", report)
+        made("directions", path)
+        made("sheet.png", out / "sheet.png")
+        return facts
     who = characters.get(here["character"], task.character.hash or str(here["character"]))
     if isinstance(task, protocol.Solve):
         path = out / "track.latents"
@@ -229,13 +238,19 @@ def _do(
     from core.latent_track import load_track
 
     track = load_track(here["track"], who.hash)
+    directions = [path for name, path in here.items() if name.startswith("directions.")]
+    if isinstance(task, protocol.Edit):
+        path = out / "track.latents"
+        facts = tasks.edit(task, track, who, directions, path, report)
+        made("track.latents", path)
+        return facts
     pattern = str(out / "out.####.exr")
 
     def drawn(number: int) -> None:
         made("frame", Path(frames.frame_path(pattern, number)), number)
 
     if isinstance(task, protocol.Frame):
-        tasks.frame(task, track, who, clips.get("plate"), pattern, here.get("style"))
+        tasks.frame(task, track, who, clips.get("plate"), pattern, here.get("style"), directions)
         drawn(task.number)
         return {"frames": 1}
     if isinstance(task, protocol.Qc):

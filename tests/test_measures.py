@@ -35,6 +35,8 @@ def test_of_a_known_face() -> None:
     assert m["smile"] == pytest.approx(-8 / 90)
     assert m["open_r"] == pytest.approx(10 / 30)
     assert m["open_l"] == pytest.approx(8 / 30)
+    assert m["lids"] == pytest.approx(9 / 30)
+    assert m["wink"] == pytest.approx(-2 / 30)
     assert m["brow"] == pytest.approx(20 / 90)
     for name in ("skew", "gaze_x", "gaze_y", "yaw", "pitch", "roll"):
         assert m[name] == pytest.approx(0)

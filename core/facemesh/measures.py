@@ -6,7 +6,8 @@ All are ratios or angles, so they do not depend on the picture's size.
 import numpy as np
 
 MEASURES = (
-    "jaw", "smile", "skew", "open_r", "open_l", "gaze_x", "gaze_y", "brow", "yaw", "pitch", "roll",
+    "jaw", "smile", "skew", "open_r", "open_l", "lids", "wink", "gaze_x", "gaze_y", "brow", "yaw",
+    "pitch", "roll",
 )  # fmt: skip
 
 # Pairs of upper and lower lid points, then the corners of the eye.
@@ -27,6 +28,7 @@ def measure(landmarks: np.ndarray) -> dict[str, np.ndarray]:
         skew: how far the subject's left mouth corner stands above the right one, over the same;
         open_r, open_l: height of the subject's right and left eye opening over the eye's width
         in depth, which a turned head does not shorten;
+        lids, wink: their mean, and how much further the left eye is open;
         gaze_x, gaze_y: irises from the middle of their eyes, over the eye's width; positive to
         the image's right, and up;
         brow: brows above the eye corners, over the distance of the outer eye corners;
@@ -55,6 +57,7 @@ def measure(landmarks: np.ndarray) -> dict[str, np.ndarray]:
         gaps = [np.linalg.norm(xy[:, top] - xy[:, bottom], axis=1) for top, bottom in lids]
         return np.mean(gaps, 0) / np.linalg.norm(p[:, corners[0]] - p[:, corners[1]], axis=1)
 
+    open_r, open_l = opening(*_RIGHT_LIDS), opening(*_LEFT_LIDS)
     gazes = np.array([gaze(468, 33, 133), gaze(473, 362, 263)]).mean(0)
     normal = np.cross(p[:, 263] - p[:, 33], p[:, 152] - p[:, 10])
     corners = (xy[:, 61] + xy[:, 291]) / 2
@@ -64,8 +67,10 @@ def measure(landmarks: np.ndarray) -> dict[str, np.ndarray]:
         "jaw": np.linalg.norm(p[:, 13] - p[:, 14], axis=1) / span,
         "smile": along(xy[:, 0] - corners, down) / span,
         "skew": along(xy[:, 61] - xy[:, 291], down) / span,
-        "open_r": opening(*_RIGHT_LIDS),
-        "open_l": opening(*_LEFT_LIDS),
+        "open_r": open_r,
+        "open_l": open_l,
+        "lids": (open_r + open_l) / 2,
+        "wink": open_l - open_r,
         "gaze_x": gazes[0],
         "gaze_y": gazes[1],
         "brow": along(eyes - brows, down) / span,

@@ -20,6 +20,8 @@ CREDIT = 16  # chunks under way at most, per connection
 MAX_HEADER = 1 << 20  # bytes
 MAX_TEXT = 4096  # characters of any text in a header
 MAX_ITEMS = 10_000  # of any list in a request
+MAX_DIRECTIONS = 16  # files of an edit
+MAX_MOVES = 256  # of an edit
 
 HASH = re.compile(r"[0-9a-f]{64}")
 REQUEST_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
@@ -27,8 +29,6 @@ REQUEST_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 # Suffixes of files that a clip may be made of, and of movies.
 STILLS = (".exr", ".dpx", ".png", ".tif", ".tiff", ".jpg", ".jpeg")
 MOVIES = (".mov", ".mp4", ".mkv", ".avi", ".m4v", ".webm")
-
-RESERVED = ("fit_direction",)  # kinds of a later version
 
 # A job waits for files, then for its turn; from every other state it can be deleted.
 STATES = ("waiting", "queued", "running", "paused", "done", "failed", "cancelled")
@@ -132,6 +132,24 @@ class Render:
 
 
 @dataclass(frozen=True)
+class Key:
+    """An amount at a frame."""
+
+    frame: int
+    amount: float
+    ease: str = "linear"  # from the key before: "hold", "linear" or "smooth"
+
+
+@dataclass(frozen=True)
+class Move:
+    """How far a direction is moved along."""
+
+    direction: str  # its name in one of the files
+    keys: List[Key]
+    rows: str = ""  # "coarse", "middle", "fine", "0-5", joined by "+"; empty: all
+
+
+@dataclass(frozen=True)
 class Frame:
     """Draws one frame of a track at once, before any long job. File: `frame` with its number."""
 
@@ -145,6 +163,10 @@ class Frame:
     style_from: Optional[int] = None
     style_to: Optional[int] = None
     sibling: bool = False
+    directions: List[File] = field(default_factory=list)
+    moves: List[Move] = field(default_factory=list)  # an edit that is drawn, but not kept
+    edge: str = "continue"
+    limit: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -189,10 +211,36 @@ class Stylize:
     batch: int = 4
 
 
-Task = Union[Personalize, Solve, Render, Frame, Repair, Qc, Stylize]
+@dataclass(frozen=True)
+class Edit:
+    """Moves a track's codes along directions. File: `track.latents`."""
+
+    track: File
+    character: File
+    directions: List[File]
+    moves: List[Move]
+    edge: str = "continue"  # of P: or "stop", "project"
+    limit: float = 0.02  # beta: how far P reaches beyond the anchors' hull
+
+
+@dataclass(frozen=True)
+class FitDirections:
+    """Finds directions. Files: `directions`, `sheet.png`."""
+
+    character: Optional[File] = None
+    base: Optional[File] = None  # without a character: a generator; without both the embedded one
+    samples: int = 768
+    seed: int = 0
+    batch: int = 8
+
+
+Task = Union[
+    Personalize, Solve, Render, Frame, Repair, Qc, Stylize, Edit, FitDirections
+]  # fmt: skip
 TASKS: Dict[str, Type[Any]] = {
     "personalize": Personalize, "solve": Solve, "render": Render, "frame": Frame,
-    "repair": Repair, "qc": Qc, "stylize": Stylize,
+    "repair": Repair, "qc": Qc, "stylize": Stylize, "edit": Edit,
+    "fit_directions": FitDirections,
 }  # fmt: skip
 
 
@@ -366,10 +414,6 @@ def read_task(submit: Submit) -> Task:
     Raises:
         ProtocolError: `unknown_kind`, `malformed`, or `bad_value`.
     """
-    if submit.kind in RESERVED:
-        raise ProtocolError(
-            "unknown_kind", "This version of the server can't do that yet. Update it.", submit.kind
-        )
     if submit.kind not in TASKS:
         raise ProtocolError("unknown_kind", _WRONG, f"no kind of job is called {submit.kind!r}")
     task: Task = build(TASKS[submit.kind], submit.task)
@@ -383,10 +427,14 @@ def read_task(submit: Submit) -> Task:
     for file in _named(task):
         if sizes.setdefault(file.hash, file.size) != file.size:
             raise ProtocolError("bad_value", "A file has two sizes.", file.hash)
-    for name in ("count", "steps", "batch", "layers"):
+    for name in ("count", "steps", "samples", "batch", "layers"):
         value = getattr(task, name, None)
         if value is not None and not 1 <= value <= 1_000_000:
             raise ProtocolError("bad_value", f"{name} must be 1 to 1000000, not {value}.")
+    if isinstance(task, (Edit, Frame)):
+        for name, most in (("directions", MAX_DIRECTIONS), ("moves", MAX_MOVES)):
+            if len(getattr(task, name)) > most:
+                raise ProtocolError("bad_value", f"An edit has {most} {name} at most.")
     if isinstance(task, Personalize) and not 0 <= task.refine <= 1_000_000:
         raise ProtocolError("bad_value", f"refine must be 0 to 1000000, not {task.refine}.")
     at = getattr(task, "at", None)
@@ -396,8 +444,12 @@ def read_task(submit: Submit) -> Task:
 
 
 def parts(task: Task) -> List[Tuple[str, Union[File, Clip]]]:
-    """The files and clips that a task names, by their fields' names."""
-    fields = [(f.name, getattr(task, f.name)) for f in dataclasses.fields(task)]
+    """The files and clips that a task names, by their fields' names: `plate`, `directions.0`."""
+    fields: List[Tuple[str, Any]] = []
+    for f in dataclasses.fields(task):
+        value = getattr(task, f.name)
+        several = enumerate(value) if isinstance(value, list) else ()
+        fields += [(f.name, value)] + [(f"{f.name}.{i}", one) for i, one in several]
     return [(name, value) for name, value in fields if isinstance(value, (File, Clip))]
 
 

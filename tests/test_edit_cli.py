@@ -1,0 +1,198 @@
+"""Directions and edits on the command line: through a server, and in its own process."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from OpenImageIO import ImageBuf
+from reenact import protocol
+from reenact.client import Client
+from running_server import finish
+from small_character import small_character
+
+from core.character import Character, load_character, save_character
+from core.directions import Direction, Directions, load_directions, save_directions
+from core.editing import BadEdit
+from core.latent_track import LatentTrack, load_track, save_track
+from server import edit_cli, method_cli, tasks
+from server.reporting import Report
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A character `me`, its directions, and its track `shot` of four frames."""
+    folder = tmp_path_factory.mktemp("edits")
+    save_character(folder / "me.character", small_character())
+    who = load_character(folder / "me.character")
+    save_track(folder / "shot.latents", shot(who))
+    anchors = who.anchors.numpy()
+    found = {"grin": Direction((anchors[2] - anchors[0]) / 4),
+             "turn": Direction((anchors[3] - anchors[4]) / 8)}  # fmt: skip
+    save_directions(folder / "me.directions", Directions(found, owner=who.hash))
+    return folder
+
+
+def shot(who: Character) -> LatentTrack:
+    count, rows = len(who.anchors), who.generator.architecture.num_ws
+    alpha = np.full((4, count), 1 / count, np.float32)
+    codes = np.repeat((alpha @ who.anchors.numpy())[:, None], rows, 1)
+    nothing = np.zeros(4, np.float32)
+    return LatentTrack(
+        who.hash, np.arange(1001, 1005), np.ones(4, np.uint8), np.arange(4) == 0, alpha,
+        np.zeros((4, rows, count), np.float32), codes, codes, np.zeros((66, 3), np.float32),
+        np.zeros((4, 478, 3), np.float32), np.zeros((4, 4, 2)), nothing + 1, {"keypoints": nothing},
+        {"keypoint_error": nothing}, {},
+    )  # fmt: skip
+
+
+def results(capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], list[str]]:
+    """What a command said with --json: its result, and its notes."""
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (result,) = [line["result"] for line in lines if "result" in line]
+    return result, [line["note"] for line in lines if "note" in line]
+
+
+def test_the_server_edits_as_the_command_line_does(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: dict[str, Any] = {
+        "latents": folder / "shot.latents", "character": folder / "me.character",
+        "set_": ["grin@coarse+middle=0.5"], "key": ["turn=1001:0,1003:1:smooth,1004:-1:hold"],
+    }  # fmt: skip
+    edit_cli.edit(**asked, output=tmp_path / "a.latents", local=True, json=True)
+    here, notes = results(capsys)
+    edit_cli.edit(**asked, output=tmp_path / "b.latents", json=True)
+    there, _ = results(capsys)
+    assert there == here | {"track": str(tmp_path / "b.latents")}
+    assert notes == []
+    assert (here["frames"], here["changed"]) == (4, 4)
+    assert here["spans"] == {"grin": 1.0, "turn": 1.0}
+    assert here["dilation_before"] == 0
+    a, b = (load_track(tmp_path / f"{name}.latents") for name in "ab")
+    assert a.hash == b.hash  # bit for bit
+    parent = load_track(folder / "shot.latents")
+    assert a.parent == parent.hash
+    grin, turn = load_directions(folder / "me.directions").directions.values()
+    moved = a.smooth - parent.smooth
+    np.testing.assert_allclose(moved[:, 8:, :], np.array([0, 0.5, 1, -1])[:, None, None] *
+                               np.broadcast_to(turn.vector, (2, 512)), atol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(moved[0, :8], np.tile(grin.vector / 2, (8, 1)), atol=1e-5)
+
+    edit_cli.edit(folder / "shot.latents", tmp_path / "c.latents", folder / "me.character",
+                  moves=tmp_path / "b.latents", local=True)  # fmt: skip
+    assert load_track(tmp_path / "c.latents").hash == a.hash  # the recipe replays
+    capsys.readouterr()
+    method_cli.inspect(tmp_path / "a.latents", json=True)
+    shown, _ = results(capsys)
+    assert shown["parent"] == parent.hash
+    assert shown["recipe"] == list(a.recipe)
+
+
+def test_a_frame_is_drawn_edited_without_a_file(folder: Path, tmp_path: Path) -> None:
+    move = protocol.Move("grin", [protocol.Key(0, 2.0)])
+    with Client("test") as client:
+        track, character, directions = client.send(
+            [folder / name for name in ("shot.latents", "me.character", "me.directions")]
+        )
+        live = protocol.Frame(track, character, 1002, directions=[directions], moves=[move])
+        job = client.submit(live)
+        assert finish(client, job)["state"] == "done"
+        (made,) = client.status(job)["files"]
+        client.receive([(protocol.File(made["hash"], made["size"]), tmp_path / "live.exr")])
+        wrong = client.submit(replace(live, moves=[replace(move, direction="smirk")]))
+        status = finish(client, wrong)
+        assert (status["state"], "There are: grin, turn" in status["reason"]) == ("failed", True)
+    who = load_character(folder / "me.character")
+    plain = protocol.Frame(protocol.File(), protocol.File(), 1002)
+    task = protocol.Edit(protocol.File(), protocol.File(), [], [move])
+    for name in ("shot", "edited"):
+        given = load_track(folder / "shot.latents")
+        if name == "edited":
+            tasks.edit(task, given, who, [folder / "me.directions"], tmp_path / "e.latents",
+                       Report(True))  # fmt: skip
+            given = load_track(tmp_path / "e.latents")
+        tasks.frame(plain, given, who, None, str(tmp_path / f"{name}.####.exr"))
+    pixels = {path.name: ImageBuf(str(path)).get_pixels() for path in tmp_path.glob("*.exr")}
+    np.testing.assert_array_equal(pixels["live.exr"], pixels["edited.1002.exr"])
+    assert np.abs(pixels["live.exr"] - pixels["shot.1002.exr"]).max() > 0.05
+
+
+def test_the_server_finds_directions(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, sheet = tmp_path / "me.directions", tmp_path / "sheet.png"
+    edit_cli.directions(folder / "me.character", out, sheet, samples=64, json=True)
+    said, notes = results(capsys)
+    assert said["owner"] == load_character(folder / "me.character").hash
+    found = load_directions(out)
+    assert [*said["directions"]] == [*found.directions]
+    assert {"yaw", "smile"} <= found.directions.keys()
+    assert len(notes) == len(found.notes)
+    assert ImageBuf(str(sheet)).spec().width == 10 * 128
+    method_cli.inspect(out)
+    assert "+1 of" in capsys.readouterr().out
+
+
+def test_other_tools_directions_and_what_speaks_against_them(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(torch.randn(1, 512), tmp_path / "age.pt")
+    edit_cli.directions(tmp_path / "age.pt", json=True)
+    said, _ = results(capsys)
+    assert said["directions"]["age"]["shape"] == [512]
+    (age,) = load_directions(tmp_path / "age.directions").directions.values()
+    np.testing.assert_array_equal(age.vector, torch.load(tmp_path / "age.pt")[0].numpy())
+    for local in (True, False):
+        edit_cli.edit(folder / "shot.latents", tmp_path / "old.latents", folder / "me.character",
+                      [tmp_path / "age.pt"], ["age=1"], local=local, json=True)  # fmt: skip
+        said, _ = results(capsys)
+        assert said["spans"]["age"] < 0.5  # most of it lies where nothing was trained
+    edit_cli.edit(folder / "shot.latents", tmp_path / "old.latents", folder / "me.character",
+                  [tmp_path / "age.pt"], ["age=1"], local=True)  # fmt: skip
+    assert "% of it lies in the span" in capsys.readouterr().out
+
+
+def test_options_of_an_edit(folder: Path, tmp_path: Path) -> None:
+    Key, Move = protocol.Key, protocol.Move
+    assert edit_cli.setting("smile=-0.8") == Move("smile", [Key(0, -0.8)])
+    assert edit_cli.setting("yaw@0-3+fine=1e-1") == Move("yaw", [Key(0, 0.1)], "0-3+fine")
+    assert edit_cli.keyed("yaw@coarse=1001:0, 1020:5:smooth,-3:1:hold") == Move(
+        "yaw", [Key(1001, 0.0), Key(1020, 5.0, "smooth"), Key(-3, 1.0, "hold")], "coarse"
+    )
+    for wrong in ("smile", "smile=", "=1", "smile=x", "smile=nan", "smile@=1"):
+        with pytest.raises(typer.BadParameter):
+            edit_cli.setting(wrong)
+    for wrong in ("yaw", "yaw=", "yaw=1001", "yaw=1001:", "yaw=a:1", "yaw=1:2,", "yaw=1:inf"):
+        with pytest.raises(typer.BadParameter):
+            edit_cli.keyed(wrong)
+    (tmp_path / "moves.json").write_text(
+        '[{"direction": "a", "keys": [{"frame": 1, "amount": 2}]}]'
+    )
+    assert edit_cli.recalled(tmp_path / "moves.json") == ([Move("a", [Key(1, 2.0)])], None)
+    (tmp_path / "moves.json").write_text("{")
+    with pytest.raises(BadEdit, match="JSON"):
+        edit_cli.recalled(tmp_path / "moves.json")
+    with pytest.raises(BadEdit, match="not made by an edit"):
+        edit_cli.recalled(folder / "shot.latents")
+
+
+def test_an_edit_that_can_not_be_made_says_what_to_do(folder: Path, tmp_path: Path) -> None:
+    given = {"latents": folder / "shot.latents", "character": folder / "me.character",
+             "output": tmp_path / "new.latents", "local": True}  # fmt: skip
+    with pytest.raises(typer.BadParameter, match="--set, --key or --moves"):
+        edit_cli.edit(**given)
+    with pytest.raises(typer.BadParameter, match="overwrite"):
+        edit_cli.edit(**given | {"output": folder / "shot.latents"}, set_=["grin=1"])
+    with pytest.raises(BadEdit, match="There are: grin, turn"):
+        edit_cli.edit(**given, set_=["smirk=1"])
+    save_character(tmp_path / "alone.character", small_character())
+    with pytest.raises(edit_cli.DirectionsMissing, match="reenact directions"):
+        edit_cli.edit(**given | {"character": tmp_path / "alone.character"}, set_=["grin=1"])
+    with pytest.raises(typer.BadParameter, match=r"\.png"):
+        edit_cli.directions(folder / "me.character", sheet=tmp_path / "s.jpg")
+    assert [p.name for p in tmp_path.iterdir()] == ["alone.character"]
