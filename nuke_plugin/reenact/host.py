@@ -88,9 +88,10 @@ def add_command(path: str, script: str, icon: str = "") -> None:
 def project() -> Project:
     root = nuke.root()
     script = root.name() if root.name() != "Root" else ""
-    if root["colorManagement"].value() != "OCIO" and not os.environ.get("OCIO"):
-        return Project(script, "lin_rec709", "nuke-default")  # Nuke's own LUTs
     config = os.environ.get("OCIO") or root["OCIO_config"].value()
+    managed = root["colorManagement"].value() == "OCIO" or "OCIO" in os.environ
+    if not managed or config == "nuke-default":
+        return Project(script, "lin_rec709", "nuke-default")  # Nuke's own LUTs
     if config == "custom":
         config = cast("nuke.File_Knob", root["customOCIOConfigPath"]).evaluate() or ""
     return Project(script, _plain_space(root["workingSpaceLUT"].value()), config)
