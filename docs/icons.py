@@ -9,7 +9,9 @@ SCALE = 16  # drawn larger, then averaged
 FACE, DARK, LIGHT = (140, 180, 214), (35, 45, 60), (240, 245, 250)  # BGR
 
 
-def face(picture: np.ndarray, x: float, y: float, size: float, colour: tuple[int, int, int]) -> None:
+def face(
+    picture: np.ndarray, x: float, y: float, size: float, colour: tuple[int, int, int]
+) -> None:
     """A head with eyes and an open mouth, in a 26 x 26 square."""
 
     def oval(dx: float, dy: float, w: float, h: float, shade: tuple[int, int, int]) -> None:
@@ -52,4 +54,5 @@ if __name__ == "__main__":
         for suffix, size in (("", 26), ("@2x", 52)):
             small = cv2.resize(premultiplied, (size, size), interpolation=cv2.INTER_AREA)
             small[..., :3] /= np.maximum(small[..., 3:], 1e-3) / 255
-            cv2.imwrite(str(folder / f"{name}{suffix}.png"), small.round().clip(0, 255).astype(np.uint8))
+            small = small.round().clip(0, 255).astype(np.uint8)
+            cv2.imwrite(str(folder / f"{name}{suffix}.png"), small)

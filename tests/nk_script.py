@@ -78,7 +78,7 @@ def parse(text: str, pasted_under: Statement | None = None) -> list[Statement]:
     open_groups, stacks = [root], [["pasted"] if pasted_under is not None else []]
     trouble: list[Exception] = []
 
-    def guarded(call: Callable[..., str | None]) -> Callable[..., str]:  # what is raised inside Tcl comes out of it
+    def guarded(call: Callable[..., str | None]) -> Callable[..., str]:
         def run(*words: str) -> str:
             try:
                 return call(*words) or ""

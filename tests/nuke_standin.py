@@ -1,12 +1,11 @@
 """A strict stand-in for Nuke, where Nuke itself can't run.
 
-It is as strict as Nuke or stricter: names that it does not have raise AttributeError, nodes and knobs
-off the main thread raise, knobs of native nodes are those of `nuke_knobs.json` and `DOCUMENTED`.
-Scripts are real text, read by Tcl; Write and Read work on real files; Qt's own event loop runs.
-A group's onCreate runs before its inside is there, since Nuke does not promise more.
+It is as strict as Nuke or stricter: names that it does not have raise AttributeError, nodes and
+knobs off the main thread raise, knobs of native nodes are those of `nuke_knobs.json` and
+`DOCUMENTED`. Scripts are real text, read by Tcl; Write and Read work on real files; Qt's own event
+loop runs. A group's onCreate runs before its inside is there, since Nuke does not promise more.
 
-What it can't show: how Nuke draws, caches, schedules and licenses. `tests/nuke_acceptance.py` is for
-a real one.
+What it can't show: how Nuke draws, caches, schedules and licenses (`nuke_acceptance.py`).
 """
 
 from __future__ import annotations
@@ -582,7 +581,7 @@ class Session:
             "INVISIBLE": FLAGS["INVISIBLE"], "allNodes": self._all_nodes,
             "addOnScriptClose": self._close_calls.append, "createNode": self._create_node,
             "delete": self._delete, "execute": self._execute, "executeInMainThread": self._later,
-            "executeInMainThreadWithResult": self._now, "exists": lambda n: self._find(n) is not None,
+            "executeInMainThreadWithResult": self._now,
             "frame": self._at, "getFilename": lambda *_: self.picked or None, "menu": self._menu,
             "message": self._message, "modified": lambda: True, "nodeCopy": self._copy,
             "nodePaste": self._paste, "pluginAddPath": self._add_path, "root": lambda: self._root,
@@ -796,8 +795,8 @@ class Session:
         if Path(path).exists() and not overwrite:
             raise RuntimeError(f"{path} exists")
         self._root["name"]._value = path
-        text = nk_script.write(self._statements(self._root._children), self._statement(self._root, {}))
-        Path(path).write_text(text)
+        root = self._statement(self._root, {})
+        Path(path).write_text(nk_script.write(self._statements(self._root._children), root))
 
     def _clear(self) -> None:
         for call in self._close_calls:
@@ -825,7 +824,8 @@ class Session:
     def _delete(self, node: Node) -> None:
         (text,) = self._statements([node])
         inputs = list(node._inputs)
-        fed = [(n, i) for n in _all_inside(self._root) for i, s in enumerate(n._inputs) if s is node]
+        everything = list(_all_inside(self._root))
+        fed = [(n, i) for n in everything for i, s in enumerate(n._inputs) if s is node]
         self._remove(node)
 
         def back() -> None:
@@ -953,8 +953,8 @@ class Session:
         spec, full = buffer.spec(), buffer.roi_full
         pixels = np.zeros((full.height, full.width, spec.nchannels), np.float32)
         inside = buffer.roi
-        pixels[inside.ybegin - full.ybegin : inside.yend - full.ybegin,
-               inside.xbegin - full.xbegin : inside.xend - full.xbegin] = buffer.get_pixels()  # fmt: skip
+        x, y = inside.xbegin - full.xbegin, inside.ybegin - full.ybegin
+        pixels[y : y + inside.height, x : x + inside.width] = buffer.get_pixels()
         if not node["raw"].value():
             assert not path.endswith(".exr"), "set raw: no colour space is meant here"
             low = pixels[..., :3]

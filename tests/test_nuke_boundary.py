@@ -11,14 +11,16 @@ import pytest
 PLUGIN = Path(__file__).parents[1] / "nuke_plugin" / "reenact"
 GIZMOS = Path(__file__).parents[1] / "gizmos"
 
-# Names that Nuke 13.2's stubs (types-nuke) lack: name -> documentation, first version. None is used.
+# Names that the stubs of Nuke 13.2 (types-nuke) lack: name -> documentation, first version.
+# None is used yet.
 NEWER: dict[str, tuple[str, str]] = {}
 
 
 def stubs() -> dict[str, ast.ClassDef | None]:
     """Top level names of `nuke` in its stubs; of classes the definition."""
     found = importlib.util.find_spec("nuke-stubs")
-    assert found is not None and found.submodule_search_locations is not None
+    assert found is not None
+    assert found.submodule_search_locations is not None
     names: dict[str, ast.ClassDef | None] = {}
     for path in Path(found.submodule_search_locations[0]).glob("*.pyi"):
         for line in ast.parse(path.read_text()).body:
@@ -65,9 +67,8 @@ def test_every_name_of_nuke_is_in_its_stubs() -> None:
     known = stubs()
     used = set()
     for line in ast.walk(ast.parse((PLUGIN / "host.py").read_text())):
-        if isinstance(line, ast.Attribute) and isinstance(line.value, ast.Name):
-            if line.value.id == "nuke":
-                used.add(line.attr)
+        if isinstance(line, ast.Attribute) and ast.unparse(line.value) == "nuke":
+            used.add(line.attr)
     for path in (*GIZMOS.rglob("*.gizmo"), *GIZMOS.rglob("*.nk")):
         used |= set(re.findall(r"\bnuke\.(\w+)", path.read_text()))
     used |= set(re.findall(r"\bnuke\.(\w+)", (PLUGIN.parent / "menu.py").read_text()))

@@ -1,8 +1,9 @@
 """What the nodes' buttons and callbacks do; `gizmos/` holds the nodes, `runs.py` does the work.
 
-A node is known by the knob `reenact_id`, its last run by the knob `run`, a version's folder. Threads
-put news into a queue; Qt's timer takes them out, here on the main thread, and only here nodes
-change. In `nuke -t` nothing starts by itself, and a submission is worked off before it returns.
+A node is known by the knob `reenact_id`, its last run by the knob `run`, a version's folder.
+Threads put news into a queue; Qt's timer takes them out, here on the main thread, and only here
+nodes change. In `nuke -t` nothing starts by itself, and a submission is worked off before it
+returns.
 """
 
 import contextlib
@@ -210,9 +211,7 @@ def order(node: Node, only: Optional[int] = None) -> Order:
     return Order(kind, str(folder), version, source, settings, character, first, last, bool(crops))
 
 
-def _source(
-    node: Node, name: str, folder: Path, first: int, last: int, handles: int = 0
-) -> Source:
+def _source(node: Node, name: str, folder: Path, first: int, last: int, handles: int = 0) -> Source:
     """The input's own files, or what Nuke renders of it."""
     found = host.input_range(node)
     if found is None:
@@ -229,14 +228,15 @@ def _source(
         plate = None
     elif how == "files" and plate is None:
         raise Wrong("The input is no plain Read. Set the source to auto, or to render.")
+    config = "" if project.config == "nuke-default" else project.config
     if plate is not None:
         inside = [n for n in numbers if plate.first <= n <= plate.last]
         space = plate.space or project.space
-        if project.config == "nuke-default":
+        if not config:
             space = NUKE_SPACES.get(space, "")
         if inside and (space or how == "files"):
             files = host.plate_files(plate, inside, view)
-            return Source(files, inside, space, files[0])
+            return Source(files, inside, space, config, files[0])
     where = folder / "sources" / f"{name}_{_id(node)[:8]}"
     where.mkdir(parents=True, exist_ok=True)
     pattern = (where / f"{name}.%04d.exr").as_posix()
@@ -244,7 +244,8 @@ def _source(
         host.render(host.inner(node, "Source"), pattern, numbers[0], numbers[-1], view)
     except RuntimeError as error:
         raise Wrong(f"The input could not be rendered: {error}") from error
-    return Source([pattern % n for n in numbers], numbers, project.space, host.name(node))
+    files = [pattern % n for n in numbers]
+    return Source(files, numbers, project.space, config, host.name(node))
 
 
 # Nuke's own colour spaces (Project Settings, colour management: Nuke) in the server's config.

@@ -1,7 +1,8 @@
-"""What a node has the server do, from its frames to its result: files, sockets and a thread, no Nuke.
+"""What a node has the server do, from its frames to its result: files, sockets and threads.
 
-A run is one version folder, `NAME_vNNN`, that holds what was asked for (`run.json`), what came of it,
-and `log.txt`. So it can be followed from there by any program, after Nuke was closed too.
+Nothing of Nuke. A run is one version folder, `NAME_vNNN`, that holds what was asked for
+(`run.json`), what came of it, and `log.txt`. So it can be followed from there by any program, after
+Nuke was closed too.
 """
 
 import contextlib
@@ -47,12 +48,14 @@ class Source:
         paths: the file of each number; of a movie, one for all.
         numbers: the frames, sorted.
         space: their colour space; empty where the server's default is right.
+        config: the OCIO config that it is a space of.
         name: what the artist calls them.
     """
 
     paths: List[str]
     numbers: List[int]
     space: str = ""
+    config: str = ""
     name: str = ""
 
 
@@ -179,7 +182,8 @@ class Run(Thread):
         except ServerError as error:
             self._say("failed", str(error), STEPS.get(error.code, "retry"))
         except OSError as error:
-            self._say("failed", f"{error.filename or 'A file'}: {error.strerror or error}.", "retry")
+            where = error.filename or "A file"
+            self._say("failed", f"{where}: {error.strerror or error}.", "retry")
         except Exception as error:
             self._log(traceback.format_exc())
             self._say("failed", f"Something went wrong in the plugin: {error!r:.200}", "log")
@@ -209,7 +213,8 @@ class Run(Thread):
 
     def _send_clip(self, client: Client, source: Source) -> Clip:
         common: Dict[str, Any] = {
-            "colour_space": source.space or None, "name": source.name[-protocol.MAX_TEXT :],
+            "colour_space": source.space or None, "config": source.config,
+            "name": source.name[-protocol.MAX_TEXT :],
         }  # fmt: skip
         numbers, paths = source.numbers, source.paths
         suffix = Path(paths[0]).suffix.lower()
@@ -238,7 +243,8 @@ class Run(Thread):
             task: protocol.Task = protocol.build(protocol.TASKS[first], whole)
         except (OSError, ValueError, KeyError):
             raise ServerError(
-                "no_run", f"{version} is gone or damaged. Submit again: what is done is not done twice."
+                "no_run",
+                f"{version} is gone or damaged. Submit again: what is done is not done twice.",
             ) from None
         if isinstance(task, protocol.Personalize):
             self._personalize(client, version, task)
@@ -351,7 +357,8 @@ class Run(Thread):
                 if self._left.is_set():
                     raise Stopped from None
                 lost = True
-                self._say("lost", "The server does not answer. The job goes on when it does.", "start")
+                text = "The server does not answer. The job goes on when it does."
+                self._say("lost", text, "start")
         self._job = ""
         if status["state"] == "failed":
             self._log(status["reason"])
@@ -416,7 +423,7 @@ def between(clip: Clip, first: int, last: int) -> Clip:
 def progress_text(event: Dict[str, Any], now: float, begun: Tuple[float, float]) -> str:
     """Stage, how far it is, its loss, and the time left by the speed since `begun`: when, where."""
     done, total, figures = event["done"], event["total"], event["figures"]
-    text = event["stage"].capitalize()
+    text = str(event["stage"]).capitalize()
     if not total:
         return text
     text += f": {done:g} of {total:g}"
@@ -556,6 +563,6 @@ def fetch_character(client: Client, id: str, label: str, folder: Path) -> News:
     raise ServerError("no_character", f"The server has no {label} any more.")
 
 
-def character_label(character: Dict[str, Any]) -> str:
+def character_label(character: Dict[str, str]) -> str:
     """How the menu calls one."""
     return f"{character['name']} ({character['hash'][:8]})"
