@@ -164,7 +164,11 @@ class EvalString_Knob(String_Knob):
         if isinstance(context, OutputContext):
             frame, view = context._frame, session._views[context._view]
         text = text.replace("%V", view).replace("%v", view[:1])
-        return frames.frame_path(text, int(frame)) if re.search(r"#|%0\d*d", text) else text
+
+        def number(found: re.Match[str]) -> str:
+            return f"{int(frame):0{int(found[1] or len(found[0]))}d}"
+
+        return re.sub(r"#+|%0(\d+)d", number, text)
 
 
 class File_Knob(EvalString_Knob):
@@ -496,8 +500,12 @@ class Node:
     def lastFrame(self):
         return self._session._range(self)[1]
 
-    def xpos(self):
-        return self["xpos"].value()
+    def width(self):
+        return self._session._picture(self, self._session._frame)["red"].shape[1]
+
+    def metadata(self):
+        path = self["file"].evaluate()
+        return {f"exr/{a.name}": a.value for a in oiio.ImageBuf(path).spec().extra_attribs}
 
 
 class Group(Node):
@@ -563,6 +571,7 @@ class Session:
         self._undo_off = 0
         self._this: list[tuple[Node, Knob | None]] = []
         self._running: list[Knob] = []
+        self._create_calls: list[tuple[Callable[[], None], str]] = []
         self._close_calls: list[Callable[[], None]] = []
         self._main_calls: list[Callable[[], object]] = []
         self.plugin_path: list[Path] = []
@@ -579,7 +588,7 @@ class Session:
         names = {
             "GUI": self._gui, "NUKE_VERSION_STRING": "15.1v3", "NUKE_VERSION_MAJOR": 15,
             "INVISIBLE": FLAGS["INVISIBLE"], "allNodes": self._all_nodes,
-            "addOnScriptClose": self._close_calls.append, "createNode": self._create_node,
+            "addOnScriptClose": self._close_calls.append, "addOnCreate": self._on_create, "createNode": self._create_node,
             "delete": self._delete, "execute": self._execute, "executeInMainThread": self._later,
             "executeInMainThreadWithResult": self._now,
             "frame": self._at, "getFilename": lambda *_: self.picked or None, "menu": self._menu,
@@ -706,6 +715,9 @@ class Session:
         finally:
             self._switch_undo(-1)
 
+    def _on_create(self, call: Callable[[], None], nodeClass: str) -> None:
+        self._create_calls.append((call, nodeClass))
+
     # -- scripts
 
     def _new_root(self) -> Root:
@@ -756,6 +768,11 @@ class Session:
                 node["name"]._value = self._free_name(parent, node.name())
             parent._children.append(node)
             self._run(node["onCreate"].value(), node)
+            for call, kind in self._create_calls:
+                if kind == node._kind:
+                    self._this.append((node, None))
+                    call()
+                    self._this.pop()
             if isinstance(node, Group):
                 node._layers = one.layers
                 self._build(one.children, node)
@@ -920,6 +937,9 @@ class Session:
         kind, sources = node._kind, node._inputs
         if kind == "Read":
             return self._read(node, frame)
+        if kind == "CheckerBoard2":
+            board = (np.indices((90, 160)) // 10).sum(0) % 2 * np.float32(0.5)
+            return dict.fromkeys(("red", "green", "blue", "alpha"), board)
         if kind == "Group":
             (output,) = [n for n in node._children if n._kind == "Output"]
             return self._picture(output, frame)

@@ -137,6 +137,18 @@ def test_the_stand_in_is_strict() -> None:
                 call()
 
 
+@pytest.mark.parametrize("gui", [True, False])
+def test_the_acceptance_script_runs(
+    gui: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it shows that it would run in Nuke, and that the stand-in does what Nuke is asked for."""
+    script, report = Path(__file__).with_name("nuke_acceptance.py"), tmp_path / "report.json"
+    monkeypatch.setattr("sys.argv", ["nuke", str(report)])
+    with nuke_standin.running(gui):
+        exec(compile(script.read_text(), str(script), "exec"), {"__name__": "__main__"})
+    assert "REENACT_ACCEPTANCE_OK" in capsys.readouterr().out, report.read_text()
+
+
 def test_the_menu_makes_the_nodes() -> None:
     with nuke_standin.running() as session:
         exec(compile((PLUGIN.parent / "menu.py").read_text(), "menu.py", "exec"), {})
