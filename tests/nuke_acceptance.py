@@ -98,7 +98,7 @@ def knobs_are_what_the_plugin_takes_them_for():
     node.setInput(0, read)
     plate = host.plate(node)
     assert plate is not None
-    files = host.plate_files(plate, [1001, 1002], host.views()[0])
+    files = host.plate_files(plate, [1001, 1002], host.project().views[0])
     assert files == ["/plates/shot.1001.exr", "/plates/shot.1002.exr"], files
     host.put_curve(node, "keypoint_error", {1001: 1.0, 1003: 2.0})
     assert abs(node["keypoint_error"].valueAt(1002) - 1.5) < 1e-6
@@ -115,7 +115,7 @@ def the_input_is_rendered_as_raw_half_at_full_size():
     node.setInput(0, source)
     nuke.root()["proxy"].setValue(True)
     pattern = os.path.join(tempfile.mkdtemp(), "new", "source.%04d.exr").replace("\\", "/")
-    host.render(host.inner(node, "Source"), pattern, 1, 2, host.views()[0])
+    host.render(host.inner(node, "Source"), pattern, 1, 2, host.project().views[0])
     assert nuke.root()["proxy"].value()
     nuke.root()["proxy"].setValue(False)
     result = host.inner(node, "Result")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import sys
 import threading
@@ -26,7 +27,7 @@ import numpy as np
 import OpenImageIO as oiio
 import reenact
 from nk_script import Statement, quote, words
-from PySide6.QtCore import QCoreApplication
+from PySide6.QtWidgets import QApplication
 
 from core import frames
 
@@ -467,6 +468,10 @@ class Node:
     def knobs(self):
         return dict(self._knobs)
 
+    def selectOnly(self):
+        for other in self._session._root._children:
+            other["selected"].setValue(other is self)
+
     def name(self):
         return self["name"].value()
 
@@ -565,7 +570,10 @@ class Session:
     def __init__(self, gui: bool = True, views: tuple[str, ...] = ("main",)) -> None:
         global _session
         _session = self
-        self._app = QCoreApplication.instance() or (QCoreApplication([]) if gui else None)
+        if gui:
+            os.environ.pop("QT_QPA_PLATFORM_PLUGIN_PATH", None)  # cv2's, for its own Qt
+            os.environ["QT_QPA_PLATFORM"] = "offscreen"
+            self._app = QApplication.instance() or QApplication([])
         self._gui, self._views, self._frame = gui, list(views), 1
         self._undo: list[Callable[[], object]] = []
         self._undo_off = 0
@@ -578,6 +586,8 @@ class Session:
         self.said: list[str] = []  # on the terminal
         self.messages: list[str] = []  # in windows
         self.picked = ""  # what the artist picks in file windows
+        self.shown: list[str] = []  # nodes whose knobs were opened
+        self.panels: dict[str, str] = {}  # id -> class
         self.menus: dict[str, Menu] = {}
         self.longest = 0.0  # s that the event loop was held up
         self._root = self._new_root()
@@ -588,7 +598,8 @@ class Session:
         names = {
             "GUI": self._gui, "NUKE_VERSION_STRING": "15.1v3", "NUKE_VERSION_MAJOR": 15,
             "INVISIBLE": FLAGS["INVISIBLE"], "allNodes": self._all_nodes,
-            "addOnScriptClose": self._close_calls.append, "addOnCreate": self._on_create, "createNode": self._create_node,
+            "addOnScriptClose": self._close_calls.append, "addOnCreate": self._on_create,
+            "createNode": self._create_node,
             "delete": self._delete, "execute": self._execute, "executeInMainThread": self._later,
             "executeInMainThreadWithResult": self._now,
             "frame": self._at, "getFilename": lambda *_: self.picked or None, "menu": self._menu,
@@ -597,6 +608,7 @@ class Session:
             "scriptClear": self._clear, "scriptOpen": self._open, "scriptSaveAs": self._save,
             "thisKnob": lambda: self._this[-1][1], "thisNode": lambda: self._this[-1][0],
             "toNode": self._find, "tprint": lambda text: self.said.append(text),
+            "show": lambda node: self.shown.append(node.name()), "zoomToFitSelected": lambda: None,
             "undo": self._undo_one, "views": lambda: list(self._views),
         }  # fmt: skip
         for name, value in names.items():
@@ -631,12 +643,10 @@ class Session:
 
     def pump(self, test: Callable[[], object], seconds: float, what: str) -> None:
         """Lets the event loop run until something is so."""
-        app = QCoreApplication.instance()
-        assert app is not None
         until = time.monotonic() + seconds
         while not test():
             assert time.monotonic() < until, f"waited {seconds} s for {what}"
-            self._held(app.processEvents)
+            self._held(self._app.processEvents)
             while self._main_calls:
                 self._held(self._main_calls.pop(0))
             time.sleep(0.01)
@@ -1005,7 +1015,11 @@ def _knob_classes() -> list[type]:
 def running(gui: bool = True, views: tuple[str, ...] = ("main",)) -> Iterator[Session]:
     """A Nuke that runs, with the plugin on its path; it is `nuke` for whoever imports that."""
     session = Session(gui, views)
-    sys.modules["nuke"] = session.module
+    nukescripts, panels = (types.ModuleType(f"nukescripts{p}") for p in ("", ".panels"))
+    panels.registerWidgetAsPanel = lambda widget, name, id: session.panels.update({id: widget})
+    nukescripts.panels = panels
+    made = {"nuke": session.module, "nukescripts": nukescripts, "nukescripts.panels": panels}
+    sys.modules.update(made)
     try:
         nodes = importlib.import_module("reenact.nodes")
         nodes.register()
@@ -1013,7 +1027,8 @@ def running(gui: bool = True, views: tuple[str, ...] = ("main",)) -> Iterator[Se
         yield session
         session.module.scriptClear()
     finally:
-        for name in ("host", "nodes"):  # the next Nuke imports its own
+        for name in ("host", "nodes", "panel"):  # the next Nuke imports its own
             sys.modules.pop(f"reenact.{name}", None)
             vars(reenact).pop(name, None)
-        del sys.modules["nuke"]
+        for name in made:
+            del sys.modules[name]

@@ -435,3 +435,34 @@ def test_a_terminal_submits_at_once_and_a_render_asks_no_server(
             with pytest.raises(RuntimeError, match="No such file"):  # as any Read
                 nuke.execute(write, FIRST, FIRST)
             (tmp_path / "away.exr").rename(first)
+
+
+# -- the panel -----------------------------------------------------------------------------------
+
+
+def test_the_panel_lists_jobs_with_their_nodes(
+    session: Session, server: Server, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    panel = importlib.import_module("reenact.panel").Jobs()
+    node = shot(session, given, tmp_path, steps=300)
+    session.press(node, "submit")
+    until_said(session, node, "Solving: ")
+    panel.resize(700, 300)
+    panel.show()
+
+    def cell(column: int) -> str:
+        return panel.table.item(0, column).text() if panel.table.rowCount() else ""
+
+    session.pump(lambda: cell(0) == "Reenact1" and "solving" in cell(3), 60, "the job")
+    assert cell(2) == "running"
+    picture = tmp_path / "panel.png"
+    assert panel.grab().save(str(picture))
+    assert ImageBuf(str(picture)).roi.width == 700
+    panel.table.selectRow(0)
+    session._held(panel.show_node)
+    assert session.shown == ["Reenact1"]
+    session._held(panel.cancel)
+    session.pump(lambda: cell(2) == "cancelled", 60, "the end")
+    assert panel.chosen()
+    until(session, node, "cancelled")
+    panel.close()

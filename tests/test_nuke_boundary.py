@@ -141,7 +141,7 @@ def test_the_stand_in_is_strict() -> None:
 def test_the_acceptance_script_runs(
     gui: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here it shows that it would run in Nuke, and that the stand-in does what Nuke is asked for."""
+    """Shows that it would run in Nuke, and that the stand-in does what Nuke is asked for."""
     script, report = Path(__file__).with_name("nuke_acceptance.py"), tmp_path / "report.json"
     monkeypatch.setattr("sys.argv", ["nuke", str(report)])
     with nuke_standin.running(gui):
@@ -152,6 +152,7 @@ def test_the_acceptance_script_runs(
 def test_the_menu_makes_the_nodes() -> None:
     with nuke_standin.running() as session:
         exec(compile((PLUGIN.parent / "menu.py").read_text(), "menu.py", "exec"), {})
+        assert eval(session.panels["reenact.jobs"]).__name__ == "Jobs"
         commands = session.menus["Nodes"]._commands
         assert sorted(commands) == ["Reenact/Personalize", "Reenact/Reenact"]
         for script, icon in commands.values():

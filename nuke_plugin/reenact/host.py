@@ -19,14 +19,18 @@ class Project:
     """What the script's settings say.
 
     Attributes:
-        script: its file; empty if it was never saved.
         space: the working space, by the name that the server's config has for it.
         config: the OCIO config it belongs to: a path, a stock name, or `nuke-default`.
+        views: the first is the one that is used where none is chosen.
+        frame: the current one.
+        nuke: the version.
     """
 
-    script: str
     space: str
     config: str
+    views: List[str]
+    frame: int
+    nuke: str
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,6 @@ class Plate:
 def gui() -> bool:
     """False in `nuke -t` and on a farm."""
     return bool(nuke.GUI)
-
-
-def version() -> str:
-    return str(nuke.NUKE_VERSION_STRING)
 
 
 def say(text: str) -> None:
@@ -85,21 +85,25 @@ def add_command(path: str, script: str, icon: str = "") -> None:
     nuke.menu("Nodes").addCommand(path, script, icon=icon)
 
 
+def add_panel(widget: str, name: str, id: str) -> None:
+    """A panel for the panes: `widget` is its class, as Python finds it."""
+    from nukescripts import panels  # not in `nuke -t`
+
+    panels.registerWidgetAsPanel(widget, name, id)
+
+
 def project() -> Project:
+    """Read anew with each call."""
     root = nuke.root()
-    script = root.name() if root.name() != "Root" else ""
     config = os.environ.get("OCIO") or root["OCIO_config"].value()
     managed = root["colorManagement"].value() == "OCIO" or "OCIO" in os.environ
     if not managed or config == "nuke-default":
-        return Project(script, "lin_rec709", "nuke-default")  # Nuke's own LUTs
+        space, config = "lin_rec709", "nuke-default"  # Nuke's own LUTs
+    else:
+        space = _plain_space(root["workingSpaceLUT"].value())
     if config == "custom":
         config = cast("nuke.File_Knob", root["customOCIOConfigPath"]).evaluate() or ""
-    return Project(script, _plain_space(root["workingSpaceLUT"].value()), config)
-
-
-def frame() -> int:
-    """The current one."""
-    return nuke.frame()
+    return Project(space, config, nuke.views(), nuke.frame(), str(nuke.NUKE_VERSION_STRING))
 
 
 # -- nodes and knobs -----------------------------------------------------------------------------
@@ -120,6 +124,13 @@ def name(node: Node) -> str:
 
 def has(node: Node, knob: str) -> bool:
     return node.knob(knob) is not None
+
+
+def reveal(node: Node) -> None:
+    """Shows it in the graph, and its knobs."""
+    node.selectOnly()
+    nuke.zoomToFitSelected()
+    nuke.show(node)
 
 
 def get(node: Node, knob: str) -> Any:
@@ -201,10 +212,6 @@ def plate_files(plate: Plate, numbers: List[int], view: str) -> List[str]:
         context.setFrame(number)
         files.append(str(knob.evaluate(context) or ""))
     return files
-
-
-def views() -> List[str]:
-    return nuke.views()
 
 
 def render(write: Node, pattern: str, first: int, last: int, view: str) -> None:

@@ -58,7 +58,7 @@ def on_create(node: Node) -> None:
         host.put(node, "run", "")
         _show(node, News(id, "", "Not submitted."))
     host.put(node, "versions", f"plugin {__version__}, protocol {protocol.VERSION}, "
-             f"Nuke {host.version()}")  # fmt: skip
+             f"Nuke {host.project().nuke}")  # fmt: skip
     _nodes[id] = node
     if host.gui():
         _opened.append(node)  # not yet whole: its inside comes later
@@ -95,7 +95,7 @@ def submit(node: Node) -> None:
 def preview(node: Node) -> None:
     """Reenacts the current frame alone."""
     with _saying(node):
-        _start(node, Run(_id(node), _news.put, order(node, host.frame())))
+        _start(node, Run(_id(node), _news.put, order(node, host.project().frame)))
 
 
 def cancel(node: Node) -> None:
@@ -160,6 +160,22 @@ def open_sheet(node: Node) -> None:
         open_path(Path(run) / "selection.png")
 
 
+def of_jobs() -> Dict[str, str]:
+    """The nodes of this script by their jobs' ids: those of this session, by name."""
+    return {
+        job: host.name(_nodes[id])
+        for id, run in _runs.items() if id in _nodes and _is(_nodes[id], id)
+        for job in run.jobs
+    }  # fmt: skip
+
+
+def reveal(job: str) -> None:
+    """Shows the node that a job belongs to."""
+    for id, run in _runs.items():
+        if job in run.jobs and id in _nodes and _is(_nodes[id], id):
+            host.reveal(_nodes[id])
+
+
 def open_path(path: Path) -> None:
     """Has the desktop show a file or a folder."""
     import webbrowser
@@ -220,10 +236,10 @@ def _source(node: Node, name: str, folder: Path, first: int, last: int, handles:
     numbers = list(range(begin, max(last, min(last + handles, found[1])) + 1))
     if begin < 0:
         raise Wrong("Frames before 0 can't be used. Move the clip, or choose a later first frame.")
-    how, view = str(host.get(node, "source")), str(host.get(node, "view")) or host.views()[0]
-    if view not in host.views():
-        raise Wrong(f"There is no view {view}. There are: {', '.join(host.views())}.")
     project, plate = host.project(), host.plate(node)
+    how, view = str(host.get(node, "source")), str(host.get(node, "view")) or project.views[0]
+    if view not in project.views:
+        raise Wrong(f"There is no view {view}. There are: {', '.join(project.views)}.")
     if how == "render":
         plate = None
     elif how == "files" and plate is None:

@@ -152,6 +152,7 @@ class Run(Thread):
         self._tell, self._told = tell, 0.0
         self._cancelled, self._left = Event(), Event()
         self._job = ""
+        self.jobs: List[str] = []  # that it has had done so far
 
     def cancel(self) -> None:
         """Stops the work; what it has made stays. Returns at once."""
@@ -328,6 +329,7 @@ class Run(Thread):
         if self._cancelled.is_set():
             raise Stopped
         job = self._job_of(client, task)
+        self.jobs.append(job)
         after, stage, begun, lost = 0, "", (0.0, 0.0), False
         while True:
             try:
