@@ -364,7 +364,8 @@ def test_every_trouble_lands_on_the_node(
     node.input(0)["file"].setValue(given[1].replace("plate", "absent"))
     session.press(node, "submit")
     until_said(session, node, "There is no file")
-    assert session.longest < 0.25
+    print(f"held up for {session.longest:.3f} s at most")
+    assert session.longest < 0.5
     assert session.messages == []  # no windows
 
 
@@ -402,7 +403,7 @@ def test_a_terminal_submits_at_once_and_a_render_asks_no_server(
 ) -> None:
     with nuke_standin.running(gui=False) as session:
         nuke = session.module
-        node = shot(session, given, tmp_path, first=FIRST, last=FIRST + 1)
+        node = shot(session, given, tmp_path, first=FIRST, last=FIRST + 1, steps=11)
         session.press(node, "submit")
         assert state(node) == "done"
         assert any("Solving: " in line for line in session.said)

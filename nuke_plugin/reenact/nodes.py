@@ -406,7 +406,8 @@ def _show(node: Node, news: News) -> None:
         if host.has(node, knob):
             host.put_curve(node, knob, values)
     for knob, value in news.result.knobs.items():
-        host.put(node, knob, value)
+        if host.has(node, knob):  # a node of an older script may lack it
+            host.put(node, knob, value)
     if str(host.get(node, "state")) != news.text:
         host.put(node, "state", news.text)
     if not news.state:
@@ -414,7 +415,10 @@ def _show(node: Node, news: News) -> None:
     host.put(node, "job_state", news.state)
     host.put(node, "step", news.step)
     host.show(node, "next", LABELS.get(news.step, ""))
-    host.put(node, "tile_color", RED if news.state in ("failed", "lost") else PLAIN)
+    if news.state in ("failed", "lost"):
+        host.put(node, "tile_color", RED)
+    elif host.get(node, "tile_color") == RED:  # else it is the artist's
+        host.put(node, "tile_color", PLAIN)
     if not host.gui():
         host.say(f"{host.name(node)}: {news.text}")
 

@@ -340,6 +340,8 @@ class Run(Thread):
                     if lost:
                         lost = False
                         self._say("running", "The server is back.")
+                        if self._cancelled.is_set():
+                            client.cancel(job)
                     kind = event["type"]
                     if kind == "file":
                         client.fetch(File(event["hash"], event["size"]), place(event))
