@@ -132,6 +132,8 @@ def _command(seen: "SimpleQueue[Seen]", what: str, job: str) -> None:
 
 def _progress(job: Dict[str, Any]) -> str:
     progress = job["progress"]
+    if job["state"] in ("failed", "paused"):
+        return str(job["reason"])
     if not progress or job["state"] in ("done", "cancelled"):
         return ""
     text = str(progress["stage"])
