@@ -38,7 +38,7 @@ CLASSES = json.loads((Path(__file__).parent / "nuke_knobs.json").read_text())
 # Knobs that every node has.
 _NODE = "https://learn.foundry.com/nuke/content/comp_environment/nodes/node_tab.html"
 _CALLBACKS = "https://learn.foundry.com/nuke/developers/latest/pythondevguide/callbacks.html"
-_ROOT = "https://learn.foundry.com/nuke/content/comp_environment/project_settings/"
+_ROOT = "https://learn.foundry.com/nuke/content/reference_guide/other_nodes/root.html"
 EVERYWHERE = {
     **dict.fromkeys(("name", "label", "tile_color", "note_font", "xpos", "ypos", "selected",
                      "disable", "hide_input", "postage_stamp", "help", "inputs"), _NODE),
