@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,18 +36,17 @@ Picture = dict[str, np.ndarray]  # channel -> [H, W], over the format
 
 CLASSES = json.loads((Path(__file__).parent / "nuke_knobs.json").read_text())
 
-# Knobs that every node has.
-_NODE = "https://learn.foundry.com/nuke/content/comp_environment/nodes/node_tab.html"
-_CALLBACKS = "https://learn.foundry.com/nuke/developers/latest/pythondevguide/callbacks.html"
+# Knobs that every node has: those seen in five classes or more.
+_SEEN = Counter(
+    knob for kind in CLASSES.values() if isinstance(kind, dict) for knob in kind["knobs"]
+)
+EVERYWHERE = {knob for knob, classes in _SEEN.items() if classes >= 5} | {"inputs"}
+_CALLBACKS = "https://learn.foundry.com/nuke/developers/130/pythondevguide/callbacks.html"
 _ROOT = "https://learn.foundry.com/nuke/content/reference_guide/other_nodes/root.html"
-EVERYWHERE = {
-    **dict.fromkeys(("name", "label", "tile_color", "note_font", "xpos", "ypos", "selected",
-                     "disable", "hide_input", "postage_stamp", "help", "inputs"), _NODE),
-    **dict.fromkeys(("onCreate", "onDestroy", "knobChanged"), _CALLBACKS),
-}  # fmt: skip
 # Classes and knobs that no harvested script had, and where they are described.
 DOCUMENTED = {
-    "Group": {},
+    "Group": {**dict.fromkeys(("onCreate", "onDestroy", "knobChanged"), _CALLBACKS),
+              "help": "seen in NoOp, which has no knobs of its own"},
     "Root": dict.fromkeys(
         ("first_frame", "last_frame", "proxy", "colorManagement", "OCIO_config",
          "customOCIOConfigPath", "workingSpaceLUT", "fps", "frame"), _ROOT),
@@ -777,7 +777,7 @@ class Session:
             if parent.node(node.name()) is not None:
                 node["name"]._value = self._free_name(parent, node.name())
             parent._children.append(node)
-            self._run(node["onCreate"].value(), node)
+            self._callback("onCreate", node)
             for call, kind in self._create_calls:
                 if kind == node._kind:
                     self._this.append((node, None))
@@ -864,7 +864,7 @@ class Session:
         self._undoable(back)
 
     def _remove(self, node: Node) -> None:
-        self._run(node["onDestroy"].value(), node)
+        self._callback("onDestroy", node)
         for other in _all_inside(self._root):
             other._inputs = [None if source is node else source for source in other._inputs]
         node._parent._children.remove(node)
@@ -881,8 +881,12 @@ class Session:
         finally:
             self._this.pop()
 
+    def _callback(self, name: str, node: Node) -> None:
+        if node.knob(name) is not None:
+            self._run(node[name].value(), node)
+
     def _knob_changed(self, node: Node, knob: Knob) -> None:
-        text = node["knobChanged"].value()
+        text = node["knobChanged"].value() if node.knob("knobChanged") else ""
         if text and knob not in self._running and knob._name not in ("knobChanged", "onCreate"):
             self._running.append(knob)
             try:

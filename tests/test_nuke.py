@@ -163,11 +163,16 @@ def test_a_preview_is_shown_beside_the_result(
     session: Session, server: Server, given: tuple[Path, str], tmp_path: Path
 ) -> None:
     node = shot(session, given, tmp_path, neutral="off")
+    for knob, value in {"colorManagement": "OCIO", "OCIO_config": "aces_1.2"}.items():
+        session.module.root()[knob].setValue(value)
+    node.input(0)["colorspace"].setValue("default (sRGB - Texture)")
     session.module.frame(FIRST + 3)
     session.press(node, "preview")
     until(session, node, "done")
     assert node["show"].value() == "preview"
-    assert Path(node["run"].value()).name == "Reenact1_preview_v001"
+    run = Path(node["run"].value())
+    assert run.name == "Reenact1_preview_v001"
+    assert "sRGB - Texture of the OCIO config aces_1.2" in (run / "log.txt").read_text()
     shown, plate = session.look(node, FIRST + 3), session.look(node.input(0), FIRST + 3)
     assert not np.array_equal(shown["red"], plate["red"])
     session.set(node, "show", "result")
