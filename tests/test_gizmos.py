@@ -126,3 +126,17 @@ SHARED = HIDDEN_NAMES | {
 def test_the_reader_refuses(text: str, trouble: str) -> None:
     with pytest.raises(BadScript, match=trouble):
         nk_script.parse(text)
+
+
+def test_the_tool_set_has_the_nodes_as_they_are() -> None:
+    (path,) = TOOLSETS
+    nodes = {n.knob("name").rstrip("1"): n for n in nk_script.parse(path.read_text())}
+    for gizmo in (FOLDER / "ReenactPersonalize.gizmo", FOLDER / "Reenact.gizmo"):
+        ours, theirs = group(gizmo), nodes[gizmo.stem]
+        changed = {"name", "xpos", "ypos", "character"}
+        assert [k for k in ours.knobs if k[0] not in changed] == [
+            k for k in theirs.knobs if k[0] not in changed
+        ]
+        assert [c.knobs for c in ours.children] == [c.knobs for c in theirs.children]
+    linked = nodes["Reenact"].knob("character")
+    assert nk_script.substitute(linked, {"ReenactPersonalize1.character": "a"}) == "a"

@@ -19,8 +19,9 @@ from OpenImageIO import ImageBuf
 from reenact import client, protocol, runs
 from running_server import FRAMES, Server, inputs, wait_for
 
-from core.frames import frame_path, open_clip, read_frame
+from core.frames import frame_path, open_clip, read_frame, write_png
 from core.latent_track import load_track
+from core.synthetic import performer
 
 FIRST, LAST = 1001, 1000 + FRAMES
 
@@ -89,7 +90,12 @@ def state(node: Node) -> str:
 
 
 def until(session: Session, node: Node, *states: str, seconds: float = 200) -> None:
-    session.pump(lambda: state(node) in states, seconds, f"{states}, not {node['state'].value()}")
+    def there() -> bool:
+        stuck = state(node) == "failed" and "failed" not in states
+        assert not stuck, node["state"].value()
+        return state(node) in states
+
+    session.pump(there, seconds, " or ".join(states))
 
 
 def until_said(session: Session, node: Node, text: str) -> None:
@@ -183,13 +189,18 @@ def test_a_scan_becomes_a_character_that_the_next_node_finds(
     session: Session, server: Server, given: tuple[Path, str], tmp_path: Path
 ) -> None:
     nuke = session.module
+    for i, motion in enumerate(performer.self_scan(performer.random_identity(6), 20, seed=6)):
+        write_png(tmp_path / f"scan.{i + 1:04d}.png", performer.render(motion, 160))
     driving = shot(session, given, tmp_path)
+    scan = nuke.createNode("Read")
+    for knob, value in {"file": str(tmp_path / "scan.####.png"), "first": 1, "last": 20}.items():
+        scan[knob].setValue(value)
     node = nuke.createNode("ReenactPersonalize")
-    node.setInput(0, driving.input(0))
+    node.setInput(0, scan)
     session.press(node, "submit")
     assert "agreed" in node["state"].value()  # nothing without consent
-    for knob, value in {"who": "nobody: synthetic", "agreed": True, "count": 6, "steps": 3,
-                        "result_name": "Anna B."}.items():  # fmt: skip
+    for knob, value in {"who": "nobody: synthetic", "agreed": True, "count": 8, "steps": 3,
+                        "refine": 1, "result_name": "Anna B."}.items():  # fmt: skip
         session.set(node, knob, value)
     session.press(node, "submit")
     until(session, node, "done")
@@ -197,7 +208,7 @@ def test_a_scan_becomes_a_character_that_the_next_node_finds(
     assert made == tmp_path / "reenact/Anna_B__v001/Anna_B__v001.character"
     session.set(node, "show", "chosen frames")
     sheet = ImageBuf(str(made.parent / "selection.png"))
-    assert session.look(node, FIRST)["red"].shape == (sheet.roi.height, sheet.roi.width)
+    assert session.look(node, 1)["red"].shape == (sheet.roi.height, sheet.roi.width)
 
     session.press(driving, "list_characters")
     session.pump(lambda: len(driving["characters"].values()) > 1, 60, "the list")
@@ -419,7 +430,7 @@ def test_a_terminal_submits_at_once_and_a_render_asks_no_server(
         with (
             nuke_standin.running(gui=False) as farm,
             patch.object(client.Client, "__init__", side_effect=AssertionError("a socket")),
-            patch.object(runs.Thread, "start", side_effect=AssertionError("a thread")),
+            patch.object(runs.Run, "start", side_effect=AssertionError("a thread")),
             patch.dict("sys.modules", {} if installed else {"reenact.nodes": None}),
         ):
             nuke = farm.module

@@ -211,7 +211,8 @@ def order(node: Node, only: Optional[int] = None) -> Order:
         count, steps = TIERS[str(host.get(node, "quality"))]
         settings.update(name=name, who=who, scope=str(host.get(node, "scope")),
                         count=int(host.get(node, "count")) or count,
-                        steps=int(host.get(node, "steps")) or steps)  # fmt: skip
+                        steps=int(host.get(node, "steps")) or steps,
+                        refine=int(host.get(node, "refine")))  # fmt: skip
         source = _source(node, name, folder, first, last)
         return Order("personalize", str(folder), name, source, settings, first=first, last=last)
     character = str(host.get(node, "character"))
