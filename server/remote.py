@@ -156,7 +156,7 @@ def run(
                     case "file":
                         path = place(event["name"], event["number"])
                         if path is not None:
-                            _fetch(client, event, path)
+                            client.fetch(protocol.File(event["hash"], event["size"]), path)
                     case "result":
                         facts = {k: v for k, v in event.items() if k not in ("n", "time", "type")}
         except KeyboardInterrupt:
@@ -170,9 +170,3 @@ def run(
     if state != "done":
         raise JobFailed(reason or f"The job is {state}.")
     return facts
-
-
-def _fetch(client: Client, event: dict[str, Any], path: Path) -> None:
-    there = protocol.File(event["hash"], event["size"])
-    if not path.exists() or protocol.file_hash(path) != (there.hash, there.size):
-        client.receive([(there, path)])

@@ -197,8 +197,14 @@ def _do(
         name: open_clip(part, here[name])
         for name, part in protocol.parts(task) if isinstance(part, protocol.Clip)
     }  # fmt: skip
-    for clip in clips.values():
+    for name, clip in clips.items():
         tasks.note_clip(clip, report)
+        theirs, ours = getattr(task, name).config, os.environ.get("OCIO", "")
+        if theirs not in ("", ours):
+            report.note(
+                f"The {name} is in {clip.colour_space} of the OCIO config {theirs}; this server "
+                f"takes its own, {ours or 'the built-in ACES config'}."
+            )
     if isinstance(task, protocol.Personalize):
         stem = out / "result.character"
         who = tasks.personalize(

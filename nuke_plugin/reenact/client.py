@@ -319,6 +319,11 @@ class Client:
             names = ", ".join(path.name for _, path in damaged)
             raise ServerError("corrupt", f"{names} came damaged. Run the job again.")
 
+    def fetch(self, file: File, path: PathLike) -> None:
+        """Downloads a file, unless it lies there already; errors are those of `receive`."""
+        if not os.path.exists(path) or protocol.file_hash(path) != (file.hash, file.size):
+            self.receive([(file, path)])
+
     def collect(
         self,
         job: str,
@@ -335,7 +340,7 @@ class Client:
             The manifest, which is also written there: `job`, `state`, `reason`, `folder`,
             `pattern`, `frames` and `files`.
         """
-        target = _version_for(Path(folder), name, job)
+        target = version_for(Path(folder), name, job)
         pattern = target / f"{target.name}.####.exr"
         manifest: Dict[str, Any] = {
             "job": job, "state": "", "reason": "", "folder": str(target),
@@ -349,9 +354,7 @@ class Client:
                     if frame
                     else (target / safe_name(event["name"], name))
                 )
-                file = File(event["hash"], event["size"])
-                if not _is_there(path, file):
-                    self.receive([(file, path)])
+                self.fetch(File(event["hash"], event["size"]), path)
                 if frame and event["number"] not in manifest["frames"]:
                     manifest["frames"].append(event["number"])
                 if str(path) not in manifest["files"]:
@@ -360,7 +363,7 @@ class Client:
                 manifest["state"], manifest["reason"] = event["state"], event["reason"]
             on_event(event)
         manifest["frames"].sort()
-        _write(target / "manifest.json", json.dumps(manifest, indent=1).encode())
+        write_file(target / "manifest.json", json.dumps(manifest, indent=1).encode())
         return manifest
 
     # -- the socket
@@ -774,7 +777,7 @@ def safe_name(name: str, default: str) -> str:
     return f"{default}.character" if plain == "character" else plain or default
 
 
-def _version_for(folder: Path, name: str, job: str) -> Path:
+def version_for(folder: Path, name: str, job: str) -> Path:
     """A new version's folder, or the one that this job's files are in already."""
     pattern = re.compile(re.escape(name) + r"_v(\d{3,})")
     last = 0
@@ -793,15 +796,12 @@ def _version_for(folder: Path, name: str, job: str) -> Path:
             path.mkdir(parents=True)
         except FileExistsError:
             continue  # another client was quicker
-        _write(path / ".job", job.encode())
+        write_file(path / ".job", job.encode())
         return path
 
 
-def _is_there(path: Path, file: File) -> bool:
-    return path.exists() and protocol.file_hash(path) == (file.hash, file.size)
-
-
-def _write(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file whole, or not at all."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with temporary.open("wb") as file:

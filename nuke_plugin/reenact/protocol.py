@@ -72,6 +72,7 @@ class Clip:
     path: str = ""  # instead of the three
     frames: str = ""  # limits a movie or a pattern: "1-50"
     colour_space: Optional[str] = None  # where the default is wrong
+    config: str = ""  # the OCIO config that it is a space of, as the client calls it
     name: str = ""  # what people call it; never used as a path
 
 

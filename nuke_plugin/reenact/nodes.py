@@ -1,0 +1,440 @@
+"""What the nodes' buttons and callbacks do; `gizmos/` holds the nodes, `runs.py` does the work.
+
+A node is known by the knob `reenact_id`, its last run by the knob `run`, a version's folder.
+Threads put news into a queue; Qt's timer takes them out, here on the main thread, and only here
+nodes change. In `nuke -t` nothing starts by itself, and a submission is worked off before it
+returns.
+"""
+
+import contextlib
+import uuid
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+from reenact import __version__, host, protocol, runs
+from reenact.client import Client
+from reenact.host import Node
+from reenact.runs import News, Order, Run, Source
+
+POLL_SECONDS = 0.2
+RED, PLAIN = 0xAA2222FF, 0x4C5A7AFF  # of the tile
+LABELS = {
+    "start": "Start server", "retry": "Try again", "log": "Show log", "resume": "Resume",
+    "locate": "Locate character",
+}  # fmt: skip
+
+# Quality tiers: frames to choose, steps of tuning.
+TIERS = {"preview": (60, 300), "production": (250, 2000)}
+
+_news: "SimpleQueue[News]" = SimpleQueue()
+_nodes: Dict[str, Node] = {}  # by id: those that were seen in this session
+_runs: Dict[str, Run] = {}  # by id
+_errands: List[runs.Errand] = []
+_away: Dict[str, List[News]] = {}  # what came for nodes that were deleted; undo brings them back
+_opened: List[Node] = []  # nodes that were just made, to be looked at when they are whole
+_stop_timer: Optional[Callable[[], None]] = None
+
+
+class Wrong(Exception):
+    """The node can't do that as it is; the message is a sentence for the artist."""
+
+
+def register() -> None:
+    """Called once by the plugin's init.py, in every mode."""
+    host.on_script_close(_close)
+
+
+# -- callbacks, from the nodes' text -------------------------------------------------------------
+
+
+def on_create(node: Node) -> None:
+    """A node was made, pasted, loaded, or brought back by undo."""
+    id = str(host.get(node, "reenact_id"))
+    before = _nodes.get(id)
+    if not id or (before is not None and _is(before, id) and host.name(before) != host.name(node)):
+        id = uuid.uuid4().hex  # a new node, or a copy: jobs are the original's
+        host.put(node, "reenact_id", id)
+        host.put(node, "run", "")
+        _show(node, News(id, "", "Not submitted."))
+    host.put(node, "versions", f"plugin {__version__}, protocol {protocol.VERSION}, "
+             f"Nuke {host.project().nuke}")  # fmt: skip
+    _nodes[id] = node
+    if host.gui():
+        _opened.append(node)  # not yet whole: its inside comes later
+        _watch()
+
+
+def on_destroy(node: Node) -> None:
+    """A node is deleted: its job goes on."""
+    id = str(host.get(node, "reenact_id"))
+    if id in _nodes and host.name(_nodes[id]) == host.name(node):
+        del _nodes[id]
+
+
+def knob_changed(node: Node, knob: str) -> None:
+    """The artist changed a knob."""
+    wanted = str(host.get(node, knob)) if knob == "characters" else runs.NO_CHARACTER
+    if wanted == runs.NO_CHARACTER:
+        return
+    host.put(node, knob, runs.NO_CHARACTER)
+    with _saying(node):
+        folder = _folder(node) / "characters"
+        _send(node, lambda client, id: runs.fetch_character(client, id, wanted, folder))
+
+
+# -- buttons -------------------------------------------------------------------------------------
+
+
+def submit(node: Node) -> None:
+    """Sends what the node's knobs say; where a run of the same is there, goes on with it."""
+    with _saying(node):
+        _start(node, Run(_id(node), _news.put, order(node)))
+
+
+def preview(node: Node) -> None:
+    """Reenacts the current frame alone."""
+    with _saying(node):
+        _start(node, Run(_id(node), _news.put, order(node, host.project().frame)))
+
+
+def cancel(node: Node) -> None:
+    """Stops the node's job; frames that are there stay."""
+    run = _runs.get(_id(node))
+    if run is not None and run.is_alive():
+        run.cancel()
+        _show(node, News(_id(node), "running", "Stopping."))
+
+
+def resume(node: Node) -> None:
+    """Goes on with the node's last run, where it stopped."""
+    folder = str(host.get(node, "run"))
+    if folder:
+        _start(node, Run(_id(node), _news.put, folder=folder, again=True))
+    else:
+        submit(node)
+
+
+def next_step(node: Node) -> None:
+    """The button that appears when something is to be done."""
+    step = str(host.get(node, "step"))
+    if step == "start":
+        _start_server(node)
+    elif step == "retry":
+        submit(node)
+    elif step == "resume":
+        resume(node)
+    elif step == "log":
+        open_path(runs.log_file(str(host.get(node, "run"))))
+    elif step == "locate":
+        found = host.choose_file("Locate the character", "*.character")
+        if found:
+            host.put(node, "character", found)
+            submit(node)
+
+
+def list_characters(node: Node) -> None:
+    """Fills the menu of characters with those that the server has."""
+    _send(node, runs.list_characters)
+
+
+def input_range(node: Node) -> None:
+    """Sets the range to that of the input."""
+    found = host.input_range(node)
+    if found is not None:
+        host.put(node, "first", found[0])
+        host.put(node, "last", found[1])
+
+
+def open_results(node: Node) -> None:
+    """Shows the folder of the last run."""
+    run = str(host.get(node, "run"))
+    with _saying(node):
+        open_path(Path(run) if run else _folder(node))
+
+
+def open_sheet(node: Node) -> None:
+    """Shows the pictures that a character was made of."""
+    run = str(host.get(node, "run"))
+    if run:
+        open_path(Path(run) / "selection.png")
+
+
+def of_jobs() -> Dict[str, str]:
+    """The nodes of this script by their jobs' ids: those of this session, by name."""
+    return {
+        job: host.name(_nodes[id])
+        for id, run in _runs.items() if id in _nodes and _is(_nodes[id], id)
+        for job in run.jobs
+    }  # fmt: skip
+
+
+def reveal(job: str) -> None:
+    """Shows the node that a job belongs to."""
+    for id, run in _runs.items():
+        if job in run.jobs and id in _nodes and _is(_nodes[id], id):
+            host.reveal(_nodes[id])
+
+
+def open_path(path: Path) -> None:
+    """Has the desktop show a file or a folder."""
+    import webbrowser
+
+    webbrowser.open(path.resolve().as_uri())
+
+
+# -- what a node wants ---------------------------------------------------------------------------
+
+
+def order(node: Node, only: Optional[int] = None) -> Order:
+    """What a node's knobs ask for; renders its input where its files can't be used.
+
+    Args:
+        node: a ReenactPersonalize or Reenact.
+        only: one frame, for a preview.
+
+    Raises:
+        Wrong: something is missing.
+    """
+    personal = host.has(node, "who")
+    name = _name(node)
+    folder = _folder(node)
+    first, last = (only, only) if only is not None else _range(node)
+    settings: Dict[str, Any] = {}
+    x, y = host.get(node, "at")
+    if x or y:
+        settings["at"] = [float(x), float(y)]
+    if personal:
+        who = str(host.get(node, "who")).strip()
+        if not who or not host.get(node, "agreed"):
+            raise Wrong("Name the person and tick that they agreed to be scanned.")
+        count, steps = TIERS[str(host.get(node, "quality"))]
+        settings.update(name=name, who=who, scope=str(host.get(node, "scope")),
+                        count=int(host.get(node, "count")) or count,
+                        steps=int(host.get(node, "steps")) or steps,
+                        refine=int(host.get(node, "refine")))  # fmt: skip
+        source = _source(node, name, folder, first, last)
+        return Order("personalize", str(folder), name, source, settings, first=first, last=last)
+    character = str(host.get(node, "character"))
+    if not character:
+        raise Wrong("Choose a character: a .character file, or one of the server's.")
+    settings.update(preset=str(host.get(node, "preset")), neutral=_neutral(node))
+    if host.get(node, "steps"):
+        settings["steps"] = int(host.get(node, "steps"))
+    handles = int(host.get(node, "handles")) if only is None else 0
+    source = _source(node, name, folder, first, last, handles)
+    kind, crops = ("preview", False) if only is not None else ("reenact", host.get(node, "crops"))
+    version = f"{name}_preview" if only is not None else name
+    return Order(kind, str(folder), version, source, settings, character, first, last, bool(crops))
+
+
+def _source(node: Node, name: str, folder: Path, first: int, last: int, handles: int = 0) -> Source:
+    """The input's own files, or what Nuke renders of it."""
+    found = host.input_range(node)
+    if found is None:
+        raise Wrong("Connect the input.")
+    begin = min(first, max(first - handles, found[0]))
+    numbers = list(range(begin, max(last, min(last + handles, found[1])) + 1))
+    if begin < 0:
+        raise Wrong("Frames before 0 can't be used. Move the clip, or choose a later first frame.")
+    project, plate = host.project(), host.plate(node)
+    how, view = str(host.get(node, "source")), str(host.get(node, "view")) or project.views[0]
+    if view not in project.views:
+        raise Wrong(f"There is no view {view}. There are: {', '.join(project.views)}.")
+    if how == "render":
+        plate = None
+    elif how == "files" and plate is None:
+        raise Wrong("The input is no plain Read. Set the source to auto, or to render.")
+    config = "" if project.config == "nuke-default" else project.config
+    if plate is not None:
+        inside = [n for n in numbers if plate.first <= n <= plate.last]
+        space = plate.space or project.space
+        if not config:
+            space = NUKE_SPACES.get(space, "")
+        if inside and (space or how == "files"):
+            files = host.plate_files(plate, inside, view)
+            return Source(files, inside, space, config, files[0])
+    where = folder / "sources" / f"{name}_{_id(node)[:8]}"
+    where.mkdir(parents=True, exist_ok=True)
+    pattern = (where / f"{name}.%04d.exr").as_posix()
+    try:
+        host.render(host.inner(node, "Source"), pattern, numbers[0], numbers[-1], view)
+    except RuntimeError as error:
+        raise Wrong(f"The input could not be rendered: {error}") from error
+    files = [pattern % n for n in numbers]
+    return Source(files, numbers, project.space, config, host.name(node))
+
+
+# Nuke's own colour spaces (Project Settings, colour management: Nuke) in the server's config.
+NUKE_SPACES = {"lin_rec709": "lin_rec709", "linear": "lin_rec709", "sRGB": "srgb_tx"}
+
+
+def _range(node: Node) -> Tuple[int, int]:
+    first, last = int(host.get(node, "first")), int(host.get(node, "last"))
+    if not first and not last:  # not set: all of the input
+        first, last = host.input_range(node) or (0, 0)
+    if last < first:
+        raise Wrong(f"The range {first}-{last} ends before it starts.")
+    return first, last
+
+
+def _neutral(node: Node) -> str:
+    how = str(host.get(node, "neutral"))
+    if how != "pair":
+        return how
+    return f"{int(host.get(node, 'neutral_driving'))}:{int(host.get(node, 'neutral_scan'))}"
+
+
+def _name(node: Node) -> str:
+    """Of the versions; the node's own unless the artist gave one."""
+    given = str(host.get(node, "result_name")).strip() or host.name(node)
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in given)
+
+
+def _folder(node: Node) -> Path:
+    folder = Path(str(host.get(node, "folder")))
+    if not folder.is_absolute():
+        raise Wrong("Save the script first, or choose a folder for the results.")
+    return folder
+
+
+# -- runs ----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _saying(node: Node) -> Iterator[None]:
+    """Says on the node what is wrong with it."""
+    try:
+        yield
+    except Wrong as wrong:
+        _show(node, News(_id(node), "failed", str(wrong)))
+    except KeyError as error:
+        text = f"{error} is gone from inside this node. Make a new one."
+        _show(node, News(_id(node), "failed", text))
+
+
+def _start(node: Node, run: Run) -> None:
+    """Has a run work for a node: in its thread, or in a terminal here and now."""
+    before = _runs.get(run.id)
+    if before is not None and before.is_alive():
+        before.leave()
+    _nodes[run.id] = node
+    _runs[run.id] = run
+    if host.gui():
+        _show(node, News(run.id, "sending", "Sending."))
+        run.start()
+        _watch()
+    else:
+        run._tell = _now
+        run.run()
+
+
+def _start_server(node: Node) -> None:
+    """Starts a server, and goes on with what it is needed for."""
+    folder, run = str(host.get(node, "run")), _runs.get(_id(node))
+    if run is not None and not run.is_alive() and run.order is not None and not run.folder:
+        _start(node, Run(run.id, _news.put, run.order, start=True))
+    elif folder and (run is None or not run.is_alive()):
+        _start(node, Run(_id(node), _news.put, folder=folder, start=True))
+    else:  # nothing was submitted, or it waits for the server and finds it
+        _send(node, runs.started)
+
+
+def _send(node: Node, work: Callable[[Client, str], News]) -> None:
+    """Sends somebody to the server for a node."""
+    _nodes[_id(node)] = node
+    if host.gui():
+        errand = runs.Errand(_id(node), _news.put, work)
+        _errands.append(errand)
+        errand.start()
+        _watch()
+    else:
+        runs.Errand(_id(node), _now, work).run()
+
+
+# -- the main thread's timer ---------------------------------------------------------------------
+
+
+def _watch() -> None:
+    global _stop_timer
+    if _stop_timer is None:
+        _stop_timer = host.every(POLL_SECONDS, drain)
+
+
+def drain() -> None:
+    """Shows on the nodes what has happened; never waits. The timer calls it."""
+    global _stop_timer
+    while _opened:
+        _look_at(_opened.pop(0))
+    with contextlib.suppress(Empty):
+        while True:
+            _now(_news.get_nowait())
+    busy = any(thread.is_alive() for thread in (*_runs.values(), *_errands))
+    if not busy and _news.empty() and _stop_timer is not None:
+        _stop_timer()
+        _stop_timer = None
+        _errands.clear()
+
+
+def _look_at(node: Node) -> None:
+    """A node that has come with a script, a paste or undo: is there something to wait for?"""
+    if not host.attached(node):
+        return
+    id, folder = _id(node), str(host.get(node, "run"))
+    for news in _away.pop(id, []):
+        _show(node, news)
+    alive = id in _runs and _runs[id].is_alive()
+    if folder and str(host.get(node, "job_state")) in runs.BUSY and not alive:
+        _start(node, Run(id, _news.put, folder=folder))
+
+
+def _now(news: News) -> None:
+    node = _nodes.get(news.id)
+    if node is not None and _is(node, news.id):
+        _show(node, news)
+    else:
+        _away.setdefault(news.id, []).append(news)
+
+
+def _show(node: Node, news: News) -> None:
+    """Puts news on a node."""
+    for knob, choices in news.result.choices.items():
+        host.put_choices(node, knob, choices)
+    for read, (pattern, first, last) in news.result.reads.items():
+        with contextlib.suppress(KeyError):
+            host.show_files(host.inner(node, read), pattern, first, last)
+    for knob, values in news.result.curves.items():
+        if host.has(node, knob):
+            host.put_curve(node, knob, values)
+    for knob, value in news.result.knobs.items():
+        if host.has(node, knob):  # a node of an older script may lack it
+            host.put(node, knob, value)
+    if str(host.get(node, "state")) != news.text:
+        host.put(node, "state", news.text)
+    if not news.state:
+        return
+    host.put(node, "job_state", news.state)
+    host.put(node, "step", news.step)
+    host.show(node, "next", LABELS.get(news.step, ""))
+    if news.state in ("failed", "lost"):
+        host.put(node, "tile_color", RED)
+    elif host.get(node, "tile_color") == RED:  # else it is the artist's
+        host.put(node, "tile_color", PLAIN)
+    if not host.gui():
+        host.say(f"{host.name(node)}: {news.text}")
+
+
+def _close() -> None:
+    """The script is closed: jobs go on, and are found again when it is opened."""
+    for run in _runs.values():
+        run.leave()
+    for known in (_runs, _nodes, _away, _opened):
+        known.clear()
+
+
+def _id(node: Node) -> str:
+    return str(host.get(node, "reenact_id"))
+
+
+def _is(node: Node, id: str) -> bool:
+    return host.attached(node) and host.get(node, "reenact_id") == id

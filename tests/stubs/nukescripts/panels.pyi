@@ -1,0 +1,3 @@
+# https://learn.foundry.com/nuke/developers/160/pythondevguide/_autosummary/nukescripts.panels.registerWidgetAsPanel.html
+# `widget` is the name of the widget's class, evaluated when the panel is opened.
+def registerWidgetAsPanel(widget: str, name: str, id: str, create: bool = ...) -> object: ...
