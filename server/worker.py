@@ -199,11 +199,11 @@ def _do(
     }  # fmt: skip
     for name, clip in clips.items():
         tasks.note_clip(clip, report)
-        theirs, ours = getattr(task, name).config, os.environ.get("OCIO", "")
-        if theirs not in ("", ours):
+        sent, ours = getattr(task, name), os.environ.get("OCIO", "")
+        if sent.config not in ("", ours):
             report.note(
-                f"The {name} is in {clip.colour_space} of the OCIO config {theirs}; this server "
-                f"takes its own, {ours or 'the built-in ACES config'}."
+                f"The {name} is in {sent.colour_space} of the OCIO config {sent.config}; this "
+                f"server takes its own, {ours or 'the built-in ACES config'}."
             )
     if isinstance(task, protocol.Personalize):
         stem = out / "result.character"
