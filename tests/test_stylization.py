@@ -168,31 +168,32 @@ def test_samples_are_blends_of_few_anchors() -> None:
 def test_a_program_is_learnt_and_the_face_stays(tmp_path: Path) -> None:
     who = character(tmp_path)
     before = {k: v.clone() for k, v in who.generator.state_dict().items()}
-    settings = Settings(steps=14, samples=16, rate=2e-2, check_every=7, metric="embedded")
+    settings = Settings(steps=20, samples=16, rate=5e-3, check_every=10, metric="embedded")
     looks: list[bool] = []
 
     def looked() -> None:
         looks.append(style_info(tmp_path / "print.style").complete)
         assert (tmp_path / "print_preview.png").exists()
 
-    method = Program("sketch")
+    method = Program("posterise")
     made = stylize(who, method, tmp_path / "print.style", Quiet(), settings=settings, looked=looked)
     assert looks == [False, False, True]
     assert all(torch.equal(v, before[k]) for k, v in who.generator.state_dict().items())
     plain, drawn = both(who, made)
-    wanted = stylization.run_program("sketch", plain).float()
+    wanted = stylization.run_program("posterise", plain).float()
     error = [float((p - wanted).square().mean()) for p in (plain, drawn)]
-    assert error[1] < 0.3 * error[0]
-    # Aligned with the parent: of all drawings each is nearest to that of its own code, and its
-    # landmarks are not much further than those of the drawings, of which the mesh sees little.
+    assert error[1] < 0.6 * error[0]
+    # Aligned with the parent: each is nearest to the drawing of its own code, and landmarks move
+    # less than between two faces, and than the program itself makes the mesh believe.
     apart = (drawn[:, None] - wanted[None]).square().mean((2, 3, 4))
     assert apart.argmin(1).tolist() == [*range(len(drawn))]
     moved = alignment(drawn, plain)
-    assert moved < 1.5 * alignment(wanted, plain)
+    assert moved < alignment(wanted, plain)
+    assert moved < 0.8 * alignment(plain.roll(1, 0), plain)
     assert made.info.alignment == pytest.approx(moved, abs=1.5)  # of other codes
     assert made.info.losses[-1]["psnr"] > made.info.losses[0]["psnr"]
     assert made.info.consent == who.info.consent
-    assert (made.info.parent, made.info.steps, made.info.complete) == (who.hash, 14, True)
+    assert (made.info.parent, made.info.steps, made.info.complete) == (who.hash, 20, True)
     assert not (tmp_path / "print.style.work").exists()
     # The same call: nothing is done again. Another one: nothing is lost.
     again = stylize(who, method, tmp_path / "print.style", Quiet(stop=0), settings=settings)
@@ -256,8 +257,9 @@ def test_pictures_give_a_direction_too(tmp_path: Path) -> None:
                    settings=settings)  # fmt: skip
     plain, drawn = both(who, made)
     moved = colour(drawn) - colour(plain)
-    assert moved[0] - moved[1:].max() > 0.1
-    assert made.info.losses[-1]["direction"] > 0.8
+    # toRGB does not learn, and blue and green can't fall as far as the pictures' do.
+    assert moved[0] - moved[1:].max() > 0.05
+    assert made.info.losses[-1]["direction"] > 0.4
 
 
 def test_layers_are_those_that_move_most(tmp_path: Path) -> None:
@@ -362,13 +364,13 @@ def test_examples_are_followed_and_the_face_stays(tmp_path: Path) -> None:
     who = character(tmp_path)
     other = aligned(acted(9, {}, {"jaw": 0.5}, {"smile": 0.7}), 64)
     tinted = (0.4 * other + torch.tensor([-0.3, 0.2, 0.6])[:, None, None]).clamp(-1, 1)
-    settings = Settings(steps=16, samples=12, batch=2, rate=8e-3, check_every=8, metric="embedded")
+    settings = Settings(steps=16, samples=12, batch=2, rate=3e-3, check_every=8, metric="embedded")
     made = stylize(who, Examples(tinted), tmp_path / "e.style", Quiet(), settings=settings)
     plain, drawn = both(who, made)
     before, after = (float((colour(p) - colour(tinted)).norm()) for p in (plain, drawn))
-    assert after < 0.5 * before
+    assert after < 0.8 * before
     assert made.info.losses[-1]["closeness"] > made.info.losses[0]["closeness"]
-    assert alignment(drawn, plain) < 0.7 * alignment(plain.roll(1, 0), plain)
+    assert alignment(drawn, plain) < 0.5 * alignment(plain.roll(1, 0), plain)
 
 
 def test_examples_of_any_size_are_aligned(tmp_path: Path) -> None:
