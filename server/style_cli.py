@@ -34,7 +34,7 @@ def style(
         list[str] | None,
         typer.Option(help="CLIP model for prompt or pictures; several: give it several times"),
     ] = None,
-    layers: Annotated[
+    adaptive: Annotated[
         int | None,
         typer.Option(min=1, help="With CLIP: layers trained at a time, those that matter most"),
     ] = None,
@@ -54,7 +54,7 @@ def style(
     examples = None if pictures is None else frames.open_clip(pictures)
     task = protocol.Stylize(
         protocol.File(), output.stem, program, prompt, source,
-        None if examples is None else protocol.Clip(), clip or [], layers, steps, batch,
+        None if examples is None else protocol.Clip(), clip or [], adaptive, steps, batch,
     )  # fmt: skip
     tasks.check_style(task)  # what makes no sense is said before anything is sent
     if local:

@@ -476,14 +476,14 @@ def stylize(
         models = tuple(task.clip) or (DEFAULT if task.prompt else ())
         clips = [load_clip(name, device()) for name in models]
         if task.prompt:
-            method = stylization.Prompt(task.prompt, task.source, clips, task.layers)
+            method = stylization.Prompt(task.prompt, task.source, clips, task.adaptive)
         else:
             assert pictures is not None
             size = character.generator.architecture.resolution
             examples, without = stylization.align_examples(pictures, size, device())
             if without:
                 report.note(f"{without} of the example pictures show no face and are not used")
-            method = stylization.Examples(examples, clips, task.layers)
+            method = stylization.Examples(examples, clips, task.adaptive)
     return stylization.stylize(
         character, method, output, report, name=task.name, device=device(), looked=looked,
         settings=stylization.Settings(task.steps, task.batch),
@@ -509,10 +509,12 @@ def check_style(task: protocol.Stylize) -> None:
         raise BadOption("A style needs one of a program, a prompt and example pictures.")
     if task.program and task.program not in PROGRAMS:
         raise BadOption(f"The program must be one of {', '.join(PROGRAMS)}, not {task.program}.")
-    if task.program and (task.clip or task.layers):
-        raise BadOption("CLIP models and layers are for prompts and pictures, not for a program.")
-    if task.layers and task.pictures is not None and not task.clip:
-        raise BadOption("Layers are chosen by CLIP: name a model of it, too.")
+    if task.program and (task.clip or task.adaptive):
+        raise BadOption(
+            "CLIP models and adaptive layers are for prompts and pictures, not for a program."
+        )
+    if task.adaptive and task.pictures is not None and not task.clip:
+        raise BadOption("Adaptive layers are chosen by CLIP: name a model of it, too.")
 
 
 def point(at: list[float] | None, clip: frames.Clip) -> tuple[float, float] | None:

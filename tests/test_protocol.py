@@ -112,7 +112,7 @@ LIMITED = {
     "steps": COUNTS,
     "samples": COUNTS,
     "batch": COUNTS,
-    "layers": st.none() | COUNTS,
+    "adaptive": st.none() | COUNTS,
     "refine": st.integers(0, 1_000_000),
     "at": st.none() | st.lists(FLOATS, min_size=2, max_size=2),
 }

@@ -207,7 +207,7 @@ class Stylize:
     source: str = "a photo of a person"  # what the prompt is compared with
     pictures: Optional[Clip] = None  # stills of any sizes, or a movie
     clip: List[str] = field(default_factory=list)  # names of CLIP models
-    layers: Optional[int] = None  # trained at a time, with CLIP; None: all
+    adaptive: Optional[int] = None  # layers trained at a time, with CLIP; None: all
     steps: int = 300
     batch: int = 4
 
@@ -428,7 +428,7 @@ def read_task(submit: Submit) -> Task:
     for file in _named(task):
         if sizes.setdefault(file.hash, file.size) != file.size:
             raise ProtocolError("bad_value", "A file has two sizes.", file.hash)
-    for name in ("count", "steps", "samples", "batch", "layers"):
+    for name in ("count", "steps", "samples", "batch", "adaptive"):
         value = getattr(task, name, None)
         if value is not None and not 1 <= value <= 1_000_000:
             raise ProtocolError("bad_value", f"{name} must be 1 to 1000000, not {value}.")
