@@ -10,6 +10,7 @@ What it can't show: how Nuke draws, caches, schedules and licenses (`nuke_accept
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import json
 import os
@@ -28,9 +29,13 @@ import numpy as np
 import OpenImageIO as oiio
 import reenact
 from nk_script import Statement, quote, words
-from PySide6.QtWidgets import QApplication
 
 from core import frames
+
+_plain_import = builtins.__import__
+from PySide6.QtWidgets import QApplication  # noqa: E402
+
+builtins.__import__ = _plain_import  # Qt's own, for features nobody uses, is in other tests' way
 
 Picture = dict[str, np.ndarray]  # channel -> [H, W], over the format
 
