@@ -117,12 +117,10 @@ def head(picture: np.ndarray, seen: np.ndarray) -> Head:
         return cv2.resize(values, (size, size), interpolation=cv2.INTER_CUBIC)
 
     foreground, backdrop = (_extended(small, weight) for weight in (inside, outside))
-    spread = [
-        _extended((small - mean) ** 2, weight).sum(-1)
-        for mean, weight in ((foreground, inside), (backdrop, outside))
-    ]
+    squares = _extended(small**2, inside) + _extended(small**2, outside)
+    spread = (squares - foreground**2 - backdrop**2).clip(0).sum(-1)
     apart = ((foreground - backdrop) ** 2).sum(-1)
-    trust = large(apart / (apart + sum(spread) + _TELLABLE**2)).clip(0, 1)
+    trust = large(apart / (apart + spread + _TELLABLE**2)).clip(0, 1)
     foreground, backdrop = large(foreground), large(backdrop)
     axis = foreground - backdrop
     share = ((picture - backdrop) * axis).sum(-1) / ((axis**2).sum(-1) + 1e-6)

@@ -156,7 +156,7 @@ def test_movement_among_noise_is_followed_without_lag(hertz: float) -> None:
     def error(values: np.ndarray) -> float:
         return float(np.sqrt(np.mean((values - truth)[inner] ** 2)))
 
-    assert error(x) < 1.03 * error(plain) + 0.05
+    assert error(x) < 1.03 * error(plain) + 0.1
     lags = [np.corrcoef(np.roll(x, k)[inner], truth[inner])[0, 1] for k in (-1, 0, 1)]
     assert np.argmax(lags) == 1
 

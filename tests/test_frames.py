@@ -495,7 +495,7 @@ def test_exr_is_what_an_independent_reader_expects(tmp_path: Path) -> None:
         rgba,
         window=Window(7, -3, 12, 10),
         display=(64, 48),
-        layers={"matte": matte, "uv": uv, "raw": picture(4, 10, 12)},
+        layers={"matte": matte, "parts.mouth": matte, "uv": uv, "raw": picture(4, 10, 12)},
         attributes={"reenact/character": "cafe", "reenact/frame": 1001, "compression": "htj2k"},
         pixel_aspect=2.0,
     )
@@ -509,8 +509,9 @@ def test_exr_is_what_an_independent_reader_expects(tmp_path: Path) -> None:
     assert spec.tile_width == 0
     plane = {name: pixels[..., i] for i, name in enumerate(spec.channelnames)}
     kind = dict(zip(spec.channelnames, spec.channelformats or (), strict=True))
-    assert set(plane) == {*"RGBA", "matte.A", "uv.u", "uv.v", "raw.R", "raw.G", "raw.B"}
-    assert all(kind[name] == oiio.HALF for name in ("R", "A", "matte.A"))
+    layers = {"matte.A", "parts.mouth", "uv.u", "uv.v", "raw.R", "raw.G", "raw.B"}
+    assert set(plane) == {*"RGBA", *layers}
+    assert all(kind[name] == oiio.HALF for name in ("R", "A", "matte.A", "parts.mouth"))
     assert all(kind[name] == oiio.FLOAT for name in ("uv.u", "raw.R"))
     assert plane["R"][0, 0] == 65504
     assert np.array_equal(plane["G"].ravel()[1:], rgba[..., 1].ravel()[1:])
@@ -564,7 +565,9 @@ def test_bad_arguments_are_refused_and_leave_nothing(tmp_path: Path) -> None:
         {"pixels": picture(channels=2)},
         {"pixels": picture(), "window": Window(0, 0, 3, 3)},
         {"pixels": picture(), "layers": {"m": np.zeros((2, 2))}},
-        {"pixels": picture(), "layers": {"a.b": np.zeros((24, 40))}},
+        {"pixels": picture(), "layers": {"a.b.c": np.zeros((24, 40))}},
+        {"pixels": picture(), "layers": {"a.b": np.zeros((24, 40, 2))}},
+        {"pixels": picture(), "layers": {"1a": np.zeros((24, 40))}},
         {"pixels": picture(), "attributes": {"x": object()}},
     ):
         with pytest.raises(ValueError, match=r"must|fit"):
