@@ -400,7 +400,7 @@ def write_exr(
         if not re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)?", layer):
             raise ValueError(f'layer name "{layer}" must be LAYER or LAYER.CHANNEL')
         if "." in layer and values.shape[2] != 1:
-            raise ValueError(f"{layer} names one channel, not {values.shape[2]}")
+            raise ValueError(f"layer {layer} must have one channel, not {values.shape[2]}")
         channels = ("A", "uv", "RGB", "RGBA")[values.shape[2] - 1]
         names += [layer] if "." in layer else [f"{layer}.{channel}" for channel in channels]
         formats += [oiio.HALF if values.dtype == np.float16 else oiio.FLOAT] * values.shape[2]

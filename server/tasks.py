@@ -231,10 +231,8 @@ def frame(
             f"has {frames.format_numbers(track.numbers.tolist())}."
         )
     if task.moves:
-        one = _edited(task, track.only(rows), character, named_directions(directions))
-        smooth = track.smooth.copy()
-        smooth[rows] = one.smooth  # its neighbours stay, for what steadies it in place
-        track = dataclasses.replace(track, smooth=smooth)
+        # All frames, not this one alone: its neighbours steady its mattes.
+        track = _edited(task, track, character, named_directions(directions))
     _write(
         track, rows, character, plate, pattern, task.name, 1, lambda number: None, finish(task),
         mixed(task, track, character, style),

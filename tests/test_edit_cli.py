@@ -45,8 +45,8 @@ def shot(who: Character) -> LatentTrack:
     return LatentTrack(
         who.hash, np.arange(1001, 1005), np.ones(4, np.uint8), np.arange(4) == 0, alpha,
         np.zeros((4, rows, count), np.float32), codes, codes, np.zeros((66, 3), np.float32),
-        np.zeros((4, 478, 3), np.float32), np.zeros((4, 4, 2)), nothing + 1, {"keypoints": nothing},
-        {"keypoint_error": nothing}, {},
+        np.full((4, 478, 3), np.nan, np.float32), np.full((4, 4, 2), np.nan), nothing + 1,
+        {"keypoints": nothing}, {"keypoint_error": nothing}, {},
     )  # fmt: skip
 
 
