@@ -102,8 +102,9 @@ def pictures(
     device = next(generator.parameters()).device
     for start in range(0, len(codes), batch):
         part = torch.from_numpy(codes[start : start + batch]).to(device)
-        with torch.no_grad():
-            yield from generator.synthesis(part, stop_at=size).clamp(-1, 1)
+        with torch.no_grad():  # not while others run: two of these end in any order
+            drawn = generator.synthesis(part, stop_at=size).clamp(-1, 1)
+        yield from drawn
 
 
 def styled(generator: Generator, codes: np.ndarray, mix: Mix, batch: int = 8) -> Iterator[Tensor]:

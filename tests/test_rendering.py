@@ -319,6 +319,16 @@ def test_frames_of_the_task_are_kept_and_those_of_another_replaced(
     assert frames.read_frame(written, 1002).metadata["reenact:task"] == "first"
 
 
+def test_drawing_two_tracks_at_once_leaves_gradients_as_they_were(generator: Generator) -> None:
+    codes = np.zeros((3, generator.architecture.num_ws, 512), np.float32)
+    one, other = (rendering.pictures(generator, codes[:n], 2) for n in (2, 3))
+    for drawn in zip(one, other, strict=False):
+        assert len(drawn) == 2
+        assert torch.is_grad_enabled()
+    assert len(list(other)) == 1
+    assert torch.is_grad_enabled()
+
+
 def test_an_amount_fades_the_patch_and_leaves_the_render(
     generator: Generator, plate: tuple, tmp_path: Path
 ) -> None:
