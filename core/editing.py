@@ -14,14 +14,15 @@ out. Where n lies in that plane the two are the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 import scipy.linalg
 import torch
 
+from core import keyframes
 from core.character import Character
 from core.digest import digest
 from core.directions import Direction
@@ -29,9 +30,7 @@ from core.errors import ReenactError
 from core.latent_space import BETA, nearest_weights
 from core.latent_track import LatentTrack, OtherCharacter
 
-Ease = Literal["hold", "linear", "smooth"]
 Edge = Literal["continue", "stop", "project"]
-EASES: tuple[Ease, ...] = get_args(Ease)
 EDGES: tuple[Edge, ...] = get_args(Edge)
 
 # Rows of w+ by the size of what they draw, as published: 4 and 8 px, 16 and 32 px, the rest. The
@@ -48,53 +47,12 @@ class BadEdit(ReenactError):
 
 
 @dataclass(frozen=True)
-class Key:
-    """An amount at a frame, and how it is reached from the key before."""
-
-    frame: int
-    amount: float  # in units of the direction
-    ease: Ease = "linear"  # "hold": jumps here; "smooth": sets off and arrives slowly
-
-
-@dataclass(frozen=True)
 class Move:
-    """How far a direction is moved along. Before the first key and after the last it stays."""
+    """How far a direction is moved along."""
 
     direction: str
-    keys: tuple[Key, ...]
+    keys: tuple[keyframes.Key, ...]  # in units of the direction
     rows: str = ""  # "coarse", "middle", "fine", "0-5", several joined by "+"; empty: all
-
-
-def amounts(keys: Sequence[Key], numbers: np.ndarray) -> np.ndarray:
-    """The amount at every frame.
-
-    Args:
-        keys: in any order, at frames that differ.
-        numbers: `[F]` frame numbers.
-
-    Returns:
-        `[F]` float64.
-
-    Raises:
-        BadEdit: no keys, two at one frame, an amount that is no number, an unknown ease.
-    """
-    keys = sorted(keys, key=lambda key: key.frame)
-    frames = np.array([key.frame for key in keys], np.float64)
-    values = np.array([key.amount for key in keys], np.float64)
-    if not keys or (np.diff(frames) == 0).any():
-        raise BadEdit("A direction needs keys at frames that differ, at least one.")
-    if not np.isfinite(values).all():
-        raise BadEdit("An amount is not a finite number.")
-    if unknown := {key.ease for key in keys} - set(EASES):
-        raise BadEdit(f"{sorted(unknown)[0]} is no way to ease. Choose one of {', '.join(EASES)}.")
-    if len(keys) == 1:
-        return np.full(len(numbers), values[0])
-    after = np.searchsorted(frames, numbers, "right").clip(1, len(keys) - 1)
-    before = after - 1
-    t = ((numbers - frames[before]) / (frames[after] - frames[before])).clip(0, 1)
-    ease = np.array([EASES.index(key.ease) for key in keys])[after]
-    t = np.choose(ease, [np.floor(t), t, t * t * (3 - 2 * t)])
-    return values[before] + t * (values[after] - values[before])
 
 
 def rows_of(text: str, count: int) -> np.ndarray:
@@ -129,28 +87,28 @@ def rows_of(text: str, count: int) -> np.ndarray:
 
 
 def moves_from_json(value: Any) -> tuple[Move, ...]:
-    """Moves of plain JSON: `[{"direction", "keys": [{"frame", "amount", "ease"}], "rows"}]`.
+    """Moves of plain JSON: `[{"direction", "keys": [[number, value, easing], ...], "rows"}, ...]`.
 
-    `ease` and `rows` may be left out.
+    An easing and `rows` may be left out.
 
     Raises:
-        BadEdit: it is something else.
+        WrongKeys: keys are none.
+        BadEdit: the rest is something else.
     """
     try:
-        moves = []
-        for move in value:
-            keys = []
-            for key in move["keys"]:
-                if type(key["frame"]) is not int or type(key["amount"]) not in (int, float):
-                    raise TypeError("a frame is a whole number, an amount a number")
-                keys.append(Key(key["frame"], float(key["amount"]), key.get("ease", "linear")))
-            moves.append(Move(str(move["direction"]), tuple(keys), str(move.get("rows", ""))))
-    except (AttributeError, IndexError, KeyError, TypeError, OverflowError) as error:
+        return tuple(
+            Move(
+                str(move["direction"]),
+                keyframes.from_plain(move["keys"]),
+                str(move.get("rows", "")),
+            )
+            for move in value
+        )
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise BadEdit(
-            'Moves are a list like [{"direction": "smile", "keys": [{"frame": 1001, "amount": '
-            f'0.5, "ease": "smooth"}}], "rows": ""}}]: {error!r}.'
+            'Moves are a list like [{"direction": "smile", "keys": [[1001, 0, "smooth"], '
+            f'[1010, 0.5]], "rows": ""}}]: {error!r}.'
         ) from error
-    return tuple(moves)
 
 
 def coordinates(vector: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, float]:
@@ -206,10 +164,11 @@ def edit(
 
     Raises:
         OtherCharacter: the track is another character's.
-        BadEdit: the track is partial, there is no such direction, its shape does not fit, or a
-            move makes no sense.
+        WrongKeys: a move's keys are none.
+        BadEdit: the track is partial, there is no such direction, its shape does not fit, or the
+            rest of a move makes no sense.
     """
-    moves = tuple(moves)
+    moves = tuple(replace(move, keys=keyframes.from_plain(move.keys)) for move in moves)
     anchors = character.anchors.detach().cpu().numpy().astype(np.float64)
     rows = track.delta.shape[1]
     if track.character != character.hash or track.alpha.shape[1] != len(anchors):
@@ -225,7 +184,7 @@ def edit(
         raise BadEdit(f"The limit must not be negative: {limit:g}.")
     inverse = _inverse(anchors)
     steps = [_step(move, directions, inverse, rows) for move in moves]
-    strengths = [amounts(move.keys, track.numbers) for move in moves]
+    strengths = [keyframes.at(move.keys, track.numbers) for move in moves]
     changed = {name: getattr(track, name).copy() for name in ("alpha", "delta", "codes", "smooth")}
     for f in np.flatnonzero(np.any(strengths, axis=0)) if moves else []:
         step = sum(strength[f] * gamma for strength, gamma in zip(strengths, steps, strict=True))
@@ -240,13 +199,15 @@ def edit(
         changed["delta"][f] = weights - changed["alpha"][f]
         changed["codes"][f, moved] = after[0] @ anchors
         changed["smooth"][f, moved] += (after[1] - before[1]) @ anchors
+    if not np.isfinite(changed["smooth"]).all():
+        raise BadEdit("The amounts are too large for codes to be finite. Use smaller ones.")
     recipe = {
         "do": "edit",
         "moves": [
             {
                 "direction": move.direction,
                 "hash": direction_hash(directions[move.direction]),
-                "keys": [asdict(key) for key in move.keys],
+                "keys": [list(key) for key in move.keys],
                 "rows": move.rows,
             }
             for move in moves

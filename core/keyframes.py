@@ -95,6 +95,11 @@ def from_plain(plain: Any) -> tuple[Key, ...]:
     return tuple(keys)
 
 
+def as_text(keys: Sequence[Key]) -> str:
+    """What `parse` reads the same keys from."""
+    return ",".join(f"{key.number}:{float(key.value)!r}:{key.easing}" for key in keys)
+
+
 def at(keys: Sequence[Key], numbers: Sequence[int] | np.ndarray) -> np.ndarray:
     """The value at every frame.
 

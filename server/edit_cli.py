@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json as json_
-import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from reenact import protocol
 
+from core import keyframes
 from core.errors import ReenactError
 from server import remote, tasks
 from server.method_cli import Batch, Json, Local, find_character
@@ -99,14 +99,10 @@ def edit(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="NAME=AMOUNT in every frame, such as smile=0.8"),
-    ] = None,
-    key: Annotated[
-        list[str] | None,
         typer.Option(
-            help="NAME=FRAME:AMOUNT[:EASE],… such as yaw=1001:0,1020:2:smooth; EASE says how a key "
-            "is reached: hold, linear, smooth. NAME@ROWS limits either to rows of w+: coarse, "
-            "middle, fine, 0-5, joined by +"
+            "--set",
+            help="NAME=AMOUNT, such as smile=0.8, or keyframes: yaw=1001:0:smooth,1020:2. "
+            "NAME@ROWS limits it to rows of w+: coarse, middle, fine, 0-5, joined by +",
         ),
     ] = None,
     moves: Annotated[
@@ -138,7 +134,7 @@ def edit(
         raise typer.BadParameter(f"-o would overwrite the track that is edited, {latents}")
     character = character or find_character(track.character, latents)
     files = directions or [_beside(character)]
-    asked = [setting(text) for text in set_ or []] + [keyed(text) for text in key or []]
+    asked = [setting(text) for text in set_ or []]
     if moves is not None:
         before, made = recalled(moves)
         asked = before + asked
@@ -146,8 +142,11 @@ def edit(
             check_recipe(made, tasks.named_directions(files))
             edge, limit = made["edge"], made["limit"]
     if not asked:
-        raise typer.BadParameter("Say what to change: --set, --key or --moves")
+        raise typer.BadParameter("Say what to change: --set or --moves")
     task = protocol.Edit(protocol.File(), protocol.File(), [], asked, edge, limit)
+    long = [move.direction for move in asked if len(move.amount) > protocol.MAX_TEXT]
+    if long and not local:
+        raise typer.BadParameter(f"{long[0]} has too many keys for the server: add --local")
     if local:
         from core.character import load_character
 
@@ -167,23 +166,17 @@ def edit(
 
 
 def setting(text: str) -> protocol.Move:
-    """The move of a --set option, `NAME[@ROWS]=AMOUNT`."""
-    name, rows, amount = _split(text, "--set needs NAME=AMOUNT, such as smile=0.8")
-    return protocol.Move(name, [protocol.Key(0, _number(amount, text))], rows)
+    """The move of a --set option, `NAME[@ROWS]=AMOUNT`.
 
-
-def keyed(text: str) -> protocol.Move:
-    """The move of a --key option, `NAME[@ROWS]=FRAME:AMOUNT[:EASE],…`."""
-    usage = "--key needs NAME=FRAME:AMOUNT[:EASE],… such as yaw=1001:0,1020:2:smooth"
-    name, rows, rest = _split(text, usage)
-    keys = []
-    for part in rest.split(","):
-        frame, _, amount = part.strip().partition(":")
-        amount, _, ease = amount.partition(":")
-        if not frame.removeprefix("-").isdecimal() or not amount:
-            raise typer.BadParameter(f"{usage}, not {text}")
-        keys.append(protocol.Key(int(frame), _number(amount, text), ease or "linear"))
-    return protocol.Move(name, keys, rows)
+    Raises:
+        WrongKeys: the amount is neither a number nor keyframes.
+    """
+    target, equals, amount = text.partition("=")
+    name, at, rows = target.strip().partition("@")
+    if not (name and equals and amount) or (at and not rows):
+        raise typer.BadParameter(f"--set needs NAME=AMOUNT, such as smile=0.8, not {text}")
+    keyframes.parse(amount)
+    return protocol.Move(name, amount, rows)
 
 
 def recalled(path: Path) -> tuple[list[protocol.Move], Mapping[str, Any] | None]:
@@ -191,6 +184,7 @@ def recalled(path: Path) -> tuple[list[protocol.Move], Mapping[str, Any] | None]
 
     Raises:
         BadEdit: the file holds neither.
+        WrongKeys: a move's keys are none.
     """
     from core import editing
     from core.latent_track import load_track
@@ -207,30 +201,10 @@ def recalled(path: Path) -> tuple[list[protocol.Move], Mapping[str, Any] | None]
         except (OSError, ValueError) as error:
             raise editing.BadEdit(f"{path} can't be read as JSON: {error}.") from error
     moves = [
-        protocol.Move(
-            m.direction, [protocol.Key(k.frame, k.amount, k.ease) for k in m.keys], m.rows
-        )
+        protocol.Move(m.direction, keyframes.as_text(m.keys), m.rows)
         for m in editing.moves_from_json(value)
     ]
     return moves, recipe
-
-
-def _split(text: str, usage: str) -> tuple[str, str, str]:
-    target, equals, rest = text.partition("=")
-    name, at, rows = target.strip().partition("@")
-    if not (name and equals and rest) or (at and not rows):
-        raise typer.BadParameter(f"{usage}, not {text}")
-    return name, rows, rest
-
-
-def _number(text: str, whole: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise typer.BadParameter(f"{text!r} in {whole} is no amount")
-    return value
 
 
 def _beside(character: Path) -> Path:

@@ -354,9 +354,9 @@ def _edited(
     task: protocol.Edit | protocol.Frame, track: LatentTrack, character: Character,
     directions: Mapping[str, Direction],
 ) -> LatentTrack:  # fmt: skip
-    from core import editing
+    from core import editing, keyframes
 
-    moves = editing.moves_from_json([dataclasses.asdict(move) for move in task.moves])
+    moves = [editing.Move(m.direction, keyframes.parse(m.amount), m.rows) for m in task.moves]
     edge = cast("editing.Edge", task.edge)  # checked by the edit
     return editing.edit(track, character, directions, moves, edge, task.limit)
 

@@ -18,6 +18,7 @@ from small_character import small_character
 from core.character import Character, load_character, save_character
 from core.directions import Direction, Directions, load_directions, save_directions
 from core.editing import BadEdit
+from core.keyframes import WrongKeys
 from core.latent_track import LatentTrack, load_track, save_track
 from server import edit_cli, method_cli, tasks
 from server.reporting import Report
@@ -62,7 +63,7 @@ def test_the_server_edits_as_the_command_line_does(
 ) -> None:
     asked: dict[str, Any] = {
         "latents": folder / "shot.latents", "character": folder / "me.character",
-        "set_": ["grin@coarse+middle=0.5"], "key": ["turn=1001:0,1003:1:smooth,1004:-1:hold"],
+        "set_": ["grin@coarse+middle=0.5", "turn=1001:0:smooth,1003:1:hold,1004:-1"],
     }  # fmt: skip
     edit_cli.edit(**asked, output=tmp_path / "a.latents", local=True, json=True)
     here, notes = results(capsys)
@@ -94,7 +95,7 @@ def test_the_server_edits_as_the_command_line_does(
 
 
 def test_a_frame_is_drawn_edited_without_a_file(folder: Path, tmp_path: Path) -> None:
-    move = protocol.Move("grin", [protocol.Key(0, 2.0)])
+    move = protocol.Move("grin", "2")
     with Client("test") as client:
         track, character, directions = client.send(
             [folder / name for name in ("shot.latents", "me.character", "me.directions")]
@@ -158,22 +159,23 @@ def test_other_tools_directions_and_what_speaks_against_them(
 
 
 def test_options_of_an_edit(folder: Path, tmp_path: Path) -> None:
-    Key, Move = protocol.Key, protocol.Move
-    assert edit_cli.setting("smile=-0.8") == Move("smile", [Key(0, -0.8)])
-    assert edit_cli.setting("yaw@0-3+fine=1e-1") == Move("yaw", [Key(0, 0.1)], "0-3+fine")
-    assert edit_cli.keyed("yaw@coarse=1001:0, 1020:5:smooth,-3:1:hold") == Move(
-        "yaw", [Key(1001, 0.0), Key(1020, 5.0, "smooth"), Key(-3, 1.0, "hold")], "coarse"
-    )
-    for wrong in ("smile", "smile=", "=1", "smile=x", "smile=nan", "smile@=1"):
+    Move = protocol.Move
+    assert edit_cli.setting("smile=-0.8") == Move("smile", "-0.8")
+    assert edit_cli.setting("yaw@0-3+fine=1e-1") == Move("yaw", "1e-1", "0-3+fine")
+    keyed = "1001:0, 1020:5:smooth,-3:1:hold"
+    assert edit_cli.setting(f"yaw@coarse={keyed}") == Move("yaw", keyed, "coarse")
+    for wrong in ("smile", "smile=", "=1", "smile@=1"):
         with pytest.raises(typer.BadParameter):
             edit_cli.setting(wrong)
-    for wrong in ("yaw", "yaw=", "yaw=1001", "yaw=1001:", "yaw=a:1", "yaw=1:2,", "yaw=1:inf"):
-        with pytest.raises(typer.BadParameter):
-            edit_cli.keyed(wrong)
+    for wrong in ("x", "nan", "1001:", "a:1", "1:2,3", "1:inf", "1:1e39", "1:1:bounce", "1:1,1:2"):
+        with pytest.raises(WrongKeys):
+            edit_cli.setting(f"yaw={wrong}")
     (tmp_path / "moves.json").write_text(
-        '[{"direction": "a", "keys": [{"frame": 1, "amount": 2}]}]'
+        '[{"direction": "a", "keys": [[3, 0.1, "hold"], [1, 2]], "rows": "fine"}]'
     )
-    assert edit_cli.recalled(tmp_path / "moves.json") == ([Move("a", [Key(1, 2.0)])], None)
+    assert edit_cli.recalled(tmp_path / "moves.json") == (
+        [Move("a", "1:2.0:linear,3:0.1:hold", "fine")], None
+    )  # fmt: skip
     (tmp_path / "moves.json").write_text("{")
     with pytest.raises(BadEdit, match="JSON"):
         edit_cli.recalled(tmp_path / "moves.json")
@@ -184,12 +186,15 @@ def test_options_of_an_edit(folder: Path, tmp_path: Path) -> None:
 def test_an_edit_that_can_not_be_made_says_what_to_do(folder: Path, tmp_path: Path) -> None:
     given = {"latents": folder / "shot.latents", "character": folder / "me.character",
              "output": tmp_path / "new.latents", "local": True}  # fmt: skip
-    with pytest.raises(typer.BadParameter, match="--set, --key or --moves"):
+    with pytest.raises(typer.BadParameter, match="--set or --moves"):
         edit_cli.edit(**given)
     with pytest.raises(typer.BadParameter, match="overwrite"):
         edit_cli.edit(**given | {"output": folder / "shot.latents"}, set_=["grin=1"])
     with pytest.raises(BadEdit, match="There are: grin, turn"):
         edit_cli.edit(**given, set_=["smirk=1"])
+    many = ",".join(f"{number}:0.5" for number in range(1001, 1501))
+    with pytest.raises(typer.BadParameter, match="add --local"):
+        edit_cli.edit(**given | {"local": False}, set_=[f"grin={many}"])
     save_character(tmp_path / "alone.character", small_character())
     with pytest.raises(edit_cli.DirectionsMissing, match="reenact directions"):
         edit_cli.edit(**given | {"character": tmp_path / "alone.character"}, set_=["grin=1"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.keyframes import EASINGS, Key, WrongKeys, at, from_plain, parse
+from core.keyframes import EASINGS, Key, WrongKeys, as_text, at, from_plain, parse
 
 
 def test_text() -> None:
@@ -42,7 +42,7 @@ some_keys = st.lists(
 def test_properties(keys: list[Key]) -> None:
     ordered = from_plain(keys)
     assert from_plain(json.loads(json.dumps(ordered))) == ordered
-    assert parse(",".join(f"{k.number}:{k.value!r}:{k.easing}" for k in keys)) == ordered
+    assert parse(as_text(keys)) == ordered
     places = [key.number for key in ordered]
     assert at(ordered, places).tolist() == [key.value for key in ordered]  # exact at keys
     everywhere = at(ordered, np.arange(-110, 1110))

@@ -38,7 +38,6 @@ from reenact.protocol import (
     File,
     FitDirections,
     Frame,
-    Key,
     Move,
     Personalize,
     ProtocolError,
@@ -342,11 +341,10 @@ def edit(**changes: Any) -> dict[str, Any]:
         ("solve", solve(steps=1_000_001), "bad_value"),
         ("solve", solve(at=[1.0]), "bad_value"),
         ("edit", edit(moves=[{"direction": "a"}]), "malformed"),
-        ("edit", edit(moves=[{"direction": "a", "keys": [{"frame": 1.5, "amount": 1}]}]),
-         "malformed"),
+        ("edit", edit(moves=[{"direction": "a", "amount": 1}]), "malformed"),
         ("edit", edit(directions=[{"hash": HASH_A}]), "malformed"),
         ("edit", edit(directions=[NAMED] * 17), "bad_value"),
-        ("edit", edit(moves=[{"direction": "a", "keys": []}] * 257), "bad_value"),
+        ("edit", edit(moves=[{"direction": "a", "amount": "1"}] * 257), "bad_value"),
         ("fit_directions", {"samples": 0}, "bad_value"),
         ("solve", solve(at=[1.0, "2"]), "malformed"),
     ],
@@ -436,7 +434,7 @@ def templates() -> list[bytes]:
         Render(content, content, clip, movie=True, truth=Clip(".mov", [], [content])),
         Frame(content, content, 1001, clip, "anna"),
         Repair(content, [{"do": "hold", "frames": "1001", "from": 1002}], clip, content),
-        Edit(content, content, [content], [Move("smile", [Key(1001, 0.5, "hold")], "0-3")], "stop"),
+        Edit(content, content, [content], [Move("smile", "1001:0.5:hold", "0-3")], "stop"),
         FitDirections(content, samples=64),
     ]
     plain: dict[str, dict[str, Any]] = {
@@ -670,9 +668,9 @@ def section(title: str) -> str:
     return found[1]
 
 
-@pytest.mark.parametrize("title", [*REQUESTS, *TASKS, "File", "Clip", "Move", "Key"])
+@pytest.mark.parametrize("title", [*REQUESTS, *TASKS, "File", "Clip", "Move"])
 def test_the_document_has_every_field(title: str) -> None:
-    kinds = {**REQUESTS, **TASKS, "File": File, "Clip": Clip, "Move": Move, "Key": Key}
+    kinds = {**REQUESTS, **TASKS, "File": File, "Clip": Clip, "Move": Move}
     text = section(f"`{title}`")
     for field in typing.get_type_hints(kinds[title]):
         assert f"`{field}`" in text

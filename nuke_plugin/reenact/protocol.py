@@ -133,20 +133,11 @@ class Render:
 
 
 @dataclass(frozen=True)
-class Key:
-    """An amount at a frame."""
-
-    frame: int
-    amount: float
-    ease: str = "linear"  # from the key before: "hold", "linear" or "smooth"
-
-
-@dataclass(frozen=True)
 class Move:
     """How far a direction is moved along."""
 
     direction: str  # its name in one of the files
-    keys: List[Key]
+    amount: str  # keyframes, in units of the direction
     rows: str = ""  # "coarse", "middle", "fine", "0-5", joined by "+"; empty: all
 
 
