@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -98,15 +98,6 @@ class LatentTrack:
         if i == len(self.numbers) or self.numbers[i] != number:
             raise KeyError(f"The track has no frame {number}.")
         return i
-
-    def only(self, rows: np.ndarray) -> LatentTrack:
-        """The track of some of its frames, by their rows or a mask."""
-        parts: dict[str, Any] = {
-            name: getattr(self, name)[rows] for name, (_, axes) in _ARRAYS.items() if axes[0] == "F"
-        }
-        for table in _TABLES:
-            parts[table] = {name: values[rows] for name, values in getattr(self, table).items()}
-        return replace(self, **parts)
 
 
 _ARRAYS = {
