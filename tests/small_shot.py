@@ -8,8 +8,10 @@ import torch
 from small_character import MOVES, SIZE, small_character
 
 from core.character import load_character, save_character
+from core.facemesh import aligned_roi, to_picture
 from core.frames import write_png
 from core.latent_track import FrameState, LatentTrack, save_track
+from core.objective import look
 
 FIRST, FRAMES = 1001, 14
 WRONG, LOST = 1006, 1011  # the result opens its mouth and the driver does not; no face was found
@@ -45,7 +47,9 @@ def small_shot(folder: Path) -> tuple[Path, Path, str]:
     smooth = codes.copy()
     smooth[WRONG - FIRST] = who.anchors[1].numpy()
     state = np.full(FRAMES, FrameState.SOLVED, np.uint8)
-    landmarks = np.zeros((FRAMES, 478, 3), np.float32)
+    with torch.no_grad():
+        found = to_picture(look(drawn).landmarks, aligned_roi(SIZE, FRAMES))
+    landmarks = found.numpy() + np.float32([*CORNER, 0])
     quad = np.array(CORNER) + SIZE * np.array([[0, 0], [0, 1], [1, 1], [1, 0]])
     quads = np.repeat(quad[None].astype(np.float64), FRAMES, 0)
     state[LOST - FIRST] = FrameState.INTERPOLATED

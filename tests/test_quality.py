@@ -103,10 +103,7 @@ def test_rendered_frames_measure_as_drawn_ones(
 
     def rendered(name: str, on: frames.Clip | None) -> Quality:
         pattern = str(tmp_path / name / "out.####.exr")
-        rendering.write_frames(
-            who.generator, track.smooth[rows], track.quads[rows], np.ones(5), numbers, pattern,
-            "t", {}, on,
-        )  # fmt: skip
+        rendering.write_frames(who.generator, track, rows, pattern, "t", {}, on)
         clip = frames.open_clip(pattern)
         return measure_shot(track, who, plate, proxy_recogniser(), rendered=clip)
 
@@ -132,10 +129,8 @@ def test_patches_are_judged_merged_over_their_plate(
     who, track, plate = shot
     numbers = [FIRST, FIRST + 1]
     pattern = str(tmp_path / "out.####.exr")
-    rendering.write_frames(
-        who.generator, -track.smooth[:2], track.quads[:2], np.zeros(2), numbers, pattern, "t", {},
-        plate,
-    )  # fmt: skip
+    nothing = replace(track, smooth=-track.smooth, amount=np.zeros(FRAMES, np.float32))
+    rendering.write_frames(who.generator, nothing, np.arange(2), pattern, "t", {}, plate)
     made = quality.delivered(frames.open_clip(pattern), plate, track, np.arange(2), 64)
     driver = cut_out(plate, numbers, track.quads[:2], 64)
     for a, b in zip(made, driver, strict=True):  # an amount of 0 is the plate
