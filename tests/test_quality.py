@@ -112,6 +112,8 @@ def test_rendered_frames_measure_as_drawn_ones(
         assert made.numbers.tolist() == numbers
         for name in ("landmarks", "lips", "mouth", "pose"):
             apart = made.measures[name] - measured.measures[name][rows]
+            if made is patches:  # the wrong one's chin is not where the plate's is
+                apart = apart[made.numbers != WRONG]
             assert np.abs(apart).max() < off * 3, name
             assert np.abs(apart).mean() < off, name
     np.testing.assert_array_equal(crops.measures["dilation"], measured.measures["dilation"][rows])
