@@ -423,6 +423,7 @@ def write_exr(
         if not name.startswith(("openexr:", "oiio:")):  # how another file was stored
             _set_attribute(spec, name, value)
     spec.attribute("PixelAspectRatio", float(pixel_aspect))
+    spec.attribute("DateTime", "")  # else OpenImageIO writes now: the same frame, other bytes
     spec.attribute("compression", "zip")  # HTJ2K, new in OpenEXR 3.4, is Greek to older Nukes
     with _writing(path) as temporary:
         _write_exr(temporary, spec, stack)
