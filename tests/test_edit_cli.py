@@ -11,7 +11,6 @@ import torch
 import typer
 from OpenImageIO import ImageBuf
 from reenact import protocol
-from reenact.client import Client
 from running_server import finish
 from small_character import small_character
 
@@ -20,7 +19,7 @@ from core.directions import Direction, Directions, load_directions, save_directi
 from core.editing import BadEdit
 from core.keyframes import WrongKeys
 from core.latent_track import LatentTrack, load_track, save_track
-from server import edit_cli, method_cli, tasks
+from server import edit_cli, method_cli, remote, tasks
 from server.reporting import Report
 
 
@@ -96,7 +95,7 @@ def test_the_server_edits_as_the_command_line_does(
 
 def test_a_frame_is_drawn_edited_without_a_file(folder: Path, tmp_path: Path) -> None:
     move = protocol.Move("grin", "2")
-    with Client("test") as client:
+    with remote.connected(Report(True)) as client:  # which starts a server if none runs
         track, character, directions = client.send(
             [folder / name for name in ("shot.latents", "me.character", "me.directions")]
         )
