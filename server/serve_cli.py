@@ -15,7 +15,7 @@ from reenact.client import Client, ServerError
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from server import home
@@ -94,7 +94,8 @@ def status(
 def _table(client: Client, before: dict[str, tuple[float, float]]) -> Group:
     """`before`: when each job's stage was first seen at what, to tell its rate."""
     health = client.ask(protocol.Health())
-    table = Table("job", "kind", "state", "stage", "done", "per s", "left", "for")
+    whole = [Column(name, no_wrap=True) for name in ("job", "kind", "state")]
+    table = Table(*whole, "stage", "done", "per s", "left", "for")
     for job in client.jobs()[:30]:
         progress = job["progress"]
         done, total = progress.get("done", 0), progress.get("total", 0)

