@@ -65,7 +65,7 @@ def sheet(
     names = ["driving", "reenacted"]
     if mix is not None:
         lines.append(shown(rendering.styled(generator, track.smooth[rows], mix.rows(rows))))
-        names.append(mix.style.info.name)
+        names.append("styled")
     if truth is not None:
         lines.append(shown(aligned.pictures[np.searchsorted(aligned.face.numbers, numbers)]))
         names.append("ground truth")
