@@ -49,6 +49,7 @@ TEMPLATES = (
     "one view of {}", "a good rendition of {}", "a small reproduction of {}",
 )  # fmt: skip
 
+_LEAST_WAY = 0.05  # between unit vectors; CLIP's pictures of two faces lie several times as far apart
 # Of the choice of layers (StyleGAN-NADA, section 4.2): pictures, and the step of their codes.
 _CHOICE_BATCH, _CHOICE_RATE = 8, 0.01
 # Of patches: side, how many in a row of a picture are looked at, directions that they are projected
@@ -398,8 +399,13 @@ def text_direction(clip: Clip, source: str, target: str) -> Tensor:
 
 
 def directional_loss(made: Tensor, before: Tensor, direction: Tensor) -> Tensor:
-    """StyleGAN-NADA's eq. 2: 1 - cos of the way that embeddings `[B, D]` went, `[B]`."""
-    return 1 - F.cosine_similarity(made - before, direction[None], dim=1)
+    """1 - cos of the way that embeddings `[B, D]` went (StyleGAN-NADA's eq. 2), `[B]`.
+
+    A way that is short against `_LEAST_WAY` counts less: where a style starts, at its parent, the
+    cosine has no value and its slope no bound, and Adam would remember that slope to the end.
+    """
+    way = made - before
+    return 1 - way @ direction / (way.square().sum(1) + _LEAST_WAY**2).sqrt()
 
 
 def convolutions(generator: Generator) -> list[torch.nn.Module]:

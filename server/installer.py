@@ -92,8 +92,12 @@ def run(command: list[str], env: Environment, folder: Path) -> int:
 
 
 def run_tests(env: Environment, arguments: list[str]) -> int:
-    """ruff, mypy, then pytest, whose closing line is the last: all run, the first fault counts."""
+    """ruff, mypy, then pytest, whose closing line is the last: all run, the first fault counts.
+
+    The whole suite runs on all cores; with arguments it is one process, that a debugger can enter.
+    """
     python = str(env.python)
+    arguments = arguments or ["-n", "auto", "--dist", "worksteal"]
     commands = (["ruff", "check", "."], ["mypy"], ["pytest", *arguments])
     codes = [run([python, "-m", *command], env, env.root) for command in commands]
     return next((code for code in codes if code), 0)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core: more threads would only wait
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import server  # noqa: F401  (sets torch's threads up as the command line does)
 
 

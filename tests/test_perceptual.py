@@ -30,12 +30,10 @@ def alex() -> Any:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Any:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty place for torchvision's weights, and no network."""
-    before = torch.hub.get_dir()
-    torch.hub.set_dir(str(tmp_path / "hub"))
-    yield tmp_path / "hub"
-    torch.hub.set_dir(before)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return tmp_path / "hub"
 
 
 def smooth_noise(count: int, size: int, seed: int = 0) -> Tensor:

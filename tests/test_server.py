@@ -867,7 +867,7 @@ def test_a_worker_killed_in_tuning_gives_the_same_character(
 def test_a_demo_killed_five_times_ends_with_the_same_frames(tmp_path: Path) -> None:
     """Each time with its server and workers, wherever they are."""
     command = [sys.executable, "-m", "server.cli", "demo", "--scan-frames", "28", "--frames", "4",
-               "--size", "160", "--steps", "12", "--refine", "1"]  # fmt: skip
+               "--size", "160", "--steps", "12", "--refine", "1", "--style-steps", "0"]  # fmt: skip
 
     def run(folder: Path, kill_after: float | None = None) -> float:
         environment = os.environ | {"REENACT_HOME": str(folder / "home")}
