@@ -49,7 +49,9 @@ TEMPLATES = (
     "one view of {}", "a good rendition of {}", "a small reproduction of {}",
 )  # fmt: skip
 
-_LEAST_WAY = 0.05  # between unit vectors; CLIP's pictures of two faces lie several times as far apart
+_LEAST_WAY = (
+    0.05  # between unit vectors; CLIP's pictures of two faces lie several times as far apart
+)
 # Of the choice of layers (StyleGAN-NADA, section 4.2): pictures, and the step of their codes.
 _CHOICE_BATCH, _CHOICE_RATE = 8, 0.01
 # Of patches: side, how many in a row of a picture are looked at, directions that they are projected
