@@ -28,7 +28,7 @@ from torch import Tensor
 from core import frames, perceptual, tuning
 from core.alignment import ffhq_quads, warp
 from core.character import Character
-from core.clip import Clip
+from core.clip_model import ClipModel
 from core.digest import digest
 from core.errors import ReenactError
 from core.facemesh import track
@@ -81,7 +81,7 @@ class Prompt:
 
     text: str
     source: str
-    clips: Sequence[Clip]
+    clips: Sequence[ClipModel]
     layers: int | None = None  # trained at a time, those that matter most; None: all
 
 
@@ -90,7 +90,7 @@ class Examples:
     """Towards pictures."""
 
     pictures: Tensor  # [K, 3, R, R] in [-1, 1], aligned, from `align_examples`
-    clips: Sequence[Clip] = ()  # none: towards the statistics of their patches
+    clips: Sequence[ClipModel] = ()  # none: towards the statistics of their patches
     layers: int | None = None  # as above, with CLIP
 
 
@@ -394,7 +394,7 @@ def _drawn(
 # -- CLIP ----------------------------------------------------------------------------------------
 
 
-def text_direction(clip: Clip, source: str, target: str) -> Tensor:
+def text_direction(clip: ClipModel, source: str, target: str) -> Tensor:
     """The direction from one sentence to another, meant over `TEMPLATES`, `[D]` of length 1."""
     a, b = (clip.text([t.format(words) for t in TEMPLATES]) for words in (source, target))
     return F.normalize((b - a).mean(0), dim=0)
@@ -426,7 +426,7 @@ def convolutions(generator: Generator) -> list[torch.nn.Module]:
 def choose_layers(
     generator: Generator,
     codes: Tensor,
-    clips: Sequence[Clip],
+    clips: Sequence[ClipModel],
     targets: Sequence[Tensor],
     count: int,
 ) -> list[int]:
@@ -473,7 +473,7 @@ def _towards_direction(
     train, held_out = train.to(device), held_out.to(device)
 
     @torch.no_grad()
-    def embedded(clip: Clip, pictures: Tensor) -> Tensor:
+    def embedded(clip: ClipModel, pictures: Tensor) -> Tensor:
         parts = pictures.split(settings.batch)
         return torch.cat([clip.image(part.to(device, torch.float32)) for part in parts])
 

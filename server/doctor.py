@@ -335,10 +335,10 @@ def check_server() -> Check:
 
 def check_clip() -> Check:
     """CLIP is for styles by sentences alone: without it the doctor says how to get it."""
-    from core import clip
+    from core import clip_model
 
-    here = [name for name in clip.MODELS if clip.is_here(name)]
-    absent = [name for name in clip.DEFAULT if name not in here]
+    here = [name for name in clip_model.MODELS if clip_model.is_here(name)]
+    absent = [name for name in clip_model.DEFAULT if name not in here]
     details: dict[str, Any] = {"version": None, "models": here, "absent": absent}
     without = "styles by --program and --pictures work without"
     try:
@@ -348,8 +348,10 @@ def check_clip() -> Check:
         return Check("clip", "warning", f"open_clip is not installed: {without}", mend, details)
     found = f"open_clip {details['version']}"
     if absent:
-        mend = " && ".join(clip.fetch_line(name, python()) for name in absent)
-        mend += f"   # with internet; without, elsewhere, and copy the folders to {clip.root()}"
+        mend = " && ".join(clip_model.fetch_line(name, python()) for name in absent)
+        mend += (
+            f"   # with internet; without, elsewhere, and copy the folders to {clip_model.root()}"
+        )
         return Check(
             "clip", "warning", f"{found}, no {', '.join(absent)}: {without}", mend, details
         )

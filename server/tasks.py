@@ -464,7 +464,7 @@ def stylize(
         looked: called when there is a better style at the output.
     """
     from core import stylization
-    from core.clip import DEFAULT, load_clip
+    from core.clip_model import DEFAULT, load_clip
 
     check_style(task)
     method: stylization.Method

@@ -23,9 +23,9 @@ from small_character import small_character
 from small_generators import random_generator
 from torch import Tensor
 
-from core import clip, stylization
+from core import clip_model, stylization
 from core.character import Character, CharacterInfo, load_character, save_character
-from core.clip import Clip, ClipMissing
+from core.clip_model import ClipMissing, ClipModel
 from core.facemesh.keypoints import KEYPOINTS
 from core.frames import attribute, open_clip, read_frame, write_png
 from core.generator import checkpoints
@@ -207,7 +207,7 @@ def test_a_program_is_learnt_and_the_face_stays(tmp_path: Path) -> None:
 # -- CLIP ----------------------------------------------------------------------------------------
 
 
-def colours(weight: Tensor) -> Clip:
+def colours(weight: Tensor) -> ClipModel:
     """A model that sees mean colours of a picture, and knows what two words look like.
 
     Linear and exact, so that what must move is known.
@@ -223,7 +223,7 @@ def colours(weight: Tensor) -> Clip:
         seen = torch.cat([torch.cat(rows), torch.ones(len(rows), 1)], 1)
         return F.normalize(seen @ weight, dim=1)
 
-    return Clip("colours", image, text)
+    return ClipModel("colours", image, text)
 
 
 def test_a_known_target_is_reached_and_the_face_stays(tmp_path: Path) -> None:
@@ -314,9 +314,9 @@ def tiny_clip(folder: Path) -> None:
 
 def test_open_clip_leads_a_style(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    tiny_clip(clip.folder("tiny"))
-    model = clip.load_clip("tiny")
-    assert clip.is_here("tiny")
+    tiny_clip(clip_model.folder("tiny"))
+    model = clip_model.load_clip("tiny")
+    assert clip_model.is_here("tiny")
     direction = text_direction(model, "a photo", "a bronze statue")
     assert float(direction.norm()) == pytest.approx(1)
     assert float(direction @ text_direction(model, "a bronze statue", "a photo")) < -0.999
@@ -333,15 +333,15 @@ def test_open_clip_leads_a_style(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_missing_clip_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ClipMissing, match=r"Fetch it once with\n.*snapshot_download"):
-        clip.load_clip("ViT-B-32")
+        clip_model.load_clip("ViT-B-32")
     for name in ("../x", "", "a/b"):
         with pytest.raises(ClipMissing, match="is no name"):
-            clip.load_clip(name)
-    tiny_clip(clip.folder("tiny"))
-    weights = clip.folder("tiny") / "open_clip_model.safetensors"
+            clip_model.load_clip(name)
+    tiny_clip(clip_model.folder("tiny"))
+    weights = clip_model.folder("tiny") / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(ClipMissing, match="Fetch them again"):
-        clip.load_clip("tiny")
+        clip_model.load_clip("tiny")
 
 
 # -- patches -------------------------------------------------------------------------------------

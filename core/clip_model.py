@@ -35,7 +35,7 @@ class ClipMissing(ReenactError):
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipModel:
     """A CLIP model.
 
     Attributes:
@@ -78,7 +78,7 @@ def fetch_line(name: str, python: str = "python") -> str:
     )
 
 
-def load_clip(name: str, device: torch.device | str = "cpu") -> Clip:
+def load_clip(name: str, device: torch.device | str = "cpu") -> ClipModel:
     """A model from this machine.
 
     Args:
@@ -118,7 +118,7 @@ def load_clip(name: str, device: torch.device | str = "cpu") -> Clip:
     return from_open_clip(name, model, tokenizer)
 
 
-def from_open_clip(name: str, model: Any, tokenizer: Callable[[list[str]], Tensor]) -> Clip:
+def from_open_clip(name: str, model: Any, tokenizer: Callable[[list[str]], Tensor]) -> ClipModel:
     """A model of the `open_clip` library; it is frozen."""
     model = model.eval().requires_grad_(False)
     device = next(model.parameters()).device
@@ -139,4 +139,4 @@ def from_open_clip(name: str, model: Any, tokenizer: Callable[[list[str]], Tenso
     def text(sentences: Sequence[str]) -> Tensor:
         return F.normalize(model.encode_text(tokenizer([*sentences]).to(device)), dim=-1)
 
-    return Clip(name, image, text)
+    return ClipModel(name, image, text)
