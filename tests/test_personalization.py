@@ -13,7 +13,6 @@ from core import inversion, personalization
 from core.character import NoConsent, load_character
 from core.frames import open_clip, write_png
 from core.synthetic import performer
-from core.tuning import psnr
 
 SETTINGS = personalization.Settings(count=16, steps=4, refine=1)
 CONSENT = {"who": "nobody: a synthetic person"}
@@ -74,10 +73,8 @@ def test_a_break_while_tuning_costs_neither_anchors_nor_steps(
     whole, parts = (load_character(tmp_path / f"{n}.character") for n in ("whole", "parts"))
     assert torch.equal(whole.anchors, parts.anchors)
     assert whole.info.selected == parts.info.selected
-    # Within one process the last bits depend on where memory lies; test_tuning holds them equal.
-    with torch.no_grad():
-        drawn = [who.generator.synthesis(who.anchors) for who in (whole, parts)]
-    assert psnr(*drawn).min() > 35
+    for name, tensor in whole.generator.state_dict().items():
+        assert torch.equal(tensor, parts.generator.state_dict()[name]), name
     for name in ("selection", "reconstruction"):
         assert (tmp_path / f"parts_{name}.png").stat().st_size > 1000
 

@@ -114,8 +114,10 @@ def test_rendered_frames_measure_as_drawn_ones(
             apart = made.measures[name] - measured.measures[name][rows]
             if made is patches:  # the wrong one's chin is not where the plate's is
                 apart = apart[made.numbers != WRONG]
-            assert np.abs(apart).max() < off * 3, name
-            assert np.abs(apart).mean() < off, name
+            # Degrees, and of a face that is 64 px wide, with the outline of the plate's head.
+            most = 1.5 if made is patches and name == "pose" else off
+            assert np.abs(apart).max() < most * 3, name
+            assert np.abs(apart).mean() < most, name
     np.testing.assert_array_equal(crops.measures["dilation"], measured.measures["dilation"][rows])
     frames.write_png(tmp_path / "wide.1004.png", np.zeros((20, 40, 3)))
     with pytest.raises(quality.NothingToMeasure, match="40x20"):
