@@ -180,6 +180,12 @@ def inner(node: Node, name: str) -> Node:
     return found
 
 
+def above(node: Node) -> List[Node]:
+    """What is connected, in the order of its inputs: B of a Merge, then A."""
+    sources = [node.input(i) for i in range(node.inputs())]
+    return [source for source in sources if source is not None]
+
+
 # -- pictures ------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ returns.
 
 import contextlib
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
@@ -296,6 +297,53 @@ def _folder(node: Node) -> Path:
     if not folder.is_absolute():
         raise Wrong("Save the script first, or choose a folder for the results.")
     return folder
+
+
+# -- what comes down the pipe --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """The shot that a node goes on with.
+
+    Attributes:
+        node: who hands it on: a Reenact, ReenactEdit, ReenactStyle or ReenactRepair.
+        track: file of the latent track.
+        character: file of the character that it was solved for.
+    """
+
+    node: Node
+    track: str
+    character: str
+
+
+def upstream(node: Node) -> Upstream:
+    """The nearest latent track above a node.
+
+    A node hands on the track of its own last result, in its knob `track`, whatever it shows at the
+    moment; the version folder that the file lies in says how the result was made. The way up leads
+    through every other node, of several inputs through the first before the next, and past those
+    of ours that are disabled.
+
+    Raises:
+        Wrong: there is none, or it does not have a track yet.
+    """
+    ways, seen = host.above(node), set()
+    while ways:
+        one = ways.pop(0)
+        name = host.name(one)
+        if name in seen:
+            continue
+        seen.add(name)
+        ours = host.has(one, "reenact_id") and host.has(one, "track")
+        if not ours or host.get(one, "disable"):
+            ways = host.above(one) + ways
+            continue
+        track, character = (str(host.get(one, knob)) for knob in ("track", "character"))
+        if not track:
+            raise Wrong(f"{name} has no latent track yet. Submit it first.")
+        return Upstream(one, track, character)
+    raise Wrong("There is no Reenact node above. Connect one: this node works on its track.")
 
 
 # -- runs ----------------------------------------------------------------------------------------

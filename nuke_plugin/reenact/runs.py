@@ -281,12 +281,12 @@ class Run(Thread):
             return
         track = made[0] if made else client.send([path])[0]
         plate = between(solve.plate, plain["first"], plain["last"])
-        self._say("running", "Solved.", result=Result({"track": path.as_posix()}, quality(path)))
         name = version.name
-        if plain["kind"] == "preview":
+        if plain["kind"] == "preview":  # the track stays that of the whole result
             task = protocol.Frame(track, solve.character, plain["first"], plate, name)
             self._frames(client, version, task, "Preview", "")
             return
+        self._say("running", "Solved.", result=Result({"track": path.as_posix()}, quality(path)))
         render = protocol.Render(track, solve.character, plate, name=name)
         if self._frames(client, version, render, "Result", "") and plain["crops"]:
             crops = protocol.Render(track, solve.character, name=name)
