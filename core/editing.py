@@ -143,6 +143,7 @@ def edit(
     moves: Iterable[Move],
     edge: Edge = "continue",
     limit: float = BETA,
+    only: np.ndarray | None = None,
 ) -> LatentTrack:
     """A track whose codes are moved along directions. The old one stays as it is.
 
@@ -156,6 +157,7 @@ def edit(
         edge: where a frame's weights would fall below -limit: go on outside of P, stop on the way
             there (all rows of the frame alike), or go to the nearest point of P.
         limit: beta of eq. 6, how far outside of the hull P reaches.
+        only: indices of the frames to move, where the others will not be looked at.
 
     Returns:
         The new track: alpha, delta, codes and smooth of the frames whose amounts are not all 0,
@@ -186,7 +188,8 @@ def edit(
     steps = [_step(move, directions, inverse, rows) for move in moves]
     strengths = [keyframes.at(move.keys, track.numbers) for move in moves]
     changed = {name: getattr(track, name).copy() for name in ("alpha", "delta", "codes", "smooth")}
-    for f in np.flatnonzero(np.any(strengths, axis=0)) if moves else []:
+    moving = np.flatnonzero(np.any(strengths, axis=0)) if moves else np.zeros(0, int)
+    for f in moving if only is None else np.intersect1d(moving, only):
         step = sum(strength[f] * gamma for strength, gamma in zip(strengths, steps, strict=True))
         moved = step.any(1)
         weights = track.alpha[f].astype(np.float64) + track.delta[f]

@@ -148,13 +148,11 @@ def sights(
     Yields:
         One for each row.
     """
-    sigma = OUTLINE_SECONDS * track.fps
     match_sigma = MATCH_SECONDS * track.fps
     known: dict[int, _Known] = {}
     for start in range(0, len(rows), batch):
         chunk = [int(row) for row in rows[start : start + batch]]
-        outline = {r: near_in_time(track.numbers, track.cut, r, sigma)
-                   for row in chunk for r in _neighbours(track, row)}  # fmt: skip
+        outline = {r: _outline(track, r) for row in chunk for r in _neighbours(track, row)}
         light = {row: near_in_time(track.numbers, track.cut, row, match_sigma) for row in chunk}
         needed = {int(r) for near, _ in outline.values() for r in near}
         if plate is not None:
@@ -232,6 +230,18 @@ def _skin(picture: Tensor, landmarks: np.ndarray, plate: Clip) -> np.ndarray:
     space = colour.scene_linear_space(plate.config)
     linear = colour.from_network(srgb, space, plate.config)
     return linear[mattes.skin(landmarks * len(srgb), len(srgb))]
+
+
+def decisive(track: LatentTrack, row: int) -> np.ndarray:
+    """Indices of the frames whose codes decide what one looks like, if nothing is matched to the
+    plate: itself, and those that steady it."""
+    near = [_outline(track, r)[0] for r in _neighbours(track, row)]
+    return np.unique(np.concatenate(near))
+
+
+def _outline(track: LatentTrack, row: int) -> tuple[np.ndarray, np.ndarray]:
+    """The frames that a frame's outline is steadied by, and their weights."""
+    return near_in_time(track.numbers, track.cut, row, OUTLINE_SECONDS * track.fps)
 
 
 def _neighbours(track: LatentTrack, row: int) -> list[int]:

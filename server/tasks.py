@@ -20,6 +20,8 @@ from core.errors import ReenactError
 from core.files import atomic_write
 
 if TYPE_CHECKING:  # torch loads when a task runs
+    import numpy as np
+
     from core import editing
     from core.character import Character
     from core.directions import Direction
@@ -231,8 +233,10 @@ def frame(
             f"has {frames.format_numbers(track.numbers.tolist())}."
         )
     if task.moves:
-        # All frames, not this one alone: its neighbours steady its mattes.
-        track = _edited(task, track, character, named_directions(directions))
+        from core.rendering import decisive
+
+        only = decisive(track, int(rows.argmax()))
+        track = _edited(task, track, character, named_directions(directions), only)
     _write(
         track, rows, character, plate, pattern, task.name, 1, lambda number: None, finish(task),
         mixed(task, track, character, style),
@@ -352,13 +356,13 @@ def edit(
 
 def _edited(
     task: protocol.Edit | protocol.Frame, track: LatentTrack, character: Character,
-    directions: Mapping[str, Direction],
+    directions: Mapping[str, Direction], only: np.ndarray | None = None,
 ) -> LatentTrack:  # fmt: skip
     from core import editing, keyframes
 
     moves = [editing.Move(m.direction, keyframes.parse(m.amount), m.rows) for m in task.moves]
     edge = cast("editing.Edge", task.edge)  # checked by the edit
-    return editing.edit(track, character, directions, moves, edge, task.limit)
+    return editing.edit(track, character, directions, moves, edge, task.limit, only)
 
 
 def named_directions(paths: Sequence[Path]) -> dict[str, Direction]:

@@ -19,6 +19,7 @@ from core.directions import Direction, Directions, load_directions, save_directi
 from core.editing import BadEdit
 from core.keyframes import WrongKeys
 from core.latent_track import LatentTrack, load_track, save_track
+from core.rendering import decisive
 from server import edit_cli, method_cli, remote, tasks
 from server.reporting import Report
 
@@ -37,15 +38,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def shot(who: Character) -> LatentTrack:
+def shot(who: Character, frames: int = 4) -> LatentTrack:
     count, rows = len(who.anchors), who.generator.architecture.num_ws
-    alpha = np.full((4, count), 1 / count, np.float32)
+    alpha = np.full((frames, count), 1 / count, np.float32)
     codes = np.repeat((alpha @ who.anchors.numpy())[:, None], rows, 1)
-    nothing = np.zeros(4, np.float32)
+    nothing = np.zeros(frames, np.float32)
     return LatentTrack(
-        who.hash, np.arange(1001, 1005), np.ones(4, np.uint8), np.arange(4) == 0, alpha,
-        np.zeros((4, rows, count), np.float32), codes, codes, np.zeros((66, 3), np.float32),
-        np.full((4, 478, 3), np.nan, np.float32), np.full((4, 4, 2), np.nan), nothing + 1,
+        who.hash, 1001 + np.arange(frames), np.ones(frames, np.uint8), np.arange(frames) == 0,
+        alpha, np.zeros((frames, rows, count), np.float32), codes, codes,
+        np.zeros((66, 3), np.float32), np.full((frames, 478, 3), np.nan, np.float32),
+        np.full((frames, 4, 2), np.nan), nothing + 1,
         {"keypoints": nothing}, {"keypoint_error": nothing}, {},
     )  # fmt: skip
 
@@ -120,6 +122,34 @@ def test_a_frame_is_drawn_edited_without_a_file(folder: Path, tmp_path: Path) ->
     pixels = {path.name: ImageBuf(str(path)).get_pixels() for path in tmp_path.glob("*.exr")}
     np.testing.assert_array_equal(pixels["live.exr"], pixels["edited.1002.exr"])
     assert np.abs(pixels["live.exr"] - pixels["shot.1002.exr"]).max() > 0.05
+
+
+def test_a_frame_of_a_long_track_needs_few_frames_to_be_edited(
+    folder: Path, tmp_path: Path
+) -> None:
+    """And comes out as after the whole edit, its steadied mattes too."""
+    who = load_character(folder / "me.character")
+    files = [folder / "me.directions"]
+    square = np.array([[0, 0], [0, 64], [64, 64], [64, 0]], float)
+    track = replace(
+        shot(who, 60), cut=np.isin(np.arange(60), [0, 28]), quads=np.tile(square, (60, 1, 1))
+    )
+    plain = protocol.Frame(protocol.File(), protocol.File(), 1031)
+    task = replace(plain, moves=[protocol.Move("turn", "1001:-9,1027:2,1033:-4,1060:9")])
+    named = tasks.named_directions(files)
+    only = decisive(track, 30)
+    assert only.tolist() == [*range(28, 35)]  # 3 sigma around its neighbours, but for the cut
+    for name, drawn, edited in (
+        ("live", task, track), ("whole", plain, tasks._edited(task, track, who, named)),
+        ("alone", plain, tasks._edited(task, track, who, named, np.array([30]))),
+    ):  # fmt: skip
+        tasks.frame(drawn, edited, who, None, str(tmp_path / f"{name}.####.exr"), None, files)
+    live, whole, alone = (
+        ImageBuf(str(tmp_path / f"{name}.1031.exr")).get_pixels()
+        for name in ("live", "whole", "alone")
+    )
+    np.testing.assert_array_equal(live, whole)
+    assert not np.array_equal(alone, whole)
 
 
 def test_the_server_finds_directions(

@@ -224,6 +224,16 @@ def test_only_the_rows_that_are_asked_for_are_moved() -> None:
                                atol=2e-6)  # fmt: skip
 
 
+def test_frames_that_nobody_looks_at_can_be_left_out() -> None:
+    moves = [constant("a", 1.0), Move("b", (Key(1003, 0.0), Key(1006, 2.0)))]
+    whole = edit(shot(), somebody(), NAMED, moves)
+    some = edit(shot(), somebody(), NAMED, moves, only=np.array([2, 4]))
+    for name in ARRAYS:
+        wanted = getattr(shot(), name).copy()
+        wanted[[2, 4]] = getattr(whole, name)[[2, 4]]
+        assert getattr(some, name).tobytes() == wanted.tobytes()
+
+
 def test_edits_compose() -> None:
     one = edit(shot(), somebody(), NAMED, [constant("a", 0.7)])
     two = edit(replace(one, hash="f" * 64), somebody(), NAMED, [constant("b", 0.4, "coarse")])
