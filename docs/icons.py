@@ -46,9 +46,35 @@ def reenact() -> np.ndarray:
     return picture
 
 
+def edit() -> np.ndarray:
+    """A face over two sliders."""
+    picture = np.zeros((26 * SCALE, 26 * SCALE, 4), np.uint8)
+    face(picture, 13, 8.5, 7.5, FACE)
+    for y, knob in ((19, 18), (23.5, 8)):
+        ends = [(int(x * SCALE), int(y * SCALE)) for x in (2, 24)]
+        cv2.line(picture, ends[0], ends[1], (150, 150, 150, 255), int(1.2 * SCALE))
+        cv2.circle(picture, (knob * SCALE, int(y * SCALE)), int(2.2 * SCALE), (*LIGHT, 255), -1)
+    return picture
+
+
+def style() -> np.ndarray:
+    """A face that is a drawing on one side."""
+    picture = np.zeros((26 * SCALE, 26 * SCALE, 4), np.uint8)
+    face(picture, 13, 13, 11.5, FACE)
+    drawn = np.zeros_like(picture)
+    face(drawn, 13, 13, 11.5, LIGHT)
+    hatch = np.indices(drawn.shape[:2]).sum(0) % (4 * SCALE) < SCALE
+    drawn[hatch & (drawn[..., 3] > 0)] = (*DARK, 255)
+    picture[:, 13 * SCALE :] = drawn[:, 13 * SCALE :]
+    return picture
+
+
 if __name__ == "__main__":
     folder = Path(__file__).parents[1] / "gizmos"
-    for name, picture in (("ReenactPersonalize", personalize()), ("Reenact", reenact())):
+    for name, picture in (
+        ("ReenactPersonalize", personalize()), ("Reenact", reenact()), ("ReenactEdit", edit()),
+        ("ReenactStyle", style()),
+    ):  # fmt: skip
         premultiplied = picture.astype(np.float32)
         premultiplied[..., :3] *= premultiplied[..., 3:] / 255
         for suffix, size in (("", 26), ("@2x", 52)):

@@ -16,7 +16,7 @@ import traceback
 
 import nuke
 
-NODES = ("ReenactPersonalize", "Reenact")
+NODES = ("ReenactPersonalize", "Reenact", "ReenactEdit", "ReenactStyle")
 _checks = []
 
 

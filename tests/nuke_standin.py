@@ -963,7 +963,8 @@ class Session:
             (output,) = [n for n in node._children if n._kind == "Output"]
             return self._picture(output, frame)
         if kind == "Input":
-            return self._picture(node._parent.input(node["number"].value()), frame)
+            source = node._parent.input(node["number"].value())
+            return {} if source is None else self._picture(source, frame)  # black
         if kind == "Switch":
             self._frame, before = frame, self._frame
             which = int(node["which"].value())
@@ -972,7 +973,7 @@ class Session:
         if kind == "Merge2":
             under, over = (self._picture(s, frame) for s in sources)
             keep = 1 - over.get("alpha", np.zeros_like(over["red"]))
-            merged = {c: over[c] + under[c] * keep for c in ("red", "green", "blue")}
+            merged = {c: over[c] + under.get(c, 0) * keep for c in ("red", "green", "blue")}
             return {**under, **merged}
         if kind == "Shuffle":
             layer, below = node["in"].value(), self._picture(sources[0], frame)

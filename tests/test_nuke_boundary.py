@@ -154,9 +154,13 @@ def test_the_menu_makes_the_nodes() -> None:
         exec(compile((PLUGIN.parent / "menu.py").read_text(), "menu.py", "exec"), {})
         assert eval(session.panels["reenact.jobs"]).__name__ == "Jobs"
         commands = session.menus["Nodes"]._commands
-        assert sorted(commands) == ["Reenact/Personalize", "Reenact/Reenact"]
+        assert sorted(commands) == [
+            "Reenact/Edit", "Reenact/Personalize", "Reenact/Reenact", "Reenact/Style"
+        ]  # fmt: skip
         for script, icon in commands.values():
             exec(script, {"nuke": session.module})
             assert (GIZMOS / icon).exists()
             assert (GIZMOS / icon.replace(".png", "@2x.png")).exists()
-        assert [n.name() for n in session.module.allNodes()] == ["ReenactPersonalize1", "Reenact1"]
+        assert [n.name() for n in session.module.allNodes()] == [
+            "ReenactPersonalize1", "Reenact1", "ReenactEdit1", "ReenactStyle1"
+        ]  # fmt: skip

@@ -63,7 +63,7 @@ def test_without_a_track_above_it_is_said_what_to_do(session: Session) -> None:
     for source, sentence in (
         (None, "no Reenact node above"), (plate, "no Reenact node above"),
         (under(session, "ReenactPersonalize", plate), "no Reenact node above"),
-        (node, "Reenact1 has no latent track yet. Submit it first."),
+        (node, "Reenact1 has no latent track yet. Submit it first, or disable it."),
     ):  # fmt: skip
         end.setInput(0, source)
         with pytest.raises(logic().Wrong, match=sentence):

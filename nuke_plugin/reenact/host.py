@@ -133,9 +133,12 @@ def reveal(node: Node) -> None:
     nuke.show(node)
 
 
-def get(node: Node, knob: str) -> Any:
-    """A knob's value; of a file or another text that can hold Tcl, what it comes to."""
+def get(node: Node, knob: str, at: Optional[int] = None) -> Any:
+    """A knob's value; of a file or another text that can hold Tcl, what it comes to; of a number
+    at a frame, if one is given, else at the current one."""
     found = node[knob]
+    if at is not None:
+        return cast("nuke.Array_Knob", found).valueAt(at)
     if isinstance(found, nuke.EvalString_Knob):
         return found.evaluate() or ""
     return found.value()

@@ -7,26 +7,42 @@ returns.
 """
 
 import contextlib
+import dataclasses
+import math
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from reenact import __version__, host, protocol, runs
+from reenact import __version__, host, protocol, runs, shots
 from reenact.client import Client
 from reenact.host import Node
 from reenact.runs import News, Order, Run, Source
 
 POLL_SECONDS = 0.2
+SETTLED_SECONDS = 0.25  # without a change, after which a frame is drawn live
 RED, PLAIN = 0xAA2222FF, 0x4C5A7AFF  # of the tile
 LABELS = {
     "start": "Start server", "retry": "Try again", "log": "Show log", "resume": "Resume",
-    "locate": "Locate character",
+    "locate": "Locate character", "preview": "Try again",
 }  # fmt: skip
 
 # Quality tiers: frames to choose, steps of tuning.
 TIERS = {"preview": (60, 300), "production": (250, 2000)}
+
+# Sliders of ReenactEdit, and the directions that they move along.
+SLIDERS = {
+    "smile": "smile", "mouth": "jaw", "lids": "lids", "gaze_x": "gaze_x", "gaze_y": "gaze_y",
+    "brow": "brow", "yaw": "yaw", "pitch": "pitch", "roll": "roll",
+}  # fmt: skip
+
+# Knobs whose change is drawn live.
+LIVE = {
+    *SLIDERS, "extra", "extra_file", "extra_name", "directions", "rows", "edge", "limit", "live",
+    "style", "style_amount", "style_from", "style_to", "sibling",
+}  # fmt: skip
 
 _news: "SimpleQueue[News]" = SimpleQueue()
 _nodes: Dict[str, Node] = {}  # by id: those that were seen in this session
@@ -34,6 +50,10 @@ _runs: Dict[str, Run] = {}  # by id
 _errands: List[runs.Errand] = []
 _away: Dict[str, List[News]] = {}  # what came for nodes that were deleted; undo brings them back
 _opened: List[Node] = []  # nodes that were just made, to be looked at when they are whole
+_live: Optional[shots.Live] = None
+_followed: Optional[Node] = None  # the node that was last changed of those that draw live
+_wished: Optional[float] = None  # when it was, until it is drawn
+_frame = 0  # the script's, when that was last looked at
 _stop_timer: Optional[Callable[[], None]] = None
 
 
@@ -75,6 +95,9 @@ def on_destroy(node: Node) -> None:
 
 def knob_changed(node: Node, knob: str) -> None:
     """The artist changed a knob."""
+    if knob in LIVE and host.has(node, "live") and host.gui():
+        _touched(node)
+        return
     wanted = str(host.get(node, knob)) if knob == "characters" else runs.NO_CHARACTER
     if wanted == runs.NO_CHARACTER:
         return
@@ -90,13 +113,23 @@ def knob_changed(node: Node, knob: str) -> None:
 def submit(node: Node) -> None:
     """Sends what the node's knobs say; where a run of the same is there, goes on with it."""
     with _saying(node):
-        _start(node, Run(_id(node), _news.put, order(node)))
+        _start(node, _run(node, order(node)))
 
 
 def preview(node: Node) -> None:
-    """Reenacts the current frame alone."""
+    """Does the current frame alone."""
     with _saying(node):
-        _start(node, Run(_id(node), _news.put, order(node, host.project().frame)))
+        wanted = order(node, host.project().frame)
+        if isinstance(wanted, shots.Change):
+            _draw(node, wanted)
+        else:
+            _start(node, _run(node, wanted))
+
+
+def make_style(node: Node) -> None:
+    """Has a style made of the character, as the node's knobs say."""
+    with _saying(node):
+        _start(node, _run(node, _new_style(node)))
 
 
 def cancel(node: Node) -> None:
@@ -111,7 +144,7 @@ def resume(node: Node) -> None:
     """Goes on with the node's last run, where it stopped."""
     folder = str(host.get(node, "run"))
     if folder:
-        _start(node, Run(_id(node), _news.put, folder=folder, again=True))
+        _start(node, _run(node, folder=folder, again=True))
     else:
         submit(node)
 
@@ -125,6 +158,8 @@ def next_step(node: Node) -> None:
         submit(node)
     elif step == "resume":
         resume(node)
+    elif step == "preview":
+        preview(node)
     elif step == "log":
         open_path(runs.log_file(str(host.get(node, "run"))))
     elif step == "locate":
@@ -191,12 +226,14 @@ def order(node: Node, only: Optional[int] = None) -> Order:
     """What a node's knobs ask for; renders its input where its files can't be used.
 
     Args:
-        node: a ReenactPersonalize or Reenact.
+        node: one of ours.
         only: one frame, for a preview.
 
     Raises:
         Wrong: something is missing.
     """
+    if host.has(node, "live"):
+        return _change(node, only)
     personal = host.has(node, "who")
     name = _name(node)
     folder = _folder(node)
@@ -341,9 +378,91 @@ def upstream(node: Node) -> Upstream:
             continue
         track, character = (str(host.get(one, knob)) for knob in ("track", "character"))
         if not track:
-            raise Wrong(f"{name} has no latent track yet. Submit it first.")
+            raise Wrong(f"{name} has no latent track yet. Submit it first, or disable it.")
         return Upstream(one, track, character)
     raise Wrong("There is no Reenact node above. Connect one: this node works on its track.")
+
+
+def _shot(node: Node) -> shots.Shot:
+    above = upstream(node)
+    try:
+        return shots.shot(above.track, above.character)
+    except (OSError, ValueError, KeyError, TypeError):
+        text = f"The result of {host.name(above.node)} is gone or damaged, {above.track}."
+        raise Wrong(f"{text} Submit it again.") from None
+
+
+def _change(node: Node, only: Optional[int] = None) -> shots.Change:
+    """What a ReenactEdit or ReenactStyle wants of the shot above it."""
+    shot, name, folder = _shot(node), _name(node), _folder(node)
+    begin, end = shot.numbers[0], shot.numbers[-1]
+    first, last = (int(host.get(node, knob)) for knob in ("first", "last"))
+    if only is not None:
+        first = last = only
+        name, folder = f"{name}_live", folder / "live" / f"{name}_{_id(node)[:8]}"
+    elif not first and not last:
+        first, last = shot.first, shot.last
+    inside = [n for n in shot.plate.numbers or shot.numbers if first <= n <= last]
+    if not inside:
+        wanted = f"Frame {only} is" if only is not None else f"The frames {first}-{last} are"
+        raise Wrong(f"{wanted} not in the shot above, {begin}-{end}.")
+    change = shots.Change(
+        "edit", str(folder), name, shot.source, {}, shot.character, first, last,
+        bool(host.get(node, "crops")), shot, look=shot.look,
+    )  # fmt: skip
+    if host.has(node, "style"):
+        return dataclasses.replace(change, kind="style", look=_look(node, shot))
+    files, moves = [str(host.get(node, "directions")) or shot.directions], []
+    sliders = dict(SLIDERS)
+    extra = str(host.get(node, "extra_file"))
+    if extra:
+        files.append(extra)
+        sliders["extra"] = str(host.get(node, "extra_name")) or Path(extra).stem
+    for knob, direction in sliders.items():
+        amount = _keys(node, knob, shot)
+        if amount != "0":
+            moves.append(protocol.Move(direction, amount, str(host.get(node, "rows"))))
+    settings = {"moves": moves, "edge": str(host.get(node, "edge")),
+                "limit": float(host.get(node, "limit"))}  # fmt: skip
+    return dataclasses.replace(change, settings=settings, directions=files)
+
+
+def _look(node: Node, shot: shots.Shot) -> Dict[str, Any]:
+    style = str(host.get(node, "style"))
+    if not style:
+        raise Wrong("Choose a style: a .style file, or have one made.")
+    ends = {knob: str(host.get(node, knob)) for knob in ("style_from", "style_to")}
+    return {
+        "style": style, "style_amount": _keys(node, "style_amount", shot, 0, 1),
+        "sibling": bool(host.get(node, "sibling")),
+        **{knob: None if value == "all" else int(value) for knob, value in ends.items()},
+    }  # fmt: skip
+
+
+def _keys(
+    node: Node, knob: str, shot: shots.Shot, least: float = -math.inf, most: float = math.inf
+) -> str:
+    """A slider's values over the shot, as the server takes them."""
+    values = [min(max(host.get(node, knob, at), least), most) for at in shot.numbers]
+    try:
+        return shots.keyframes(shot.numbers, values)
+    except ValueError:
+        text = f"The curve of {knob} has more keys than can be sent."
+        raise Wrong(f"{text} Make it smoother, or the shot shorter.") from None
+
+
+def _new_style(node: Node) -> shots.Change:
+    """The style that a ReenactStyle is to have made."""
+    shot, name = _shot(node), f"{_name(node)}_style"
+    how = {knob: str(host.get(node, knob)).strip() for knob in ("program", "prompt", "pictures")}
+    if how["program"] == "none":
+        how["program"] = ""
+    if sum(map(bool, how.values())) != 1:
+        raise Wrong("Say what the style is to look like: by a program, a prompt or pictures.")
+    pictures = how.pop("pictures")
+    settings = {"name": name, "steps": int(host.get(node, "steps")), **how}
+    return shots.Change("stylize", str(_folder(node)), name, shot.source, settings, shot.character,
+                        shot=shot, pictures=pictures)  # fmt: skip
 
 
 # -- runs ----------------------------------------------------------------------------------------
@@ -359,6 +478,11 @@ def _saying(node: Node) -> Iterator[None]:
     except KeyError as error:
         text = f"{error} is gone from inside this node. Make a new one."
         _show(node, News(_id(node), "failed", text))
+
+
+def _run(node: Node, wanted: Optional[Order] = None, **how: Any) -> Run:
+    kind = shots.ShotRun if host.has(node, "live") else Run
+    return kind(_id(node), _news.put, wanted, **how)
 
 
 def _start(node: Node, run: Run) -> None:
@@ -381,9 +505,9 @@ def _start_server(node: Node) -> None:
     """Starts a server, and goes on with what it is needed for."""
     folder, run = str(host.get(node, "run")), _runs.get(_id(node))
     if run is not None and not run.is_alive() and run.order is not None and not run.folder:
-        _start(node, Run(run.id, _news.put, run.order, start=True))
+        _start(node, _run(node, run.order, start=True))
     elif folder and (run is None or not run.is_alive()):
-        _start(node, Run(_id(node), _news.put, folder=folder, start=True))
+        _start(node, _run(node, folder=folder, start=True))
     else:  # nothing was submitted, or it waits for the server and finds it
         _send(node, runs.started)
 
@@ -398,6 +522,64 @@ def _send(node: Node, work: Callable[[Client, str], News]) -> None:
         _watch()
     else:
         runs.Errand(_id(node), _now, work).run()
+
+
+# -- frames that are drawn live ------------------------------------------------------------------
+
+
+def _touched(node: Node) -> None:
+    """The artist changed something that shows: once nothing changes any more, it is drawn."""
+    global _followed, _wished, _frame
+    if not host.get(node, "live"):
+        _followed = None
+        return
+    _followed, _wished, _frame = node, time.monotonic(), host.project().frame
+    _watch()
+
+
+def _follow() -> None:
+    """Draws what was changed last, and, while its preview is shown, every frame that is gone to."""
+    global _followed, _wished, _frame
+    node, now = _followed, time.monotonic()
+    if node is None:
+        return
+    if not host.attached(node):
+        _followed = None
+        return
+    frame = host.project().frame
+    if frame != _frame:
+        _frame = frame
+        if _wished is not None or host.get(node, "show") == "preview":
+            _wished = now
+    if _wished is None or now - _wished < SETTLED_SECONDS:
+        return
+    _wished = None
+    try:
+        _draw(node, _change(node, frame))
+    except Wrong as wrong:
+        _show(node, News(_id(node), "", str(wrong)))
+
+
+def _draw(node: Node, wanted: shots.Change) -> None:
+    """Has a frame drawn: beside what else the node does, or in a terminal here and now."""
+    global _live
+    _nodes[_id(node)] = node
+    if not host.gui():
+        _send(node, lambda client, id: shots.draw_now(client, id, wanted))
+        return
+    if _live is None:
+        _live = shots.Live()
+        _live.start()
+    _live.want(_id(node), wanted)
+    _watch()
+
+
+def _drawn(news: News) -> None:
+    run = _runs.get(news.id)
+    if run is not None and run.is_alive() and news.id in _nodes:  # its state is what is told
+        text = str(host.get(_nodes[news.id], "state")) if _is(_nodes[news.id], news.id) else ""
+        news = dataclasses.replace(news, state="", text=text)
+    _now(news)
 
 
 # -- the main thread's timer ---------------------------------------------------------------------
@@ -417,7 +599,11 @@ def drain() -> None:
     with contextlib.suppress(Empty):
         while True:
             _now(_news.get_nowait())
+    _follow()
+    for news in _live.drain() if _live is not None else ():
+        _drawn(news)
     busy = any(thread.is_alive() for thread in (*_runs.values(), *_errands))
+    busy = busy or _followed is not None or (_live is not None and _live.busy())
     if not busy and _news.empty() and _stop_timer is not None:
         _stop_timer()
         _stop_timer = None
@@ -433,7 +619,10 @@ def _look_at(node: Node) -> None:
         _show(node, news)
     alive = id in _runs and _runs[id].is_alive()
     if folder and str(host.get(node, "job_state")) in runs.BUSY and not alive:
-        _start(node, Run(id, _news.put, folder=folder))
+        _start(node, _run(node, folder=folder))
+    elif str(host.get(node, "job_state")) in runs.BUSY and not alive:
+        text = "Not submitted: the script was closed before everything was sent."
+        _show(node, News(id, "cancelled", text, "retry"))
 
 
 def _now(news: News) -> None:
@@ -474,8 +663,12 @@ def _show(node: Node, news: News) -> None:
 
 def _close() -> None:
     """The script is closed: jobs go on, and are found again when it is opened."""
+    global _live, _followed
     for run in _runs.values():
         run.leave()
+    if _live is not None:
+        _live.close()
+    _live = _followed = None
     for known in (_runs, _nodes, _away, _opened):
         known.clear()
 

@@ -121,6 +121,9 @@ class News:
     result: Result = field(default_factory=Result)
 
 
+# The first job of a kind of run, where it is called otherwise.
+FIRST = {"reenact": "solve", "preview": "solve", "style": "render"}
+
 # What to do about an error, by its code; about others, to try again.
 STEPS = {"no_server": "start", "no_character": "locate", "job": "log", "version": ""}
 
@@ -202,15 +205,22 @@ class Run(Thread):
                 raise ServerError("no_character", f"There is no character {order.character}.")
             (character,) = client.send([order.character], self._sending)
             task = protocol.Solve(clip, character, **order.settings)
+        self._submit(client, order, task, source=dataclasses.asdict(order.source))
+
+    def _submit(
+        self, client: Client, order: Order, task: protocol.Task, key: str = "", **more: Any
+    ) -> Path:
+        """Submits the first job, and makes the version: the same one for the same job and key."""
         self._job = client.submit(task)
-        version = version_for(Path(order.folder), order.name, self._job)
+        version = version_for(Path(order.folder), order.name, self._job + key)
         self.folder, self.again = str(version), True
         plain = {
             "kind": order.kind, "first": order.first, "last": order.last, "crops": order.crops,
-            "task": dataclasses.asdict(task),
+            "task": dataclasses.asdict(task), **more,
         }  # fmt: skip
         write_file(version / "run.json", json.dumps(plain).encode())
         self._say("queued", "Submitted.", result=Result({"run": self.folder}))
+        return version
 
     def _send_clip(self, client: Client, source: Source) -> Clip:
         common: Dict[str, Any] = {
@@ -235,18 +245,22 @@ class Run(Thread):
 
     # -- from the version to the result
 
-    def _go_on(self, client: Client) -> None:
+    def _asked(self) -> Tuple[Dict[str, Any], protocol.Task]:
+        """What a version says was asked for, and its first task."""
         version = Path(self.folder)
         try:
             plain = json.loads((version / "run.json").read_text())
-            kind, whole = plain["kind"], plain["task"]
-            first = "personalize" if kind == "personalize" else "solve"
-            task: protocol.Task = protocol.build(protocol.TASKS[first], whole)
+            first = FIRST.get(plain["kind"], plain["kind"])
+            return plain, protocol.build(protocol.TASKS[first], plain["task"])
         except (OSError, ValueError, KeyError):
             raise ServerError(
                 "no_run",
                 f"{version} is gone or damaged. Submit again: what is done is not done twice.",
             ) from None
+
+    def _go_on(self, client: Client) -> None:
+        version = Path(self.folder)
+        plain, task = self._asked()
         if isinstance(task, protocol.Personalize):
             self._personalize(client, version, task)
         elif isinstance(task, protocol.Solve):
