@@ -114,6 +114,7 @@ def submit(node: Node) -> None:
     """Sends what the node's knobs say; where a run of the same is there, goes on with it."""
     with _saying(node):
         _start(node, _run(node, order(node)))
+        _leave_live(node)
 
 
 def preview(node: Node) -> None:
@@ -572,6 +573,15 @@ def _draw(node: Node, wanted: shots.Change) -> None:
         _live.start()
     _live.want(_id(node), wanted)
     _watch()
+
+
+def _leave_live(node: Node) -> None:
+    """What a node was to draw live, its job draws now: it must not take the result's place."""
+    global _wished
+    if _live is not None:
+        _live.drop(_id(node))
+    if _followed is not None and host.attached(_followed) and _is(_followed, _id(node)):
+        _wished = None
 
 
 def _drawn(news: News) -> None:

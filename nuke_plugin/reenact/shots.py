@@ -330,6 +330,13 @@ class Live(Thread):
             self._waiting[id] = change
         self._awake.set()
 
+    def drop(self, id: str) -> None:
+        """A node does not wait for its frame any more."""
+        with self._lock:
+            self._count += 1
+            self._newest[id] = self._count
+            self._waiting.pop(id, None)
+
     def drain(self) -> List[News]:
         """What has come since, of wishes that nothing has overtaken. Never waits."""
         news: List[News] = []
@@ -364,7 +371,7 @@ class Live(Thread):
                 news = self._drawn(client, send, id, number, change)
                 if news is not None:
                     self._told.put((number, news))
-                self._delete(client)
+                self._forget(client)
                 self._at_work = False
 
     def _drawn(
@@ -392,7 +399,7 @@ class Live(Thread):
             return News(id, "failed", f"{where}: {error.strerror or error}.", "preview")
         return None
 
-    def _delete(self, client: Client) -> None:
+    def _forget(self, client: Client) -> None:
         """Has the server forget frames that are done with; one that still runs, later."""
         for job in list(self._jobs):
             try:
