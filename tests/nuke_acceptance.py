@@ -101,7 +101,11 @@ def knobs_are_what_the_plugin_takes_them_for():
     files = host.plate_files(plate, [1001, 1002], host.project().views[0])
     assert files == ["/plates/shot.1001.exr", "/plates/shot.1002.exr"], files
     host.put_curve(node, "keypoint_error", {1001: 1.0, 1003: 2.0})
-    assert abs(node["keypoint_error"].valueAt(1002) - 1.5) < 1e-6
+    assert abs(host.get(node, "keypoint_error", 1002) - 1.5) < 1e-6
+    merge = nuke.createNode("Merge2", inpanel=False)
+    merge.setInput(0, read)
+    merge.setInput(1, node)
+    assert [n.name() for n in host.above(merge)] == [read.name(), node.name()]
     host.show(node, "next", "Show log")
     return {"plate": repr(plate), "project": repr(host.project()), "range": host.input_range(node)}
 

@@ -274,15 +274,32 @@ def test_keys_of_sliders_become_amounts_of_frames_and_edits_stack(
 
     session.set(node, "smile", 2.0)
     session.press(node, "submit")
-    until(session, node, "running")
-    until(session, node, "done")
-    assert Path(node["run"].value()).name == "ReenactEdit1_v002"  # and the first one is kept
-    assert load_track(node["track"].value()).parent == parent.hash
-    assert load_track(run / "track.latents").hash == track.hash
-    nuke.scriptSaveAs(str(tmp_path / "shot.nk"), True)
+    session.pump(lambda: node["run"].value() != str(run), 60, "another version")
+    nuke.scriptSaveAs(str(tmp_path / "shot.nk"), True)  # and closed while it is busy
     nuke.scriptOpen(str(tmp_path / "shot.nk"))
-    again = nuke.toNode("ReenactEdit1")
-    assert again["track"].value().endswith("_v002/track.latents")
+    node = nuke.toNode("ReenactEdit1")
+    until(session, node, "done")
+    assert node["track"].value() == f"{run.as_posix()[:-1]}2/track.latents"
+    assert load_track(node["track"].value()).parent == parent.hash
+    assert load_track(run / "track.latents").hash == track.hash  # the first one is kept
+
+
+def test_a_terminal_edits_and_previews_at_once(
+    server: Server, solved: Path, tmp_path: Path
+) -> None:
+    with nuke_standin.running(gui=False) as session:
+        node = under(session, "ReenactEdit", opened(session, solved, tmp_path))
+        session.set(node, "mouth", 2.0)
+        assert logic()._live is None  # nothing starts by itself
+        session.press(node, "preview")
+        assert node["state"].value() == f"Frame {FIRST}, live."
+        session.set(node, "last", FIRST)
+        session.set(node, "first", FIRST)
+        session.press(node, "submit")
+        assert node["job_state"].value() == "done"
+        (made,) = Path(node["run"].value()).glob("*.exr")
+        same(ImageBuf(node.node("Preview")["file"].value()).get_pixels()[..., :4],
+             ImageBuf(str(made)).get_pixels()[..., :4])  # fmt: skip
 
 
 def test_sliders_are_drawn_live_as_submit_would(

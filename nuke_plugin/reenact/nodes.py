@@ -156,7 +156,9 @@ def next_step(node: Node) -> None:
     if step == "start":
         _start_server(node)
     elif step == "retry":
-        submit(node)
+        run = _runs.get(_id(node))
+        made = run is not None and run.order is not None and run.order.kind == "stylize"
+        (make_style if made else submit)(node)
     elif step == "resume":
         resume(node)
     elif step == "preview":

@@ -4,6 +4,7 @@ Nothing of Nuke. A version that holds a shot says in its `run.json` what it was 
 goes on with the shot finds there the plate, where its files lay, and the style it is drawn in.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -476,4 +477,5 @@ def _thin_out(folder: Path, newest: Path) -> None:
     os.utime(newest)  # it may be one that was there
     frames = sorted(folder.glob("*.exr"), key=lambda path: path.stat().st_mtime)
     for path in frames[:-LIVE_KEPT]:
-        path.unlink()
+        with contextlib.suppress(OSError):  # Windows: it is being read
+            path.unlink()
