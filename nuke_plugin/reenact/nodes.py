@@ -8,7 +8,6 @@ returns.
 
 import contextlib
 import dataclasses
-import math
 import time
 import uuid
 from dataclasses import dataclass
@@ -415,16 +414,17 @@ def _change(node: Node, only: Optional[int] = None) -> shots.Change:
     )  # fmt: skip
     if host.has(node, "style"):
         return dataclasses.replace(change, kind="style", look=_look(node, shot))
-    files, moves = [str(host.get(node, "directions")) or shot.directions], []
+    files = [str(host.get(node, "directions")) or shot.directions]
+    moves: List[protocol.Move] = []
     sliders = dict(SLIDERS)
     extra = str(host.get(node, "extra_file"))
     if extra:
         files.append(extra)
         sliders["extra"] = str(host.get(node, "extra_name")) or Path(extra).stem
+    rows = str(host.get(node, "rows"))
     for knob, direction in sliders.items():
-        amount = _keys(node, knob, shot)
-        if amount != "0":
-            moves.append(protocol.Move(direction, amount, str(host.get(node, "rows"))))
+        amounts = shots.keyframes(shot.numbers, _values(node, knob, shot))
+        moves += [protocol.Move(direction, amount, rows) for amount in amounts if amount != "0"]
     settings = {"moves": moves, "edge": str(host.get(node, "edge")),
                 "limit": float(host.get(node, "limit"))}  # fmt: skip
     return dataclasses.replace(change, settings=settings, directions=files)
@@ -435,23 +435,23 @@ def _look(node: Node, shot: shots.Shot) -> Dict[str, Any]:
     if not style:
         raise Wrong("Choose a style: a .style file, or have one made.")
     ends = {knob: str(host.get(node, knob)) for knob in ("style_from", "style_to")}
+    values = [min(max(value, 0.0), 1.0) for value in _values(node, "style_amount", shot)]
+    for near in (shots.NEAR, 1e-4, 1e-3, 1e-2):  # what nobody sees
+        amount, *more = shots.keyframes(shot.numbers, values, near)
+        if not more:
+            break
+    else:
+        raise Wrong("The curve of the amount has more keys than can be sent. Make it smoother.")
     return {
-        "style": style, "style_amount": _keys(node, "style_amount", shot, 0, 1),
+        "style": style, "style_amount": amount,
         "sibling": bool(host.get(node, "sibling")),
         **{knob: None if value == "all" else int(value) for knob, value in ends.items()},
     }  # fmt: skip
 
 
-def _keys(
-    node: Node, knob: str, shot: shots.Shot, least: float = -math.inf, most: float = math.inf
-) -> str:
-    """A slider's values over the shot, as the server takes them."""
-    values = [min(max(host.get(node, knob, at), least), most) for at in shot.numbers]
-    try:
-        return shots.keyframes(shot.numbers, values)
-    except ValueError:
-        text = f"The curve of {knob} has more keys than can be sent."
-        raise Wrong(f"{text} Make it smoother, or the shot shorter.") from None
+def _values(node: Node, knob: str, shot: shots.Shot) -> List[float]:
+    """A slider's values over the shot."""
+    return [float(host.get(node, knob, number)) for number in shot.numbers]
 
 
 def _new_style(node: Node) -> shots.Change:

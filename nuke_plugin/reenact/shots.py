@@ -26,7 +26,7 @@ from reenact.tracks import numbers, quality
 LIVE_KEPT = 50  # frames drawn live that stay in a node's folder
 EVENT_SECONDS = 0.2  # after which a frame that was overtaken is given up
 NEAR = 1e-5  # how far keyframes may be from the curve that they stand for
-FAR = 0.01  # and how far where it changes too often for that
+KEYS = 150  # for which there is room in one text, whatever their numbers
 
 
 @dataclass(frozen=True)
@@ -90,24 +90,29 @@ def shot(track: str, character: str) -> Shot:
     )  # fmt: skip
 
 
-def keyframes(frames: Sequence[int], values: Sequence[float]) -> str:
-    """Keyframes, as the protocol has them, of values at frames.
+def keyframes(frames: Sequence[int], values: Sequence[float], near: float = NEAR) -> List[str]:
+    """Keyframes, as the protocol has them, of values at frames: texts whose values add up to them,
+    one if there is room for all keys.
 
-    They are exact to 1e-5, or as near as there is room for in a text of the protocol.
-
-    Raises:
-        ValueError: even to 0.01 there is not.
+    Args:
+        frames: increasing.
+        values: one each.
+        near: how far from them the keys' straight lines may go.
     """
-    near = NEAR
-    while near <= FAR:
-        kept = _corners(frames, values, near)
-        if len({values[i] for i in kept}) == 1:
-            return f"{values[0]:.6g}"
-        text = ",".join(f"{frames[i]}:{values[i]:.6g}" for i in kept)
-        if len(text) <= protocol.MAX_TEXT:
-            return text
-        near *= 2
-    raise ValueError("too many keys")
+    corners = _corners(frames, values, near)
+    if len({values[i] for i in corners}) == 1:
+        return [f"{values[0]:.6g}"]
+    texts, first = [], 0
+    for start in range(0, len(corners), KEYS):
+        part = corners[start : start + KEYS]
+        keys = {frames[i]: values[i] for i in (first, *part)}
+        if start:
+            keys[frames[first] - 1] = 0.0
+        if start + KEYS < len(corners):
+            keys[frames[part[-1]] + 1] = 0.0
+        texts.append(",".join(f"{number}:{keys[number]:.6g}" for number in sorted(keys)))
+        first = part[-1] + 1
+    return texts
 
 
 def _corners(frames: Sequence[int], values: Sequence[float], near: float) -> List[int]:
