@@ -367,18 +367,19 @@ class Live(Thread):
         """Draws, until it is closed."""
         with Client("nuke", HELLO_SECONDS) as client:
             send = Sender(client, lambda done, total: None)
-            while self._awake.wait() and not self._ended.is_set():
+            while not self._ended.is_set():
+                self._awake.wait(1.0 if self._jobs else None)
                 with self._lock:
-                    if not self._waiting:
-                        self._awake.clear()
-                        continue
-                    id, change = self._waiting.popitem()
-                    number, self._at_work = self._newest[id], True
-                news = self._drawn(client, send, id, number, change)
-                if news is not None:
-                    self._told.put((number, news))
+                    self._awake.clear()
+                    id, change = self._waiting.popitem() if self._waiting else ("", None)
+                    number, self._at_work = self._newest.get(id, 0), change is not None
+                if change is not None:
+                    news = self._drawn(client, send, id, number, change)
+                    if news is not None:
+                        self._told.put((number, news))
+                    self._at_work = False
+                    self._awake.set()  # there may be more
                 self._forget(client)
-                self._at_work = False
 
     def _drawn(
         self, client: Client, send: Sender, id: str, number: int, change: Change
