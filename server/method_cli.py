@@ -230,7 +230,7 @@ def render(
         style_to=style_to, sibling=sibling,
     )  # fmt: skip
     tasks.finish(task)  # what makes no sense is said before anything is sent
-    keyframes.parse(style_amount)
+    keyframes.parse(style_amount, "--style-amount")
     if local:
         from core.character import load_character
 

@@ -80,7 +80,7 @@ def repair(
         entry = {
             "do": do, "frames": where, "from": source, "blend": blend, "ease": ease, "only": only,
             "weights": _weights(weight) if weight else None, "steps": steps,
-            "keys": [list(key) for key in keyframes.parse(keys)] if keys else None,
+            "keys": [list(key) for key in keyframes.parse(keys, "--keys")] if keys else None,
         }  # fmt: skip
         entries = [{name: value for name, value in entry.items() if value is not None}]
     track = load_track(latents)

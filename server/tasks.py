@@ -360,7 +360,10 @@ def _edited(
 ) -> LatentTrack:  # fmt: skip
     from core import editing, keyframes
 
-    moves = [editing.Move(m.direction, keyframes.parse(m.amount), m.rows) for m in task.moves]
+    moves = [
+        editing.Move(m.direction, keyframes.parse(m.amount, m.direction), m.rows)
+        for m in task.moves
+    ]
     edge = cast("editing.Edge", task.edge)  # checked by the edit
     return editing.edit(track, character, directions, moves, edge, task.limit, only)
 
