@@ -267,7 +267,8 @@ def qc(
     recogniser: Path | None = None,
     face_model: Path | None = None,
 ) -> dict[str, Any]:
-    """Measures a track's frames, and writes `QC_FILES` into a folder.
+    """Measures a track's frames, and writes `QC_FILES` into a folder; what is measured so far lies
+    in the folder's work folder meanwhile.
 
     Returns:
         The shot in figures.
@@ -275,6 +276,8 @@ def qc(
     Raises:
         NotFinished: the track is partial.
     """
+    import shutil
+
     import torch
     from reenact import __version__
 
@@ -286,6 +289,7 @@ def qc(
     where = device()
     character.generator.to(where)
     who = dataclasses.replace(character, anchors=character.anchors.to(where))
+    work = output.with_name(output.name + ".work")
     with report.stage("measuring") as tick:
         found = quality.measure_shot(
             track, who, plate,
@@ -293,7 +297,7 @@ def qc(
             if recogniser else recognition.proxy_recogniser(where),
             rendered=rendered,
             face_model=recognition.load_face_model(face_model) if face_model else None,
-            batch=task.batch, progress=tick,
+            batch=task.batch, work=work, progress=tick,
         )  # fmt: skip
     versions = {"reenact": __version__, "torch": torch.__version__}
     title = task.name or track.source
@@ -315,6 +319,7 @@ def qc(
     ):
         with atomic_write(output / name) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
+    shutil.rmtree(work, ignore_errors=True)
     return {**quality.summary(found), "metrics": dict(found.metrics)}
 
 

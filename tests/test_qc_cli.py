@@ -42,6 +42,7 @@ def test_a_table_of_two_tracks_and_a_report_of_each(shot: Path) -> None:
     for name in names:
         folder = shot / f"{name}_qc"
         assert {p.name for p in folder.iterdir()} == set(tasks.QC_FILES)
+        assert not folder.with_name(f"{name}_qc.work").exists()
         facts = json.loads((folder / "qc.json").read_text())
         assert facts["frames"] == list(range(FIRST, FIRST + FRAMES))
         assert facts["marks"][0]["frame"] == WRONG
