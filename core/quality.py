@@ -235,6 +235,7 @@ def measure_shot(
     *,
     rendered: Clip | None = None,
     face_model: FaceModel | None = None,
+    limits: Mapping[str, float] = {},
     batch: int = 8,
     work: Path | None = None,
     progress: Progress = lambda done, total: None,
@@ -251,6 +252,7 @@ def measure_shot(
         rendered: frames of the track as they were rendered, on the plate or as crops; by default
             they are drawn.
         face_model: what APD and AED are measured by; by default proxies made of landmarks.
+        limits: by measure, beyond which frames are marked in place of where they are by default.
         batch: pictures worked on at once.
         work: folder for what is measured so far.
         progress: called with pictures seen and to be seen, the anchors' among them.
@@ -341,14 +343,14 @@ def measure_shot(
         metrics["niqe"] += f", pictures enlarged from {size} px: for comparison at this size only"
     measures = {name: measures[name] for name in MEASURES}
     state, amount = track.state[rows], track.amount[rows]
-    limits, marks = mark(numbers, state, amount, measures)
+    bounds, marks = mark(numbers, state, amount, measures, limits)
     return Quality(
         numbers,
         state,
         cut,
         measures,
         signals,
-        limits,
+        bounds,
         marks,
         metrics,
         (shaking[0], shaking[1]),
@@ -640,7 +642,11 @@ def position(codes: np.ndarray, anchors: Tensor) -> tuple[np.ndarray, np.ndarray
 
 
 def mark(
-    numbers: np.ndarray, state: np.ndarray, amount: np.ndarray, measures: Mapping[str, np.ndarray]
+    numbers: np.ndarray,
+    state: np.ndarray,
+    amount: np.ndarray,
+    measures: Mapping[str, np.ndarray],
+    limits: Mapping[str, float] = {},
 ) -> tuple[dict[str, tuple[float, float]], tuple[Mark, ...]]:
     """Finds the frames that somebody should look at.
 
@@ -649,11 +655,16 @@ def mark(
         state: `[F]`, FrameState.
         amount: `[F]`: frames with 0 show the plate alone, and are never marked.
         measures: of `MEASURES`, `[F]` each.
+        limits: as in `measure_shot`.
 
     Returns:
         Below and above what each measure marks a frame (infinite where never), and the marks.
     """
-    bounds = {name: _bounds(MEASURES[name], values) for name, values in measures.items()}
+    bounds = {
+        name: _ends(MEASURES[name].bad, limits[name])
+        if name in limits else _bounds(MEASURES[name], values)
+        for name, values in measures.items()
+    }  # fmt: skip
     marks: list[Mark] = []
     for i, number in enumerate(int(n) for n in numbers):
         if amount[i] == 0:
@@ -679,10 +690,7 @@ def mark(
 
 def _bounds(m: Measure, values: np.ndarray) -> tuple[float, float]:
     known = values[np.isfinite(values)]
-    low, high = -math.inf, math.inf
-    if m.limit is not None:
-        high = m.limit if m.bad in ("high", "both") else high
-        low = {"low": m.limit, "both": -m.limit}.get(m.bad, low)
+    low, high = (-math.inf, math.inf) if m.limit is None else _ends(m.bad, m.limit)
     if len(known) >= FEWEST:
         middle = float(np.median(known))
         usual = 1.4826 * float(np.median(np.abs(known - middle)))
@@ -690,6 +698,12 @@ def _bounds(m: Measure, values: np.ndarray) -> tuple[float, float]:
         high = min(high, middle + reach) if m.bad in ("high", "both") else high
         low = max(low, middle - reach) if m.bad in ("low", "both") else low
     return low, high
+
+
+def _ends(bad: str, limit: float) -> tuple[float, float]:
+    """Below and above what a limit marks."""
+    low = {"low": limit, "both": -limit}.get(bad, -math.inf)
+    return low, limit if bad in ("high", "both") else math.inf
 
 
 def repairs(quality: Quality) -> list[dict[str, Any]]:

@@ -348,6 +348,18 @@ def find_character(wanted: str, track: Path) -> Path:
     )
 
 
+def named_numbers(option: str, texts: list[str]) -> dict[str, float]:
+    """What a repeatable option gives as NAME=NUMBER."""
+    values = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            values[name] = float(value)
+        except ValueError:
+            raise typer.BadParameter(f"{option} needs NAME=NUMBER, not {text!r}") from None
+    return values
+
+
 def point(text: str | None, clip: frames.Clip) -> list[float] | None:
     """The point of an --at option, plate px."""
     if text is None:

@@ -275,6 +275,7 @@ def qc(
 
     Raises:
         NotFinished: the track is partial.
+        BadOption: a limit is none.
     """
     import shutil
 
@@ -284,6 +285,7 @@ def qc(
     from core import quality, recognition
     from core import report as reports
 
+    limits = checked_limits(task)
     if not track.complete:
         raise NotFinished(f"{task.name} is not complete. Finish its solve first.")
     where = device()
@@ -297,7 +299,7 @@ def qc(
             if recogniser else recognition.proxy_recogniser(where),
             rendered=rendered,
             face_model=recognition.load_face_model(face_model) if face_model else None,
-            batch=task.batch, work=work, progress=tick,
+            limits=limits, batch=task.batch, work=work, progress=tick,
         )  # fmt: skip
     versions = {"reenact": __version__, "torch": torch.__version__}
     title = task.name or track.source
@@ -321,6 +323,23 @@ def qc(
             temporary.write_text(text, encoding="utf-8", newline="")
     shutil.rmtree(work, ignore_errors=True)
     return {**quality.summary(found), "metrics": dict(found.metrics)}
+
+
+def checked_limits(task: protocol.Qc) -> dict[str, float]:
+    """The limits of a task.
+
+    Raises:
+        BadOption: of no measure, or no number from 0.
+    """
+    from core.quality import MEASURES
+
+    there = [name for name, m in MEASURES.items() if m.bad]
+    for name, limit in task.limits.items():
+        if name not in there:
+            raise BadOption(f"There is no measure {name!r} to limit. There are {', '.join(there)}.")
+        if type(limit) not in (int, float) or not 0 <= limit <= 1e6:
+            raise BadOption(f"The limit of {name} must be a number from 0, not {limit!r}.")
+    return task.limits
 
 
 def edit(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reenact import protocol
 from small_shot import FIRST, FRAMES, WRONG, small_shot
 from test_cli import reenact
 
@@ -52,10 +53,12 @@ def test_a_table_of_two_tracks_and_a_report_of_each(shot: Path) -> None:
         assert facts["character"] in report
         assert "nobody: synthetic" in report  # who agreed
     served = json.loads((shot / "shot_qc" / "qc.json").read_text())
-    done = reenact("qc", "shot.latents", "--local", "-o", "again", "--batch", 3, cwd=shot)
+    done = reenact("qc", "shot.latents", "--local", "-o", "again", "--batch", 3, "--limit",
+                   "clipping=99", cwd=shot)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"the worst is {WRONG}" in done.stdout
     here = json.loads((shot / "again" / "shot_qc" / "qc.json").read_text())
+    assert here["limits"]["clipping"] == [None, 99]
     for name, values in served["measures"].items():
         ours, theirs = (np.array(v, float) for v in (here["measures"][name], values))
         np.testing.assert_allclose(ours, theirs, atol=2e-2, err_msg=name)
@@ -99,3 +102,11 @@ def test_wrong_calls_say_what_is_needed(shot: Path) -> None:
     done = reenact("qc", "shot.latents", "other.latents", "--plate", "x.####.png", cwd=shot)
     assert done.returncode == 2
     assert "once for each track" in " ".join(done.stderr.replace("│", "").split())
+    for limits, said in (
+        ({"smiles": 1.0}, "There is no measure 'smiles' to limit. There are landmarks, "),
+        ({"lips": -1.0}, "The limit of lips must be a number from 0"),
+        ({"lips": "2"}, "The limit of lips must be a number from 0"),
+    ):
+        task = protocol.Qc(protocol.File(), protocol.File(), protocol.Clip(), limits=limits)
+        with pytest.raises(tasks.BadOption, match=said):
+            tasks.checked_limits(task)

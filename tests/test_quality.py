@@ -349,6 +349,20 @@ def test_the_worst_comes_first_and_a_limit_holds_however_bad_the_shot_is() -> No
     assert len(marked(bad).marked) == 30
 
 
+def test_a_limit_that_was_given_is_the_only_one() -> None:
+    values = table(30, mouth={4: 2.0, 7: -2.0, 9: 30.0}, identity={5: 0.2}, pose={3: 50.0})
+    numbers, state = np.arange(1, 31), np.full(30, FrameState.SOLVED, np.uint8)
+
+    def found(**limits: float) -> list[tuple[int, str]]:
+        return [(m.number, m.measure)
+                for m in quality.mark(numbers, state, np.ones(30), values, limits)[1]]  # fmt: skip
+
+    usual = [(4, "pose"), (6, "identity"), (10, "mouth")]
+    assert found() == usual
+    assert found(mouth=1.0) == sorted([*usual, (5, "mouth"), (8, "mouth")])
+    assert found(mouth=1e6, pose=60, identity=0.1) == []
+
+
 def test_a_frame_that_jumps_is_marked_and_not_its_neighbours() -> None:
     found = marked(table(20, jitter={6: 3.0, 7: 6.0, 8: 3.1, 15: 4.0}))
     assert [m.number for m in found.marks] == [8, 16]
