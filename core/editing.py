@@ -99,7 +99,7 @@ def moves_from_json(value: Any) -> tuple[Move, ...]:
         return tuple(
             Move(
                 str(move["direction"]),
-                keyframes.from_plain(move["keys"]),
+                keyframes.from_plain(move["keys"], str(move["direction"])),
                 str(move.get("rows", "")),
             )
             for move in value
@@ -170,7 +170,9 @@ def edit(
         BadEdit: the track is partial, there is no such direction, its shape does not fit, or the
             rest of a move makes no sense.
     """
-    moves = tuple(replace(move, keys=keyframes.from_plain(move.keys)) for move in moves)
+    moves = tuple(
+        replace(move, keys=keyframes.from_plain(move.keys, move.direction)) for move in moves
+    )
     anchors = character.anchors.detach().cpu().numpy().astype(np.float64)
     rows = track.delta.shape[1]
     if track.character != character.hash or track.alpha.shape[1] != len(anchors):

@@ -21,7 +21,15 @@ MAX_NUMBER = 10**9  # of a frame
 
 
 class WrongKeys(ReenactError):
-    """What was given are no keyframes."""
+    """What was given are no keyframes; the message begins with what they are of, if that is known.
+
+    Args:
+        said: a sentence and what to do.
+        of: what the keys are of: a direction, an option.
+    """
+
+    def __init__(self, said: str, of: str = "") -> None:
+        super().__init__(f"{of}: {said}" if of else said)
 
 
 class Key(NamedTuple):
@@ -34,11 +42,12 @@ class Key(NamedTuple):
     )
 
 
-def parse(text: str) -> tuple[Key, ...]:
+def parse(text: str, of: str = "") -> tuple[Key, ...]:
     """Reads keys from text.
 
     Args:
         text: as above; the order of the keys does not matter.
+        of: what they are of, for the error.
 
     Returns:
         Keys by increasing number. A value alone is a single key, which holds for all frames.
@@ -58,13 +67,18 @@ def parse(text: str) -> tuple[Key, ...]:
     except ValueError:
         raise WrongKeys(
             f"{word!r} in {text!r} is no key. Write NUMBER:VALUE or NUMBER:VALUE:EASING, as in "
-            "1001:0:smooth,1010:1, or one value for all frames."
+            "1001:0:smooth,1010:1, or one value for all frames.",
+            of,
         ) from None
-    return from_plain(plain)
+    return from_plain(plain, of)
 
 
-def from_plain(plain: Any) -> tuple[Key, ...]:
+def from_plain(plain: Any, of: str = "") -> tuple[Key, ...]:
     """Keys of their JSON form, in any order.
+
+    Args:
+        plain: a list of `[number, value, easing]`.
+        of: what they are of, for the error.
 
     Raises:
         WrongKeys: it is something else, values are not finite, or two keys have one number.
@@ -73,25 +87,25 @@ def from_plain(plain: Any) -> tuple[Key, ...]:
         keys = sorted(Key(*key) for key in plain)
     except TypeError:
         raise WrongKeys(
-            f"{plain!r} are no keys. They are a list of [number, value, easing]."
+            f"{plain!r} are no keys. They are a list of [number, value, easing].", of
         ) from None
     if not keys:
-        raise WrongKeys("There are no keys. Give one value at least, as in 1 or 1001:1.")
+        raise WrongKeys("There are no keys. Give one value at least, as in 1 or 1001:1.", of)
     for key in keys:
         if type(key.number) is not int or type(key.value) not in (int, float):
-            raise WrongKeys(f"{list(key)} is no key: it is [number, value, easing].")
+            raise WrongKeys(f"{list(key)} is no key: it is [number, value, easing].", of)
         if abs(key.number) > MAX_NUMBER:
-            raise WrongKeys(f"Frame {key.number} is too far: at most {MAX_NUMBER}.")
+            raise WrongKeys(f"Frame {key.number} is too far: at most {MAX_NUMBER}.", of)
         if not abs(key.value) <= np.finfo(np.float32).max:
-            raise WrongKeys(f"The value {key.value} at frame {key.number} is not finite.")
+            raise WrongKeys(f"The value {key.value} at frame {key.number} is not finite.", of)
         if key.easing not in EASINGS:
             raise WrongKeys(
-                f"No easing is called {key.easing!r}. Choose one of {', '.join(EASINGS)}."
+                f"No easing is called {key.easing!r}. Choose one of {', '.join(EASINGS)}.", of
             )
     numbers = [key.number for key in keys]
     for number in numbers:
         if numbers.count(number) > 1:
-            raise WrongKeys(f"Frame {number} has two keys. Keep one of them.")
+            raise WrongKeys(f"Frame {number} has two keys. Keep one of them.", of)
     return tuple(keys)
 
 

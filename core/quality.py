@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -29,10 +30,12 @@ from core import colour, rendering
 from core.aligned_clip import cut_out
 from core.alignment import warp
 from core.character import Character
+from core.digest import digest
 from core.errors import ReenactError
 from core.facemesh import aligned_roi, to_picture
 from core.facemesh.keypoints import FACE_OVAL, GROUPS, KEYPOINTS, LEFT_EYE, OUTER_LIPS, RIGHT_EYE
 from core.facemesh.measures import measure
+from core.files import atomic_write
 from core.frames import Clip, Window, format_numbers, read_frames, to_bytes
 from core.latent_space import BETA, nearest_weights
 from core.latent_track import FrameState, LatentTrack
@@ -49,7 +52,8 @@ TOP = 5  # most similar pictures of the scan that identity is meant over (paper,
 DEVIATIONS = 6.0
 FEWEST = 8
 SOLVE_STEPS = 40  # of a suggested repair: five times those of a first solve
-_LONGEST = 4  # frames on end that interpolation is suggested for
+MARGIN = 2  # frames that a suggested repair reaches beyond what is wrong, either way
+_LONGEST = 4  # wrong frames on end that interpolation is suggested for
 _SIDE = 512  # of the driver's pictures at most, px
 _SHUT = 0.12  # lids nearer than this share of the eye's width hide where it looks
 
@@ -231,10 +235,14 @@ def measure_shot(
     *,
     rendered: Clip | None = None,
     face_model: FaceModel | None = None,
+    limits: Mapping[str, float] = {},
     batch: int = 8,
+    work: Path | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Quality:
     """Measures the frames that a track and its plate share.
+
+    With `work`, what was interrupted goes on there when the call is repeated, to the same result.
 
     Args:
         track: complete.
@@ -244,7 +252,9 @@ def measure_shot(
         rendered: frames of the track as they were rendered, on the plate or as crops; by default
             they are drawn.
         face_model: what APD and AED are measured by; by default proxies made of landmarks.
+        limits: by measure, beyond which frames are marked in place of where they are by default.
         batch: pictures worked on at once.
+        work: folder for what is measured so far.
         progress: called with pictures seen and to be seen, the anchors' among them.
 
     Raises:
@@ -267,49 +277,38 @@ def measure_shot(
     size = character.generator.architecture.resolution
     small = min(size, MAX_RESOLUTION)  # what the solver saw
     device = character.anchors.device
-    known, details = _anchors(character, recogniser, small, batch, lambda n: progress(n, total))
+    clips = [c and (c.shown, c.colour_space) for c in (plate, rendered)]
+    networks = [recogniser.name, face_model and face_model.name]
+    key = digest(character.hash, track.smooth, track.quads, track.landmarks, rows, clips, networks)
 
-    made = np.full((len(rows), 478, 3), np.nan)
-    driven = made.copy()
-    own: dict[str, np.ndarray] = {
-        name: np.full(len(rows), np.nan) for name in ("identity", "sharpness", "clipping", "niqe")
-    }
-    fits = {name: np.full((len(rows), n), np.nan) for name, n in (("angles", 6), ("faces", 128))}
-    cards: list[bytes] = []
-    drivers = _drivers(plate, track, rows, max(MAX_RESOLUTION, min(size, _SIDE)))
+    def place(name: object) -> Path | None:
+        return work and work / key[:16] / f"{name}.npz"
+
+    scan = _kept(place("scan"))
+    if scan is None:
+        scan = _anchors(character, recogniser, small, batch, lambda n: progress(n, total))
+        _keep(place("scan"), scan)
+    known = torch.from_numpy(scan["vectors"]).to(device)
+    parts: list[dict[str, np.ndarray]] = []
+    start = 0
+    while start < len(rows) and (part := _kept(place(start))):
+        parts.append(part)
+        start += len(part["cards"])
+    drivers = _drivers(plate, track, rows[start:], max(MAX_RESOLUTION, min(size, _SIDE)))
     results = (
-        rendering.pictures(character.generator, track.smooth[rows], batch)
-        if rendered is None else delivered(rendered, plate, track, rows, size)
+        rendering.pictures(character.generator, track.smooth[rows[start:]], batch)
+        if rendered is None else delivered(rendered, plate, track, rows[start:], size)
     )  # fmt: skip
-    for start in range(0, len(rows), batch):
-        some = range(start, min(start + batch, len(rows)))
-        pairs = [(next(drivers), next(results)) for _ in some]
-        meshes = []
-        for side, landmarks in enumerate((driven, made)):
-            shown = [(i, pair[side]) for i, pair in zip(some, pairs, strict=True)]
-            here = [i for i, picture in shown if picture is not None]
-            pictures = [picture for _, picture in shown if picture is not None]
-            if pictures:
-                batched = torch.stack(pictures).float().to(device)
-                with torch.no_grad():
-                    seen = look(_shrunk(batched, small)).landmarks
-                landmarks[here] = seen.cpu().numpy()
-                meshes.append((side, here, batched, seen))
-            if side and pictures:
-                cosines = recogniser.embed(batched, seen) @ known.T
-                own["identity"][here] = _top(cosines).cpu().numpy()
-                for i, picture, mesh in zip(here, batched, seen, strict=True):
-                    for name, value in _own(picture, mesh, small).items():
-                        own[name][i] = value
-        if face_model is not None:
-            for side, here, batched, seen in meshes:
-                faces, angles = face_model.fit(batched, seen)
-                fits["angles"][here, 3 * side : 3 * side + 3] = angles.cpu().numpy()
-                fits["faces"][here, 64 * side : 64 * side + 64] = faces.cpu().numpy()
-        cards += [card(*pair, driven[i], made[i]) for i, pair in zip(some, pairs, strict=True)]
-        progress(len(character.anchors) + some.stop, total)
+    while start < len(rows):
+        pairs = [(next(drivers), next(results)) for _ in rows[start : start + batch]]
+        parts.append(_seen(pairs, device, small, known, recogniser, face_model))
+        _keep(place(start), parts[-1])
+        start += len(pairs)
+        progress(len(character.anchors) + start, total)
 
-    own["sharpness"] /= details
+    own = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    own["sharpness"] /= np.median(scan["sharpness"])
+    driven, made = own["driven"], own["made"]
     wanted_mesh, notes = _at_rest(track, driven, made)
     signals = {
         name: (a * SIGNALS[name][2], b * SIGNALS[name][2])
@@ -332,7 +331,7 @@ def measure_shot(
         "clipping": own["clipping"],
         "sharpness": own["sharpness"],
         "niqe": own["niqe"],
-        **(_distances(wanted_mesh, made) if face_model is None else _model_distances(fits)),
+        **(_distances(wanted_mesh, made) if face_model is None else _model_distances(own)),
     }
     metrics = {
         "identity": recogniser.name,
@@ -344,19 +343,19 @@ def measure_shot(
         metrics["niqe"] += f", pictures enlarged from {size} px: for comparison at this size only"
     measures = {name: measures[name] for name in MEASURES}
     state, amount = track.state[rows], track.amount[rows]
-    limits, marks = mark(numbers, state, amount, measures)
+    bounds, marks = mark(numbers, state, amount, measures, limits)
     return Quality(
         numbers,
         state,
         cut,
         measures,
         signals,
-        limits,
+        bounds,
         marks,
         metrics,
         (shaking[0], shaking[1]),
         tuple(notes),
-        cards,
+        own["cards"].tolist(),
     )
 
 
@@ -366,8 +365,8 @@ def measure_shot(
 def _anchors(
     character: Character, recogniser: Recogniser, small: int, batch: int,
     tick: Callable[[int], None],
-) -> tuple[Tensor, float]:  # fmt: skip
-    """Vectors `[N, D]` of the anchors' pictures, and the median of their sharpness."""
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Vectors `[N, D]` of the anchors' pictures, and their sharpness `[N]`."""
     rows = character.generator.architecture.num_ws
     codes = character.anchors[:, None].expand(-1, rows, -1).cpu().numpy()
     drawn = rendering.pictures(character.generator, codes, batch)
@@ -378,7 +377,56 @@ def _anchors(
             vectors.append(recogniser.embed(pictures, look(_shrunk(pictures, small)).landmarks))
         details += [face_sharpness(p) for p in _shrunk(pictures, small)]
         tick(start + len(pictures))
-    return torch.cat(vectors), float(np.median(details))
+    return {"vectors": torch.cat(vectors).cpu().numpy(), "sharpness": np.array(details)}
+
+
+def _seen(
+    pairs: Sequence[tuple[Tensor | None, Tensor | None]], device: torch.device, small: int,
+    known: Tensor, recogniser: Recogniser, face_model: FaceModel | None,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """What pictures of driver and result say one by one, NaN where there is none: meshes, measures,
+    the face model's numbers, and cards."""
+    count = len(pairs)
+    own = {name: np.full((count, 478, 3), np.nan) for name in ("driven", "made")}
+    own |= {n: np.full(count, np.nan) for n in ("identity", "sharpness", "clipping", "niqe")}
+    own |= {n: np.full((count, width), np.nan) for n, width in (("angles", 6), ("faces", 128))}
+    for side, name in enumerate(("driven", "made")):
+        here = [i for i, pair in enumerate(pairs) if pair[side] is not None]
+        if not here:
+            continue
+        pictures = [picture for pair in pairs if (picture := pair[side]) is not None]
+        batched = torch.stack(pictures).float().to(device)
+        with torch.no_grad():
+            seen = look(_shrunk(batched, small)).landmarks
+        own[name][here] = seen.cpu().numpy()
+        if side:
+            own["identity"][here] = _top(recogniser.embed(batched, seen) @ known.T).cpu().numpy()
+            for i, picture, mesh in zip(here, batched, seen, strict=True):
+                for figure, value in _own(picture, mesh, small).items():
+                    own[figure][i] = value
+        if face_model is not None:
+            faces, angles = face_model.fit(batched, seen)
+            own["angles"][here, 3 * side : 3 * side + 3] = angles.cpu().numpy()
+            own["faces"][here, 64 * side : 64 * side + 64] = faces.cpu().numpy()
+    cards = [
+        card(*pair, *meshes)
+        for pair, *meshes in zip(pairs, own["driven"], own["made"], strict=True)
+    ]
+    return {**own, "cards": np.array(cards)}  # no JPEG ends in a 0, which numpy would cut off
+
+
+def _kept(path: Path | None) -> dict[str, np.ndarray] | None:
+    """Arrays that an earlier call kept."""
+    if path is None or not path.exists():
+        return None
+    with np.load(path) as file:
+        return dict(file)
+
+
+def _keep(path: Path | None, arrays: dict[str, np.ndarray]) -> None:
+    if path is not None:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)
 
 
 def _drivers(
@@ -537,7 +585,7 @@ def _distances(wanted: np.ndarray, made: np.ndarray) -> dict[str, np.ndarray]:
 
 def _model_distances(fits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """APD and AED per frame (paper, section 4.1): mean squares of a face model's differences."""
-    halves = {name: np.split(values, 2, 1) for name, values in fits.items()}
+    halves = {name: np.split(fits[name], 2, 1) for name in ("angles", "faces")}
     squares = {name: ((a - b) ** 2).mean(1) for name, (a, b) in halves.items()}
     return {
         "pose_distance": 100 * squares["angles"],
@@ -594,7 +642,11 @@ def position(codes: np.ndarray, anchors: Tensor) -> tuple[np.ndarray, np.ndarray
 
 
 def mark(
-    numbers: np.ndarray, state: np.ndarray, amount: np.ndarray, measures: Mapping[str, np.ndarray]
+    numbers: np.ndarray,
+    state: np.ndarray,
+    amount: np.ndarray,
+    measures: Mapping[str, np.ndarray],
+    limits: Mapping[str, float] = {},
 ) -> tuple[dict[str, tuple[float, float]], tuple[Mark, ...]]:
     """Finds the frames that somebody should look at.
 
@@ -603,11 +655,16 @@ def mark(
         state: `[F]`, FrameState.
         amount: `[F]`: frames with 0 show the plate alone, and are never marked.
         measures: of `MEASURES`, `[F]` each.
+        limits: as in `measure_shot`.
 
     Returns:
         Below and above what each measure marks a frame (infinite where never), and the marks.
     """
-    bounds = {name: _bounds(MEASURES[name], values) for name, values in measures.items()}
+    bounds = {
+        name: _ends(MEASURES[name].bad, limits[name])
+        if name in limits else _bounds(MEASURES[name], values)
+        for name, values in measures.items()
+    }  # fmt: skip
     marks: list[Mark] = []
     for i, number in enumerate(int(n) for n in numbers):
         if amount[i] == 0:
@@ -633,10 +690,7 @@ def mark(
 
 def _bounds(m: Measure, values: np.ndarray) -> tuple[float, float]:
     known = values[np.isfinite(values)]
-    low, high = -math.inf, math.inf
-    if m.limit is not None:
-        high = m.limit if m.bad in ("high", "both") else high
-        low = {"low": m.limit, "both": -m.limit}.get(m.bad, low)
+    low, high = (-math.inf, math.inf) if m.limit is None else _ends(m.bad, m.limit)
     if len(known) >= FEWEST:
         middle = float(np.median(known))
         usual = 1.4826 * float(np.median(np.abs(known - middle)))
@@ -646,13 +700,23 @@ def _bounds(m: Measure, values: np.ndarray) -> tuple[float, float]:
     return low, high
 
 
+def _ends(bad: str, limit: float) -> tuple[float, float]:
+    """Below and above what a limit marks."""
+    low = {"low": limit, "both": -limit}.get(bad, -math.inf)
+    return low, limit if bad in ("high", "both") else math.inf
+
+
 def repairs(quality: Quality) -> list[dict[str, Any]]:
     """A repair list that the marks suggest, plain JSON.
 
-    Entries are `{"do": "solve", "frames": "1020-1023", "steps": 40, "only": "mouth", "reason": …}`
+    Entries are `{"do": "solve", "frames": "1018-1025", "steps": 40, "only": "mouth", "reason": …}`
     without `only` where more than one part is wrong, and `{"do": "interpolate", "frames": …,
     "reason": …}` for frames that jump. Frames without a face, and what no solve mends, are left to
     people.
+
+    Ranges reach `MARGIN` frames beyond the marked ones, as far as the shot does. The low-pass over
+    time mixed those frames with the wrong ones, and a repair leaves what it does not name as it
+    is: repaired alone, one frame would pop.
     """
     asked: list[tuple[int, str]] = []  # index of a frame, and what is to be done
     reasons: dict[int, list[str]] = {}
@@ -666,28 +730,41 @@ def repairs(quality: Quality) -> list[dict[str, Any]]:
             asked.append((i, "all" if len(follow) > 1 else follow.pop()))
         elif kinds == {"interpolate"}:
             asked.append((i, "interpolate"))
-    entries: list[dict[str, Any]] = []
+    wrong = {i for i, _ in asked}
     shot = np.cumsum(quality.cut)
 
     def run(item: tuple[int, tuple[int, str]]) -> tuple[int, int, str]:
         place, (i, kind) = item
         return int(quality.numbers[i]) - place, int(shot[i]), kind
 
+    spans: list[tuple[str, range, list[str]]] = []  # what is to be done, where, and why
     for (*_, kind), items in groupby(enumerate(asked), run):
         rows = [i for _, (i, _) in items]
-        why = list(dict.fromkeys(reason for i in rows for reason in reasons[i]))
+        inside = np.flatnonzero(shot == shot[rows[0]])
+        # Interpolation needs a frame on either side.
+        first, last = inside[[0, -1]] + ([1, -1] if kind == "interpolate" else [0, 0])
+        too_long = kind == "interpolate" and len(rows) > _LONGEST
+        if too_long or not first <= rows[0] <= rows[-1] <= last:
+            continue
+        begin, end = rows[0], rows[-1]
+        for _ in range(MARGIN):  # what is to be done to other frames stays theirs
+            begin -= begin > first and begin - 1 not in wrong
+            end += end < last and end + 1 not in wrong
+        wide = range(begin, end + 1)
+        why = [reason for i in rows for reason in reasons[i]]
+        if spans and spans[-1][0] == kind and wide.start < spans[-1][1].stop:
+            _, before, said = spans.pop()
+            wide, why = range(before.start, wide.stop), said + why
+        spans.append((kind, wide, why))
+    entries: list[dict[str, Any]] = []
+    for kind, wide, why in spans:
         entry: dict[str, Any] = {
             "do": "interpolate" if kind == "interpolate" else "solve",
-            "frames": format_numbers(quality.numbers[rows].tolist()),
+            "frames": format_numbers(quality.numbers[wide.start : wide.stop].tolist()),
         }
-        if kind == "interpolate":
-            ends = [i for i in (rows[0] - 1, rows[-1] + 1) if 0 <= i < len(shot)]
-            within = len(ends) == 2 and all(shot[i] == shot[rows[0]] for i in ends)
-            if not within or len(rows) > _LONGEST:
-                continue
-        else:
+        if kind != "interpolate":
             entry |= {"steps": SOLVE_STEPS} | ({} if kind == "all" else {"only": kind})
-        entries.append({**entry, "reason": "; ".join(why)})
+        entries.append({**entry, "reason": "; ".join(dict.fromkeys(why))})
     return entries
 
 

@@ -8,7 +8,8 @@ A repair list is a JSON list of repairs. They are made in order, each on what th
       {"do": "interpolate", "frames": "1040-1044, 1047", "ease": "smooth"},
       {"do": "hold", "frames": "1050-1055", "from": 1049, "blend": 2},
       {"do": "replace", "frames": "1060-1062", "from": "1030-1032"},
-      {"do": "amount", "keys": [[1001, 0, "smooth"], [1009, 1]]}
+      {"do": "amount", "keys": [[1001, 0, "smooth"], [1009, 1]]},
+      {"do": "amount", "keys": "0.5", "frames": "1060-1062"}
     ]
 
 `solve`: finds the codes again; needs the plate and the character. The frames around stay as they
@@ -18,8 +19,8 @@ A repair list is a JSON list of repairs. They are made in order, each on what th
 `interpolate`: between the frames before and after, `ease` being one of `core.keyframes.EASINGS`.
 `hold`: the code of one frame.
 `replace`: the codes of as many other frames, one by one.
-`amount`: how much of the face is laid over the plate, as keys (`core.keyframes`); changes all
-    frames, or `frames`.
+`amount`: how much of the face is laid over the plate, as keys (`core.keyframes`), in either form;
+    changes all frames, or `frames`.
 
 `frames` are numbers and ranges of the track, as people write them. Held and replacing codes are
 eased into over `blend` frames at either end, inside the range. Any repair may have a `reason`, for
@@ -212,7 +213,9 @@ def _read(entry: Any, place: int, track: LatentTrack) -> Repair:
         return _interpolate(track, chosen, ease)
     if kind == "amount":
         try:
-            keys = keyframes.from_plain(entry["keys"])
+            given = entry["keys"]
+            read = keyframes.parse if isinstance(given, str) else keyframes.from_plain
+            keys = read(given)
         except keyframes.WrongKeys as error:
             raise wrong(str(error)) from None
         if not all(0 <= key.value <= 1 for key in keys):

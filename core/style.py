@@ -148,7 +148,7 @@ def mix(
             f"The style can't go from {first} to {last} px. The blocks of this generator are "
             f"{', '.join(map(str, there))}."
         )
-    amounts = keyframes.at(keyframes.parse(amount), numbers)
+    amounts = keyframes.at(keyframes.parse(amount, "The style's amount"), numbers)
     if not ((amounts >= 0) & (amounts <= 1)).all():
         raise WrongMix(
             f"Amounts of a style lie between 0 (the character) and 1 (the style), not {amount}."

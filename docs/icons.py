@@ -69,11 +69,23 @@ def style() -> np.ndarray:
     return picture
 
 
+def repair() -> np.ndarray:
+    """A face with a plaster on its forehead."""
+    picture = np.zeros((26 * SCALE, 26 * SCALE, 4), np.uint8)
+    face(picture, 12, 14, 11, FACE)
+    for width, shade in ((6, DARK), (4.5, LIGHT)):
+        ends = [(int(x * SCALE), int(y * SCALE)) for x, y in ((12.5, 7), (20.5, 3.5))]
+        cv2.line(picture, ends[0], ends[1], (*shade, 255), int(width * SCALE))
+    cv2.line(picture, (15 * SCALE, 6 * SCALE), (18 * SCALE, int(4.6 * SCALE)), (*DARK, 255),
+             int(1.5 * SCALE))  # fmt: skip
+    return picture
+
+
 if __name__ == "__main__":
     folder = Path(__file__).parents[1] / "gizmos"
     for name, picture in (
         ("ReenactPersonalize", personalize()), ("Reenact", reenact()), ("ReenactEdit", edit()),
-        ("ReenactStyle", style()),
+        ("ReenactStyle", style()), ("ReenactRepair", repair()),
     ):  # fmt: skip
         premultiplied = picture.astype(np.float32)
         premultiplied[..., :3] *= premultiplied[..., 3:] / 255

@@ -175,7 +175,7 @@ def setting(text: str) -> protocol.Move:
     name, at, rows = target.strip().partition("@")
     if not (name and equals and amount) or (at and not rows):
         raise typer.BadParameter(f"--set needs NAME=AMOUNT, such as smile=0.8, not {text}")
-    keyframes.parse(amount)
+    keyframes.parse(amount, name)
     return protocol.Move(name, amount, rows)
 
 

@@ -230,7 +230,7 @@ def render(
         style_to=style_to, sibling=sibling,
     )  # fmt: skip
     tasks.finish(task)  # what makes no sense is said before anything is sent
-    keyframes.parse(style_amount)
+    keyframes.parse(style_amount, "--style-amount")
     if local:
         from core.character import load_character
 
@@ -346,6 +346,18 @@ def find_character(wanted: str, track: Path) -> Path:
         f"The character of {track} (hash {wanted[:12]}) is not in "
         f"{' or '.join(map(str, folders))}. Say where it is with --character."
     )
+
+
+def named_numbers(option: str, texts: list[str]) -> dict[str, float]:
+    """What a repeatable option gives as NAME=NUMBER."""
+    values = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            values[name] = float(value)
+        except ValueError:
+            raise typer.BadParameter(f"{option} needs NAME=NUMBER, not {text!r}") from None
+    return values
 
 
 def point(text: str | None, clip: frames.Clip) -> list[float] | None:

@@ -15,7 +15,7 @@ from core import frames
 from core.errors import ReenactError
 from core.files import atomic_write
 from server import remote, tasks
-from server.method_cli import Batch, ColourSpace, Json, Local, find_character
+from server.method_cli import Batch, ColourSpace, Json, Local, find_character, named_numbers
 from server.reporting import Report
 
 # The paper's Table 1: its name, its direction, and the measure that says by what it was measured.
@@ -60,6 +60,10 @@ def qc(
         Path | None,
         typer.Option(help="3D face model, .onnx of Deep3DFaceRecon's kind; default: proxies"),
     ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(help="Beyond which frames are marked, as landmarks=2; repeatable"),
+    ] = None,
     table: Annotated[
         bool, typer.Option("--table", help="ID, APD, AED and NIQE of all tracks, as in the paper")
     ] = False,
@@ -84,6 +88,7 @@ def qc(
     folders = [(output or path.parent) / f"{path.stem}_qc" for path in latents]
     if len(set(folders)) < len(folders):
         raise typer.BadParameter("two of the tracks have one name: give each its own -o")
+    limits = named_numbers("--limit", limit or [])
     report = Report(json)
     shots: list[dict[str, Any]] = []
     for i, path in enumerate(latents):
@@ -94,7 +99,8 @@ def qc(
         made = frames.open_clip(rendered[i]) if rendered else None
         who = character or find_character(track.character, path)
         task = protocol.Qc(protocol.File(), protocol.File(), protocol.Clip(), name=path.stem,
-                           batch=batch)  # fmt: skip
+                           limits=limits, batch=batch)  # fmt: skip
+        tasks.checked_limits(task)  # what makes no sense is said before anything is sent
         if local:
             from core.character import load_character
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from reenact import protocol
@@ -79,8 +79,9 @@ def repair(
     else:
         entry = {
             "do": do, "frames": where, "from": source, "blend": blend, "ease": ease, "only": only,
-            "weights": _weights(weight) if weight else None, "steps": steps,
-            "keys": [list(key) for key in keyframes.parse(keys)] if keys else None,
+            "weights": method_cli.named_numbers("--weight", weight) if weight else None,
+            "steps": steps,
+            "keys": [list(key) for key in keyframes.parse(keys, "--keys")] if keys else None,
         }  # fmt: skip
         entries = [{name: value for name, value in entry.items() if value is not None}]
     track = load_track(latents)
@@ -117,15 +118,3 @@ def repair(
     report.result(
         f"{output}: repaired {facts['repaired'] or 'no codes'}", track=str(output), **facts
     )
-
-
-def _weights(texts: list[str]) -> dict[str, Any]:
-    """The weights of --weight options."""
-    weights = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        try:
-            weights[name] = float(value)
-        except ValueError:
-            raise typer.BadParameter(f"--weight needs NAME=NUMBER, not {text!r}") from None
-    return weights

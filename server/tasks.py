@@ -267,25 +267,31 @@ def qc(
     recogniser: Path | None = None,
     face_model: Path | None = None,
 ) -> dict[str, Any]:
-    """Measures a track's frames, and writes `QC_FILES` into a folder.
+    """Measures a track's frames, and writes `QC_FILES` into a folder; what is measured so far lies
+    in the folder's work folder meanwhile.
 
     Returns:
         The shot in figures.
 
     Raises:
         NotFinished: the track is partial.
+        BadOption: a limit is none.
     """
+    import shutil
+
     import torch
     from reenact import __version__
 
     from core import quality, recognition
     from core import report as reports
 
+    limits = checked_limits(task)
     if not track.complete:
         raise NotFinished(f"{task.name} is not complete. Finish its solve first.")
     where = device()
     character.generator.to(where)
     who = dataclasses.replace(character, anchors=character.anchors.to(where))
+    work = output.with_name(output.name + ".work")
     with report.stage("measuring") as tick:
         found = quality.measure_shot(
             track, who, plate,
@@ -293,7 +299,7 @@ def qc(
             if recogniser else recognition.proxy_recogniser(where),
             rendered=rendered,
             face_model=recognition.load_face_model(face_model) if face_model else None,
-            batch=task.batch, progress=tick,
+            limits=limits, batch=task.batch, work=work, progress=tick,
         )  # fmt: skip
     versions = {"reenact": __version__, "torch": torch.__version__}
     title = task.name or track.source
@@ -315,7 +321,25 @@ def qc(
     ):
         with atomic_write(output / name) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
+    shutil.rmtree(work, ignore_errors=True)
     return {**quality.summary(found), "metrics": dict(found.metrics)}
+
+
+def checked_limits(task: protocol.Qc) -> dict[str, float]:
+    """The limits of a task.
+
+    Raises:
+        BadOption: of no measure, or no number from 0.
+    """
+    from core.quality import MEASURES
+
+    there = [name for name, m in MEASURES.items() if m.bad]
+    for name, limit in task.limits.items():
+        if name not in there:
+            raise BadOption(f"There is no measure {name!r} to limit. There are {', '.join(there)}.")
+        if type(limit) not in (int, float) or not 0 <= limit <= 1e6:
+            raise BadOption(f"The limit of {name} must be a number from 0, not {limit!r}.")
+    return task.limits
 
 
 def edit(
@@ -360,7 +384,10 @@ def _edited(
 ) -> LatentTrack:  # fmt: skip
     from core import editing, keyframes
 
-    moves = [editing.Move(m.direction, keyframes.parse(m.amount), m.rows) for m in task.moves]
+    moves = [
+        editing.Move(m.direction, keyframes.parse(m.amount, m.direction), m.rows)
+        for m in task.moves
+    ]
     edge = cast("editing.Edge", task.edge)  # checked by the edit
     return editing.edit(track, character, directions, moves, edge, task.limit, only)
 

@@ -16,7 +16,7 @@ import traceback
 
 import nuke
 
-NODES = ("ReenactPersonalize", "Reenact", "ReenactEdit", "ReenactStyle")
+NODES = ("ReenactPersonalize", "Reenact", "ReenactEdit", "ReenactStyle", "ReenactRepair")
 _checks = []
 
 

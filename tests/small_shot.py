@@ -1,5 +1,7 @@
 """A shot whose faults are known: the small character drives itself, but for two frames."""
 
+import json
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from core.facemesh import aligned_roi, to_picture
 from core.frames import write_png
 from core.latent_track import FrameState, LatentTrack, save_track
 from core.objective import look
+from core.reenactment import Settings
 
 FIRST, FRAMES = 1001, 14
 WRONG, LOST = 1006, 1011  # the result opens its mouth and the driver does not; no face was found
@@ -61,7 +64,9 @@ def small_shot(folder: Path) -> tuple[Path, Path, str]:
             cut=np.arange(FRAMES) == 0, alpha=alpha,
             delta=np.zeros((FRAMES, rows, len(MOVES)), np.float32), codes=codes, smooth=smooth,
             rest=np.zeros((66, 3), np.float32), landmarks=landmarks, quads=quads,
-            amount=np.ones(FRAMES, np.float32), losses={}, quality={}, settings={"steps": 8},
+            amount=np.ones(FRAMES, np.float32), losses={},
+            quality={"keypoint_error": np.ones(FRAMES, np.float32)},
+            settings=json.loads(json.dumps(asdict(Settings(steps=8, neutral=None)))),
             source=str(folder / "plate.####.png"), plate=PLATE,
         ),
     )  # fmt: skip

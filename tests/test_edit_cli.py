@@ -197,7 +197,7 @@ def test_options_of_an_edit(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(typer.BadParameter):
             edit_cli.setting(wrong)
     for wrong in ("x", "nan", "1001:", "a:1", "1:2,3", "1:inf", "1:1e39", "1:1:bounce", "1:1,1:2"):
-        with pytest.raises(WrongKeys):
+        with pytest.raises(WrongKeys, match=r"^yaw: "):
             edit_cli.setting(f"yaw={wrong}")
     (tmp_path / "moves.json").write_text(
         '[{"direction": "a", "keys": [[3, 0.1, "hold"], [1, 2]], "rows": "fine"}]'

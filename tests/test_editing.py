@@ -162,7 +162,7 @@ def test_more_anchors_than_numbers_and_twins_among_them() -> None:
      (Key(1, 0.0, "bounce"),)],
 )  # fmt: skip
 def test_keys_that_make_no_sense(keys: tuple[Key, ...]) -> None:
-    with pytest.raises(WrongKeys):
+    with pytest.raises(WrongKeys, match=r"^a: "):
         edit(shot(), somebody(), NAMED, [Move("a", keys)])
 
 
@@ -336,7 +336,7 @@ def test_json_that_is_no_moves(value: object) -> None:
     "keys", [3, [], [[1.5, 1]], [[1, "1"]], [[1, 1], [1, 2]], [{"frame": 1, "amount": 1}]]
 )
 def test_json_whose_keys_are_none(keys: object) -> None:
-    with pytest.raises(WrongKeys):
+    with pytest.raises(WrongKeys, match=r"^a: "):
         moves_from_json([{"direction": "a", "keys": keys}])
 
 

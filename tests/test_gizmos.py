@@ -131,14 +131,15 @@ def test_the_reader_refuses(text: str, trouble: str) -> None:
 def test_the_tool_set_has_the_nodes_as_they_are() -> None:
     (path,) = TOOLSETS
     nodes = {n.knob("name").rstrip("1"): n for n in nk_script.parse(path.read_text())}
-    for name in ("ReenactPersonalize", "Reenact", "ReenactEdit", "ReenactStyle"):
+    for name in ("ReenactPersonalize", "Reenact", "ReenactRepair", "ReenactEdit", "ReenactStyle"):
         ours, theirs = group(FOLDER / f"{name}.gizmo"), nodes[name]
         changed = {"name", "inputs", "xpos", "ypos", "character"}
         assert [k for k in ours.knobs if k[0] not in changed] == [
             k for k in theirs.knobs if k[0] not in changed
         ]
         assert [c.knobs for c in ours.children] == [c.knobs for c in theirs.children]
-    assert nodes["ReenactEdit"].inputs == [nodes["Reenact"], nodes["Plate"]]
+    assert nodes["ReenactRepair"].inputs == [nodes["Reenact"], nodes["Plate"]]
+    assert nodes["ReenactEdit"].inputs == [nodes["ReenactRepair"], nodes["Plate"]]
     assert nodes["ReenactStyle"].inputs == [nodes["ReenactEdit"], nodes["Plate"]]
     assert nodes["Over"].inputs == [nodes["Plate"], nodes["ReenactStyle"]]
     linked = nodes["Reenact"].knob("character")

@@ -155,12 +155,13 @@ def test_the_menu_makes_the_nodes() -> None:
         assert eval(session.panels["reenact.jobs"]).__name__ == "Jobs"
         commands = session.menus["Nodes"]._commands
         assert sorted(commands) == [
-            "Reenact/Edit", "Reenact/Personalize", "Reenact/Reenact", "Reenact/Style"
+            "Reenact/Edit", "Reenact/Personalize", "Reenact/Reenact", "Reenact/Repair",
+            "Reenact/Style",
         ]  # fmt: skip
         for script, icon in commands.values():
             exec(script, {"nuke": session.module})
             assert (GIZMOS / icon).exists()
             assert (GIZMOS / icon.replace(".png", "@2x.png")).exists()
         assert [n.name() for n in session.module.allNodes()] == [
-            "ReenactPersonalize1", "Reenact1", "ReenactEdit1", "ReenactStyle1"
+            "ReenactPersonalize1", "Reenact1", "ReenactEdit1", "ReenactStyle1", "ReenactRepair1"
         ]  # fmt: skip

@@ -3,10 +3,14 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from reenact import protocol
+from running_server import wait_for
 from small_shot import FIRST, FRAMES, WRONG, small_shot
 from test_cli import reenact
 
@@ -25,7 +29,7 @@ def shot(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_table_of_two_tracks_and_a_report_of_each(shot: Path) -> None:
-    """The first through the server, the same again without."""
+    """The first through the server, the same again without, killed on the way."""
     done = reenact("qc", "shot.latents", "other.latents", "--table", "--json", cwd=shot)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -42,6 +46,7 @@ def test_a_table_of_two_tracks_and_a_report_of_each(shot: Path) -> None:
     for name in names:
         folder = shot / f"{name}_qc"
         assert {p.name for p in folder.iterdir()} == set(tasks.QC_FILES)
+        assert not folder.with_name(f"{name}_qc.work").exists()
         facts = json.loads((folder / "qc.json").read_text())
         assert facts["frames"] == list(range(FIRST, FIRST + FRAMES))
         assert facts["marks"][0]["frame"] == WRONG
@@ -51,10 +56,19 @@ def test_a_table_of_two_tracks_and_a_report_of_each(shot: Path) -> None:
         assert facts["character"] in report
         assert "nobody: synthetic" in report  # who agreed
     served = json.loads((shot / "shot_qc" / "qc.json").read_text())
-    done = reenact("qc", "shot.latents", "--local", "-o", "again", "--batch", 3, cwd=shot)
+    again = ("qc", "shot.latents", "--local", "-o", "again", "--batch", "3", "--limit",
+             "clipping=99")  # fmt: skip
+    killed = subprocess.Popen([sys.executable, "-m", "server.cli", *again], cwd=shot)
+    kept = shot / "again" / "shot_qc.work"
+    wait_for(lambda: list(kept.glob("*/3.npz")), 120, "six frames")
+    killed.kill()
+    killed.wait()
+    done = reenact(*again, cwd=shot)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"the worst is {WRONG}" in done.stdout
     here = json.loads((shot / "again" / "shot_qc" / "qc.json").read_text())
+    assert here["limits"]["clipping"] == [None, 99]
+    assert not kept.exists()
     for name, values in served["measures"].items():
         ours, theirs = (np.array(v, float) for v in (here["measures"][name], values))
         np.testing.assert_allclose(ours, theirs, atol=2e-2, err_msg=name)
@@ -98,3 +112,11 @@ def test_wrong_calls_say_what_is_needed(shot: Path) -> None:
     done = reenact("qc", "shot.latents", "other.latents", "--plate", "x.####.png", cwd=shot)
     assert done.returncode == 2
     assert "once for each track" in " ".join(done.stderr.replace("│", "").split())
+    for limits, said in (
+        ({"smiles": 1.0}, "There is no measure 'smiles' to limit. There are landmarks, "),
+        ({"lips": -1.0}, "The limit of lips must be a number from 0"),
+        ({"lips": "2"}, "The limit of lips must be a number from 0"),
+    ):
+        task = protocol.Qc(protocol.File(), protocol.File(), protocol.Clip(), limits=limits)
+        with pytest.raises(tasks.BadOption, match=said):
+            tasks.checked_limits(task)

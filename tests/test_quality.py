@@ -23,6 +23,7 @@ from core.latent_track import FrameState, LatentTrack, load_track
 from core.objective import look
 from core.quality import MEASURES, Quality, measure_shot
 from core.recognition import load_face_model, load_recogniser, proxy_recogniser
+from core.repair import check
 
 WRONG_ROW, LOST_ROW = WRONG - FIRST, LOST - FIRST
 COMPARED = (
@@ -73,8 +74,8 @@ def test_a_frame_without_a_face_says_so_and_is_compared_with_nothing(measured: Q
 def test_the_repair_list_begins_with_what_can_be_mended(measured: Quality) -> None:
     entries = quality.repairs(measured)
     assert str(LOST) not in json.dumps(entries)
-    (entry,) = [e for e in entries if e["do"] == "solve" and str(WRONG) in e["frames"]]
-    assert entry["frames"] == str(WRONG)
+    (entry,) = [e for e in entries if e["do"] == "solve"]
+    assert entry["frames"] == f"{WRONG - quality.MARGIN}-{WRONG + quality.MARGIN}"
     assert "mouth" in entry["reason"]
     assert entry["steps"] == quality.SOLVE_STEPS
 
@@ -140,6 +141,35 @@ def test_patches_are_judged_merged_over_their_plate(
     for a, b in zip(made, driver, strict=True):  # an amount of 0 is the plate
         assert a is not None
         torch.testing.assert_close(a, b.float(), atol=2e-3, rtol=0)
+
+
+def test_what_was_interrupted_goes_on_where_it_was(
+    shot: tuple[Character, LatentTrack, frames.Clip], measured: Quality, tmp_path: Path
+) -> None:
+    """And looks at no frame twice: they are gone."""
+    who, track, plate = shot
+    pattern = str(tmp_path / "plate.####.png")
+    for number in plate.numbers:
+        source = Path(frames.frame_path(plate.path, number))
+        Path(frames.frame_path(pattern, number)).write_bytes(source.read_bytes())
+    clip = frames.open_clip(pattern)
+    work = tmp_path / "work"
+
+    def stop(done: float, total: float) -> None:
+        if done >= len(who.anchors) + 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_shot(track, who, clip, proxy_recogniser(), batch=4, work=work, progress=stop)
+    for number in clip.numbers[:8]:
+        Path(frames.frame_path(pattern, number)).unlink()
+    again = measure_shot(track, who, clip, proxy_recogniser(), batch=4, work=work)
+    assert (again.marks, again.cards) == (measured.marks, measured.cards)
+    for name, values in measured.measures.items():
+        np.testing.assert_array_equal(again.measures[name], values, err_msg=name)
+    other = replace(track, smooth=track.codes)
+    with pytest.raises(frames.ClipError):  # another track's are not these
+        measure_shot(other, who, clip, proxy_recogniser(), work=work)
 
 
 def test_of_other_clips_nothing_is_measured(
@@ -319,6 +349,20 @@ def test_the_worst_comes_first_and_a_limit_holds_however_bad_the_shot_is() -> No
     assert len(marked(bad).marked) == 30
 
 
+def test_a_limit_that_was_given_is_the_only_one() -> None:
+    values = table(30, mouth={4: 2.0, 7: -2.0, 9: 30.0}, identity={5: 0.2}, pose={3: 50.0})
+    numbers, state = np.arange(1, 31), np.full(30, FrameState.SOLVED, np.uint8)
+
+    def found(**limits: float) -> list[tuple[int, str]]:
+        return [(m.number, m.measure)
+                for m in quality.mark(numbers, state, np.ones(30), values, limits)[1]]  # fmt: skip
+
+    usual = [(4, "pose"), (6, "identity"), (10, "mouth")]
+    assert found() == usual
+    assert found(mouth=1.0) == sorted([*usual, (5, "mouth"), (8, "mouth")])
+    assert found(mouth=1e6, pose=60, identity=0.1) == []
+
+
 def test_a_frame_that_jumps_is_marked_and_not_its_neighbours() -> None:
     found = marked(table(20, jitter={6: 3.0, 7: 6.0, 8: 3.1, 15: 4.0}))
     assert [m.number for m in found.marks] == [8, 16]
@@ -331,15 +375,58 @@ def test_repairs_join_frames_that_need_the_same() -> None:
     entries = [{k: e[k] for k in e if k not in ("reason", "steps")}
                for e in quality.repairs(found)]  # fmt: skip
     assert entries == [
-        {"do": "solve", "frames": "4-6", "only": "mouth"},
-        {"do": "solve", "frames": "9"},
-        {"do": "solve", "frames": "13", "only": "eyes"},
-        {"do": "interpolate", "frames": "21"},  # frame 1 has nothing before it
+        {"do": "solve", "frames": "2-8", "only": "mouth"},
+        {"do": "solve", "frames": "7-11"},
+        {"do": "solve", "frames": "11-15", "only": "eyes"},
+        {"do": "interpolate", "frames": "19-23"},  # frame 1 has nothing before it
     ]
     reasons = [e["reason"] for e in quality.repairs(found)]
     assert reasons[0] == "The mouth is open wider than the driver's"
     assert reasons[2] == "An eye is more shut than the driver's"
     json.dumps(quality.repairs(found), allow_nan=False)
+
+
+def test_suggested_ranges_reach_further_but_not_out_of_the_shot() -> None:
+    """Nor into frames to which something else is to be done; what meets is one repair."""
+    mouth = {0: 20.0, 4: 20.0, 11: 20.0, 16: 20.0, 29: 20.0}
+    found = marked(table(30, mouth=mouth, jitter={12: 9.0, 21: 9.0}))
+    found = replace(found, cut=np.isin(found.numbers, [1, 16, 21]))
+    spans = [(e["do"], e["frames"]) for e in quality.repairs(found)]
+    assert spans == [
+        ("solve", "1-7"),  # 1-3 and 3-7
+        ("solve", "10-12"),  # 13 is interpolated, 14 beyond it
+        ("interpolate", "13-14"),  # 12 is solved, 15 must stay to interpolate to
+        ("solve", "16-19"),  # 16 and 21 begin shots
+        ("interpolate", "22-24"),  # 21 must stay
+        ("solve", "28-30"),
+    ]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sets(st.integers(0, 29), max_size=6), st.sets(st.integers(1, 29), max_size=4))
+def test_what_is_suggested_is_a_repair_list(jumps: set[int], cuts: set[int]) -> None:
+    """Of a track with those shots, which holds every frame that is mended."""
+    values = table(30, jitter=dict.fromkeys(jumps, 9.0), mouth={7: 20.0})
+    found = replace(marked(values), cut=np.isin(np.arange(30), [0, *cuts]))
+    entries = quality.repairs(found)
+    named = {int(row) for one in check(entries, still(found)) for row in one.rows}
+    assert 7 in named
+    of_shot = np.cumsum(found.cut)
+    for i in named:
+        assert any(abs(i - j) <= quality.MARGIN and of_shot[i] == of_shot[j] for j in jumps | {7})
+
+
+def still(found: Quality) -> LatentTrack:
+    """A track of the frames that were measured, all of them alike."""
+    count = len(found.numbers)
+    return LatentTrack(
+        character="c" * 64, numbers=found.numbers, state=found.state, cut=found.cut,
+        alpha=np.ones((count, 1), np.float32), delta=np.zeros((count, 2, 1), np.float32),
+        codes=np.zeros((count, 2, 4), np.float32), smooth=np.zeros((count, 2, 4), np.float32),
+        rest=np.zeros((66, 3), np.float32), landmarks=np.zeros((count, 478, 3), np.float32),
+        quads=np.zeros((count, 4, 2)), amount=np.ones(count, np.float32), losses={}, quality={},
+        settings={}, source="", plate=(8, 8),
+    )  # fmt: skip
 
 
 # -- files ---------------------------------------------------------------------------------------

@@ -257,6 +257,8 @@ def test_amounts_follow_their_keys_and_nothing_else_does() -> None:
     t = 0.3
     assert at[1004] == pytest.approx(3 * t**2 - 2 * t**3)
     assert [at[n] for n in (1001, 1011, 1030, 1041, 1042)] == [0, 1, 1, 0.75, 0.5]
+    as_text = "1001:0:smooth,1011:1,1040:1,1042:0.5"
+    same_but(made, repair(TRACK, [{"do": "amount", "keys": as_text}]), np.arange(0), ())
     part = repair(TRACK, [{"do": "amount", "keys": keys, "frames": "1002-1004"}])
     same_but(part, TRACK, rows_of(TRACK, 1002, 1003, 1004), ("amount",))
     assert part.amount[3] == made.amount[3]
@@ -336,6 +338,7 @@ def test_what_the_low_pass_spread_is_told() -> None:
         ({"do": "hold", "frames": 1004, "from": 1006, "blend": -1}, "whole number from 0, not -1"),
         ({"do": "amount", "keys": [[1, 2]]}, "between 0, the plate alone, and 1"),
         ({"do": "amount", "keys": [[1, 1, "slow"]]}, r"Repair 2 \(amount\): No easing"),
+        ({"do": "amount", "keys": "1001:"}, r"Repair 2 \(amount\): '1001:' in '1001:' is no key"),
         ({"do": "solve", "frames": "1005-1006"}, "show no face. Hold or interpolate"),
         ({"do": "solve", "frames": 1004, "only": "nose"}, "of eyes, mouth, head, not 'nose'"),
         ({"do": "solve", "frames": 1004, "weights": {"nose": 1}}, "numbers of keypoints, eye_po"),

@@ -29,6 +29,7 @@ from core.clip_model import ClipMissing, ClipModel
 from core.facemesh.keypoints import KEYPOINTS
 from core.frames import attribute, open_clip, read_frame, write_png
 from core.generator import checkpoints
+from core.keyframes import WrongKeys
 from core.latent_track import LatentTrack
 from core.pixel_programs import PROGRAMS
 from core.rendering import pictures, styled
@@ -583,6 +584,8 @@ def test_mixes_that_make_no_sense(
 ) -> None:
     with pytest.raises(WrongMix, match=what):
         mix(shifted(blotches()), range(10), amount, first, last)
+    with pytest.raises(WrongKeys, match="The style's amount: "):
+        mix(shifted(blotches()), range(10), "1:", None, None)
 
 
 def test_a_frame_is_rendered_by_its_amount(tmp_path: Path) -> None:

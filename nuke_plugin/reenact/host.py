@@ -106,20 +106,20 @@ def project() -> Project:
     return Project(space, config, nuke.views(), nuke.frame(), str(nuke.NUKE_VERSION_STRING))
 
 
+def go_to(frame: int) -> None:
+    """Moves the playhead."""
+    nuke.frame(frame)
+
+
 # -- nodes and knobs -----------------------------------------------------------------------------
 
 
-def attached(node: Node) -> bool:
-    """False once a node was deleted, or its script closed."""
-    try:
-        return bool(node.name())
-    except ValueError:  # "A PythonObject is not attached to a node"
-        return False
-
-
 def name(node: Node) -> str:
-    """With the groups that it is in."""
-    return node.fullName()
+    """With the groups that it is in; empty once it was deleted, or its script closed."""
+    try:
+        return node.fullName()
+    except ValueError:  # "A PythonObject is not attached to a node"
+        return ""
 
 
 def has(node: Node, knob: str) -> bool:
@@ -134,19 +134,20 @@ def reveal(node: Node) -> None:
 
 
 def get(node: Node, knob: str, at: Optional[int] = None) -> Any:
-    """A knob's value; of a file or another text that can hold Tcl, what it comes to; of a number
+    """A knob's value; of a file or another line that can hold Tcl, what it comes to; of a number
     at a frame, if one is given, else at the current one."""
     found = node[knob]
     if at is not None:
         return cast("nuke.Array_Knob", found).valueAt(at)
-    if isinstance(found, nuke.EvalString_Knob):
+    lines = isinstance(found, nuke.Multiline_Eval_String_Knob)  # a # in them is no frame
+    if isinstance(found, nuke.EvalString_Knob) and not lines:
         return found.evaluate() or ""
     return found.value()
 
 
-def put(node: Node, knob: str, value: Any) -> None:
-    """Sets a knob: no step of the artist's undo."""
-    with _no_undo():
+def put(node: Node, knob: str, value: Any, undo: bool = False) -> None:
+    """Sets a knob: no step of the artist's undo, unless that is asked for."""
+    with contextlib.nullcontext() if undo else _no_undo():
         node[knob].setValue(value)
 
 

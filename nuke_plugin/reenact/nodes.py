@@ -15,9 +15,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from reenact import __version__, host, protocol, runs, shots
-from reenact.client import Client
+from reenact import __version__, host, protocol, repairs, runs, shots
+from reenact.client import Client, ServerError
 from reenact.host import Node
+from reenact.repairs import WrongLine
 from reenact.runs import News, Order, Run, Source
 
 POLL_SECONDS = 0.2
@@ -42,6 +43,9 @@ LIVE = {
     *SLIDERS, "extra", "extra_file", "extra_name", "directions", "rows", "edge", "limit", "live",
     "style", "style_amount", "style_from", "style_to", "sibling",
 }  # fmt: skip
+
+# Measures that a ReenactRepair has limits for.
+LIMITED = ("landmarks", "mouth", "lids", "gaze", "pose", "jitter")
 
 _news: "SimpleQueue[News]" = SimpleQueue()
 _nodes: Dict[str, Node] = {}  # by id: those that were seen in this session
@@ -97,6 +101,9 @@ def knob_changed(node: Node, knob: str) -> None:
     if knob in LIVE and host.has(node, "live") and host.gui():
         _touched(node)
         return
+    if knob == "version" and host.has(node, "repairs"):
+        _show_version(node)
+        return
     wanted = str(host.get(node, knob)) if knob == "characters" else runs.NO_CHARACTER
     if wanted == runs.NO_CHARACTER:
         return
@@ -130,6 +137,65 @@ def make_style(node: Node) -> None:
     """Has a style made of the character, as the node's knobs say."""
     with _saying(node):
         _start(node, _run(node, _new_style(node)))
+
+
+def measure(node: Node) -> None:
+    """Has the shot above measured, which suggests what to repair."""
+    with _saying(node):
+        shot = _shot(node)
+        limits = {name: float(host.get(node, f"limit_{name}")) for name in LIMITED}
+        settings = {"limits": {name: limit for name, limit in limits.items() if limit > 0}}
+        wanted = repairs.Repairs(
+            "qc", str(_folder(node)), f"{_name(node)}_qc", shot.source, settings, shot.character,
+            shot.first, shot.last, shot=shot,
+        )  # fmt: skip
+        _start(node, _run(node, wanted))
+
+
+def add_repair(node: Node) -> None:
+    """Lists what the knobs say."""
+    with _saying(node):
+        frames = str(host.get(node, "repair_frames")).strip() or str(host.project().frame)
+        do, source = (str(host.get(node, f"repair_{knob}")).strip() for knob in ("action", "from"))
+        begin = repairs.ranges(frames)[0][0]
+        entry = {"do": do, "frames": frames}
+        if do == "solve" and host.get(node, "repair_part") != "whole face":
+            entry["only"] = str(host.get(node, "repair_part"))
+        elif do == "amount":
+            entry["keys"] = f"{host.get(node, 'repair_amount'):g}"
+        elif do in repairs.NEEDED:
+            if do == "replace" and not source:
+                raise Wrong("Say which frames replace them, as in 1010-1012.")
+            entry["from"] = source or str(begin - 1)
+        lines = str(host.get(node, "repairs")).splitlines()
+        text = "\n".join([*lines, repairs.as_line(entry)])
+        host.put(node, "repairs", text, undo=True)
+
+
+def clear_repairs(node: Node) -> None:
+    """Empties the list."""
+    host.put(node, "repairs", "", undo=True)
+
+
+def next_bad(node: Node) -> None:
+    """Goes to the next frame that stands out or is listed, after the last one to the first."""
+    with _saying(node):
+        listed = repairs.parse(str(host.get(node, "repairs")), _shot(node).numbers)
+        marked = str(host.get(node, "marked")).strip()
+        bad = repairs.bad_frames([entry for _, entry in listed], marked)
+        if not bad:
+            raise Wrong("No frame is listed. Measure the shot, or Add frames to the list.")
+        here = host.project().frame
+        host.go_to(next((number for number in bad if number > here), bad[0]))
+
+
+def open_report(node: Node) -> None:
+    """Shows what was measured last."""
+    report = str(host.get(node, "report"))
+    with _saying(node):
+        if not report:
+            raise Wrong("Nothing was measured yet. Press Measure.")
+        open_path(Path(report))
 
 
 def cancel(node: Node) -> None:
@@ -234,6 +300,8 @@ def order(node: Node, only: Optional[int] = None) -> Order:
     Raises:
         Wrong: something is missing.
     """
+    if host.has(node, "repairs"):
+        return _repairs(node)
     if host.has(node, "live"):
         return _change(node, only)
     personal = host.has(node, "who")
@@ -362,7 +430,7 @@ def upstream(node: Node) -> Upstream:
     A node hands on the track of its own last result, in its knob `track`, whatever it shows at the
     moment; the version folder that the file lies in says how the result was made. The way up leads
     through every other node, of several inputs through the first before the next, and past those
-    of ours that are disabled.
+    of ours that are disabled, or whose version is what they are given.
 
     Raises:
         Wrong: there is none, or it does not have a track yet.
@@ -375,7 +443,8 @@ def upstream(node: Node) -> Upstream:
             continue
         seen.add(name)
         ours = host.has(one, "reenact_id") and host.has(one, "track")
-        if not ours or host.get(one, "disable"):
+        same = host.has(one, "version") and host.get(one, "version") == repairs.UPSTREAM
+        if not ours or same or host.get(one, "disable"):
             ways = host.above(one) + ways
             continue
         track, character = (str(host.get(one, knob)) for knob in ("track", "character"))
@@ -430,6 +499,32 @@ def _change(node: Node, only: Optional[int] = None) -> shots.Change:
     return dataclasses.replace(change, settings=settings, directions=files)
 
 
+def _repairs(node: Node) -> repairs.Repairs:
+    """What a ReenactRepair wants of the shot above it."""
+    shot = _shot(node)
+    listed = repairs.parse(str(host.get(node, "repairs")), shot.numbers)
+    if not listed:
+        raise Wrong("The list is empty. Measure the shot, or Add what is to be repaired.")
+    return repairs.Repairs(
+        "repair", str(_folder(node)), _name(node), shot.source,
+        {"repairs": [entry for _, entry in listed]}, shot.character, shot.first, shot.last,
+        bool(host.get(node, "crops")), shot, look=shot.look, lines=[line for line, _ in listed],
+    )  # fmt: skip
+
+
+def _show_version(node: Node) -> None:
+    """Shows the version that was chosen, or what comes in."""
+    with _saying(node):
+        version = str(host.get(node, "version"))
+        result = runs.Result({"track": ""}, {"keypoint_error": {}})
+        if version != repairs.UPSTREAM:
+            try:
+                result = repairs.of_version(_folder(node) / version)
+            except (OSError, ValueError, KeyError, ServerError):
+                raise Wrong(f"There is no {version} in {_folder(node)} any more.") from None
+        _show(node, News(_id(node), "", f"Shows {version}.", result=result))
+
+
 def _look(node: Node, shot: shots.Shot) -> Dict[str, Any]:
     style = str(host.get(node, "style"))
     if not style:
@@ -476,8 +571,9 @@ def _saying(node: Node) -> Iterator[None]:
     """Says on the node what is wrong with it."""
     try:
         yield
-    except Wrong as wrong:
-        _show(node, News(_id(node), "failed", str(wrong)))
+    except (Wrong, WrongLine) as wrong:
+        text = str(wrong)
+        _show(node, News(_id(node), "failed", text[:1].upper() + text[1:]))
     except KeyError as error:
         text = f"{error} is gone from inside this node. Make a new one."
         _show(node, News(_id(node), "failed", text))
@@ -485,6 +581,8 @@ def _saying(node: Node) -> Iterator[None]:
 
 def _run(node: Node, wanted: Optional[Order] = None, **how: Any) -> Run:
     kind = shots.ShotRun if host.has(node, "live") else Run
+    if host.has(node, "repairs"):
+        kind = repairs.RepairRun
     return kind(_id(node), _news.put, wanted, **how)
 
 
@@ -546,7 +644,7 @@ def _follow() -> None:
     node, now = _followed, time.monotonic()
     if node is None:
         return
-    if not host.attached(node):
+    if not host.name(node):
         _followed = None
         return
     frame = host.project().frame
@@ -582,7 +680,7 @@ def _leave_live(node: Node) -> None:
     global _wished
     if _live is not None:
         _live.drop(_id(node))
-    if _followed is not None and host.attached(_followed) and _is(_followed, _id(node)):
+    if _followed is not None and _is(_followed, _id(node)):
         _wished = None
 
 
@@ -624,7 +722,7 @@ def drain() -> None:
 
 def _look_at(node: Node) -> None:
     """A node that has come with a script, a paste or undo: is there something to wait for?"""
-    if not host.attached(node):
+    if not host.name(node):
         return
     id, folder = _id(node), str(host.get(node, "run"))
     for news in _away.pop(id, []):
@@ -647,6 +745,8 @@ def _now(news: News) -> None:
 
 def _show(node: Node, news: News) -> None:
     """Puts news on a node."""
+    if "suggested" in news.result.knobs:
+        news = _suggested(node, news)
     for knob, choices in news.result.choices.items():
         host.put_choices(node, knob, choices)
     for read, (pattern, first, last) in news.result.reads.items():
@@ -673,6 +773,16 @@ def _show(node: Node, news: News) -> None:
         host.say(f"{host.name(node)}: {news.text}")
 
 
+def _suggested(node: Node, news: News) -> News:
+    """Has what was suggested listed, unless the artist has worked on the list."""
+    listed, before = (str(host.get(node, knob)).strip() for knob in ("repairs", "suggested"))
+    if listed not in ("", before):
+        text = f"{news.text} Your list stays; Clear it and Measure again to have what is suggested."
+        return dataclasses.replace(news, text=text)
+    knobs = {**news.result.knobs, "repairs": news.result.knobs["suggested"]}
+    return dataclasses.replace(news, result=dataclasses.replace(news.result, knobs=knobs))
+
+
 def _close() -> None:
     """The script is closed: jobs go on, and are found again when it is opened."""
     global _live, _followed
@@ -690,4 +800,4 @@ def _id(node: Node) -> str:
 
 
 def _is(node: Node, id: str) -> bool:
-    return host.attached(node) and host.get(node, "reenact_id") == id
+    return bool(host.name(node)) and host.get(node, "reenact_id") == id

@@ -183,6 +183,7 @@ class Qc:
     recogniser: Optional[File] = None  # ONNX, ArcFace's convention; None: a proxy
     face_model: Optional[File] = None  # ONNX, Deep3DFaceRecon's convention; None: proxies
     name: str = ""  # of the track; the report's title
+    limits: Dict[str, Any] = field(default_factory=dict)  # by measure: beyond it frames are marked
     batch: int = 8
 
 

@@ -285,15 +285,9 @@ class Run(Thread):
         self, client: Client, version: Path, solve: protocol.Solve, plain: Dict[str, Any]
     ) -> None:
         path = version / "track.latents"
-        made: List[File] = []
-
-        def keep_track(event: Dict[str, Any]) -> Path:
-            made[:] = [File(event["hash"], event["size"])]
-            return path
-
-        if not self._follow(client, solve, keep_track):
+        track = self._track(client, solve, path)
+        if track is None:
             return
-        track = made[0] if made else client.send([path])[0]
         plate = between(solve.plate, plain["first"], plain["last"])
         name = version.name
         if plain["kind"] == "preview":  # the track stays that of the whole result
@@ -306,10 +300,24 @@ class Run(Thread):
             crops = protocol.Render(track, solve.character, name=name)
             self._frames(client, version / "crops", crops, "Crops", "_crop")
 
+    def _track(self, client: Client, task: protocol.Task, path: Path) -> Optional[File]:
+        """Has a track made and fetches it; None where that stopped, which is told."""
+        made: List[File] = []
+
+        def place(event: Dict[str, Any]) -> Path:
+            made[:] = [File(event["hash"], event["size"])]
+            return path
+
+        if not self._follow(client, task, place):
+            return None
+        return made[0] if made else client.send([path])[0]
+
     def _frames(
-        self, client: Client, folder: Path, task: protocol.Task, read: str, suffix: str
-    ) -> bool:
-        """Draws frames into a folder and shows them, as many as there are; whether all came."""
+        self, client: Client, folder: Path, task: protocol.Task, read: str, suffix: str,
+        more: Optional[Result] = None,
+    ) -> bool:  # fmt: skip
+        """Draws frames into a folder and shows them, as many as there are, and what else changes
+        with them; whether all came."""
         pattern = str(folder / f"{Path(self.folder).name}{suffix}.####.exr")
         numbers: List[int] = []
 
@@ -327,7 +335,9 @@ class Run(Thread):
             if read != "Crops":
                 knobs["show"] = read.lower()
             reads = {read: (Path(pattern).as_posix(), min(numbers), max(numbers))}
-            news = dataclasses.replace(news, result=Result(knobs, reads=reads))
+            more = more or Result()
+            result = dataclasses.replace(more, knobs={**more.knobs, **knobs}, reads=reads)
+            news = dataclasses.replace(news, result=result)
         self._tell(news)
         return whole
 

@@ -247,16 +247,7 @@ class ShotRun(Run):
             task = protocol.Stylize(send(above.character), pictures=pictures, **order.settings)
             self._submit(client, order, task)
             return
-        track, character = send(above.track), send(above.character)
-        have_plate(client, above.plate, above.source)
-        look = _looked(order.look, send)
-        name = Path(above.track).parent.name
-        plate = between(above.plate, order.first, order.last)
-        render = protocol.Render(track, character, plate, name=name, **look)
-        more: Dict[str, Any] = {
-            "plate": dataclasses.asdict(above.plate), "look": order.look,
-            "source": dataclasses.asdict(above.source), "character": above.character,
-        }  # fmt: skip
+        render, more = self._drawing(client, order, send)
         if order.kind == "style":
             copied = self._submit(client, order, render, **more) / "track.latents"
             if not copied.exists():  # the version is whole, whatever happens to the one above
@@ -264,10 +255,30 @@ class ShotRun(Run):
                 shutil.copyfile(above.track, temporary)
                 os.replace(temporary, copied)
         else:
-            files = directions(client, order, character, send, self._finding)
-            edit = protocol.Edit(track, character, files, **order.settings)
-            key = f" {protocol.task_key('', render)}" if look else ""
-            self._submit(client, order, edit, key, render=dataclasses.asdict(render), **more)
+            files = directions(client, order, render.character, send, self._finding)
+            edit = protocol.Edit(render.track, render.character, files, **order.settings)
+            self._submit(client, order, edit, self._key(order, render),
+                         render=dataclasses.asdict(render), **more)  # fmt: skip
+
+    def _drawing(
+        self, client: Client, order: Change, send: Sender
+    ) -> Tuple[protocol.Render, Dict[str, Any]]:
+        """How the shot is drawn, its files being sent; and what the version says of it."""
+        assert order.shot is not None
+        above = order.shot
+        track, character = send(above.track), send(above.character)
+        have_plate(client, above.plate, above.source)
+        name = Path(above.track).parent.name
+        plate = between(above.plate, order.first, order.last)
+        render = protocol.Render(track, character, plate, name=name, **_looked(order.look, send))
+        return render, {
+            "plate": dataclasses.asdict(above.plate), "look": order.look,
+            "source": dataclasses.asdict(above.source), "character": above.character,
+        }  # fmt: skip
+
+    def _key(self, order: Change, render: protocol.Render) -> str:
+        """Sets versions apart whose tracks are the same and that are drawn in other styles."""
+        return f" {protocol.task_key('', render)}" if order.look else ""
 
     def _finding(self, text: str) -> None:
         if self._cancelled.is_set() or self._left.is_set():
@@ -280,23 +291,33 @@ class ShotRun(Run):
         if isinstance(task, protocol.Stylize):
             self._stylize(client, version, task)
             return
-        path, render = version / "track.latents", task
+        path = version / "track.latents"
+        track = None
         if isinstance(task, protocol.Edit):
-            made: List[File] = []
-
-            def keep_track(event: Dict[str, Any]) -> Path:
-                made[:] = [File(event["hash"], event["size"])]
-                return path
-
-            if not self._follow(client, task, keep_track):
+            track = self._track(client, task, path)
+            if track is None:
                 return
-            track = made[0] if made else client.send([path])[0]
-            render = protocol.build(protocol.Render, plain["render"])
-            render = dataclasses.replace(render, track=track, name=version.name)
-        assert isinstance(render, protocol.Render)
         knobs = {"track": path.as_posix(), "character": plain["character"]}
         self._say("running", "Drawing.", result=Result(knobs, quality(path)))
-        if self._frames(client, version, render, "Result", "") and plain["crops"]:
+        self._draw(client, plain, track)
+
+    def _draw(
+        self, client: Client, plain: Dict[str, Any], track: Optional[File],
+        shown: Optional[Result] = None,
+    ) -> None:  # fmt: skip
+        """Draws a version; its own track, if it has made one.
+
+        Args:
+            client: used by this thread.
+            plain: what the version says.
+            track: that was made.
+            shown: what changes on the node once frames are there.
+        """
+        version = Path(self.folder)
+        render = protocol.build(protocol.Render, plain["task" if track is None else "render"])
+        if track is not None:
+            render = dataclasses.replace(render, track=track, name=version.name)
+        if self._frames(client, version, render, "Result", "", shown) and plain["crops"]:
             crops = dataclasses.replace(render, plate=None)
             self._frames(client, version / "crops", crops, "Crops", "_crop")
 
