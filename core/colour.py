@@ -251,6 +251,15 @@ def _to_linear(space: str, config: str | None) -> np.ndarray | None:
     return matrix if matching and abs(np.linalg.det(matrix)) > 1e-6 else None
 
 
+def is_linear(colour_space: str, config: str | None = None) -> bool:
+    """Whether a space is scene-linear: a matrix away from linear Rec.709.
+
+    Raises:
+        ColourError: unknown space or config.
+    """
+    return _to_linear(resolve(colour_space, config), config) is not None
+
+
 def _convert(pixels: np.ndarray, source: str, target: str, config: str | None) -> np.ndarray:
     # Without a config OpenImageIO uses its shared one, whose processors are cached.
     extra = () if config is None else ("", "", config)

@@ -5,7 +5,8 @@ clip's own colour space; `core.colour` takes them to the network and back.
 
 The colour space of a clip, unless the caller names it:
 
-    EXR, HDR, float TIFF   the config's scene_linear role; an EXR's chromaticities go before it
+    EXR, HDR, float TIFF   the config's scene_linear role; an EXR's chromaticities go before it,
+                           and what our own say before both
     DPX, Cineon            the config's compositing_log role; if the header says linear or video,
                            scene_linear or sRGB texture
     PNG, JPEG, other TIFF  sRGB texture
@@ -43,6 +44,8 @@ MAX_RANGE = 1_000_000  # frames: 11 hours at 24 fps
 
 MOVIES = {".mov": "mov", ".mp4": "mov", ".m4v": "mov", ".mkv": "matroska", ".webm": "matroska"}
 PICTURES = {".exr", ".dpx", ".cin", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".hdr", ".tga"}
+
+SPACE_ATTRIBUTE = "reenact:colourSpace"  # of our EXRs
 
 # x, y of red, green, blue and white -> aliases of the linear space with these primaries.
 _D65 = (0.3127, 0.329)
@@ -701,6 +704,12 @@ def _picture_space(
             return colour.texture_space(config), []
         space = colour.log_space(config)
         return space, [f"The pictures are taken for log ({space}): name the space if they are not."]
+    if kind == "openexr" and (told := spec.getattribute(SPACE_ATTRIBUTE)):
+        try:
+            return colour.resolve(str(told), config), []
+        except colour.ColourError:
+            space = colour.scene_linear_space(config)
+            return space, [f"The EXR is in {told}, which the config lacks: taken for {space}."]
     if kind == "openexr" and (found := spec.getattribute("chromaticities")) is not None:
         for primaries, names in _PRIMARIES:
             if np.allclose(found, primaries, atol=1e-3):

@@ -96,7 +96,7 @@ def movie(
         path: the .mp4.
         tick: called with frames done and to do.
     """
-    patches = open_clip(pattern, min(numbers), max(numbers), colour_space=plate.colour_space)
+    patches = open_clip(pattern, min(numbers), max(numbers), config=plate.config)
     height = min(plate.height, MOVIE_HEIGHT) // 2 * 2
     width = round(plate.width * plate.pixel_aspect * height / plate.height) // 2 * 2
 
@@ -106,10 +106,11 @@ def movie(
             assert patch.alpha is not None
             rgba = np.dstack([patch.pixels, patch.alpha])
             place = Window(0, 0, plate.width, plate.height)
-            merged = rendering.over(rendering.Patch(rgba, place), frame.pixels)
+            behind = rendering.plate_pixels(frame.pixels, plate, patches.colour_space)
+            merged = rendering.over(rendering.Patch(rgba, place), behind)
             both = []
-            for pixels in (frame.pixels, merged):
-                srgb = colour.to_network(pixels, plate.colour_space, plate.config)[0] / 2 + 0.5
+            for pixels in (behind, merged):
+                srgb = colour.to_network(pixels, patches.colour_space, plate.config)[0] / 2 + 0.5
                 both.append(cv2.resize(srgb, (width, height), interpolation=cv2.INTER_AREA))
             tick(i + 1, len(numbers))
             yield to_bytes(np.concatenate(both, 1))

@@ -464,14 +464,14 @@ def delivered(
         )
     numbers = [int(n) for n in track.numbers[rows]]
     behind = read_frames(plate, numbers) if whole and rendered.has_alpha else None
-    space = plate if whole else rendered
     for row, frame in zip(rows, read_frames(rendered, numbers), strict=True):
         pixels = frame.pixels
         if behind is not None and frame.alpha is not None:
             rgba = np.dstack([pixels, frame.alpha])
             place = Window(0, 0, plate.width, plate.height)
-            pixels = rendering.over(rendering.Patch(rgba, place), next(behind).pixels)
-        picture, _ = colour.to_network(pixels, space.colour_space, space.config)
+            below = rendering.plate_pixels(next(behind).pixels, plate, rendered.colour_space)
+            pixels = rendering.over(rendering.Patch(rgba, place), below)
+        picture, _ = colour.to_network(pixels, rendered.colour_space, rendered.config)
         image = torch.from_numpy(picture).permute(2, 0, 1)[None]
         if not whole:
             yield _shrunk(image, size)[0].clamp(-1, 1)

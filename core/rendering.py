@@ -1,6 +1,6 @@
 """From a latent track to pictures: aligned crops, and patches that lie on the plate.
 
-A crop is the generator's whole picture. A patch is the face alone, in the plate's colour space and
+A crop is the generator's whole picture. A patch is the face alone, scene-linear and
 place, multiplied by a soft matte: the compositor merges it over the plate. Beside it lie layers of
 the same data window (README, "Layers"); the plate's pixels are in none of them.
 """
@@ -274,23 +274,26 @@ def patch(
     finish: Finish = Finish(),
     grain: Grain | None = None,
     number: int = 0,
+    colour_space: str | None = None,
 ) -> Patch | None:
     """Puts a generated picture into its place in a plate.
 
     Args:
         picture: `[3, R, R]` sRGB in [-1, 1].
         sight: where the face is.
-        clip: the plate, for its size and colour space.
+        clip: the plate, for its size, and its colour space where none is given.
         amount: alpha is the matte times it, 0..1.
         finish: layers, and what is laid on.
         grain: the plate's.
         number: of the frame: each has grain of its own.
+        colour_space: of the patch; by default `output_space` of the plate.
 
     Returns:
         The patch, cropped to where its alpha is not 0; None where nothing of it is in the plate.
     """
     if not np.isfinite(sight.quad).all():
         return None
+    space = colour_space or output_space(clip)
     srgb = picture.permute(1, 2, 0).cpu().numpy() / 2 + 0.5
     head = mattes.head(srgb, sight.head)
     stack = np.dstack([srgb, head.fill, head.matte, head.confidence])
@@ -306,7 +309,8 @@ def patch(
     face = mattes.face(made, driver, planes[..., 6], window, sight.side)
     face *= placed.coverage.numpy()
     alpha = face[..., None] * np.float32(amount)
-    rgba = np.dstack([_graded(planes[..., 3:6], clip, sight.match, finish.match) * alpha, alpha])
+    graded = _graded(planes[..., 3:6], space, clip.config, sight.match, finish.match)
+    rgba = np.dstack([graded * alpha, alpha])
     moves = motion.field(made, sight.moves, window)
     if finish.motion_blur:
         rgba = motion.blur(rgba, moves, finish.motion_blur)
@@ -317,7 +321,7 @@ def patch(
     inside = np.s_[y0:y1, x0:x1]
     rgba = rgba[inside]
     place = Window(window.x + int(x0), window.y + int(y0), int(x1 - x0), int(y1 - y0))
-    render = colour.from_network(2 * planes[inside][..., :3] - 1, clip.colour_space, clip.config)
+    render = colour.from_network(2 * planes[inside][..., :3] - 1, space, clip.config)
     half: dict[str, np.ndarray] = {"render": render}
     if grain is not None:
         noise = _grain(grain, rgba, place, number)
@@ -336,14 +340,31 @@ def patch(
     return Patch(rgba, place, {**layers, "stmap": stmap_to_plate(sight.quad, place)})
 
 
-def _graded(srgb: np.ndarray, clip: Clip, match: Match, amount: float) -> np.ndarray:
-    """sRGB in 0..1 in the plate's colour space, by so much of a match in scene-linear light."""
+def output_space(plate: Clip) -> str:
+    """Where patches are merged over a plate: its own space if that is scene-linear, else the
+    config's, which is what a compositing program makes of such a plate."""
+    if colour.is_linear(plate.colour_space, plate.config):
+        return plate.colour_space
+    return colour.scene_linear_space(plate.config)
+
+
+def plate_pixels(pixels: np.ndarray, plate: Clip, space: str) -> np.ndarray:
+    """Pixels of a plate in another colour space; in its own to the bit what they are."""
+    if space == plate.colour_space:
+        return pixels
+    return colour.convert(pixels, plate.colour_space, space, plate.config)
+
+
+def _graded(
+    srgb: np.ndarray, space: str, config: str | None, match: Match, amount: float
+) -> np.ndarray:
+    """sRGB in 0..1 in a colour space, by so much of a match in scene-linear light."""
     if not amount:
-        return colour.from_network(2 * srgb - 1, clip.colour_space, clip.config)
-    linear = colour.scene_linear_space(clip.config)
-    graded = colour.from_network(2 * srgb - 1, linear, clip.config)
+        return colour.from_network(2 * srgb - 1, space, config)
+    linear = colour.scene_linear_space(config)
+    graded = colour.from_network(2 * srgb - 1, linear, config)
     graded = colour_match.apply(graded, match, amount)
-    return colour.convert(graded, linear, clip.colour_space, clip.config)
+    return colour.convert(graded, linear, space, config)
 
 
 def _grain(grain: Grain, rgba: np.ndarray, place: Window, number: int) -> np.ndarray:
@@ -371,12 +392,12 @@ def over(patch: Patch | None, plate: np.ndarray) -> np.ndarray:
     return result
 
 
-def measure_grain(plate: Clip) -> Grain | None:
-    """The grain of a plate, from a few of its frames."""
+def measure_grain(plate: Clip, space: str) -> Grain | None:
+    """The grain of a plate in a colour space, from a few of its frames."""
     numbers = plate.numbers
     there = set(numbers)
     return grains.measure(
-        tuple(frame.pixels for frame in frames.read_frames(
+        tuple(plate_pixels(frame.pixels, plate, space) for frame in frames.read_frames(
             plate, [n for n in (numbers[i], numbers[i] + 1) if n in there]))
         for i in spread(len(numbers), GRAIN_FRAMES)
     )  # fmt: skip
@@ -409,7 +430,8 @@ def write_frames(
         attributes: further header attributes.
         plate: the driving clip; None for crops.
         finish: of patches.
-        colour_space: of crops; by default the scene-linear space of the config.
+        colour_space: of the frames; by default the config's scene-linear one, on a plate its
+            `output_space`.
         batch: pictures drawn at once.
         done: called with each number once its file is there.
         mix: how much of a style each of the track's frames gets; mattes stay the unstyled face's.
@@ -420,7 +442,11 @@ def write_frames(
     Raises:
         core.frames.WriteFailed: what the file system said; whole frames stay.
     """
-    space = colour_space or colour.scene_linear_space(plate.config if plate else None)
+    config = plate.config if plate else None
+    if colour_space:
+        space = colour.resolve(colour_space, config)
+    else:
+        space = output_space(plate) if plate else colour.scene_linear_space()
     empty: list[int] = []
     waiting = []
     for row in rows:
@@ -431,11 +457,14 @@ def write_frames(
             done(number)
         else:
             waiting.append(row)
-    attributes = {**attributes, _TASK: task, "reenact:syntheticMedia": SYNTHETIC}
+    attributes = {
+        **attributes, _TASK: task, "reenact:syntheticMedia": SYNTHETIC,
+        frames.SPACE_ATTRIBUTE: space,
+    }  # fmt: skip
     whole = finish.layers == "all"
     grain = None
     if plate is not None and waiting and (whole or finish.grain):
-        grain = measure_grain(plate)
+        grain = measure_grain(plate, space)
     matched = plate if whole or finish.match else None
     drawn = pictures(generator, track.smooth[waiting], batch)
     seen = sights(generator, track, np.array(waiting, int), batch, matched)
@@ -451,7 +480,9 @@ def write_frames(
             layers = crop_layers(picture, sight, track.plate)
             frames.write_exr(path, pixels, layers=layers, attributes=attributes)
         else:
-            placed = patch(picture, sight, plate, float(track.amount[row]), finish, grain, number)
+            placed = patch(
+                picture, sight, plate, float(track.amount[row]), finish, grain, number, space
+            )
             if placed is None:
                 empty.append(number)
                 placed = Patch(np.zeros((1, 1, 4), np.float32), _EMPTY)

@@ -203,6 +203,9 @@ def render(
         typer.Option("--sibling", help="Take a style of another character of the same base"),
     ] = False,
     colour_space: ColourSpace = None,
+    output_space: Annotated[
+        str | None, typer.Option(help="Colour space of the EXRs; by default scene-linear")
+    ] = None,
     batch: Batch = 8,
     local: Local = False,
     json: Json = False,
@@ -225,7 +228,8 @@ def render(
     known = frames.open_clip(truth) if truth else None
     task = protocol.Render(
         protocol.File(), protocol.File(), None, movie is not None, sheet is not None,
-        name=latents.name, batch=batch, layers=layers, match=match, grain=grain,
+        name=latents.name, colour_space=output_space, batch=batch, layers=layers, match=match,
+        grain=grain,
         motion_blur=motion_blur, style_amount=style_amount, style_from=style_from,
         style_to=style_to, sibling=sibling,
     )  # fmt: skip

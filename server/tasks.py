@@ -204,7 +204,7 @@ def render(
 
         empty = _write(
             track, rows, character, plate, pattern, task.name, task.batch, one_more,
-            finish(task), mix,
+            finish(task), mix, task.colour_space,
         )  # fmt: skip
     if empty:
         report.note(f"no face: {frames.format_numbers(empty)} (fully transparent)")
@@ -239,7 +239,7 @@ def frame(
         track = _edited(task, track, character, named_directions(directions), only)
     _write(
         track, rows, character, plate, pattern, task.name, 1, lambda number: None, finish(task),
-        mixed(task, track, character, style),
+        mixed(task, track, character, style), task.colour_space,
     )  # fmt: skip
 
 
@@ -436,13 +436,14 @@ def fit_directions(
 def _write(
     track: LatentTrack, rows: Any, character: Character, plate: frames.Clip | None, pattern: str,
     name: str, batch: int, done: Callable[[int], None], finish: Finish, mix: Mix | None,
+    space: str | None,
 ) -> list[int]:  # fmt: skip
     import numpy as np
 
     from core import rendering
 
     character.generator.to(device())
-    where = plate and (plate.shown, plate.colour_space)
+    where = (plate and (plate.shown, plate.colour_space), space)
     attributes: dict[str, object] = {
         "reenact:character": track.character,
         "reenact:track": name,
@@ -455,7 +456,8 @@ def _write(
     return rendering.write_frames(
         character.generator, track, np.flatnonzero(rows), pattern,
         digest(track.smooth, track.quads, track.amount, track.landmarks, track.character, where,
-               finish, style), attributes, plate, finish, batch=batch, done=done, mix=mix,
+               finish, style),
+        attributes, plate, finish, space, batch=batch, done=done, mix=mix,
     )  # fmt: skip
 
 

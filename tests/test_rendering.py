@@ -11,8 +11,8 @@ import pytest
 import torch
 from reenact import protocol
 
-from core import colour, frames, grain, matte, rendering
-from core.alignment import ffhq_quads, from_square, warp
+from core import colour, frames, grain, matte, preview, rendering
+from core.alignment import ffhq_quads, from_square, paste, warp
 from core.colour_match import Match
 from core.facemesh import track
 from core.generator import Architecture, Generator
@@ -319,6 +319,48 @@ def test_frames_of_the_task_are_kept_and_those_of_another_replaced(
     assert frames.read_frame(written, 1002).metadata["reenact:task"] == "first"
 
 
+@pytest.mark.parametrize("space", [None, "lin_rec709", "ACES2065-1", "sRGB - Texture"])
+def test_frames_are_scene_linear_or_in_the_space_that_is_asked_for(
+    generator: Generator, plate: tuple, tmp_path: Path, space: str | None
+) -> None:
+    """Over an sRGB plate, whose own values are not what a compositing program merges."""
+    _, srgb, quad = plate
+    frames.write_png(tmp_path / "plate.1001.png", srgb / 2 + 0.5)
+    clip = frames.open_clip(str(tmp_path / "plate.####.png"))
+    track = track_of(generator, [1001], quad)
+    pattern = str(tmp_path / "out.####.exr")
+    rendering.write_frames(
+        generator, track, np.arange(1), pattern, "t", {}, clip, colour_space=space
+    )
+    written = frames.open_clip(pattern)  # the files say what they are
+    wanted = colour.scene_linear_space() if space is None else colour.resolve(space)
+    assert written.colour_space == wanted
+    buffer = oiio.ImageBuf(str(tmp_path / "out.1001.exr"))
+    values = dict(
+        zip(buffer.spec().channelnames, buffer.get_pixels().transpose(2, 0, 1), strict=True)
+    )
+    (picture,) = rendering.pictures(generator, track.smooth)
+    drawn = paste(picture / 2 + 0.5, torch.from_numpy(quad), (clip.width, clip.height))
+    assert drawn is not None
+    x, y = buffer.roi.xbegin - drawn.window.x, buffer.roi.ybegin - drawn.window.y
+    inside = np.s_[y : y + buffer.roi.height, x : x + buffer.roi.width]
+    expected = drawn.pixels.permute(1, 2, 0).numpy()[inside].clip(0, 1) * 2 - 1
+    # Half floats are coarse where a strong colour leaves little of another one.
+    render = np.dstack([values[f"render.{c}"] for c in "RGB"])
+    np.testing.assert_allclose(colour.to_network(render, wanted)[0], expected, atol=0.03)
+    solid = np.dstack([values[c] for c in "RGB"])[values["A"] > 0.99]
+    there = expected[values["A"] > 0.99]
+    assert np.median(np.abs(colour.to_network(solid[None], wanted)[0][0] - there)) < 0.01
+    movie = tmp_path / "preview.mp4"
+    preview.movie(pattern, clip, [1001], movie)
+    left, right = np.split(frames.read_frame(frames.open_clip(str(movie)), 1).pixels, 2, 1)
+    outside = np.ones(left.shape[:2], bool)
+    w = drawn.window
+    outside[w.y : w.y + w.height, w.x : w.x + w.width] = False
+    assert np.abs(left - right)[outside].mean() < 0.01
+    assert np.abs(left - (srgb / 2 + 0.5))[outside].mean() < 0.03
+
+
 def test_drawing_two_tracks_at_once_leaves_gradients_as_they_were(generator: Generator) -> None:
     codes = np.zeros((3, generator.architecture.num_ws, 512), np.float32)
     one, other = (rendering.pictures(generator, codes[:n], 2) for n in (2, 3))
@@ -398,7 +440,8 @@ def test_what_the_plates_grain_is_comes_from_the_plate(tmp_path: Path) -> None:
     for number in (1, 2):
         pixels = np.float32(0.3) + rng.normal(0, 0.02, (200, 260, 3)).astype(np.float32)
         frames.write_exr(tmp_path / f"p.{number:04d}.exr", pixels, half=False)
-    found = rendering.measure_grain(frames.open_clip(tmp_path / "p.####.exr"))
+    clip = frames.open_clip(tmp_path / "p.####.exr")
+    found = rendering.measure_grain(clip, clip.colour_space)
     assert found is not None
     assert found.strength(np.full((1, 3), 0.3)) == pytest.approx(0.02, rel=0.06)
 

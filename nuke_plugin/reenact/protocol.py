@@ -120,6 +120,7 @@ class Render:
     sheet: bool = False
     truth: Optional[Clip] = None
     name: str = ""  # of the track; goes into the frames' headers
+    colour_space: Optional[str] = None  # of the frames; by default scene-linear
     batch: int = 8
     layers: str = "all"  # or "basic": the uncomposited render alone
     match: float = 0.0  # 0..1, how much of the colour match to the plate's skin is laid on
@@ -150,6 +151,7 @@ class Frame:
     number: int
     plate: Optional[Clip] = None
     name: str = ""
+    colour_space: Optional[str] = None
     style: Optional[File] = None  # this and the rest as in `Render`
     style_amount: str = "1"
     style_from: Optional[int] = None
