@@ -81,11 +81,22 @@ def repair() -> np.ndarray:
     return picture
 
 
+def comp() -> np.ndarray:
+    """A face in the frame of a plate."""
+    picture = np.zeros((26 * SCALE, 26 * SCALE, 4), np.uint8)
+    for corner, end, shade, width in (((2, 4), (24, 22), (110, 110, 110), -1),
+                                      ((2, 4), (24, 22), LIGHT, 2 * SCALE)):  # fmt: skip
+        points = [(x * SCALE, y * SCALE) for x, y in (corner, end)]
+        cv2.rectangle(picture, *points, (*shade, 255), width)
+    face(picture, 13, 13, 7.5, FACE)
+    return picture
+
+
 if __name__ == "__main__":
     folder = Path(__file__).parents[1] / "gizmos"
     for name, picture in (
         ("ReenactPersonalize", personalize()), ("Reenact", reenact()), ("ReenactEdit", edit()),
-        ("ReenactStyle", style()), ("ReenactRepair", repair()),
+        ("ReenactStyle", style()), ("ReenactRepair", repair()), ("ReenactComp", comp()),
     ):  # fmt: skip
         premultiplied = picture.astype(np.float32)
         premultiplied[..., :3] *= premultiplied[..., 3:] / 255

@@ -1,10 +1,23 @@
 """Run by Nuke when it has windows: the entries of its node menu."""
 
-from reenact import host
+import sys
 
-for node, label in (
-    ("ReenactPersonalize", "Personalize"), ("Reenact", "Reenact"), ("ReenactEdit", "Edit"),
-    ("ReenactStyle", "Style"), ("ReenactRepair", "Repair"),
-):  # fmt: skip
-    host.add_command(f"Reenact/{label}", f"nuke.createNode({node!r})", f"{node}.png")
-host.add_panel("__import__('reenact.panel').panel.Jobs", "Reenact jobs", "reenact.jobs")
+NODES = (
+    ("ReenactPersonalize", "Personalize"), ("Reenact", "Reenact"), ("ReenactRepair", "Repair"),
+    ("ReenactEdit", "Edit"), ("ReenactStyle", "Style"), ("ReenactComp", "Comp"),
+)  # fmt: skip
+
+
+def _fill() -> None:
+    from reenact import host
+
+    for node, label in NODES:
+        host.add_command(f"Reenact/{label}", f"nuke.createNode({node!r})", f"{node}.png")
+    host.add_panel("__import__('reenact.panel').panel.Jobs", "Reenact jobs", "reenact.jobs")
+
+
+try:
+    _fill()
+except Exception as error:  # whatever fails here, Nuke starts
+    text = "Reenact has no menu: {}: {}".format(type(error).__name__, error)
+    print(" ".join(text.split()), file=sys.stderr)

@@ -8,7 +8,7 @@ unknown one that has no body in braces is an error.
 from __future__ import annotations
 
 import tkinter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -199,8 +199,11 @@ def _statement(one: Statement, indent: str) -> str:
     return f"{indent}{one.kind} {{\n{body}\n{indent}}}"
 
 
-def substitute(text: str, value: dict[str, str]) -> str:
-    """Tcl in a file name or label: `[value KNOB]` and `[file dirname ...]`, nothing else."""
+def substitute(
+    text: str, value: Mapping[str, str], metadata: Mapping[str, object] | None = None
+) -> str:
+    """Tcl in a file name, label or expression: `[value KNOB]`, `[file dirname ...]`, `[metadata
+    KEY]` (empty where there is none), and what a safe interpreter has."""
     app = _tcl()
     app.eval("interp create -safe label")
 
@@ -214,6 +217,12 @@ def substitute(text: str, value: dict[str, str]) -> str:
             raise BadScript(f"[file {part}]")
         return str(app.call("file", part, path))
 
+    def fact(key: str) -> str:
+        found = (metadata or {}).get(key, "")
+        return " ".join(map(str, found)) if isinstance(found, tuple) else str(found)
+
+    app.createcommand("fact", fact)
+    app.eval("interp alias label metadata {} fact")
     app.createcommand("look_up", look_up)
     app.createcommand("file_part", file)
     app.eval("interp alias label value {} look_up")

@@ -17,6 +17,7 @@ import traceback
 import nuke
 
 NODES = ("ReenactPersonalize", "Reenact", "ReenactEdit", "ReenactStyle", "ReenactRepair")
+COMP = "ReenactComp"
 _checks = []
 
 
@@ -127,6 +128,44 @@ def the_input_is_rendered_as_raw_half_at_full_size():
     node["has_result"].setValue(True)
     assert node.width() == source.width(), "not at full size"
     return {"metadata": {k: str(v) for k, v in result.metadata().items()}}
+
+
+@check
+def the_comp_leaves_the_plate_as_it_is_at_amount_0_and_renders_with_everything_on():
+    plate = nuke.createNode("CheckerBoard2", inpanel=False)
+    face = nuke.createNode("Grade", inpanel=False)
+    face["add"].fromScript("0.25")
+    face.setInput(0, plate)
+    node = nuke.createNode(COMP, inpanel=False)
+    node.setInput(0, plate)
+    node.setInput(1, face)
+    for knob, value in (("erode", -3), ("soften", 4), ("match", 0.5), ("edge_blend", 0.5),
+                        ("shutter", 180), ("grain", 1), ("mouth_amount", 0.5)):  # fmt: skip
+        node[knob].setValue(value)
+    step = plate.width() / 20
+    at = [(int(x * step) + 0.5, int(y * step) + 0.5) for x, y in ((3, 3), (8, 7), (15, 4))]
+
+    def seen(of):
+        return [of.sample(c, *xy) for c in ("red", "blue", "alpha") for xy in at]
+
+    with_face = seen(node)
+    node["amount"].setValue(0)
+    assert seen(node) == seen(plate)
+    gain = nuke.toNode(node.name() + ".Match")["multiply"].value()
+    assert with_face != seen(plate)
+    return {"match without metadata": gain, "classes": sorted({n.Class() for n in node.nodes()})}
+
+
+@check
+def pasted_nodes_are_beside_ours_and_not_inside():
+    from reenact import host
+
+    node = nuke.createNode(COMP, inpanel=False)
+    inside = len(node.nodes())
+    with node:  # as in a button of it
+        made = host.paste(node, "push $cut_paste_input\nBlur {\n size 3\n}\n", None)
+    assert nuke.toNode(made) is not None
+    assert len(node.nodes()) == inside
 
 
 @check

@@ -20,11 +20,12 @@ import threading
 import time
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import nk_script
+import nuke_pixels
 import numpy as np
 import OpenImageIO as oiio
 import reenact
@@ -251,7 +252,8 @@ class Array_Knob(Knob):
                         self._keys[frame] = float(word)
                         frame += 1
             else:
-                self._expression = inside
+                plain = words(inside)
+                self._expression = plain[0] if len(plain) == 1 else inside
         else:
             self._value = self._kind(int(text, 0) if text.startswith("0x") else float(text))
 
@@ -290,20 +292,20 @@ class Boolean_Knob(Array_Knob):
 
 
 class XY_Knob(Array_Knob):
-    _default = (0.0, 0.0)
+    _default = ("0", "0")  # each axis as text: a number, or a curve
 
     def value(self):
-        return list(self._value)
+        return nuke_pixels.numbers(self._node, self._name, "")
 
     def _checked(self, value):
         x, y = value
-        return float(x), float(y)
+        return f"{float(x):g}", f"{float(y):g}"
 
     def _set_text(self, text: str) -> None:
-        self._value = tuple(float(v) for v in words(text))
+        self._value = tuple(words(text))
 
     def _text(self) -> str:
-        return " ".join(f"{v:g}" for v in self._value)
+        return " ".join(map(quote, self._value))
 
 
 class Enumeration_Knob(Unsigned_Knob):
@@ -510,12 +512,16 @@ class Node:
     def lastFrame(self):
         return self._session._range(self)[1]
 
+    def sample(self, channel, x, y):
+        picture = self._session.look(self, self._session._frame)
+        plane = picture.get(channel, np.zeros_like(picture["red"]))
+        return float(plane[plane.shape[0] - 1 - int(y), int(x)])
+
     def width(self):
         return self._session._picture(self, self._session._frame)["red"].shape[1]
 
     def metadata(self):
-        path = self["file"].evaluate()
-        return {f"exr/{a.name}": a.value for a in oiio.ImageBuf(path).spec().extra_attribs}
+        return self._session._metadata(self)
 
 
 class Group(Node):
@@ -523,6 +529,13 @@ class Group(Node):
         super().__init__(*arguments)
         self._children: list[Node] = []
         self._layers: list[str] = []
+
+    def __enter__(self):
+        self._session._contexts.append(self)
+        return self
+
+    def __exit__(self, *_):
+        self._session._contexts.pop()
 
     def nodes(self):
         return list(self._children)
@@ -596,6 +609,8 @@ class Session:
         self.menus: dict[str, Menu] = {}
         self.longest = 0.0  # s that the event loop was held up
         self._root = self._new_root()
+        self._drawn: dict[tuple[Node, int], Picture] | None = None  # of the look that goes on
+        self._contexts: list[Group] = []  # in which nodes are made; a button's is its own group
         self.module = self._module()
 
     def _module(self) -> types.ModuleType:
@@ -663,7 +678,11 @@ class Session:
 
     def look(self, node: Node, frame: int) -> Picture:
         """What a viewer shows."""
-        return self._picture(node, frame)
+        before, self._frame, self._drawn = self._frame, frame, {}
+        try:
+            return self._picture(node, frame)
+        finally:
+            self._frame, self._drawn = before, None
 
     # -- nuke's functions
 
@@ -757,8 +776,10 @@ class Session:
         self._undoable(lambda: self._remove(made))
         return made
 
-    def _build(self, statements: list[Statement], parent: Group) -> list[Node]:
-        made: dict[int, Node] = {}
+    def _build(
+        self, statements: list[Statement], parent: Group, above: Mapping[int, Node] = {}
+    ) -> list[Node]:
+        made: dict[int, Node] = dict(above)
         for one in statements:
             if one.kind == "Root":
                 for name, value in one.knobs:
@@ -791,7 +812,7 @@ class Session:
             if isinstance(node, Group):
                 node._layers = one.layers
                 self._build(one.children, node)
-        return list(made.values())
+        return [node for key, node in made.items() if key not in above]
 
     def _free_name(self, parent: Group, name: str) -> str:
         stem = name.rstrip("0123456789")
@@ -849,7 +870,11 @@ class Session:
         Path(path).write_text(nk_script.write(self._statements(chosen)))
 
     def _paste(self, path: str) -> Node:
-        made = self._build(nk_script.parse(Path(path).read_text()), self._root)
+        group = self._contexts[-1] if self._contexts else self._root
+        chosen = [n for n in group._children if n["selected"].value()]
+        above = Statement("", []) if chosen else None
+        statements = nk_script.parse(Path(path).read_text(), above)
+        made = self._build(statements, group, {id(above): chosen[-1]} if chosen else {})
         self._undoable(lambda: [self._remove(node) for node in made])
         return made[-1]
 
@@ -881,10 +906,12 @@ class Session:
 
     def _run(self, text: str, node: Node, knob: Knob | None = None) -> None:
         self._this.append((node, knob))
+        self._contexts += [node] * isinstance(node, Group)
         try:
             exec(compile(text, node._kind, "exec"), {"nuke": self.module})
         finally:
             self._this.pop()
+            del self._contexts[len(self._contexts) - isinstance(node, Group) :]
 
     def _callback(self, name: str, node: Node) -> None:
         if node.knob(name) is not None:
@@ -908,12 +935,33 @@ class Session:
         return {**own, "root.name": "" if root == "Root" else root}
 
     def _evaluate(self, expression: str, node: Node) -> float:
+        if "[" in expression:
+            expression = nk_script.substitute(expression, {}, self._metadata(node))
+
         def number(found: re.Match[str]) -> str:
             where, _, name = found[0].rpartition(".")
-            whose = {"parent": node._parent, "": node}[where]
-            return f"{float(whose[name].valueAt(self._frame)):g}"
+            if where in ("", "parent"):
+                whose = node._parent if where else node
+                return repr(float(whose[name].valueAt(self._frame)))  # in Nuke 1/2 is not 0
+            picture = self._picture(node._parent.node(where), self._frame)["red"]
+            return repr(float(picture.shape[{"height": 0, "width": 1}[name]]))
 
-        return nk_script.number(re.sub(r"(parent\.)?[a-z_]\w*", number, expression))
+        return nk_script.number(re.sub(r"([a-z]\w*\.)?[a-z_]\w*(?!\w*\()", number, expression))
+
+    def _metadata(self, node: Node | None) -> dict[str, object]:
+        """What comes to a node with its picture, on the session's frame."""
+        while node is not None and node._kind != "Read":
+            if node._kind == "Group":
+                (node,) = [n for n in node._children if n._kind == "Output"]
+            elif node._kind == "Input":
+                node = node._parent.input(node["number"].value())
+            else:
+                which = int(node["which"].value()) if node._kind == "Switch" else 0
+                node = node.input(which)
+        if node is None:
+            return {}
+        spec = oiio.ImageBuf(node["file"].evaluate(self._frame)).spec()
+        return {f"exr/{a.name}": a.value for a in spec.extra_attribs}
 
     # -- pictures
 
@@ -934,7 +982,7 @@ class Session:
         before = self._frame
         try:
             for frame in range(first, last + 1, increment):
-                self._frame = frame
+                self._frame, self._drawn = frame, {}
                 context.setFrame(frame)
                 picture = self._picture(write._inputs[0], frame)
                 path = Path(write["file"].evaluate(context))
@@ -948,14 +996,23 @@ class Session:
                 half = write["datatype"].value() == "16 bit half"
                 frames.write_exr(path, np.ascontiguousarray(rgb), half=half)
         finally:
-            self._frame = before
+            self._frame, self._drawn = before, None
 
     def _picture(self, node: Node | None, frame: int) -> Picture:
         if node is None:
             raise RuntimeError("nothing is connected")
+        if self._drawn is None:
+            return self._draw(node, frame)
+        if (node, frame) not in self._drawn:
+            self._drawn[node, frame] = self._draw(node, frame)
+        return self._drawn[node, frame]
+
+    def _draw(self, node: Node, frame: int) -> Picture:
         kind, sources = node._kind, node._inputs
         if kind == "Read":
             return self._read(node, frame)
+        if node["disable"].value():
+            return self._picture(sources[0], frame)
         if kind == "CheckerBoard2":
             board = (np.indices((90, 160)) // 10).sum(0) % 2 * np.float32(0.5)
             return dict.fromkeys(("red", "green", "blue", "alpha"), board)
@@ -970,12 +1027,7 @@ class Session:
             which = int(node["which"].value())
             self._frame = before
             return self._picture(sources[min(max(which, 0), len(sources) - 1)], frame)
-        if kind == "Merge2":
-            under, over = (self._picture(s, frame) for s in sources)
-            keep = 1 - over.get("alpha", np.zeros_like(over["red"]))
-            merged = {c: over[c] + under.get(c, 0) * keep for c in ("red", "green", "blue")}
-            return {**under, **merged}
-        if kind == "Shuffle":
+        if kind == "Shuffle" and node["in"].value():
             layer, below = node["in"].value(), self._picture(sources[0], frame)
             if f"{layer}.red" not in below:
                 return {c: np.zeros_like(below["red"]) for c in below}
@@ -983,6 +1035,8 @@ class Session:
             return {**below, **shuffled, "alpha": np.ones_like(below["red"])}
         if kind in ("Dot", "Output", "NoOp", "Write"):
             return self._picture(sources[0], frame)
+        if kind in nuke_pixels.NODES:
+            return nuke_pixels.NODES[kind](node, *(self._picture(s, frame) for s in sources))
         raise NotImplementedError(kind)
 
     def _read(self, node: Node, frame: int) -> Picture:

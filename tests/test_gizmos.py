@@ -13,7 +13,8 @@ from nuke_standin import user_knob
 FOLDER = Path(__file__).parents[1] / "gizmos"
 GIZMOS = sorted(FOLDER.glob("*.gizmo"))
 TOOLSETS = sorted(FOLDER.glob("ToolSets/**/*.nk"))
-HIDDEN_NAMES = {"reenact_id", "run", "job_state", "step"}  # that the logic keeps on every node
+HIDDEN_NAMES = {"reenact_id", "run", "job_state", "step"}  # that the logic keeps on nodes with jobs
+CALLBACKS = ("onCreate", "onDestroy", "knobChanged")
 
 
 def group(path: Path) -> Statement:
@@ -21,12 +22,17 @@ def group(path: Path) -> Statement:
     return found
 
 
+def has_jobs(node: Statement) -> bool:
+    """Whether it has the server do something; one that has not needs no callbacks."""
+    return any(knob.name() == "reenact_id" for knob in own_knobs(node))
+
+
 def own_knobs(node: Statement) -> list[nuke_standin.Knob]:
     return [user_knob(value) for name, value in node.knobs if name == "addUserKnob"]
 
 
 def test_there_are_nodes() -> None:
-    assert {p.stem for p in GIZMOS} >= {"Reenact", "ReenactPersonalize"}
+    assert {p.stem for p in GIZMOS} >= {"Reenact", "ReenactPersonalize", "ReenactComp"}
 
 
 @pytest.mark.parametrize("path", [*GIZMOS, *TOOLSETS], ids=lambda p: p.stem)
@@ -57,7 +63,8 @@ def test_it_is_a_group_that_works_without_us(path: Path) -> None:
     assert [c.kind for c in node.children].count("Output") == 1
     names = [c.knob("name") for c in node.children]
     assert len(names) == len(set(names))
-    scripts = [node.knob(name) for name in ("onCreate", "onDestroy", "knobChanged")]
+    scripts = [node.knob(name) for name in CALLBACKS if has_jobs(node)]
+    assert has_jobs(node) or not any(node.knob(name) for name in CALLBACKS)
     scripts += [k._value for k in own_knobs(node) if isinstance(k, nuke_standin.PyScript_Knob)]
     for script in scripts:
         (guarded,) = ast.parse(script).body
@@ -78,9 +85,12 @@ def test_its_knobs_are_like_those_of_the_others(path: Path) -> None:
     knobs = own_knobs(node)
     names = [k.name() for k in knobs]
     assert len(names) == len(set(names))
-    assert set(names) >= HIDDEN_NAMES | {"state", "next", "submit", "cancel", "resume", "versions"}
-    assert [k.label() for k in knobs if isinstance(k, nuke_standin.Tab_Knob)][1:] == [
-        "Advanced", "Info"]  # fmt: skip
+    tabs = [k.label() for k in knobs if isinstance(k, nuke_standin.Tab_Knob)]
+    if has_jobs(node):
+        everywhere = {"state", "next", "submit", "cancel", "resume", "versions"}
+        assert set(names) >= HIDDEN_NAMES | everywhere
+        assert tabs[1:] == ["Advanced", "Info"]
+    assert (len(tabs), tabs[-1]) == (3, "Info")
     for knob in knobs:
         decoration = isinstance(knob, (nuke_standin.Tab_Knob, nuke_standin.Text_Knob))
         assert decoration or knob.tooltip().endswith("."), f"{knob.name()} has no tooltip"
@@ -131,9 +141,9 @@ def test_the_reader_refuses(text: str, trouble: str) -> None:
 def test_the_tool_set_has_the_nodes_as_they_are() -> None:
     (path,) = TOOLSETS
     nodes = {n.knob("name").rstrip("1"): n for n in nk_script.parse(path.read_text())}
-    for name in ("ReenactPersonalize", "Reenact", "ReenactRepair", "ReenactEdit", "ReenactStyle"):
-        ours, theirs = group(FOLDER / f"{name}.gizmo"), nodes[name]
-        changed = {"name", "inputs", "xpos", "ypos", "character"}
+    for gizmo in (g for g in GIZMOS if g.stem in nodes):
+        ours, theirs = group(gizmo), nodes[gizmo.stem]
+        changed = {"name", "xpos", "ypos", "character", "inputs"}
         assert [k for k in ours.knobs if k[0] not in changed] == [
             k for k in theirs.knobs if k[0] not in changed
         ]
@@ -141,6 +151,13 @@ def test_the_tool_set_has_the_nodes_as_they_are() -> None:
     assert nodes["ReenactRepair"].inputs == [nodes["Reenact"], nodes["Plate"]]
     assert nodes["ReenactEdit"].inputs == [nodes["ReenactRepair"], nodes["Plate"]]
     assert nodes["ReenactStyle"].inputs == [nodes["ReenactEdit"], nodes["Plate"]]
-    assert nodes["Over"].inputs == [nodes["Plate"], nodes["ReenactStyle"]]
+    assert nodes["ReenactComp"].inputs == [nodes["Plate"], nodes["ReenactStyle"]]
     linked = nodes["Reenact"].knob("character")
     assert nk_script.substitute(linked, {"ReenactPersonalize1.character": "a"}) == "a"
+
+
+def test_every_node_has_a_picture_of_its_properties() -> None:
+    """As `docs/node_pictures.py` draws it: run that after a change."""
+    pictures = sorted((FOLDER.parent / "docs" / "nodes").glob("Reenact*.png"))
+    assert [p.stem for p in pictures] == [p.stem for p in GIZMOS]
+    assert all(p.stat().st_size < 60_000 for p in pictures)

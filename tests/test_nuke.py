@@ -15,10 +15,11 @@ import nuke_standin
 import numpy as np
 import pytest
 from nuke_standin import Node, Session
-from OpenImageIO import ImageBuf
+from OpenImageIO import UINT8, ImageBuf
 from reenact import client, protocol, runs
 from running_server import FRAMES, Server, inputs, wait_for
 
+from core.character import load_character
 from core.frames import frame_path, open_clip, read_frame, write_png
 from core.latent_track import load_track
 from core.synthetic import performer
@@ -206,6 +207,10 @@ def test_a_scan_becomes_a_character_that_the_next_node_finds(
     until(session, node, "done")
     made = Path(node["character"].value())
     assert made == tmp_path / "reenact/Anna_B__v001/Anna_B__v001.character"
+    picture = made.with_suffix(".png")
+    assert node["thumbnail"].value() == f'<img src="{picture}" width="128">'
+    seen = ImageBuf(str(picture)).get_pixels(UINT8)
+    np.testing.assert_array_equal(seen, load_character(made).thumbnail)
     session.set(node, "show", "chosen frames")
     sheet = ImageBuf(str(made.parent / "selection.png"))
     assert session.look(node, 1)["red"].shape == (sheet.roi.height, sheet.roi.width)
@@ -217,6 +222,8 @@ def test_a_scan_becomes_a_character_that_the_next_node_finds(
     fetched = Path(driving["character"].value())
     assert fetched.parent == tmp_path / "reenact" / "characters"
     assert fetched.read_bytes() == made.read_bytes()
+    assert fetched.with_suffix(".png").read_bytes() == picture.read_bytes()
+    assert str(fetched.with_suffix(".png")) in driving["thumbnail"].value()
 
 
 # -- what is sent --------------------------------------------------------------------------------

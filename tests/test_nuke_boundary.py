@@ -3,7 +3,10 @@
 import ast
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import nuke_standin
 import pytest
@@ -155,13 +158,38 @@ def test_the_menu_makes_the_nodes() -> None:
         assert eval(session.panels["reenact.jobs"]).__name__ == "Jobs"
         commands = session.menus["Nodes"]._commands
         assert sorted(commands) == [
-            "Reenact/Edit", "Reenact/Personalize", "Reenact/Reenact", "Reenact/Repair",
-            "Reenact/Style",
+            "Reenact/Comp", "Reenact/Edit", "Reenact/Personalize", "Reenact/Reenact",
+            "Reenact/Repair", "Reenact/Style",
         ]  # fmt: skip
         for script, icon in commands.values():
             exec(script, {"nuke": session.module})
             assert (GIZMOS / icon).exists()
             assert (GIZMOS / icon.replace(".png", "@2x.png")).exists()
-        assert [n.name() for n in session.module.allNodes()] == [
-            "ReenactPersonalize1", "Reenact1", "ReenactEdit1", "ReenactStyle1", "ReenactRepair1"
+        names = [n.name() for n in session.module.allNodes()]
+        assert names == [
+            "ReenactPersonalize1", "Reenact1", "ReenactRepair1", "ReenactEdit1", "ReenactStyle1",
+            "ReenactComp1",
         ]  # fmt: skip
+
+
+def test_a_render_does_not_load_what_talks_to_the_server() -> None:
+    """Opening a script on a farm imports the nodes' logic, and no sockets."""
+    code = ("import sys, types; nuke = sys.modules['nuke'] = types.ModuleType('nuke')\n"
+            "nuke.Node = object\n"
+            "import reenact.nodes\n"
+            "print('zmq' in sys.modules, 'reenact.client' in sys.modules)")  # fmt: skip
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "False True\n"
+
+
+def test_nuke_starts_whatever_is_wrong_with_the_plugin(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line in the terminal, and no menu."""
+    script = compile((PLUGIN.parent / "menu.py").read_text(), "menu.py", "exec")
+    with nuke_standin.running() as session:
+        for broken in ("reenact", "nukescripts"):
+            with patch.dict(sys.modules, {broken: None}):
+                exec(script, {})
+            said = capsys.readouterr().err
+            assert said.startswith("Reenact has no menu: ModuleNotFoundError: ")
+            assert said.count("\n") == 1
+        assert session.panels == {}

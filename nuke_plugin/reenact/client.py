@@ -45,7 +45,6 @@ from typing import (
 
 from reenact import __version__, protocol
 from reenact.protocol import CHUNK, CREDIT, FINISHED, Clip, File, ProtocolError
-from reenact.pyzmq import zmq
 
 AGAIN_SECONDS = 3.0  # without an answer, after which a request is sent once more
 AHEAD = 8  # files that are begun before others have left
@@ -101,6 +100,8 @@ def find_server() -> Tuple[str, str]:
 
 
 def _key(name: str) -> Tuple[bytes, Optional[bytes]]:
+    from reenact.pyzmq import zmq
+
     path = home() / "keys" / name
     try:
         return zmq.auth.load_certificate(path)
@@ -120,13 +121,18 @@ class Client:
         server: its endpoint and public key; by default what `find_server` finds.
 
     Raises:
-        ServerError: there is no key for this user.
+        ServerError: there is no key for this user, or no pyzmq (`no_pyzmq`).
     """
 
     def __init__(
         self, name: str = "script", deadline: float = 30.0,
         server: Optional[Tuple[str, str]] = None,
     ) -> None:  # fmt: skip
+        try:
+            from reenact.pyzmq import zmq  # not before: Nuke's renders need none
+        except ImportError as error:
+            raise ServerError("no_pyzmq", str(error)) from error
+        self._zmq = zmq
         self.name, self.deadline, self.server = name, deadline, server
         self.endpoint = ""
         self._looked = 0.0
@@ -138,9 +144,9 @@ class Client:
     def close(self) -> None:
         """Ends the connection; jobs go on."""
         if self._socket is not None:
-            with contextlib.suppress(zmq.ZMQError):
-                self._socket.send(protocol.encode(protocol.Bye(), "bye"), zmq.DONTWAIT)
-            self._socket.setsockopt(zmq.LINGER, 200)
+            with contextlib.suppress(self._zmq.ZMQError):
+                self._socket.send(protocol.encode(protocol.Bye(), "bye"), self._zmq.DONTWAIT)
+            self._socket.setsockopt(self._zmq.LINGER, 200)
             self._socket.close()
             self._socket = None
         self._context.term()
@@ -372,6 +378,7 @@ class Client:
         endpoint, key = self.server or find_server()
         if not endpoint:
             return
+        zmq = self._zmq
         socket = self._context.socket(zmq.DEALER)
         public, secret = _key("client.key_secret")
         socket.curve_publickey, socket.curve_secretkey = public, secret or b""
@@ -407,8 +414,8 @@ class Client:
             self._disconnect()
             self._connect()
         if self._socket is not None:
-            with contextlib.suppress(zmq.Again):  # not connected for long: it is sent again
-                self._socket.send_multipart(parts, zmq.DONTWAIT, copy=False)
+            with contextlib.suppress(self._zmq.Again):  # not connected for long: it is sent again
+                self._socket.send_multipart(parts, self._zmq.DONTWAIT, copy=False)
 
     def _has_moved(self) -> bool:
         """Whether the server listens elsewhere now; looked up at most once a second."""

@@ -6,6 +6,7 @@ functions look into, so that the logic (`reenact.nodes`) can be read and tested 
 
 import contextlib
 import os
+import tempfile
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, cast
 
@@ -188,6 +189,24 @@ def above(node: Node) -> List[Node]:
     """What is connected, in the order of its inputs: B of a Merge, then A."""
     sources = [node.input(i) for i in range(node.inputs())]
     return [source for source in sources if source is not None]
+
+
+def paste(beside: Node, text: str, under: Optional[Node]) -> str:
+    """Makes nodes of their text, next to one of ours and connected to another; the last's name."""
+    with tempfile.TemporaryDirectory() as folder, beside.parent() as group:  # else inside ours
+        path = os.path.join(folder, "nodes.nk")
+        with open(path, "w") as file:
+            file.write(text)
+        for other in group.nodes():
+            other["selected"].setValue(False)
+        if under is not None:
+            under["selected"].setValue(True)
+        made = nuke.nodePaste(path)
+        if made is None:
+            return ""
+        for knob, step in (("xpos", 150), ("ypos", 0)):
+            made[knob].setValue(beside[knob].value() + step)
+        return made.name()
 
 
 # -- pictures ------------------------------------------------------------------------------------

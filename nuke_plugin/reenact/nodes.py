@@ -15,7 +15,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
-from reenact import __version__, host, protocol, repairs, runs, shots
+from reenact import __version__, host, protocol, repairs, runs, shots, thumbnails, tracks
+from reenact import bake as baking
 from reenact.client import Client, ServerError
 from reenact.host import Node
 from reenact.repairs import WrongLine
@@ -264,13 +265,48 @@ def open_sheet(node: Node) -> None:
         open_path(Path(run) / "selection.png")
 
 
-def of_jobs() -> Dict[str, str]:
-    """The nodes of this script by their jobs' ids: those of this session, by name."""
+def bake(node: Node, kind: str) -> None:
+    """Makes a native node with keys beside a ReenactComp: one of `reenact.bake.KINDS`."""
+    try:
+        sources = host.above(node)
+        if len(sources) < 2:
+            raise Wrong("Connect plate and face.")
+        path = Path(upstream(node, [sources[1]]).track)
+        crop = str(host.get(node, "bake_from")) == "the aligned crop"
+        frame, inverse = host.project().frame, bool(host.get(node, "stabilise"))
+        try:
+            places = tracks.places(path)
+            moves = baking.way(places, frame, crop, inverse)
+        except (OSError, ValueError) as error:
+            raise Wrong(f"The latent track can't be read: {error}") from error
+        except KeyError:
+            raise Wrong(f"There is no face in frame {frame}. Go to another one.") from None
+        if kind == "transform" and places.pixel_aspect != 1:
+            raise Wrong("A Transform takes pixels for squares. Make a CornerPin2D.")
+        under: Optional[Node] = sources[0]
+        if crop and not inverse and kind != "stmap":
+            under = sources[2] if len(sources) > 2 else None
+        made = host.paste(node, "push $cut_paste_input\n" + baking.KINDS[kind](moves), under)
+        first, last = min(places.corners), max(places.corners)
+        said = f"{made}: keys from {first} to {last}."
+    except Wrong as wrong:
+        said = str(wrong)
+    host.put(node, "baked", said)
+
+
+def of_jobs() -> Dict[str, Tuple[str, Optional[Path]]]:
+    """The nodes of this script by their jobs' ids, those of this session: each one's name, and
+    where its character's picture is, if one was made."""
     return {
-        job: host.name(_nodes[id])
+        job: (host.name(_nodes[id]), _picture(_nodes[id]))
         for id, run in _runs.items() if id in _nodes and _is(_nodes[id], id)
         for job in run.jobs
     }  # fmt: skip
+
+
+def _picture(node: Node) -> Optional[Path]:
+    character = str(host.get(node, "character")) if host.has(node, "character") else ""
+    return thumbnails.path_of(character) if character else None
 
 
 def reveal(job: str) -> None:
@@ -424,8 +460,8 @@ class Upstream:
     character: str
 
 
-def upstream(node: Node) -> Upstream:
-    """The nearest latent track above a node.
+def upstream(node: Node, ways: Optional[List[Node]] = None) -> Upstream:
+    """The nearest latent track above a node, by all of its inputs or by the given ways.
 
     A node hands on the track of its own last result, in its knob `track`, whatever it shows at the
     moment; the version folder that the file lies in says how the result was made. The way up leads
@@ -435,7 +471,7 @@ def upstream(node: Node) -> Upstream:
     Raises:
         Wrong: there is none, or it does not have a track yet.
     """
-    ways, seen = host.above(node), set()
+    ways, seen = list(host.above(node) if ways is None else ways), set()
     while ways:
         one = ways.pop(0)
         name = host.name(one)

@@ -11,6 +11,7 @@ from reenact.client import Client, ServerError
 Seen = Union[List[Dict[str, Any]], str]  # the server's jobs, or why there is no list
 
 COLUMNS = ("Node", "Job", "State", "Progress", "Last change")
+THUMBNAIL = 36  # px
 ASKED_SECONDS = 2.0  # between two lists
 COLOURS = {"failed": "#d05050", "running": "#70b070", "done": "#909090", "cancelled": "#909090"}
 
@@ -26,6 +27,8 @@ class Jobs(qt.QtWidgets.QWidget):  # type: ignore[misc]  # Qt has no types here
         self.table.setHorizontalHeaderLabels(COLUMNS)
         self.table.horizontalHeader().setStretchLastSection(True)
         self.table.verticalHeader().hide()
+        self.table.verticalHeader().setDefaultSectionSize(THUMBNAIL + 4)
+        self.table.setIconSize(qt.QtCore.QSize(THUMBNAIL, THUMBNAIL))
         self.table.setEditTriggers(qt.QtWidgets.QAbstractItemView.NoEditTriggers)
         self.table.setSelectionBehavior(qt.QtWidgets.QAbstractItemView.SelectRows)
         layout = qt.QtWidgets.QVBoxLayout(self)
@@ -70,15 +73,18 @@ class Jobs(qt.QtWidgets.QWidget):  # type: ignore[misc]  # Qt has no types here
             return
         count = len(seen)
         self.said.setText(f"{count} job{'s' * (count != 1)} on the server.")
-        names, chosen = nodes.of_jobs(), self.chosen()
+        nodes_of, chosen = nodes.of_jobs(), self.chosen()
         self._ids = [job["id"] for job in seen]
         self.table.setRowCount(count)
         for row, job in enumerate(seen):
             when = time.strftime("%d %b %H:%M", time.localtime(job["updated"]))
-            texts = (names.get(job["id"], ""), job["kind"], job["state"], _progress(job), when)
+            name, picture = nodes_of.get(job["id"], ("", None))
+            texts = (name, job["kind"], job["state"], _progress(job), when)
             for column, text in enumerate(texts):
                 item = qt.QtWidgets.QTableWidgetItem(text)
                 item.setToolTip(job["reason"] or text)
+                if column == 0 and picture is not None and picture.is_file():
+                    item.setIcon(qt.QtGui.QIcon(str(picture)))
                 if column == 2 and job["state"] in COLOURS:
                     item.setForeground(qt.QtGui.QColor(COLOURS[job["state"]]))
                 self.table.setItem(row, column, item)
@@ -137,4 +143,5 @@ def _progress(job: Dict[str, Any]) -> str:
     if not progress or job["state"] in ("done", "cancelled"):
         return ""
     text = str(progress["stage"])
-    return f"{text} {progress['done']:g}/{progress['total']:g}" if progress["total"] else text
+    done = round(progress["done"], 1)
+    return f"{text} {done:g}/{progress['total']:g}" if progress["total"] else text

@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from reenact import protocol
+from reenact import protocol, thumbnails
 from reenact.client import (
     Client,
     NoServer,
@@ -125,7 +125,9 @@ class News:
 FIRST = {"reenact": "solve", "preview": "solve", "style": "render"}
 
 # What to do about an error, by its code; about others, to try again.
-STEPS = {"no_server": "start", "no_character": "locate", "job": "log", "version": ""}
+STEPS = {
+    "no_server": "start", "no_character": "locate", "job": "log", "version": "", "no_pyzmq": "",
+}  # fmt: skip
 
 
 class Stopped(Exception):
@@ -279,7 +281,7 @@ class Run(Thread):
                 for name in ("selection", "reconstruction")
             }
             self._say("done", f"{character.name} is ready.", result=Result(
-                {"character": character.as_posix(), "has_result": True}, reads=reads))  # fmt: skip
+                {**_shown(character), "has_result": True}, reads=reads))  # fmt: skip
 
     def _reenact(
         self, client: Client, version: Path, solve: protocol.Solve, plain: Dict[str, Any]
@@ -454,7 +456,7 @@ def progress_text(event: Dict[str, Any], now: float, begun: Tuple[float, float])
     text = str(event["stage"]).capitalize()
     if not total:
         return text
-    text += f": {done:g} of {total:g}"
+    text += f": {round(done, 1):g} of {total:g}"
     if "loss" in figures:
         text += f", loss {figures['loss']:.3g}"
     if done > begun[1] and now > begun[0]:
@@ -586,9 +588,17 @@ def fetch_character(client: Client, id: str, label: str, folder: Path) -> News:
             safe = "".join(c if c.isalnum() else "_" for c in one["name"])
             path = folder / f"{safe}_{one['hash'][:8]}.character"
             client.fetch(File(one["hash"], one["size"]), path)
-            knobs = {"character": path.as_posix()}
-            return News(id, "", f"{path.name} is here.", result=Result(knobs))
+            return News(id, "", f"{path.name} is here.", result=Result(_shown(path)))
     raise ServerError("no_character", f"The server has no {label} any more.")
+
+
+def _shown(character: Path) -> Dict[str, Any]:
+    """Knobs that show a character."""
+    try:
+        picture = thumbnails.make(character)
+    except (OSError, ValueError):  # it is as good without
+        picture = ""
+    return {"character": character.as_posix(), "thumbnail": picture}
 
 
 def character_label(character: Dict[str, str]) -> str:

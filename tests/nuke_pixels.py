@@ -1,0 +1,201 @@
+"""What native nodes do to pixels: the few that ReenactComp is made of, for the stand-in for Nuke.
+
+Channel arithmetic is Nuke's, by its reference guide. Filters (Blur, FilterErode, VectorBlur,
+Reformat, STMap) have the right reach and direction, but kernels of their own: what is tested with
+them must not depend on the kernel. Nodes read their knobs' text, expressions and keys included.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import cv2
+import nuke_standin
+import numpy as np
+from nk_script import words
+from scipy.ndimage import gaussian_filter, grey_dilation, grey_erosion
+
+if TYPE_CHECKING:
+    from nuke_standin import Node, Picture
+
+RGB = ("red", "green", "blue")
+RGBA = (*RGB, "alpha")
+LAYERS = {"rgb": RGB, "rgba": RGBA, "alpha": ("alpha",)}
+FUNCTIONS = {
+    "clamp": lambda v: np.clip(v, 0, 1), "sqrt": np.sqrt, "abs": np.abs,
+    "max": np.maximum, "min": np.minimum,
+}  # fmt: skip
+
+
+def numbers(node: Node, knob: str, default: str) -> list[float]:
+    """The components of a knob of numbers, at the session's frame."""
+    found = []
+    for text in words(node[knob]._text() or default):
+        part = nuke_standin.Double_Knob(knob)
+        part._node = node
+        part._set_text(f"{{{text}}}" if not re.fullmatch(r"-?[\d.]+", text) else text)
+        found.append(part.value())
+    return found
+
+
+def number(node: Node, knob: str, default: str) -> float:
+    return numbers(node, knob, default)[0]
+
+
+def channels(node: Node, picture: Picture, default: str, knob: str = "channels") -> list[str]:
+    """Those of a picture that a node works on."""
+    layer = node[knob].value() or default
+    return [c for c in picture if c in LAYERS.get(layer, ()) or c.rpartition(".")[0] == layer]
+
+
+def plane(picture: Picture, channel: str = "alpha") -> np.ndarray:
+    """Black where there is no such channel."""
+    return picture.get(channel.removeprefix("rgba."), np.zeros_like(next(iter(picture.values()))))
+
+
+def merge(node: Node, under: Picture, over: Picture, mask: Picture | None = None) -> Picture:
+    b, a = plane(under), plane(over)
+    operations: dict[str, Callable] = {
+        "over": lambda A, B: A + B * (1 - a), "under": lambda A, B: A * (1 - b) + B,
+        "plus": lambda A, B: A + B, "minus": lambda A, B: A - B,
+        "average": lambda A, B: (A + B) / 2,
+    }  # fmt: skip
+    operation = operations[node["operation"].value() or "over"]
+    share = np.float32(number(node, "mix", "1"))
+    if mask is not None:
+        matte = plane(mask, node["maskChannelMask"].value())
+        share = share * (1 - matte if node["invert_mask"].value() == "true" else matte)
+    made = dict(under)
+    for c in channels(node, {**over, **under}, "rgba", "output"):
+        below = plane(under, c)
+        result = operation(plane(over, c), below)
+        plain = mask is None and share == 1
+        made[c] = result if plain else below + share * (result - below)
+    return made
+
+
+def grade(node: Node, picture: Picture) -> Picture:
+    gain, offset = numbers(node, "multiply", "1 1 1 1"), numbers(node, "add", "0 0 0 0")
+    mix = np.float32(number(node, "mix", "1"))
+    made = dict(picture)
+    for c, g, o in zip(RGB, gain * 3, offset * 3, strict=False):  # one number is for all
+        graded = picture[c] * np.float32(g) + np.float32(o)
+        if node["black_clamp"].value() != "false":
+            graded = np.maximum(graded, 0)
+        made[c] = picture[c] + mix * (graded - picture[c])
+    return made
+
+
+def multiply(node: Node, picture: Picture) -> Picture:
+    value = np.float32(number(node, "value", "1"))
+    return {**picture, **{c: picture[c] * value for c in channels(node, picture, "rgba")}}
+
+
+def premult(node: Node, picture: Picture) -> Picture:
+    return {**picture, **{c: picture[c] * plane(picture) for c in RGB}}
+
+
+def unpremult(node: Node, picture: Picture) -> Picture:
+    divisor = np.where(plane(picture) == 0, 1, plane(picture))
+    return {**picture, **{c: picture[c] / divisor for c in RGB}}
+
+
+def copy(node: Node, under: Picture, over: Picture) -> Picture:
+    made = dict(under)
+    for i in range(4):
+        if node[f"from{i}"].value():
+            target = node[f"to{i}"].value().removeprefix("rgba.")
+            made[target] = plane(over, node[f"from{i}"].value())
+    return made
+
+
+def shuffle(node: Node, picture: Picture) -> Picture:
+    return {**picture, **{c: plane(picture, node[c].value() or c) for c in RGBA}}
+
+
+def expression(node: Node, picture: Picture) -> Picture:
+    """Each channel by its text: channels, knobs, x and y of the pixel, origin bottom left."""
+    height, width = picture["red"].shape
+    y, x = np.mgrid[:height, :width].astype(np.float64)
+    known = {**picture, "x": x, "y": height - 1 - y, "width": width, "height": height}
+
+    def value(name: str) -> object:
+        if name in known:
+            return known[name]
+        where, _, knob = name.rpartition(".")
+        if where == "parent":
+            return node._parent[knob].value()
+        if node.knob(where) is not None:  # one of its own, by component
+            return numbers(node, where, "")["xyzw".index(knob)]
+        return plane(picture, name)
+
+    def evaluated(text: str) -> np.ndarray:
+        names: dict[str, object] = dict(FUNCTIONS)
+
+        def name(found: re.Match[str]) -> str:
+            if found[0] not in FUNCTIONS:
+                names[f"v{len(names)}"] = value(found[0])
+                return f"v{len(names) - 1}"
+            return found[0]
+
+        python = re.sub(r"[a-zA-Z_]\w*(\.\w+)?", name, text)
+        result = eval(python, {"__builtins__": {}}, names)
+        return np.broadcast_to(np.asarray(result, np.float32), picture["red"].shape)
+
+    for i in range(4):
+        if node[f"temp_name{i}"].value():
+            known[node[f"temp_name{i}"].value()] = evaluated(node[f"temp_expr{i}"].value())
+    texts = {c: node[f"expr{i}"].value() for i, c in enumerate(RGBA)}
+    return {**picture, **{c: evaluated(text) for c, text in texts.items() if text}}
+
+
+def blur(node: Node, picture: Picture) -> Picture:
+    sigma = number(node, "size", "0") / 2
+    return {**picture, **{c: gaussian_filter(picture[c], sigma, mode="constant")
+                          for c in channels(node, picture, "all")}}  # fmt: skip
+
+
+def erode(node: Node, picture: Picture) -> Picture:
+    size = number(node, "size", "0")
+    reach = 2 * round(abs(size)) + 1
+    filter = grey_erosion if size > 0 else grey_dilation
+    return {**picture, **{c: filter(picture[c], (reach, reach), mode="constant")
+                          for c in channels(node, picture, "all")}}  # fmt: skip
+
+
+def reformat(node: Node, picture: Picture) -> Picture:
+    assert (node["type"].value(), node["resize"].value()) == ("to box", "distort")
+    size = int(number(node, "box_width", "0")), int(number(node, "box_height", "0"))
+    return {c: cv2.resize(v, size, interpolation=cv2.INTER_LINEAR) for c, v in picture.items()}
+
+
+def stmap(node: Node, source: Picture, where: Picture) -> Picture:
+    u, v = (where[c] for c in channels(node, where, "rgba", "uv")[:2])
+    height, width = source["red"].shape
+    x, y = (u * width - 0.5).astype(np.float32), ((1 - v) * height - 0.5).astype(np.float32)
+    return {c: cv2.remap(np.ascontiguousarray(p), x, y, cv2.INTER_LINEAR)
+            for c, p in source.items()}  # fmt: skip
+
+
+def vector_blur(node: Node, picture: Picture) -> Picture:
+    """The mean along the vectors, from each pixel as far as `scale` says."""
+    layer, scale = node["uv"].value(), np.float32(number(node, "scale", "1"))
+    u, v = (plane(picture, f"{layer}.{c}").astype(np.float32) * scale for c in "uv")
+    y, x = np.mgrid[: u.shape[0], : u.shape[1]].astype(np.float32)
+    made = dict(picture)
+    for c in channels(node, picture, "rgba"):
+        made[c] = np.mean(
+            [cv2.remap(np.ascontiguousarray(picture[c]), x - t * u, y + t * v, cv2.INTER_LINEAR)
+             for t in (np.arange(16, dtype=np.float32) + 0.5) / 16], 0
+        )  # fmt: skip
+    return made
+
+
+NODES: dict[str, Callable[..., Picture]] = {
+    "Merge2": merge, "Grade": grade, "Multiply": multiply, "Premult": premult,
+    "Unpremult": unpremult, "Copy": copy, "Expression": expression, "Blur": blur,
+    "FilterErode": erode, "Shuffle": shuffle, "Reformat": reformat, "STMap": stmap,
+    "VectorBlur": vector_blur,
+}  # fmt: skip
