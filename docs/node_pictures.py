@@ -36,7 +36,8 @@ from PySide6.QtWidgets import (  # noqa: E402
 WIDTH, LABELS = 480, 110  # px of a panel, and of its labels' column
 STYLE = """
 QWidget { background: #323232; color: #c8c8c8; font: 11px "DejaVu Sans"; }
-QLineEdit, QPlainTextEdit, QComboBox { background: #232323; border: 1px solid #1b1b1b; padding: 1px 4px; }
+QLineEdit, QPlainTextEdit, QComboBox {
+  background: #232323; border: 1px solid #1b1b1b; padding: 1px 4px; }
 QLineEdit:disabled { color: #909090; background: #2a2a2a; }
 QPushButton { background: #4a4a4a; border: 1px solid #1f1f1f; border-radius: 3px;
               padding: 2px 10px; }

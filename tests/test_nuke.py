@@ -19,6 +19,7 @@ from OpenImageIO import UINT8, ImageBuf
 from reenact import client, protocol, runs
 from running_server import FRAMES, Server, inputs, wait_for
 
+from core import colour
 from core.character import load_character
 from core.frames import frame_path, open_clip, read_frame, write_png
 from core.latent_track import load_track
@@ -138,6 +139,8 @@ def test_a_plate_becomes_frames_under_the_node(
     assert node.node("Result")["file"].value() == f"{run.as_posix()}/anna_v001.####.exr"
 
     exr = ImageBuf(str(run / made[0]))
+    # The plate is an sRGB file; what comes back is in the script's working space.
+    assert exr.spec().getattribute("reenact:colourSpace") == colour.resolve("lin_rec709")
     assert exr.spec().full_width == plate["red"].shape[1]
     shown = session.look(node, FIRST)
     there = exr.roi

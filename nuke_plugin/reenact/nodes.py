@@ -397,7 +397,7 @@ def _source(node: Node, name: str, folder: Path, first: int, last: int, handles:
             space = NUKE_SPACES.get(space, "")
         if inside and (space or how == "files"):
             files = host.plate_files(plate, inside, view)
-            return Source(files, inside, space, config, files[0])
+            return Source(files, inside, space, config, files[0], project.space)
     where = folder / "sources" / f"{name}_{_id(node)[:8]}"
     where.mkdir(parents=True, exist_ok=True)
     pattern = (where / f"{name}.%04d.exr").as_posix()
@@ -406,7 +406,7 @@ def _source(node: Node, name: str, folder: Path, first: int, last: int, handles:
     except RuntimeError as error:
         raise Wrong(f"The input could not be rendered: {error}") from error
     files = [pattern % n for n in numbers]
-    return Source(files, numbers, project.space, config, host.name(node))
+    return Source(files, numbers, project.space, config, host.name(node), project.space)
 
 
 # Nuke's own colour spaces (Project Settings, colour management: Nuke) in the server's config.

@@ -50,6 +50,7 @@ class Source:
         space: their colour space; empty where the server's default is right.
         config: the OCIO config that it is a space of.
         name: what the artist calls them.
+        working: the script's working space, which results come back in; empty: scene-linear.
     """
 
     paths: List[str]
@@ -57,6 +58,7 @@ class Source:
     space: str = ""
     config: str = ""
     name: str = ""
+    working: str = ""
 
 
 @dataclass(frozen=True)
@@ -291,15 +293,15 @@ class Run(Thread):
         if track is None:
             return
         plate = between(solve.plate, plain["first"], plain["last"])
-        name = version.name
+        name, space = version.name, plain["source"].get("working") or None
         if plain["kind"] == "preview":  # the track stays that of the whole result
-            task = protocol.Frame(track, solve.character, plain["first"], plate, name)
+            task = protocol.Frame(track, solve.character, plain["first"], plate, name, space)
             self._frames(client, version, task, "Preview", "")
             return
         self._say("running", "Solved.", result=Result({"track": path.as_posix()}, quality(path)))
-        render = protocol.Render(track, solve.character, plate, name=name)
+        render = protocol.Render(track, solve.character, plate, name=name, colour_space=space)
         if self._frames(client, version, render, "Result", "") and plain["crops"]:
-            crops = protocol.Render(track, solve.character, name=name)
+            crops = protocol.Render(track, solve.character, name=name, colour_space=space)
             self._frames(client, version / "crops", crops, "Crops", "_crop")
 
     def _track(self, client: Client, task: protocol.Task, path: Path) -> Optional[File]:

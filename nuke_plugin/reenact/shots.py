@@ -270,7 +270,10 @@ class ShotRun(Run):
         have_plate(client, above.plate, above.source)
         name = Path(above.track).parent.name
         plate = between(above.plate, order.first, order.last)
-        render = protocol.Render(track, character, plate, name=name, **_looked(order.look, send))
+        render = protocol.Render(
+            track, character, plate, name=name, colour_space=above.source.working or None,
+            **_looked(order.look, send),
+        )  # fmt: skip
         return render, {
             "plate": dataclasses.asdict(above.plate), "look": order.look,
             "source": dataclasses.asdict(above.source), "character": above.character,
@@ -472,7 +475,7 @@ def draw(
     plate = between(above.plate, frame, frame)
     have_plate(client, plate, above.source)
     task = protocol.Frame(track, character, frame, plate, Path(above.track).parent.name,
-                          **_looked(change.look, send))  # fmt: skip
+                          above.source.working or None, **_looked(change.look, send))  # fmt: skip
     if change.kind == "edit":
         files = directions(client, change, character, send, say)
         task = dataclasses.replace(task, directions=files, **change.settings)
