@@ -590,7 +590,32 @@ def test_keyframes_of_long_shots() -> None:
         np.testing.assert_allclose(values_of(texts, numbers), smooth, atol=near + 1e-6)
 
 
-def test_example_pictures_are_listed(tmp_path: Path) -> None:
+def test_example_pictures_are_those_of_a_folder(
+    session: Session, server: Server, solved: Path, tmp_path: Path
+) -> None:
+    node = under(session, "ReenactStyle", opened(session, solved, tmp_path))
+    art = tmp_path / "art"
+    art.mkdir()
+    for i, name in enumerate(("b.png", "a.PNG")):
+        frames.write_png(art / f"{name}.png", np.full((4, 4 + i, 3), 90, np.uint8))
+        (art / f"{name}.png").rename(art / name)
+    (art / "notes.txt").touch()
+    session.set(node, "pictures", art.as_posix())
+    wanted = logic()._new_style(node)
+    with server.client() as client:
+        clip = shots.examples(client, wanted.pictures, lambda done, total: None)
+        files = [protocol.File(*protocol.file_hash(art / name)) for name in ("a.PNG", "b.png")]
+        assert (clip.suffix, clip.numbers, clip.files) == (".png", [1, 2], files)
+        one = shots.examples(client, str(art / "b.png"), lambda done, total: None)
+        assert (one.numbers, one.files) == ([], files[1:])
+        (art / "c.jpg").touch()
+        with pytest.raises(ServerError, match="several kinds"):
+            shots.examples(client, wanted.pictures, lambda done, total: None)
+        with pytest.raises(ServerError, match="no pictures"):
+            shots.examples(client, str(server.folder / "keys"), lambda done, total: None)
+
+
+def test_files_of_a_pattern_are_listed(tmp_path: Path) -> None:
     for name in ("art.03.png", "art.11.png", "art.1.txt", "other.04.png"):
         (tmp_path / name).touch()
     assert shots.listing(str(tmp_path / "art.##.png")) == [3, 11]

@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from reenact import protocol, runs
 from reenact.client import Client, ServerError
-from reenact.protocol import FINISHED, Clip, File
+from reenact.protocol import FINISHED, STILLS, Clip, File
 from reenact.runs import HELLO_SECONDS, News, Order, Result, Run, Source, between, progress_text
 from reenact.tracks import numbers, quality
 
@@ -67,7 +67,7 @@ class Change(Order):
         shot: the shot.
         directions: files of an edit; the character's own are found if there are none yet.
         look: as in `Shot`: that of the result.
-        pictures: examples of a style: a still, a movie, or a pattern.
+        pictures: examples of a style: a still, a movie, or a folder of stills.
     """
 
     shot: Optional[Shot] = None
@@ -209,8 +209,27 @@ def _looked(look: Dict[str, Any], send: Callable[[str], File]) -> Dict[str, Any]
     return {**look, "style": send(look["style"])} if look else {}
 
 
+def examples(client: Client, path: str, told: Callable[[int, int], None]) -> Clip:
+    """Sends example pictures: a still, a movie, or the stills in a folder.
+
+    Raises:
+        ServerError: `no_frames`, there are none, or of several kinds.
+        OSError: what the file system said.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return client.send_clip(path, progress=told)
+    stills = sorted(p for p in folder.iterdir() if p.suffix.lower() in STILLS)
+    kinds = sorted({still.suffix.lower() for still in stills})
+    if len(kinds) != 1:
+        found = f"pictures of several kinds, {', '.join(kinds)}" if kinds else "no pictures"
+        raise ServerError("no_frames", f"There are {found} in {path}. Put those of one kind there.")
+    numbered = list(range(1, len(stills) + 1))
+    return Clip(kinds[0], numbered, client.send(stills, told), name=folder.name)
+
+
 def listing(pattern: str) -> List[int]:
-    """The frames that there are of a pattern, `art.##.png` or `art.%02d.png`; none for one file.
+    """The frames that there are of a pattern, `a.##.exr` or `a.%02d.exr`; none for one file.
 
     Raises:
         ServerError: `no_frames`, there is none.
@@ -242,8 +261,7 @@ class ShotRun(Run):
         if order.kind == "stylize":
             pictures = None
             if order.pictures:
-                listed = listing(order.pictures)
-                pictures = client.send_clip(order.pictures, listed, progress=self._sending)
+                pictures = examples(client, order.pictures, self._sending)
             task = protocol.Stylize(send(above.character), pictures=pictures, **order.settings)
             self._submit(client, order, task)
             return
