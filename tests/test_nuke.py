@@ -173,7 +173,8 @@ def test_a_preview_is_shown_beside_the_result(
     session: Session, server: Server, given: tuple[Path, str], tmp_path: Path
 ) -> None:
     node = shot(session, given, tmp_path, neutral="off")
-    for knob, value in {"colorManagement": "OCIO", "OCIO_config": "aces_1.2"}.items():
+    for knob, value in {"colorManagement": "OCIO", "OCIO_config": "aces_1.2",
+                        "workingSpaceLUT": "scene_linear (ACES - ACEScg)"}.items():  # fmt: skip
         session.module.root()[knob].setValue(value)
     node.input(0)["colorspace"].setValue("default (sRGB - Texture)")
     session.module.frame(FIRST + 3)
