@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 import torch
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from core import cpu
@@ -478,8 +479,8 @@ def _filled(rings: list[np.ndarray], size: int) -> np.ndarray:
 
 def _near_face(outline: np.ndarray, size: int) -> np.ndarray:
     """1 within an outline, falling to 0 with the distance from it: `[size, size]`."""
-    outside = (_filled([outline], size) == 0).astype(np.uint8)
-    distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) / size
+    # OpenCV's differs in its last bits from call to call, and resumed work must not.
+    distance = distance_transform_edt(_filled([outline], size) == 0) / size
     return np.exp(-((distance / _FALL) ** 2))
 
 
