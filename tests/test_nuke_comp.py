@@ -526,7 +526,7 @@ def test_buttons_say_why_not(
     reenact = session.module.createNode("Reenact")
     node.setInput(1, reenact)
     session.press(node, "bake_corner_pin")
-    assert node["baked"].value() == "Reenact1 has no latent track yet. Submit it first."
+    assert node["baked"].value().startswith("Reenact1 has no latent track yet. Submit it first")
     reenact["track"].setValue(shot[0])
     session.module.frame(1003)
     node["bake_from"].setValue("this frame")
