@@ -367,8 +367,9 @@ def test_a_frozen_server_holds_nobody_up_and_overtaken_frames_are_not_shown(
     with server.client() as client:
         kept = client.send([reenact["track"].value(), reenact["character"].value(),
                             str(solved / "anna.directions")])  # fmt: skip
+        above = logic()._shot(node)
         wanted = protocol.Frame(
-            kept[0], kept[1], FIRST, logic()._shot(node).plate, directions=kept[2:],
+            kept[0], kept[1], FIRST, above.plate, "", above.source.working, directions=kept[2:],
             moves=[protocol.Move("smile", "-2")],
         )  # fmt: skip
         client.collect(client.submit(wanted), tmp_path, "wanted")

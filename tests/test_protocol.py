@@ -712,6 +712,8 @@ IMPORTED = """
 import sys
 path, modules = list(sys.path), set(sys.modules)
 import reenact, reenact.protocol, reenact.client
+assert "zmq" not in sys.modules  # a render that asks no server pays nothing
+reenact.client.Client().close()
 assert sys.path == path, sys.path
 roots = {name.partition(".")[0] for name in set(sys.modules) - modules}
 print(*sorted(roots - set(sys.stdlib_module_names)))

@@ -861,10 +861,11 @@ def test_a_worker_killed_in_tuning_gives_the_same_character(
         assert torch.equal(tensor, theirs.generator.state_dict()[name]), name
 
 
+@pytest.mark.timeout(600)
 def test_a_demo_killed_five_times_ends_with_the_same_frames(tmp_path: Path) -> None:
     """Each time with its server and workers, wherever they are."""
     command = [sys.executable, "-m", "server.cli", "demo", "--scan-frames", "28", "--frames", "4",
-               "--size", "160", "--steps", "12", "--refine", "1", "--style-steps", "0"]  # fmt: skip
+               "--size", "128", "--steps", "8", "--refine", "1", "--style-steps", "0"]  # fmt: skip
 
     def run(folder: Path, kill_after: float | None = None) -> float:
         environment = os.environ | {"REENACT_HOME": str(folder / "home")}
