@@ -432,15 +432,22 @@ def _smooth(before: LatentTrack, after: LatentTrack, rows: np.ndarray) -> np.nda
     are from where it would put them now fades out over the first frames inside. It fades no slower
     than the low-pass itself forgets, so that what comes out is still a mean of codes: in P+.
     """
-    again = smooth_codes(after, Settings.of(before).sigma(before.fps))
+    sigma = Settings.of(before).sigma(before.fps)
+    again = smooth_codes(after, sigma)
     smooth = before.smooth.copy()
     smooth[rows] = again[rows]
-    for run, *ends in _runs(before, rows):
+    runs = [*_runs(before, rows)]
+    for run, *ends in runs:
+        alone = again
+        if len(runs) > 1:  # what other runs near it do is no fault of this one to make up for
+            codes, state = before.codes.copy(), before.state.copy()
+            codes[run], state[run] = after.codes[run], after.state[run]
+            alone = smooth_codes(replace(before, codes=codes, state=state), sigma)
         for end in ends:
             if end is not None:
                 far = np.abs(before.numbers[run] - before.numbers[end])
                 share = np.clip(1 - far / _FADE, 0, None).astype(np.float32)
-                smooth[run] += share[:, None, None] * (before.smooth[end] - again[end])
+                smooth[run] += share[:, None, None] * (before.smooth[end] - alone[end])
     return smooth
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reenact import protocol
 from running_server import FRAMES, Server, finish, inputs
@@ -149,7 +149,12 @@ def expanded(frames: str) -> np.ndarray:
 
 
 @given(st.lists(repairs(), min_size=1, max_size=4))
-@settings(max_examples=25, deadline=None, derandomize=True)
+@example(
+    [{"do": "hold", "frames": "1001", "from": "1001"},
+     {"do": "hold", "frames": "1017", "from": "1015"},
+     {"do": "hold", "frames": "1001, 1015, 1019", "from": "1001"}]
+)  # fmt: skip
+@settings(max_examples=25, deadline=None)
 def test_nothing_else_changes_and_codes_stay_in_p_plus(
     tmp_path_factory: pytest.TempPathFactory, entries: list[dict[str, Any]]
 ) -> None:
@@ -164,8 +169,7 @@ def test_nothing_else_changes_and_codes_stay_in_p_plus(
     assert made.delta.mean(1) == pytest.approx(0, abs=1e-6)
     assert made.codes == pytest.approx(made.weights @ ANCHORS, abs=1e-4)
     rendered = made.smooth @ np.linalg.pinv(ANCHORS)
-    # Repairs over repairs, smoothed each time: what is drawn has been seen .011 beyond P's edge.
-    assert rendered.min() >= -2 * BETA
+    assert rendered.min() >= -BETA - 1e-5
     assert rendered.sum(-1) == pytest.approx(1, abs=1e-4)
     assert made.parent == TRACK.hash
     folder = tmp_path_factory.mktemp("again")
