@@ -12,7 +12,9 @@ Printed for each, on codes that nothing was fitted to:
   in percent of the distance between the outer eye corners, and what it does to yaw;
 - in how many codes each direction's own measure rises with every step from -2 to 2;
 - identity: the distance (embedded metric) of pictures at -1 and 1 from the one at 0, beside the
-  distances between the scan's own pictures, or those between different people.
+  distances between the scan's own pictures, or those between different people;
+- of a character also identity as `reenact qc` measures it (proxy recogniser): the mean cosine with
+  the five most similar of the scan's pictures, beside what these have with one another.
 """
 
 import argparse
@@ -47,6 +49,8 @@ from core.frames import write_png
 from core.generator import Generator
 from core.objective import look
 from core.perceptual import embedded_metric
+from core.quality import TOP
+from core.recognition import proxy_recogniser
 from core.synthetic.base import base_generator
 from core.synthetic.distill import latents
 from server.reporting import Report
@@ -68,6 +72,28 @@ def someone() -> Character:
     info = CharacterInfo("samples of one person", {}, selected=list(range(64)))
     picture = np.zeros((8, 8, 3), np.uint8)
     return Character(generator, anchors, torch.zeros(64, 66, 3), picture, info, "0" * 64)
+
+
+def embedded(drawn: Tensor) -> Tensor:
+    """What the proxy recogniser knows pictures by, `[B, D]`."""
+    embed = proxy_recogniser().embed
+    return torch.cat([embed(part, look(part).landmarks.detach()) for part in drawn.split(8)])
+
+
+def identity(who: Character, found: Directions, codes: Tensor) -> None:
+    """Prints how similar edited pictures are to the scan, and the scan's to one another."""
+    known = embedded(pictures(who.generator, who.anchors))
+    own = (known @ known.T).fill_diagonal_(-1).topk(TOP).values.mean(1)
+    low = float(own.quantile(0.05))
+    print(f"  identity, cosine with the scan: its own {own.median():.4f} (median), {low:.4f} (5 %)")
+    for amount in (0.0, 1.0, 2.0):
+        moved = torch.cat([
+            codes + sign * amount * torch.from_numpy(direction.vector)
+            for direction in found.directions.values() for sign in (-1, 1)
+        ])  # fmt: skip
+        near = (embedded(pictures(who.generator, moved)) @ known.T).topk(TOP).values.mean(1)
+        inside = 100 * float((near >= low).float().mean())
+        print(f"  at +-{amount:g}: {near.median():.4f} (median), {inside:.0f} % within")
 
 
 def rows(generator: Generator, found: Directions, codes: Tensor, own: Tensor) -> None:
@@ -145,6 +171,8 @@ def main() -> None:
             codes, generator = sample_p(who.anchors, CODES, random), who.generator
             others, centre = pictures(generator, who.anchors), who.anchors.mean(0)
         rows(generator, found, codes, others)
+        if not of_base:
+            identity(who, found, codes)
         write_png(folder / f"{name}.png", sheet(generator, centre, found))
 
 

@@ -128,7 +128,9 @@ def read_list(path: str | Path) -> list[Any]:
         return list(load_track(path).recipe)
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise WrongRepair(f"{path} can't be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
         raise WrongRepair(f"{path} can't be read as a repair list: {error}.") from error
     if not isinstance(entries, list):
         raise WrongRepair(f'{path} is no list. Write [{{"do": "hold", …}}, …].')

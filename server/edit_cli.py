@@ -198,7 +198,9 @@ def recalled(path: Path) -> tuple[list[protocol.Move], Mapping[str, Any] | None]
     else:
         try:
             value = json_.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise editing.BadEdit(f"{path} can't be read: {error.strerror or error}.") from error
+        except ValueError as error:
             raise editing.BadEdit(f"{path} can't be read as JSON: {error}.") from error
     moves = [
         protocol.Move(m.direction, keyframes.as_text(m.keys), m.rows)

@@ -537,7 +537,9 @@ def check_style(task: protocol.Stylize) -> None:
     from core.pixel_programs import PROGRAMS
 
     if sum([bool(task.program), bool(task.prompt), task.pictures is not None]) != 1:
-        raise BadOption("A style needs one of a program, a prompt and example pictures.")
+        raise BadOption(
+            "A style goes towards a program, a prompt or example pictures: give one of them."
+        )
     if task.program and task.program not in PROGRAMS:
         raise BadOption(f"The program must be one of {', '.join(PROGRAMS)}, not {task.program}.")
     if task.program and (task.clip or task.adaptive):

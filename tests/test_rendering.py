@@ -19,6 +19,7 @@ from core.generator import Architecture, Generator
 from core.grain import Grain
 from core.latent_track import FrameState, LatentTrack
 from core.synthetic import performer
+from core.synthetic.base import base_generator
 from core.synthetic.parameters import neutral
 from server import tasks
 
@@ -433,6 +434,51 @@ def test_a_frame_is_the_same_whatever_else_is_drawn(
     *_, last = rendering.sights(generator, before, np.arange(5))
     np.testing.assert_allclose(last.made, every[4].made, atol=1e-4)
     np.testing.assert_allclose(last.moves, every[4].moves, atol=1e-2)
+
+
+def test_mattes_and_matches_follow_what_moves_and_do_not_flicker(tmp_path: Path) -> None:
+    """A face that turns slowly and trembles, under a lamp that grows brighter and flickers."""
+    count, corner = 12, np.array([20, 14])
+    base, random = base_generator(), torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        ends = base.mapping(torch.randn(2, 512, generator=random), 0.5)
+    share = torch.linspace(0, 0.4, count)[:, None]
+    codes = (1 - share) * ends[0] + share * ends[1]
+    codes += 0.06 * codes.std() * torch.randn(codes.shape, generator=random)
+    smooth = codes[:, None].repeat(1, base.architecture.num_ws, 1).numpy()
+    drawn = torch.stack([*rendering.pictures(base, smooth)])
+    steady = 1 + 0.02 * np.arange(count)
+    for i, picture in enumerate(drawn):
+        pixels = np.full((SIZE + 30, SIZE + 40, 3), 0.2, np.float32)
+        inside = np.s_[corner[1] : corner[1] + SIZE, corner[0] : corner[0] + SIZE]
+        space = colour.scene_linear_space()
+        pixels[inside] = colour.from_network(picture.permute(1, 2, 0).numpy(), space)
+        lit = pixels * np.float32(steady[i] * (1 + 0.15 * (-1) ** i))
+        frames.write_exr(tmp_path / f"plate.{1001 + i}.exr", lit, half=False)
+    plate = frames.open_clip(str(tmp_path / "plate.####.exr"))
+    quad = corner + SIZE * np.array([[0.0, 0], [0, 1], [1, 1], [1, 0]])
+    seen = [sight_of(picture, quad) for picture in drawn]
+    mesh = np.stack([from_square(sight.made, quad) for sight in seen])
+    track = replace(
+        track_of(base, list(range(1001, 1001 + count)), quad), smooth=smooth, codes=smooth,
+        landmarks=np.pad(mesh - 0.5, ((0, 0), (0, 0), (0, 1))).astype(np.float32), fps=24.0,
+    )  # fmt: skip
+    pattern = str(tmp_path / "out.####.exr")
+    rendering.write_frames(base, track, np.arange(count), pattern, "t", {}, plate)
+    written = [*frames.read_frames(frames.open_clip(pattern))]
+    alpha = np.stack([frame.alpha for frame in written])
+    alone = np.zeros_like(alpha)  # by what its own picture says
+    for matte_of, picture, sight in zip(alone, drawn, seen, strict=True):
+        placed = rendering.patch(picture, sight, plate)
+        assert placed is not None
+        w = placed.window
+        matte_of[w.y : w.y + w.height, w.x : w.x + w.width] = placed.rgba[..., 3]
+    flicker = [float(np.abs(np.diff(values, 2, axis=0)).sum()) for values in (alpha, alone)]
+    assert flicker[0] < 0.5 * flicker[1]
+    assert np.abs(alpha - alone).mean() < 0.1 * alpha.mean()  # it is where it was
+    gains = np.stack([np.array(f.metadata["reenact:matchGain"], float) for f in written])
+    np.testing.assert_allclose(gains, steady[:, None] * np.ones(3), rtol=0.1)  # ends lag
+    assert np.abs(np.diff(gains, 2, axis=0)).max() < 0.03  # the lamp's own are .6
 
 
 def test_what_the_plates_grain_is_comes_from_the_plate(tmp_path: Path) -> None:

@@ -208,10 +208,10 @@ def test_a_program_is_learnt_and_the_face_stays(tmp_path: Path) -> None:
 # -- CLIP ----------------------------------------------------------------------------------------
 
 
-def colours(weight: Tensor) -> ClipModel:
+def colours(weight: Tensor, red: tuple[float, ...] = (1, -1, -1)) -> ClipModel:
     """A model that sees mean colours of a picture, and knows what two words look like.
 
-    Linear and exact, so that what must move is known.
+    Linear and exact, so that what must move is known: towards `red`, as this model calls it.
     """
 
     def image(pictures: Tensor) -> Tensor:
@@ -219,8 +219,8 @@ def colours(weight: Tensor) -> ClipModel:
         return F.normalize(seen @ weight, dim=1)
 
     def text(sentences: Any) -> Tensor:
-        red = torch.tensor([[1.0, -1.0, -1.0]]) / 3
-        rows = [red if "red" in s else torch.zeros(1, 3) for s in sentences]
+        word = torch.tensor([red]) / 3
+        rows = [word if "red" in s else torch.zeros(1, 3) for s in sentences]
         seen = torch.cat([torch.cat(rows), torch.ones(len(rows), 1)], 1)
         return F.normalize(seen @ weight, dim=1)
 
@@ -247,6 +247,19 @@ def test_a_known_target_is_reached_and_the_face_stays(tmp_path: Path) -> None:
     changed = {k for k in after if (after[k] - before[k]).abs().max() > 2e-3}
     assert changed
     assert not any("torgb" in name or "mapping" in name for name in changed)
+
+
+def test_every_clip_model_is_followed(tmp_path: Path) -> None:
+    """Two that understand one word differently meet at what is right for both."""
+    who = character(tmp_path)
+    models = [colours(torch.eye(4)), colours(torch.eye(4), (-1, -1, 1))]
+    settings = Settings(steps=12, samples=16, rate=3e-3, check_every=12)
+    made = stylize(who, Prompt("red", "grey", models), tmp_path / "two.style", Quiet(),
+                   settings=settings)  # fmt: skip
+    plain, drawn = both(who, made)
+    red, green, blue = (colour(drawn) - colour(plain)).tolist()
+    assert min(red, blue) - green > 0.05
+    assert made.info.method["clip"] == ["colours", "colours"]
 
 
 def test_pictures_give_a_direction_too(tmp_path: Path) -> None:
@@ -591,6 +604,7 @@ def test_mixes_that_make_no_sense(
 def test_a_frame_is_rendered_by_its_amount(tmp_path: Path) -> None:
     who = character(tmp_path, blotches())
     save_style(tmp_path / "s.style", shifted(who))
+    checkpoints.save_rosinality(tmp_path / "child.pt", shifted(who).generator)
     rows, two = who.generator.architecture.num_ws, np.zeros(2, np.float32)
     codes = codes_of(who, 2)[:, None].repeat(1, rows, 1).numpy()
     track = LatentTrack(
@@ -600,14 +614,18 @@ def test_a_frame_is_rendered_by_its_amount(tmp_path: Path) -> None:
         rest=np.zeros((66, 3), np.float32), landmarks=np.zeros((2, 478, 3), np.float32),
         quads=np.full((2, 4, 2), np.nan), amount=two + 1, losses={}, quality={}, settings={},
     )  # fmt: skip
-    drawn: dict[tuple[bool, int], np.ndarray] = {}
-    for path in (None, tmp_path / "s.style"):
+    drawn: dict[tuple[str, int], np.ndarray] = {}
+    for name in ("plain", "s.style", "child.pt"):  # a StyleGAN-NADA child is one, too
         for number in track.numbers:
-            pattern = str(tmp_path / f"{path is None}.####.exr")
+            pattern = str(tmp_path / f"{name}.####.exr")
             task = Frame(File(), File(), int(number), style_amount="1001:0,1002:1")
+            path = None if name == "plain" else tmp_path / name
             tasks.frame(task, track, who, None, pattern, path)
-            drawn[path is None, int(number)] = read_frame(open_clip(pattern), int(number)).pixels
-    assert np.array_equal(drawn[True, 1001], drawn[False, 1001])
-    assert np.abs(drawn[True, 1002] - drawn[False, 1002]).mean() > 0.02
-    told = attribute(tmp_path / "False.1002.exr", "reenact:style")
-    assert told == load_style(tmp_path / "s.style", who).hash
+            drawn[name, int(number)] = read_frame(open_clip(pattern), int(number)).pixels
+    assert np.array_equal(drawn["plain", 1001], drawn["s.style", 1001])
+    assert np.abs(drawn["plain", 1002] - drawn["s.style", 1002]).mean() > 0.02
+    for number in (1001, 1002):  # a style's weights are half floats
+        np.testing.assert_allclose(drawn["child.pt", number], drawn["s.style", number], atol=5e-3)
+    for name in ("s.style", "child.pt"):
+        told = attribute(tmp_path / f"{name}.1002.exr", "reenact:style")
+        assert told == load_style(tmp_path / name, who).hash
