@@ -303,9 +303,9 @@ def inspect(
     text = "\n".join(f"{k:16s} {v}" for k, v in facts.items())
     if rows:
         facts["terms"] = rows
-        text += "\n\n" + "".join(f"{name:>14s}" for name in rows[0])
+        text += "\n\n" + "".join(f"{name:>16s}" for name in rows[0])
         for row in rows:
-            text += "\n" + "".join(f"{'-' if v is None else v:>14}" for v in row.values())
+            text += "\n" + "".join(f"{'-' if v is None else v:>16}" for v in row.values())
     report.result(text, **facts)
 
 

@@ -69,6 +69,7 @@ class Report:
             task = bars.add_task(title, total=None, figures="")
 
             def tick(done: float, total: float, **figures: float) -> None:
+                figures.pop("seconds_left", None)  # the bar has its own
                 shown = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
                 bars.update(task, completed=done, total=total, figures=shown)
 

@@ -35,6 +35,8 @@ from core.directions import (
 )
 from core.facemesh.measures import MEASURES, measure
 from core.objective import look
+from core.quality import TOP
+from core.recognition import proxy_recogniser
 from core.synthetic.base import base_generator
 from server.reporting import Report
 
@@ -232,10 +234,17 @@ def test_codes_of_p_add_up_and_reach_a_little_beyond_the_hull() -> None:
     assert ((weights > -lowest[:, None] + 1e-6).sum(1) == 3).all()
 
 
-def actual(generator: torch.nn.Module, codes: torch.Tensor) -> dict[str, np.ndarray]:
+def actual(
+    generator: torch.nn.Module, codes: torch.Tensor
+) -> tuple[dict[str, np.ndarray], torch.Tensor]:
+    """What pictures of codes do, and what the proxy recogniser knows them by."""
+    meshes, faces = [], []
     with torch.no_grad():
-        parts = [look(generator.synthesis(c).clamp(-1, 1)).landmarks for c in codes.split(8)]
-    return measure(torch.cat(parts).numpy())
+        for part in codes.split(8):
+            drawn = generator.synthesis(part).clamp(-1, 1)
+            meshes.append(look(drawn).landmarks)
+            faces.append(proxy_recogniser().embed(drawn, meshes[-1]))
+    return measure(torch.cat(meshes).numpy()), torch.cat(faces)
 
 
 def test_directions_of_the_embedded_generator_move_what_they_are_called_after() -> None:
@@ -245,18 +254,21 @@ def test_directions_of_the_embedded_generator_move_what_they_are_called_after() 
     assert {"smile", "jaw", "lids", "yaw", "pitch", "gaze_x", "brow"} <= found.directions.keys()
     with torch.no_grad():
         w = generator.mapping(torch.randn(6, 512, generator=torch.Generator().manual_seed(99)), 0.7)
-    shown = {}
     for name in ("smile", "jaw", "yaw"):
         vector = torch.from_numpy(found.directions[name].vector)
-        moved = actual(generator, torch.cat([w - 2 * vector, w, w + 2 * vector]))
-        shown[name] = {m: v.reshape(3, 6) / found.units[m] for m, v in moved.items()}
-        low, rest, high = shown[name][name]
+        moved, faces = actual(generator, torch.cat([w + a * vector for a in AMOUNTS]))
+        shown = {m: v.reshape(5, 6) / found.units[m] for m, v in moved.items()}
+        low, _, rest, _, high = shown[name]
         assert (low < rest).all()
         assert (rest < high).all()
+        assert (np.diff(shown[name].mean(1)) > 0).all()
         assert 2.5 < (high - low).mean() < 5.5
         for other in {"smile", "jaw", "yaw", "pitch"} - {name}:
-            low, _, high = shown[name][other]
+            low, *_, high = shown[other]
             assert abs((high - low).mean()) < 0.8, (name, other)  # of 4
+        if name == "smile":  # all are who they were; of turned heads the proxy knows less
+            faces = faces.reshape(5, 6, -1)
+            assert ((faces @ faces[2].T).argmax(-1) == torch.arange(6)).all()
     assert found.directions["yaw"].fit is not None
     assert found.directions["yaw"].fit > 0.5
     assert 0.5 < found.directions["smile"].moves["smile"] < 1.5
@@ -271,11 +283,14 @@ def test_directions_of_a_character_stay_in_its_plane_and_what_it_can_t_do_is_sai
     for direction in found.directions.values():
         inside = direction.vector @ np.linalg.pinv(centred, rcond=1e-6) @ centred
         np.testing.assert_allclose(inside, direction.vector, atol=1e-3)
-    scan = actual(who.generator, who.anchors)
+    scan, known = actual(who.generator, who.anchors)
     assert found.units["yaw"] == pytest.approx(scan["yaw"].std(), rel=1e-3)
     yaw = torch.from_numpy(found.directions["yaw"].vector)
-    turned = actual(who.generator, who.anchors.mean(0) + torch.tensor([[-1.0], [1.0]]) * yaw)
+    turned, faces = actual(who.generator, who.anchors.mean(0) + torch.tensor([[-1.0], [1.0]]) * yaw)
     assert turned["yaw"][1] - turned["yaw"][0] > found.units["yaw"] / 2
+    # Nearer to the scan than its own pictures are to one another.
+    apart = (known @ known.T).fill_diagonal_(-1).topk(TOP).values.mean(1)
+    assert (faces @ known.T).topk(TOP).values.mean(1).min() > apart.min()
     drawn = sheet(who.generator, who.anchors.mean(0), found, 32)
     assert drawn.shape[1] == 2 * len(AMOUNTS) * 32
     assert {*MEASURES} == {*found.directions} | {
