@@ -14,6 +14,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core: more threads
 
 import server  # noqa: F401  (sets torch's threads up as the command line does)
 
+pytest_plugins = ["nuke_session"]
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

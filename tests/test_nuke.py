@@ -5,15 +5,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
 import nuke_standin
 import numpy as np
 import pytest
+from nuke_session import copy_of, logic, read_node, state, under, until, until_said
 from nuke_standin import Node, Session
 from OpenImageIO import UINT8, ImageBuf
 from reenact import client, protocol, runs
@@ -34,74 +33,17 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return inputs(tmp_path_factory.mktemp("given"))
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    one = Server(tmp_path_factory.mktemp("server")).start()
-    yield one
-    assert one.stop() == 0
-
-
-@pytest.fixture
-def server(running: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """The server that Nuke finds; for tests that leave it as it was."""
-    monkeypatch.setenv("REENACT_HOME", str(running.folder))
-    return running
-
-
-@pytest.fixture
-def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """One for a test that hurts it; not started yet."""
-    one = Server(tmp_path / "home")
-    monkeypatch.setenv("REENACT_HOME", str(one.folder))
-    yield one
-    if one.process is not None and one.process.poll() is None:
-        one.process.send_signal(signal.SIGCONT)
-        one.kill()
-
-
-@pytest.fixture
-def session() -> Iterator[Session]:
-    with nuke_standin.running() as one:
-        yield one
-
-
-def logic() -> ModuleType:
-    """`reenact.nodes` of the Nuke that runs now."""
-    return importlib.import_module("reenact.nodes")
-
-
 def shot(session: Session, given: tuple[Path, str], folder: Path, **knobs: Any) -> Node:
     """A saved script: a Read of the driving clip, and a Reenact node under it."""
     nuke = session.module
     nuke.root()["first_frame"].setValue(FIRST)
     nuke.root()["last_frame"].setValue(LAST)
     nuke.frame(FIRST)
-    plate = nuke.createNode("Read")
-    for knob, value in {"file": given[1], "first": FIRST, "last": LAST}.items():
-        plate[knob].setValue(value)
-    node = nuke.createNode("Reenact")
-    node.setInput(0, plate)
+    node = under(session, "Reenact", read_node(session, given[1], FIRST, LAST))
     for knob, value in {"character": str(given[0]), **knobs}.items():
         node[knob].setValue(value)
     nuke.scriptSaveAs(str(folder / "shot.nk"), True)
     return node
-
-
-def state(node: Node) -> str:
-    return node["job_state"].value()
-
-
-def until(session: Session, node: Node, *states: str, seconds: float = 200) -> None:
-    def there() -> bool:
-        stuck = state(node) == "failed" and "failed" not in states
-        assert not stuck, node["state"].value()
-        return state(node) in states
-
-    session.pump(there, seconds, " or ".join(states))
-
-
-def until_said(session: Session, node: Node, text: str) -> None:
-    session.pump(lambda: text in node["state"].value(), 120, text)
 
 
 # -- from the plate to the result ----------------------------------------------------------------
@@ -119,9 +61,7 @@ def test_a_plate_becomes_frames_under_the_node(
     until(session, node, "running")
     steps = len(session._undo)
     node.setName("Anna")
-    node["selected"].setValue(True)
-    nuke.nodeCopy(str(tmp_path / "clipboard.nk"))
-    copy = nuke.nodePaste(str(tmp_path / "clipboard.nk"))
+    copy = copy_of(session, node, tmp_path)
     assert copy["reenact_id"].value() != node["reenact_id"].value()
     assert (copy["state"].value(), copy["run"].value()) == ("Not submitted.", "")
     nuke.delete(copy)
@@ -193,15 +133,11 @@ def test_a_preview_is_shown_beside_the_result(
 def test_a_scan_becomes_a_character_that_the_next_node_finds(
     session: Session, server: Server, given: tuple[Path, str], tmp_path: Path
 ) -> None:
-    nuke = session.module
     for i, motion in enumerate(performer.self_scan(performer.random_identity(6), 20, seed=6)):
         write_png(tmp_path / f"scan.{i + 1:04d}.png", performer.render(motion, 160))
     driving = shot(session, given, tmp_path)
-    scan = nuke.createNode("Read")
-    for knob, value in {"file": str(tmp_path / "scan.####.png"), "first": 1, "last": 20}.items():
-        scan[knob].setValue(value)
-    node = nuke.createNode("ReenactPersonalize")
-    node.setInput(0, scan)
+    scan = read_node(session, str(tmp_path / "scan.####.png"), 1, 20)
+    node = under(session, "ReenactPersonalize", scan)
     session.press(node, "submit")
     assert "agreed" in node["state"].value()  # nothing without consent
     for knob, value in {"who": "nobody: synthetic", "agreed": True, "count": 8, "steps": 3,
@@ -257,9 +193,7 @@ def test_what_is_upstream_is_rendered_at_full_size_as_raw_half(
 ) -> None:
     node = shot(session, given, tmp_path, last=FIRST, first=FIRST)
     root, read = session.module.root(), node.input(0)
-    plain = session.module.createNode("NoOp")
-    plain.setInput(0, read)
-    node.setInput(0, plain)
+    node.setInput(0, under(session, "NoOp", read))
     root["proxy"].setValue(True)
     steps = len(session._undo)
     source = logic().order(node).source

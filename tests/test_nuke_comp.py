@@ -1,6 +1,5 @@
 """ReenactComp: its own text, drawn in the stand-in for Nuke, against the core and closed forms."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from nuke_session import read_node, under
 from nuke_standin import Node, Picture, Session
 from reenact import bake, tracks
 from scipy.ndimage import binary_erosion
@@ -99,23 +99,14 @@ def write_patch(
     )  # fmt: skip
 
 
-@pytest.fixture
-def session() -> Iterator[Session]:
-    with nuke_standin.running() as one:
-        yield one
-
-
 def read(session: Session, pattern: str) -> Node:
-    node = session.module.createNode("Read")
-    for knob, value in {"file": pattern, "first": FIRST, "last": LAST, "raw": True}.items():
-        node[knob].setValue(value)
+    node = read_node(session, pattern, FIRST, LAST)
+    node["raw"].setValue(True)
     return node
 
 
 def comp(session: Session, plate: str, face: str, **knobs: object) -> Node:
-    node = session.module.createNode("ReenactComp")
-    node.setInput(0, read(session, plate))
-    node.setInput(1, read(session, face))
+    node = under(session, "ReenactComp", read(session, plate), read(session, face))
     for name, value in knobs.items():
         node[name].setValue(value)
     return node

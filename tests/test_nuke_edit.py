@@ -1,14 +1,11 @@
 """ReenactEdit and ReenactStyle in the stand-in for Nuke, with a real server and real pictures."""
 
 import copy
-import importlib
 import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -19,6 +16,7 @@ import torch
 from hypothesis import given as examples_of
 from hypothesis import settings
 from hypothesis import strategies as st
+from nuke_session import copy_of, freeze, logic, read_node, under, until, until_said
 from nuke_standin import Node, Session
 from OpenImageIO import ImageBuf
 from reenact import protocol, shots
@@ -33,26 +31,6 @@ from core.latent_track import LatentTrack, load_track
 from core.style import Style, StyleInfo, generator_digest, save_style, style_info
 
 FIRST, LAST = 1001, 1004
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    one = Server(tmp_path_factory.mktemp("server")).start()
-    yield one
-    assert one.stop() == 0
-
-
-@pytest.fixture
-def server(running: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """The server that Nuke finds; tests leave it as it was, also where they freeze it."""
-    monkeypatch.setenv("REENACT_HOME", str(running.folder))
-    yield running
-    freeze(running, signal.SIGCONT)
-
-
-def freeze(server: Server, how: signal.Signals = signal.SIGSTOP) -> None:
-    assert server.process is not None
-    server.process.send_signal(how)
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +54,7 @@ def solved(tmp_path_factory: pytest.TempPathFactory, running: Server) -> Path:
         nuke_standin.running() as session,
     ):
         nuke = session.module
-        plate = nuke.createNode("Read")
-        for knob, value in {"file": pattern, "first": FIRST, "last": LAST + 1}.items():
-            plate[knob].setValue(value)
-        node = under(session, "Reenact", plate)
+        node = under(session, "Reenact", read_node(session, pattern, FIRST, LAST + 1))
         for knob, value in {"character": character.as_posix(), "neutral": "off", "steps": 2,
                             "first": FIRST, "last": LAST, "handles": 1}.items():  # fmt: skip
             node[knob].setValue(value)
@@ -100,25 +75,6 @@ def loud(who: Character) -> Style:
     return Style(generator, np.zeros((4, 4, 3), np.uint8), info)
 
 
-@pytest.fixture
-def session() -> Iterator[Session]:
-    with nuke_standin.running() as one:
-        yield one
-
-
-def logic() -> ModuleType:
-    """`reenact.nodes` of the Nuke that runs now."""
-    return importlib.import_module("reenact.nodes")
-
-
-def under(session: Session, kind: str, *sources: Node | None) -> Node:
-    """A new node with others connected to it."""
-    node = session.module.createNode(kind)
-    for i, source in enumerate(sources):
-        node.setInput(i, source)
-    return node
-
-
 def opened(session: Session, solved: Path, folder: Path) -> Node:
     """The solved shot in a script of the test's own; its Reenact node."""
     nuke = session.module
@@ -126,19 +82,6 @@ def opened(session: Session, solved: Path, folder: Path) -> Node:
     nuke.scriptSaveAs(str(folder / "shot.nk"), True)
     nuke.frame(FIRST)
     return nuke.toNode("Reenact1")
-
-
-def until(session: Session, node: Node, *states: str, seconds: float = 200) -> None:
-    def there() -> bool:
-        now = node["job_state"].value()
-        assert now != "failed" or "failed" in states, node["state"].value()
-        return now in states
-
-    session.pump(there, seconds, " or ".join(states))
-
-
-def until_said(session: Session, node: Node, text: str) -> None:
-    session.pump(lambda: text in node["state"].value(), 120, text)
 
 
 def shown_live(session: Session, node: Node, but: str = "") -> Path:
@@ -445,14 +388,11 @@ def test_a_copy_is_a_node_of_its_own(
     session: Session, server: Server, solved: Path, tmp_path: Path
 ) -> None:
     reenact = opened(session, solved, tmp_path)
-    nuke = session.module
     node = under(session, "ReenactEdit", reenact)
     session.set(node, "yaw", 1.0)
     first = shown_live(session, node)
     session.press(node, "submit")
-    node.selectOnly()
-    nuke.nodeCopy(str(tmp_path / "clipboard.nk"))
-    other = nuke.nodePaste(str(tmp_path / "clipboard.nk"))
+    other = copy_of(session, node, tmp_path)
     other.setInput(0, reenact)
     assert other["reenact_id"].value() != node["reenact_id"].value()
     assert (other["run"].value(), other["yaw"].value()) == ("", 1.0)

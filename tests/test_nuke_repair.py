@@ -1,10 +1,7 @@
 """ReenactRepair in the stand-in for Nuke, on a shot whose faults are known, with a real server."""
 
-import importlib
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import nuke_standin
@@ -13,6 +10,7 @@ import pytest
 from hypothesis import given as examples_of
 from hypothesis import settings
 from hypothesis import strategies as st
+from nuke_session import logic, read_node, under, until
 from nuke_standin import Node, Session
 from OpenImageIO import ImageBuf
 from reenact import repairs
@@ -32,31 +30,6 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     return small_shot(tmp_path_factory.mktemp("given"))
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    one = Server(tmp_path_factory.mktemp("server")).start()
-    yield one
-    assert one.stop() == 0
-
-
-@pytest.fixture
-def server(running: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """The server that Nuke finds."""
-    monkeypatch.setenv("REENACT_HOME", str(running.folder))
-    return running
-
-
-@pytest.fixture
-def session() -> Iterator[Session]:
-    with nuke_standin.running() as one:
-        yield one
-
-
-def logic() -> ModuleType:
-    """`reenact.nodes` of the Nuke that runs now."""
-    return importlib.import_module("reenact.nodes")
-
-
 def script(session: Session, given: tuple[Path, Path, str], folder: Path) -> tuple[Node, Node]:
     """A saved script: a plate, its Reenact, and a ReenactRepair below.
 
@@ -68,13 +41,10 @@ def script(session: Session, given: tuple[Path, Path, str], folder: Path) -> tup
     nuke.root()["last_frame"].setValue(LAST)
     nuke.frame(FIRST)
     character, track, pattern = given
-    plate, above, node = (nuke.createNode(n) for n in ("Read", "Reenact", "ReenactRepair"))
-    for knob, value in {"file": pattern, "first": FIRST, "last": LAST}.items():
-        plate[knob].setValue(value)
-    above.setInput(0, plate)
+    plate = read_node(session, pattern, FIRST, LAST)
+    above = under(session, "Reenact", plate)
     above["character"].setValue(character.as_posix())
-    node.setInput(0, above)
-    node.setInput(1, plate)
+    node = under(session, "ReenactRepair", above, plate)
     nuke.scriptSaveAs(str(folder / "shot.nk"), True)
     session.press(above, "submit")
     session.pump(lambda: above["run"].value(), 60, "the job")
@@ -84,15 +54,6 @@ def script(session: Session, given: tuple[Path, Path, str], folder: Path) -> tup
     shutil.copyfile(track, version / "track.latents")
     above["track"].setValue((version / "track.latents").as_posix())
     return above, node
-
-
-def until(session: Session, node: Node, *states: str) -> None:
-    def there() -> bool:
-        now = node["job_state"].value()
-        assert now != "failed" or "failed" in states, node["state"].value()
-        return now in states
-
-    session.pump(there, 200, " or ".join(states))
 
 
 def press(session: Session, node: Node, knob: str) -> str:

@@ -1,0 +1,111 @@
+"""What all tests of nodes share: a Nuke, a server that it finds, and waiting for what they do.
+
+A plugin of pytest (`conftest.py`), so that its fixtures need no imports.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:  # Qt and sockets load where a test of nodes runs
+    from nuke_standin import Node, Session
+    from running_server import Server
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    """A Nuke with a GUI."""
+    import nuke_standin
+
+    with nuke_standin.running() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for all tests of a file."""
+    from running_server import Server
+
+    one = Server(tmp_path_factory.mktemp("server")).start()
+    yield one
+    assert one.stop() == 0
+
+
+@pytest.fixture
+def server(running: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """The server that Nuke finds; tests leave it as it was, also where they freeze it."""
+    monkeypatch.setenv("REENACT_HOME", str(running.folder))
+    yield running
+    freeze(running, signal.SIGCONT)
+
+
+@pytest.fixture
+def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """One for a test that hurts it; not started yet."""
+    from running_server import Server
+
+    one = Server(tmp_path / "home")
+    monkeypatch.setenv("REENACT_HOME", str(one.folder))
+    yield one
+    if one.process is not None and one.process.poll() is None:
+        freeze(one, signal.SIGCONT)
+        one.kill()
+
+
+def freeze(server: Server, how: signal.Signals = signal.SIGSTOP) -> None:
+    assert server.process is not None
+    server.process.send_signal(how)
+
+
+def logic() -> ModuleType:
+    """`reenact.nodes` of the Nuke that runs now."""
+    return importlib.import_module("reenact.nodes")
+
+
+def under(session: Session, kind: str, *sources: Node | None) -> Node:
+    """A new node with others connected to it."""
+    node = session.module.createNode(kind)
+    for i, source in enumerate(sources):
+        node.setInput(i, source)
+    return node
+
+
+def read_node(session: Session, pattern: str, first: int, last: int) -> Node:
+    """A Read of some frames."""
+    node = session.module.createNode("Read")
+    for knob, value in {"file": pattern, "first": first, "last": last}.items():
+        node[knob].setValue(value)
+    return node
+
+
+def copy_of(session: Session, node: Node, folder: Path) -> Node:
+    """Copies a node and pastes it, as by Ctrl+C and Ctrl+V."""
+    clipboard = str(folder / "clipboard.nk")
+    node["selected"].setValue(True)
+    session.module.nodeCopy(clipboard)
+    return session.module.nodePaste(clipboard)
+
+
+def state(node: Node) -> str:
+    return node["job_state"].value()
+
+
+def until(session: Session, node: Node, *states: str, seconds: float = 200) -> None:
+    """Waits for a state of the node's job; fails at once where it failed instead."""
+
+    def there() -> bool:
+        assert state(node) != "failed" or "failed" in states, node["state"].value()
+        return state(node) in states
+
+    session.pump(there, seconds, " or ".join(states))
+
+
+def until_said(session: Session, node: Node, text: str) -> None:
+    session.pump(lambda: text in node["state"].value(), 120, text)
