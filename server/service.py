@@ -623,12 +623,16 @@ class Service:
                 f"server {protocol.VERSION}, client {request.versions[:9]}",
             )
         log.info("hello", extra={"facts": {"client": request.client[:100], "key": peer.who}})
-        characters = [
-            {"name": job.task["name"][:200], "who": job.task["who"][:200], "hash": f["hash"],
-             "size": f["size"]}
-            for job in self.store.jobs() if job.kind == "personalize" and job.state == "done"
-            for f in self.store.results(job.id) if f["name"] == "character"
-        ]  # fmt: skip
+        made = [
+            (job.task, f, {"name": job.task["name"][:200], "hash": f["hash"], "size": f["size"]})
+            for job in self.store.jobs()
+            if job.kind in ("personalize", "stylize") and job.state == "done"
+            for f in self.store.results(job.id)
+        ]
+        characters = [facts | {"who": task["who"][:200]}
+                      for task, f, facts in made if f["name"] == "character"]  # fmt: skip
+        styles = [facts | {"character": task["character"]["hash"]}
+                  for task, f, facts in made if f["name"] == "style"]  # fmt: skip
         return {
             "server": reenact.__version__,
             "version": protocol.VERSION,
@@ -636,6 +640,7 @@ class Service:
             "paths": [str(p) for p in self.allow_paths],
             "device": self.device,
             "characters": characters[:500],
+            "styles": styles[:500],
         }
 
     def _health(self) -> dict[str, Any]:

@@ -442,7 +442,7 @@ def test_a_style_is_drawn_by_amount_and_resolution_and_kept_by_an_edit_below(
     same(session.look(edit, 1003)["render.red"], drawn)
 
 
-def test_a_style_is_made_from_the_node(
+def test_a_style_is_made_from_the_node_and_chosen_in_another(
     session: Session, server: Server, solved: Path, tmp_path: Path
 ) -> None:
     reenact = opened(session, solved, tmp_path)
@@ -455,6 +455,22 @@ def test_a_style_is_made_from_the_node(
     assert made == tmp_path / "reenact/ink_style_v001/ink_style_v001.style"
     assert style_info(made).parent == load_track(reenact["track"].value()).character
     shown_live(session, node)  # at once
+
+    other = under(session, "ReenactStyle", reenact)
+    session.press(other, "list_styles")
+    until_said(session, other, "1 style of this character on the server.")
+    rest, label = other["styles"].values()
+    assert label.startswith("ink_style (")
+    session.set(other, "styles", label)
+    shown_live(session, other)
+    fetched = Path(other["style"].value())
+    assert fetched.parent == tmp_path / "reenact" / "styles"
+    assert fetched.read_bytes() == made.read_bytes()
+    assert other["styles"].value() == rest
+    reenact["character"].setValue((solved / "age.directions").as_posix())  # somebody else
+    session.press(other, "list_styles")
+    until_said(session, other, "0 styles of this character")
+    assert other["styles"].values() == [rest]
 
 
 # -- what is sent --------------------------------------------------------------------------------

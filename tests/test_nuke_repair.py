@@ -97,7 +97,20 @@ def test_bad_frames_are_listed_repaired_and_every_version_kept(
         assert nuke.frame() == expected
 
     session.set(node, "repairs", line.replace("steps 40", "steps 5"))
+    nuke.frame(WRONG)
+    press(session, node, "preview")  # the whole list, and one frame of it
+    assert (node["show"].value(), node["track"].value()) == ("preview", "")
+    assert node["version"].values() == ["upstream"]
+    previewed = session.look(node, WRONG)
+    assert not np.array_equal(previewed["red"], came_in["red"])
     assert f"ReenactRepair1_v001: {FRAMES} frames" in press(session, node, "submit")
+    with server.client() as client:
+        assert [job["kind"] for job in client.jobs()].count("repair") == 1  # it was done already
+    session.set(node, "output", "over the plate")
+    np.testing.assert_allclose(
+        session.look(node, WRONG)["red"], previewed["red"], rtol=2e-3, atol=1e-3
+    )
+    session.set(node, "output", "RGBA premultiplied")
     first = load_track(node["track"].value())
     assert (first.parent, first.recipe[0]["steps"]) == (before.hash, 5)
     same_but(before, first, *range(WRONG - 2, WRONG + 3))
@@ -130,7 +143,9 @@ def test_bad_frames_are_listed_repaired_and_every_version_kept(
 
     below = nuke.createNode("ReenactRepair")  # goes on with what is shown
     below.setInput(0, node)
+    session.set(node, "show", "preview")
     session.set(node, "version", "ReenactRepair1_v001")
+    assert node["show"].value() == "result"
     assert load_track(node["track"].value()).hash == first.hash
     for channel, pixels in session.look(node, WRONG).items():
         np.testing.assert_array_equal(pixels, repaired[channel])

@@ -163,7 +163,7 @@ class Client:
     # -- requests
 
     def hello(self) -> Dict[str, Any]:
-        """Server version, limits, device, and the characters it has."""
+        """Server version, limits, device, and the characters and styles it has."""
         return self.ask(protocol.Hello(f"{self.name} {__version__}", [protocol.VERSION]))
 
     def ask(self, request: protocol.Request, deadline: Optional[float] = None) -> Dict[str, Any]:

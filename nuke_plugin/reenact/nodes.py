@@ -13,7 +13,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, cast
 
 from reenact import __version__, host, protocol, repairs, runs, shots, thumbnails, tracks
 from reenact import bake as baking
@@ -105,13 +105,13 @@ def knob_changed(node: Node, knob: str) -> None:
     if knob == "version" and host.has(node, "repairs"):
         _show_version(node)
         return
-    wanted = str(host.get(node, knob)) if knob == "characters" else runs.NO_CHARACTER
-    if wanted == runs.NO_CHARACTER:
+    wanted = str(host.get(node, knob)) if knob in ("characters", "styles") else runs.UNCHOSEN
+    if wanted == runs.UNCHOSEN:
         return
-    host.put(node, knob, runs.NO_CHARACTER)
+    host.put(node, knob, runs.UNCHOSEN)
     with _saying(node):
-        folder = _folder(node) / "characters"
-        _send(node, lambda client, id: runs.fetch_character(client, id, wanted, folder))
+        folder, whose = _folder(node) / knob, _shot(node).character if knob == "styles" else ""
+        _send(node, lambda client, id: runs.fetch_made(client, id, knob, whose, wanted, folder))
 
 
 # -- buttons -------------------------------------------------------------------------------------
@@ -128,8 +128,8 @@ def preview(node: Node) -> None:
     """Does the current frame alone."""
     with _saying(node):
         wanted = order(node, host.project().frame)
-        if isinstance(wanted, shots.Change):
-            _draw(node, wanted)
+        if host.has(node, "live"):
+            _draw(node, cast("shots.Change", wanted))
         else:
             _start(node, _run(node, wanted))
 
@@ -223,8 +223,10 @@ def next_step(node: Node) -> None:
         _start_server(node)
     elif step == "retry":
         run = _runs.get(_id(node))
-        made = run is not None and run.order is not None and run.order.kind == "stylize"
-        (make_style if made else submit)(node)
+        kind = run.order.kind if run is not None and run.order is not None else ""
+        again = {"stylize": make_style, "qc": measure, "preview": preview,
+                 "repaired_frame": preview}  # fmt: skip
+        again.get(kind, submit)(node)
     elif step == "resume":
         resume(node)
     elif step == "preview":
@@ -240,7 +242,14 @@ def next_step(node: Node) -> None:
 
 def list_characters(node: Node) -> None:
     """Fills the menu of characters with those that the server has."""
-    _send(node, runs.list_characters)
+    _send(node, lambda client, id: runs.list_made(client, id, "characters"))
+
+
+def list_styles(node: Node) -> None:
+    """Fills the menu of styles with those that the server has of the shot's character."""
+    with _saying(node):
+        whose = _shot(node).character
+        _send(node, lambda client, id: runs.list_made(client, id, "styles", whose))
 
 
 def input_range(node: Node) -> None:
@@ -337,7 +346,7 @@ def order(node: Node, only: Optional[int] = None) -> Order:
         Wrong: something is missing.
     """
     if host.has(node, "repairs"):
-        return _repairs(node)
+        return _repairs(node, only)
     if host.has(node, "live"):
         return _change(node, only)
     personal = host.has(node, "who")
@@ -502,17 +511,13 @@ def _shot(node: Node) -> shots.Shot:
 def _change(node: Node, only: Optional[int] = None) -> shots.Change:
     """What a ReenactEdit or ReenactStyle wants of the shot above it."""
     shot, name, folder = _shot(node), _name(node), _folder(node)
-    begin, end = shot.numbers[0], shot.numbers[-1]
     first, last = (int(host.get(node, knob)) for knob in ("first", "last"))
     if only is not None:
         first = last = only
         name, folder = f"{name}_live", folder / "live" / f"{name}_{_id(node)[:8]}"
     elif not first and not last:
         first, last = shot.first, shot.last
-    inside = [n for n in shot.plate.numbers or shot.numbers if first <= n <= last]
-    if not inside:
-        wanted = f"Frame {only} is" if only is not None else f"The frames {first}-{last} are"
-        raise Wrong(f"{wanted} not in the shot above, {begin}-{end}.")
+    _check_inside(shot, first, last)
     change = shots.Change(
         "edit", str(folder), name, shot.source, {}, shot.character, first, last,
         bool(host.get(node, "crops")), shot, look=shot.look,
@@ -535,17 +540,29 @@ def _change(node: Node, only: Optional[int] = None) -> shots.Change:
     return dataclasses.replace(change, settings=settings, directions=files)
 
 
-def _repairs(node: Node) -> repairs.Repairs:
+def _check_inside(shot: shots.Shot, first: int, last: int) -> None:
+    if not any(first <= n <= last for n in shot.plate.numbers or shot.numbers):
+        wanted = f"Frame {first} is" if first == last else f"The frames {first}-{last} are"
+        begin, end = shot.numbers[0], shot.numbers[-1]
+        raise Wrong(f"{wanted} not in the shot above, {begin}-{end}.")
+
+
+def _repairs(node: Node, only: Optional[int] = None) -> repairs.Repairs:
     """What a ReenactRepair wants of the shot above it."""
-    shot = _shot(node)
+    shot, name = _shot(node), _name(node)
     listed = repairs.parse(str(host.get(node, "repairs")), shot.numbers)
     if not listed:
         raise Wrong("The list is empty. Measure the shot, or Add what is to be repaired.")
-    return repairs.Repairs(
-        "repair", str(_folder(node)), _name(node), shot.source,
+    wanted = repairs.Repairs(
+        "repair", str(_folder(node)), name, shot.source,
         {"repairs": [entry for _, entry in listed]}, shot.character, shot.first, shot.last,
         bool(host.get(node, "crops")), shot, look=shot.look, lines=[line for line, _ in listed],
     )  # fmt: skip
+    if only is None:
+        return wanted
+    _check_inside(shot, only, only)
+    return dataclasses.replace(wanted, kind="repaired_frame", name=f"{name}_preview", first=only,
+                               last=only, crops=False)  # fmt: skip
 
 
 def _show_version(node: Node) -> None:
@@ -559,6 +576,7 @@ def _show_version(node: Node) -> None:
             except (OSError, ValueError, KeyError, ServerError):
                 raise Wrong(f"There is no {version} in {_folder(node)} any more.") from None
         _show(node, News(_id(node), "", f"Shows {version}.", result=result))
+        host.put(node, "show", "result")
 
 
 def _look(node: Node, shot: shots.Shot) -> Dict[str, Any]:

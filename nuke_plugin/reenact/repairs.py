@@ -24,6 +24,9 @@ from reenact.tracks import quality
 
 UPSTREAM = "upstream"  # the version of a node that repairs nothing
 
+# Fields of a `Frame` that are as in a `Render`.
+DRAWN_ALIKE = ("colour_space", "style", "style_amount", "style_from", "style_to", "sibling")
+
 # What a repair may have beside its frames, and what it must have.
 WORDS: Dict[str, Tuple[str, ...]] = {
     "solve": ("only", "steps"), "interpolate": ("ease",), "hold": ("from", "blend"),
@@ -190,7 +193,8 @@ def _knobs(track: Path, plain: Mapping[str, Any]) -> Dict[str, Any]:
 
 @dataclass(frozen=True)
 class Repairs(Change):
-    """What a ReenactRepair wants: `kind` is `qc` or `repair`.
+    """What a ReenactRepair wants: `kind` is `qc`, `repair`, or `repaired_frame` for a look at one
+    frame, which has the whole list done by the very job that `repair` finds done then.
 
     Attributes:
         lines: number of each repair's line.
@@ -226,7 +230,7 @@ class RepairRun(ShotRun):
         version = self._submit(client, order, task, self._key(order, render), lines=order.lines,
                                render=dataclasses.asdict(render), **more)  # fmt: skip
         mark = version / f".node-{self.id}"
-        if not mark.exists():
+        if order.kind == "repair" and not mark.exists():
             write_file(mark, b"")
 
     def _go_on(self, client: Client) -> None:
@@ -240,7 +244,16 @@ class RepairRun(ShotRun):
         except ServerError as error:  # the server counts repairs, the artist lines
             said = re.sub(r"^Repair (\d+)", _line(plain["lines"]), str(error))
             raise ServerError(error.code, said, error.detail) from None
-        if track is not None:
+        if track is None:
+            return
+        if plain["kind"] == "repaired_frame":  # the track stays that of the version that is shown
+            render = protocol.build(protocol.Render, plain["render"])
+            frame = protocol.Frame(
+                track, render.character, plain["first"], render.plate, version.name,
+                **{name: getattr(render, name) for name in DRAWN_ALIKE},
+            )  # fmt: skip
+            self._frames(client, version, frame, "Preview", "")
+        else:
             path = version / "track.latents"
             knobs = {**_knobs(path, plain), "version": version.name}
             choices = {"version": versions(version.parent, self.id)}

@@ -124,11 +124,12 @@ class News:
 
 
 # The first job of a kind of run, where it is called otherwise.
-FIRST = {"reenact": "solve", "preview": "solve", "style": "render"}
+FIRST = {"reenact": "solve", "preview": "solve", "style": "render", "repaired_frame": "repair"}
 
 # What to do about an error, by its code; about others, to try again.
 STEPS = {
     "no_server": "start", "no_character": "locate", "job": "log", "version": "", "no_pyzmq": "",
+    "not_made": "",
 }  # fmt: skip
 
 
@@ -540,7 +541,7 @@ def _answers(client: Client) -> bool:
 
 # -- errands -------------------------------------------------------------------------------------
 
-NO_CHARACTER = "on the server..."  # what the menu of characters shows of itself
+UNCHOSEN = "on the server..."  # what a menu of the server's files shows of itself
 
 
 class Errand(Thread):
@@ -575,23 +576,41 @@ def started(client: Client, id: str) -> News:
     return News(id, "", "The server runs.")
 
 
-def list_characters(client: Client, id: str) -> News:
-    """What the server has."""
-    there = client.hello()["characters"]
-    text = f"{len(there)} character{'s' * (len(there) != 1)} on the server."
-    names = [NO_CHARACTER, *map(character_label, there)]
-    return News(id, "", text, result=Result(choices={"characters": names}))
+def list_made(client: Client, id: str, what: str, character: str = "") -> News:
+    """What the server has, for the node's menu.
+
+    Args:
+        client: used by this thread.
+        id: the node's.
+        what: `characters` or `styles`.
+        character: the file that they are styles of.
+    """
+    there = _made(client, what, character)
+    count = f"{len(there)} {what if len(there) != 1 else what[:-1]}"
+    text = f"{count} of this character on the server." if character else f"{count} on the server."
+    return News(id, "", text, result=Result(choices={what: [UNCHOSEN, *map(_label, there)]}))
 
 
-def fetch_character(client: Client, id: str, label: str, folder: Path) -> News:
-    """Fetches one of them."""
-    for one in client.hello()["characters"]:
-        if character_label(one) == label:
+def fetch_made(
+    client: Client, id: str, what: str, character: str, label: str, folder: Path
+) -> News:
+    """Fetches what was chosen from that menu into a folder; arguments as in `list_made`."""
+    for one in _made(client, what, character):
+        if _label(one) == label:
             safe = "".join(c if c.isalnum() else "_" for c in one["name"])
-            path = folder / f"{safe}_{one['hash'][:8]}.character"
+            path = folder / f"{safe}_{one['hash'][:8]}.{what[:-1]}"
             client.fetch(File(one["hash"], one["size"]), path)
-            return News(id, "", f"{path.name} is here.", result=Result(_shown(path)))
-    raise ServerError("no_character", f"The server has no {label} any more.")
+            knobs = {"style": path.as_posix()} if what == "styles" else _shown(path)
+            return News(id, "", f"{path.name} is here.", result=Result(knobs))
+    raise ServerError("not_made", f"The server has no {label} any more. Ask it again.")
+
+
+def _made(client: Client, what: str, character: str) -> List[Dict[str, Any]]:
+    there: List[Dict[str, Any]] = client.hello().get(what, [])  # older ones list no styles
+    if not character:
+        return there
+    own = protocol.file_hash(character)[0]
+    return [one for one in there if one["character"] == own]
 
 
 def _shown(character: Path) -> Dict[str, Any]:
@@ -603,6 +622,6 @@ def _shown(character: Path) -> Dict[str, Any]:
     return {"character": character.as_posix(), "thumbnail": picture}
 
 
-def character_label(character: Dict[str, str]) -> str:
+def _label(made: Dict[str, Any]) -> str:
     """How the menu calls one."""
-    return f"{character['name']} ({character['hash'][:8]})"
+    return f"{made['name']} ({made['hash'][:8]})"
