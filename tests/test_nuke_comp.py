@@ -123,8 +123,9 @@ def rgb(picture: Picture) -> np.ndarray:
 
 
 EVERYTHING = {
-    "erode": -3, "soften": 4, "mouth_amount": 0.5, "parts_grow": 3, "parts_soften": 2, "match": 0.7,
-    "edge_blend": 0.6, "edge_width": 5, "shutter": 180, "grain": 0.8,
+    "erode": -3, "soften": 4, "mouth_amount": 0.5, "hair_amount": 0.5, "parts_grow": 3,
+    "parts_soften": 2, "match": 0.7, "edge_blend": 0.6, "edge_width": 5, "shutter": 180,
+    "grain": 0.8,
 }  # fmt: skip
 
 
@@ -260,6 +261,24 @@ def test_regions_choose_what_of_the_face_is_laid_over(session: Session, made: Ma
     np.testing.assert_array_equal(without[inside], rgb(plate)[inside])
     outside = (mouth == 0) & (eyes == 0)
     np.testing.assert_allclose(without[outside], whole[outside], atol=1e-6)
+
+
+def test_the_edge_of_the_hair_can_be_left_to_the_plate(session: Session, made: Made) -> None:
+    node = comp(session, made.plate, made.face, output="matte", hair_amount=0.25)
+    face = session.look(node.input(1), FIRST)
+    alpha, unsure = face["alpha"], 1 - face["matte.confidence"]
+    assert (alpha * unsure > 0.2).sum() > 20
+    assert (alpha * (1 - unsure) > 0.9).sum() > 500
+    wanted = np.where(face["matte.head"] > 0, alpha * (1 - 0.75 * unsure), alpha)
+    np.testing.assert_allclose(session.look(node, FIRST)["red"], wanted, atol=1e-6)
+    # Frames without that layer are laid over as they are.
+    node.setInput(1, read(session, made.plate))
+    node["output"].setValue("RGBA premultiplied")
+    node["hair_amount"].setValue(1)
+    before = session.look(node, FIRST)
+    node["hair_amount"].setValue(0)
+    for channel, values in session.look(node, FIRST).items():
+        np.testing.assert_array_equal(values, before[channel])
 
 
 @pytest.fixture(scope="module")
