@@ -432,6 +432,35 @@ def write_exr(
         _write_exr(temporary, spec, stack)
 
 
+def copy_exr(source: str | Path, path: str | Path, attributes: Mapping[str, object]) -> bool:
+    """Copies an EXR of one part, atomically, every pixel as it is.
+
+    Args:
+        source: the file.
+        path: the copy.
+        attributes: header attributes that the copy has instead, as in `write_exr`.
+
+    Returns:
+        Whether the source is whole; of one that is not there is no copy.
+
+    Raises:
+        WriteFailed: what the file system said.
+    """
+    file = oiio.ImageInput.open(str(source))
+    pixels = None if file is None else file.read_image(oiio.FLOAT)
+    if file is None or pixels is None:
+        oiio.geterror()  # else OpenImageIO prints it later
+        return False
+    spec = file.spec()
+    file.close()
+    for name, value in attributes.items():
+        _set_attribute(spec, name, value)
+    spec.attribute("DateTime", "")  # as in `write_exr`
+    with _writing(path) as temporary:
+        _write_exr(temporary, spec, pixels)
+    return True
+
+
 def attribute(path: str | Path, name: str) -> object | None:
     """One header attribute of a picture; None where there is no such attribute or no picture."""
     if not os.path.isfile(path):

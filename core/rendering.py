@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -28,6 +29,7 @@ from core.alignment import (
     to_square,
 )
 from core.colour_match import Match
+from core.digest import digest
 from core.facemesh.keypoints import FACE_OVAL
 from core.frames import Clip, Window, frame_path
 from core.generator import Generator
@@ -416,17 +418,19 @@ def write_frames(
     batch: int = 8,
     done: Callable[[int], None] = lambda number: None,
     mix: Mix | None = None,
+    earlier: Mapping[int, Sequence[Path]] = {},
 ) -> list[int]:
     """Writes a track's frames as EXRs: patches on the plate, or crops where there is none.
 
-    Frames that an interrupted run of the same task wrote are kept.
+    Frames that an interrupted run of the same task wrote are kept, and so are earlier ones that
+    look the same: each file's header has a hash of all that decides its own pixels.
 
     Args:
         generator: the character's.
         track: what to draw.
         rows: indices of its frames, increasing.
         pattern: file name with `####` for the number.
-        task: hash of everything that decides the pixels; kept in each file's header.
+        task: hash of everything that decides the pixels beside the track's frames.
         attributes: further header attributes.
         plate: the driving clip; None for crops.
         finish: of patches.
@@ -435,6 +439,8 @@ def write_frames(
         batch: pictures drawn at once.
         done: called with each number once its file is there.
         mix: how much of a style each of the track's frames gets; mattes stay the unstyled face's.
+        earlier: files by number that may be these frames, drawn for another track on this plate;
+            those that are get copied, with attributes of their own.
 
     Returns:
         Numbers of frames in which no face could be placed; they are fully transparent.
@@ -447,25 +453,33 @@ def write_frames(
         space = colour.resolve(colour_space, config)
     else:
         space = output_space(plate) if plate else colour.scene_linear_space()
+    whole = finish.layers == "all"
+    matched = plate if whole or finish.match else None
+    attributes = {
+        **attributes, "reenact:syntheticMedia": SYNTHETIC, frames.SPACE_ATTRIBUTE: space,
+    }  # fmt: skip
+    task = digest(task, track.numbers, track.cut, track.fps, track.plate)
     empty: list[int] = []
-    waiting = []
+    waiting, tasks = [], {}
     for row in rows:
         number = int(track.numbers[row])
-        if frames.attribute(frame_path(pattern, number), _TASK) == task:
+        path, own = frame_path(pattern, number), _frame_task(task, track, row, matched is not None)
+        there = frames.attribute(path, _TASK) == own
+        for other in () if there else earlier.get(number, ()):
+            same = frames.attribute(other, _TASK) == own
+            if same and frames.copy_exr(other, path, attributes):
+                there = True
+                break
+        if there:
             if plate is not None and not np.isfinite(track.quads[row]).all():
                 empty.append(number)
             done(number)
         else:
             waiting.append(row)
-    attributes = {
-        **attributes, _TASK: task, "reenact:syntheticMedia": SYNTHETIC,
-        frames.SPACE_ATTRIBUTE: space,
-    }  # fmt: skip
-    whole = finish.layers == "all"
+            tasks[number] = own
     grain = None
     if plate is not None and waiting and (whole or finish.grain):
         grain = measure_grain(plate, space)
-    matched = plate if whole or finish.match else None
     drawn = pictures(generator, track.smooth[waiting], batch)
     seen = sights(generator, track, np.array(waiting, int), batch, matched)
     made = None
@@ -474,11 +488,11 @@ def write_frames(
     for row, face, sight in zip(waiting, drawn, seen, strict=True):
         picture = face if made is None else next(made)
         number = int(track.numbers[row])
-        path = frame_path(pattern, number)
+        path, facts = frame_path(pattern, number), {**attributes, _TASK: tasks[number]}
         if plate is None:
             pixels = colour.from_network(picture.permute(1, 2, 0).cpu().numpy(), space)
             layers = crop_layers(picture, sight, track.plate)
-            frames.write_exr(path, pixels, layers=layers, attributes=attributes)
+            frames.write_exr(path, pixels, layers=layers, attributes=facts)
         else:
             placed = patch(
                 picture, sight, plate, float(track.amount[row]), finish, grain, number, space
@@ -486,8 +500,8 @@ def write_frames(
             if placed is None:
                 empty.append(number)
                 placed = Patch(np.zeros((1, 1, 4), np.float32), _EMPTY)
-            facts = {
-                **attributes, "reenact:match": finish.match, "reenact:grain": finish.grain,
+            facts |= {
+                "reenact:match": finish.match, "reenact:grain": finish.grain,
                 "reenact:motionBlur": finish.motion_blur,
             }  # fmt: skip
             if matched is not None:
@@ -506,6 +520,17 @@ def write_frames(
             )
         done(number)
     return empty
+
+
+def _frame_task(task: str, track: LatentTrack, row: int, matched: bool) -> str:
+    """Hash of everything that decides one frame's pixels: of the track those frames that decide
+    its look, and that its colour match is steadied by."""
+    rows = decisive(track, row)
+    if matched:
+        lit, _ = near_in_time(track.numbers, track.cut, row, MATCH_SECONDS * track.fps)
+        rows = np.union1d(rows, lit)
+    return digest(task, row, rows, track.amount[row], track.smooth[rows], track.quads[rows],
+                  track.landmarks[rows])  # fmt: skip
 
 
 def crop_layers(picture: Tensor, sight: Sight, plate: tuple[int, int]) -> dict[str, np.ndarray]:

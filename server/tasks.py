@@ -170,8 +170,11 @@ def render(
     truth: frames.Clip | None = None,
     done: Callable[[int], None] = lambda number: None,
     style: Path | None = None,
+    earlier: Mapping[int, Sequence[Path]] = {},
 ) -> tuple[list[int], list[int]]:
-    """Draws a track; `done` is told each frame's number once its file is there.
+    """Draws a track; `done` is told each frame's number once its file is there. `earlier` are
+    frames of other tracks, drawn by an otherwise equal task: those that would be the same are
+    copied.
 
     Returns:
         The frames, and those of them in which no face could be placed.
@@ -204,7 +207,7 @@ def render(
 
         empty = _write(
             track, rows, character, plate, pattern, task.name, task.batch, one_more,
-            finish(task), mix, task.colour_space,
+            finish(task), mix, task.colour_space, earlier,
         )  # fmt: skip
     if empty:
         report.note(f"no face: {frames.format_numbers(empty)} (fully transparent)")
@@ -436,7 +439,7 @@ def fit_directions(
 def _write(
     track: LatentTrack, rows: Any, character: Character, plate: frames.Clip | None, pattern: str,
     name: str, batch: int, done: Callable[[int], None], finish: Finish, mix: Mix | None,
-    space: str | None,
+    space: str | None, earlier: Mapping[int, Sequence[Path]] = {},
 ) -> list[int]:  # fmt: skip
     import numpy as np
 
@@ -455,9 +458,8 @@ def _write(
         attributes["reenact:style"] = mix.style.hash
     return rendering.write_frames(
         character.generator, track, np.flatnonzero(rows), pattern,
-        digest(track.smooth, track.quads, track.amount, track.landmarks, track.character, where,
-               finish, style),
-        attributes, plate, finish, space, batch=batch, done=done, mix=mix,
+        digest(track.character, where, finish, style), attributes, plate, finish, space,
+        batch=batch, done=done, mix=mix, earlier=earlier,
     )  # fmt: skip
 
 

@@ -2,10 +2,11 @@
 
     python -m server.worker STORE
 
-Both ways one line of JSON is one message. In: `{"run": {"id", "kind", "task"}}` and `{"stop": id}`;
-the end of input means that the front end is gone. Out: `{"job", "type", …}`, types `started`,
-`progress`, `note`, `file`, `log`, and to end a job one of `done`, `stopped`, `failed`, `no_space`,
-`corrupt`.
+Both ways one line of JSON is one message. In: `{"run": {"id", "kind", "task", "earlier"}}`, where
+`earlier` has hashes of frames by number, among which may be those that the job is to draw, and
+`{"stop": id}`; the end of input means that the front end is gone. Out: `{"job", "type", …}`, types
+`started`, `progress`, `note`, `file`, `log`, and to end a job one of `done`, `stopped`, `failed`,
+`no_space`, `corrupt`.
 """
 
 from __future__ import annotations
@@ -171,12 +172,14 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
     with only_one(folder / "lock", "Another worker is still busy with this job.", 60):
         here = {name: _fetch(root, folder / "in", name, part)
                 for name, part in protocol.parts(task)}  # fmt: skip
+        earlier = {int(number): [store.file_path(root, hash) for hash in hashes]
+                   for number, hashes in job["earlier"].items()}  # fmt: skip
         report = EventReport(front)
         front.tell("started", device=tasks.device())
         batch = getattr(task, "batch", 1)
         while True:
             try:
-                return _do(root, task, here, out, report, characters)
+                return _do(root, task, here, out, report, characters, earlier)
             except (MemoryError, RuntimeError) as error:
                 if batch == 1 or (isinstance(error, RuntimeError) and "memory" not in str(error)):
                     raise
@@ -187,7 +190,7 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
 
 def _do(
     root: Path, task: protocol.Task, here: dict[str, Path], out: Path, report: EventReport,
-    characters: Characters,
+    characters: Characters, earlier: dict[int, list[Path]],
 ) -> dict[str, Any]:  # fmt: skip
     def made(name: str, path: Path, number: int = 0) -> None:
         hash, size = store.add_file(root, path)
@@ -271,7 +274,7 @@ def _do(
     sheet = out / "sheet.png" if task.sheet else None
     numbers, empty = tasks.render(
         task, track, who, clips.get("plate"), pattern, report, movie, sheet, clips.get("truth"),
-        drawn, here.get("style"),
+        drawn, here.get("style"), earlier,
     )  # fmt: skip
     for extra in (movie, sheet):
         if extra is not None:

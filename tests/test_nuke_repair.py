@@ -18,7 +18,9 @@ from reenact.repairs import WrongLine, as_line, as_ranges, parse, ranges
 from running_server import Server
 from small_shot import FIRST, FRAMES, LOST, WRONG, small_shot
 
+from core import frames
 from core.latent_track import LatentTrack, load_track
+from server import store
 
 LAST = FIRST + FRAMES - 1
 NUMBERS = range(FIRST, LAST + 1)
@@ -217,6 +219,20 @@ def test_what_is_wrong_with_a_list_is_said_with_its_line(
         amount = load_track(node["track"].value()).amount
         assert np.flatnonzero(amount != 1).tolist() == [2, 3]
         assert amount[2] == np.float32(0.25)
+        # Another amount of two frames: the others are not drawn again.
+        with server.client() as client:
+            drawn = next(job["id"] for job in client.jobs() if job["kind"] == "render")
+            stored = {file["number"]: store.file_path(server.folder / "store", file["hash"])
+                      for file in client.status(drawn)["files"]}  # fmt: skip
+        for path in stored.values():
+            assert frames.copy_exr(path, path, {"mark": "drawn before"})
+        said("submit", repairs="amount 1003-1004 keys 0.5")
+        shown = node.node("Result")["file"]
+        specs = {number: ImageBuf(shown.evaluate(number)).spec() for number in NUMBERS}
+        again = [n for n, spec in specs.items() if spec.getattribute("mark") is None]
+        assert again == [1003, 1004]
+        names = {spec.getattribute("reenact:track") for spec in specs.values()}
+        assert names == {Path(node["run"].value()).name}
         (tmp_path / "away.json").write_bytes((Path(track).parent / "run.json").read_bytes())
         (Path(track).parent / "run.json").unlink()
         assert "The result of Reenact1 is gone or damaged" in said("measure")

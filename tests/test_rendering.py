@@ -315,9 +315,63 @@ def test_frames_of_the_task_are_kept_and_those_of_another_replaced(
     assert frame.metadata["reenact:character"] == "abc"
     assert frame.data_window != frames.Window(0, 0, clip.width, clip.height)
     assert frames.read_frame(written, 1010).alpha.max() == 0
+    tasks = [frames.read_frame(written, n).metadata["reenact:task"] for n in numbers]
+    assert len(set(tasks)) == 5
     write(1, "second")
-    assert frames.read_frame(written, 1001).metadata["reenact:task"] == "second"
-    assert frames.read_frame(written, 1002).metadata["reenact:task"] == "first"
+    again = [frames.read_frame(written, n).metadata["reenact:task"] for n in numbers]
+    assert again[0] not in tasks
+    assert again[1:] == tasks[1:]
+
+
+def test_only_frames_that_look_otherwise_after_a_repair_are_drawn_again(
+    generator: Generator, plate: tuple, tmp_path: Path
+) -> None:
+    """The others are copied, and are what drawing them would give."""
+    clip, _, quad = plate
+    numbers = list(range(1001, 1009))
+    before = replace(track_of(generator, numbers, quad), fps=4.0)
+    codes = before.smooth.copy()
+    codes[3] = codes[3] + 1
+    amount = before.amount.copy()
+    amount[7] = 0.5
+    after = replace(before, smooth=codes, amount=amount)
+
+    def write(name: str, track: LatentTrack, task: str, *earlier: str) -> list[int]:
+        """The frames that were drawn: a copy keeps the mark that its source was given."""
+        pattern = str(tmp_path / name / "out.####.exr")
+        there = {n: [Path(frames.frame_path(str(tmp_path / e / "out.####.exr"), n))
+                     for e in earlier] for n in numbers}  # fmt: skip
+        rendering.write_frames(
+            generator, track, np.arange(8), pattern, task,
+            {"reenact:track": name} | ({} if earlier else {"made": "here"}), clip,
+            rendering.Finish(match=0.5, grain=0.5), batch=1, earlier=there,
+        )  # fmt: skip
+        made = frames.open_clip(pattern)
+        return [n for n in numbers
+                if ("made" in frames.read_frame(made, n).metadata) != bool(earlier)]  # fmt: skip
+
+    assert write("first", before, "t") == numbers
+    assert write("fresh", after, "t") == numbers
+    damaged = tmp_path / "bad" / "out.1001.exr"
+    damaged.parent.mkdir()
+    content = (tmp_path / "first" / "out.1001.exr").read_bytes()
+    damaged.write_bytes(content[: len(content) // 2])
+    # Match and outlines are steadied over so many frames; the amount is one frame's alone.
+    assert write("second", after, "t", "bad", "first") == [1003, 1004, 1005, 1008]
+    assert write("other", before, "u", "first") == numbers  # another plate, style, finish
+    for number in numbers:
+        ours, theirs = (oiio.ImageBuf(str(tmp_path / n / f"out.{number}.exr"))
+                        for n in ("second", "fresh"))  # fmt: skip
+        assert ours.spec().channelformats == theirs.spec().channelformats
+        assert ours.roi_full == theirs.roi_full
+        assert (ours.roi.xbegin, ours.roi.ybegin) == (theirs.roi.xbegin, theirs.roi.ybegin)
+        np.testing.assert_array_equal(ours.get_pixels(), theirs.get_pixels())
+        facts = [{a.name: a.value for a in b.spec().extra_attribs} for b in (ours, theirs)]
+        assert facts[0].pop("reenact:track") == "second"
+        assert facts[1].pop("reenact:track") == "fresh"
+        assert facts[1].pop("made") == "here"
+        assert facts[0].keys() - {"made"} == facts[1].keys()
+        assert facts[0]["reenact:task"] == facts[1]["reenact:task"]
 
 
 @pytest.mark.parametrize("space", [None, "lin_rec709", "ACES2065-1", "sRGB - Texture"])
