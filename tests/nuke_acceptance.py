@@ -108,7 +108,7 @@ def knobs_are_what_the_plugin_takes_them_for():
     merge.setInput(1, node)
     assert [n.name() for n in host.above(merge)] == [read.name(), node.name()]
     host.show(node, "next", "Show log")
-    return {"plate": repr(plate), "project": repr(host.project()), "range": host.input_range(node)}
+    return [repr(one) for one in (plate, host.project(), host.connected(node))]
 
 
 @check
@@ -140,7 +140,8 @@ def the_comp_leaves_the_plate_as_it_is_at_amount_0_and_renders_with_everything_o
     node.setInput(0, plate)
     node.setInput(1, face)
     for knob, value in (("erode", -3), ("soften", 4), ("match", 0.5), ("edge_blend", 0.5),
-                        ("shutter", 180), ("grain", 1), ("mouth_amount", 0.5)):  # fmt: skip
+                        ("shutter", 180), ("grain", 1), ("mouth_amount", 0.5),
+                        ("hair_amount", 0.5)):  # fmt: skip
         node[knob].setValue(value)
     step = plate.width() / 20
     at = [(int(x * step) + 0.5, int(y * step) + 0.5) for x, y in ((3, 3), (8, 7), (15, 4))]

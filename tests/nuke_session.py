@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -62,6 +64,24 @@ def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serv
 def freeze(server: Server, how: signal.Signals = signal.SIGSTOP) -> None:
     assert server.process is not None
     server.process.send_signal(how)
+
+
+@contextmanager
+def slow(server: Server) -> Iterator[None]:
+    """A server that does something for a third of the time only."""
+    ended = Event()
+
+    def hold_up() -> None:
+        while not ended.wait(0.1):
+            freeze(server)
+            ended.wait(0.2)
+            freeze(server, signal.SIGCONT)
+
+    thread = Thread(target=hold_up)
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
 
 
 def logic() -> ModuleType:

@@ -520,6 +520,12 @@ class Node:
     def width(self):
         return self._session._picture(self, self._session._frame)["red"].shape[1]
 
+    def format(self):
+        try:
+            return Format(self._session._picture(self, self._session._frame)["red"].shape)
+        except RuntimeError:  # no such file
+            return Format((1080, 1920))
+
     def metadata(self):
         return self._session._metadata(self)
 
@@ -544,6 +550,17 @@ class Group(Node):
         first, _, rest = name.partition(".")
         found = next((n for n in self._children if n.name() == first), None)
         return found.node(rest) if rest and found is not None else found
+
+
+class Format(_Main):
+    def __init__(self, shape) -> None:
+        self._shape = shape
+
+    def width(self):
+        return self._shape[1]
+
+    def height(self):
+        return self._shape[0]
 
 
 class Root(Group):
@@ -633,7 +650,7 @@ class Session:
         }  # fmt: skip
         for name, value in names.items():
             setattr(module, name, self._guarded(name, value) if callable(value) else value)
-        for kind in (Node, Group, Root, OutputContext, Menu, *_knob_classes()):
+        for kind in (Node, Group, Root, Format, OutputContext, Menu, *_knob_classes()):
             setattr(module, kind.__name__, kind)
         module.Undo = type("Undo", (), {
             "disable": staticmethod(lambda: self._switch_undo(1)),

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from unittest.mock import patch
 import nuke_standin
 import numpy as np
 import pytest
-from nuke_session import copy_of, logic, read_node, state, under, until, until_said
+from nuke_session import copy_of, logic, read_node, slow, state, under, until, until_said
 from nuke_standin import Node, Session
 from OpenImageIO import UINT8, ImageBuf
-from reenact import client, protocol, runs
+from reenact import __version__, client, protocol, runs, thumbnails
 from running_server import FRAMES, Server, inputs, wait_for
 
 from core import colour
@@ -25,6 +26,7 @@ from core.latent_track import load_track
 from core.synthetic import performer
 
 FIRST, LAST = 1001, 1000 + FRAMES
+GIZMOS = Path(__file__).parents[1] / "gizmos"
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +142,14 @@ def test_a_scan_becomes_a_character_that_the_next_node_finds(
     node = under(session, "ReenactPersonalize", scan)
     session.press(node, "submit")
     assert "agreed" in node["state"].value()  # nothing without consent
-    for knob, value in {"who": "nobody: synthetic", "agreed": True, "count": 8, "steps": 3,
-                        "refine": 1, "result_name": "Anna B."}.items():  # fmt: skip
+    for knob, value in {"who": "nobody: synthetic", "agreed": True, "refine": 1,
+                        "result_name": "Anna B."}.items():  # fmt: skip
+        session.set(node, knob, value)
+    for quality, count, steps in (("preview", 60, 300), ("production", 250, 2000)):
+        session.set(node, "quality", quality)
+        settings = logic().order(node).settings
+        assert (settings["count"], settings["steps"]) == (count, steps)
+    for knob, value in {"count": 8, "steps": 3}.items():
         session.set(node, knob, value)
     session.press(node, "submit")
     until(session, node, "done")
@@ -166,6 +174,51 @@ def test_a_scan_becomes_a_character_that_the_next_node_finds(
     assert str(fetched.with_suffix(".png")) in driving["thumbnail"].value()
 
 
+# -- what the knobs do ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", sorted(p.stem for p in GIZMOS.glob("*.gizmo")))
+def test_every_button_of_a_new_node_says_what_it_lacks(
+    session: Session, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the shipped text, where there is no input, no script on disk, no server, no plugin."""
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setenv("REENACT_HOME", str(tmp_path / "nobody"))
+    node = session.module.createNode(kind)
+    said = node["state" if node.knob("state") else "baked"]
+    buttons = [knob for knob in node.knobs().values() if knob.Class() == "PyScript_Knob"]
+
+    def quiet() -> bool:
+        return logic()._news.empty() and not any(e.is_alive() for e in logic()._errands)
+
+    for button in buttons:
+        if button.visible():
+            session.press(node, button.name())
+            session.pump(quiet, 60, "the answer")
+            assert said.value().endswith("."), button.name()
+    assert opened == session.messages == []
+    if kind != "ReenactComp":
+        assert node["versions"].value() == f"plugin {__version__}, protocol 1, Nuke 15.1v3"
+        logic()._show(node, runs.News(node["reenact_id"].value(), "failed", "It failed.", "log"))
+        assert node["next"].label() == "Show log"
+        session.press(node, "next")
+        assert opened == [(tmp_path / "nobody/store/logs/server.log").as_uri()]
+    with patch.dict("sys.modules", {"reenact.nodes": None}):
+        for button in buttons:
+            button.execute()
+    assert len(session.messages) == len(buttons)
+    assert all("plugin does not load" in message for message in session.messages)
+
+
+def test_progress_is_stage_loss_and_time_left() -> None:
+    event = {"stage": "tuning", "done": 300, "total": 1200, "figures": {"loss": 0.01234}}
+    text = "Tuning: 300 of 1200, loss 0.0123"
+    assert runs.progress_text(event, 130.0, (100.0, 0.0)) == f"{text}, 90 s left"
+    assert runs.progress_text(event, 400.0, (100.0, 0.0)) == f"{text}, 15 min left"
+    assert runs.progress_text(event, 400.0, (100.0, 300.0)) == text  # no speed yet
+
+
 # -- what is sent --------------------------------------------------------------------------------
 
 
@@ -177,6 +230,14 @@ def test_the_files_of_a_plain_read_are_sent_as_they_are(
     assert source.numbers == list(range(FIRST, LAST + 1))  # handles end where the plate does
     assert source.paths == [frame_path(given[1], n) for n in source.numbers]
     assert source.space == "srgb_tx"  # Nuke's own sRGB
+    assert logic().order(node).settings["neutral"] == "auto"
+    for knob, value in {"neutral": "pair", "neutral_driving": FIRST + 1, "neutral_scan": 4}.items():
+        node[knob].setValue(value)
+    assert "at" not in logic().order(node).settings
+    node["at"].setValue((50, 30))  # in Nuke from the bottom left, for the server from the top left
+    settings = logic().order(node).settings
+    height = session.look(node.input(0), FIRST)["red"].shape[0]
+    assert (settings["neutral"], settings["at"]) == (f"{FIRST + 1}:4", [50, height - 30])
     root = session.module.root()
     root["colorManagement"].setValue("OCIO")
     root["OCIO_config"].setValue("aces_1.2")
@@ -197,8 +258,13 @@ def test_what_is_upstream_is_rendered_at_full_size_as_raw_half(
     root["proxy"].setValue(True)
     steps = len(session._undo)
     source = logic().order(node).source
-    assert root["proxy"].value() is True
-    assert len(session._undo) == steps
+    read["file"].setValue("/nowhere.####.png")
+    session.press(node, "submit")
+    assert "The input could not be rendered" in node["state"].value()
+    read["file"].setValue(given[1])
+    write = node.node("Source")  # none of it stays, whatever comes of it
+    assert (root["proxy"].value(), write["file"].value()) == (True, "")
+    assert len(session._undo) == steps + 2  # the test's own
     assert (source.space, source.numbers) == ("lin_rec709", [FIRST])
     exr = ImageBuf(source.paths[0])
     assert str(exr.spec().format) == "half"
@@ -271,6 +337,39 @@ def test_a_deleted_node_gets_its_result_when_undo_brings_it_back(
     assert session.look(node, FIRST)["alpha"].max() > 0.9
 
 
+SECOND = """
+import sys
+import nuke_standin
+from nuke_session import until
+with nuke_standin.running() as session:
+    session.module.scriptOpen(sys.argv[1])
+    node = session.module.toNode("Reenact1")
+    until(session, node, "done")
+    print(node["run"].value(), node["reenact_id"].value())
+    assert session.look(node, 1001)["alpha"].max() > 0.9
+"""
+
+
+def test_a_second_nuke_follows_the_same_job(
+    session: Session, server: Server, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    node = shot(session, given, tmp_path, first=FIRST, last=FIRST + 2, steps=12)
+    session.press(node, "submit")
+    until(session, node, "running")
+    session.module.scriptSaveAs(str(tmp_path / "shot.nk"), True)
+    command = [sys.executable, "-c", SECOND, str(tmp_path / "shot.nk")]
+    paths = os.pathsep.join(path for path in sys.path if path)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths}
+    ) as second:
+        until(session, node, "done")
+        said, _ = second.communicate(timeout=200)
+    assert second.returncode == 0
+    assert said.split() == [node["run"].value(), node["reenact_id"].value()]
+    assert len(list(Path(node["run"].value()).glob("*.exr"))) == 3
+    assert len(list((tmp_path / "reenact").iterdir())) == 1
+
+
 def test_cancel_keeps_what_is_done_and_resume_goes_on(
     session: Session, server: Server, given: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -289,8 +388,8 @@ def test_cancel_keeps_what_is_done_and_resume_goes_on(
 def test_every_trouble_lands_on_the_node(
     session: Session, own_server: Server, given: tuple[Path, str], tmp_path: Path
 ) -> None:
-    """No server, a frozen one, a dying one; the wrong version, file, character. Nuke is never held
-    up: where the server does not answer, it would be for seconds."""
+    """No server, a frozen one, a slow one, a dying one; the wrong version, file, character. Nuke
+    is never held up: where the server does not answer, it would be for seconds."""
     node = shot(session, given, tmp_path)
     session.longest = 0.0
     session.press(node, "submit")
@@ -300,14 +399,18 @@ def test_every_trouble_lands_on_the_node(
     own_server.start()
     process = own_server.process
     assert process is not None
-    with patch.object(protocol, "VERSION", 2):
-        session.press(node, "submit")
-        until(session, node, "failed")
-        until_said(session, node, "Update the server")
+    for version, side in ((2, "server"), (0, "plugin")):
+        with patch.object(protocol, "VERSION", version):
+            session.press(node, "submit")
+            until_said(session, node, f"Update the {side}")
+            until(session, node, "failed")
     process.send_signal(signal.SIGSTOP)
     session.press(node, "submit")
     until(session, node, "failed")
     process.send_signal(signal.SIGCONT)
+    with slow(own_server):
+        session.press(node, "list_characters")
+        until_said(session, node, "0 characters on the server.")
     session.set(node, "character", str(tmp_path / "gone.character"))
     session.press(node, "submit")
     until_said(session, node, "There is no character")
@@ -362,10 +465,11 @@ def test_the_button_starts_the_server_and_goes_on(
 def test_a_terminal_submits_at_once_and_a_render_asks_no_server(
     server: Server, given: tuple[Path, str], tmp_path: Path
 ) -> None:
-    with nuke_standin.running(gui=False) as session:
+    with nuke_standin.running(gui=False, views=("left", "right")) as session:
         nuke = session.module
         node = shot(session, given, tmp_path, first=FIRST, last=FIRST + 1, steps=11)
         session.press(node, "submit")
+        assert node["state"].value() == "Reenact1_v001: 2 frames, view left."
         assert state(node) == "done"
         assert any(line.strip() for line in session.said), session.said  # it tells how it goes
         nuke.scriptSaveAs(str(tmp_path / "shot.nk"), True)
@@ -406,6 +510,7 @@ def test_the_panel_lists_jobs_with_their_nodes(
     session: Session, server: Server, given: tuple[Path, str], tmp_path: Path
 ) -> None:
     panel = importlib.import_module("reenact.panel").Jobs()
+    thumbnails.make(given[0])
     node = shot(session, given, tmp_path, steps=300)
     session.press(node, "submit")
     until_said(session, node, "Solving: ")
@@ -417,6 +522,7 @@ def test_the_panel_lists_jobs_with_their_nodes(
 
     session.pump(lambda: cell(0) == "Reenact1" and "solving" in cell(3), 60, "the job")
     assert cell(2) == "running"
+    assert not panel.table.item(0, 0).icon().isNull()
     picture = tmp_path / "panel.png"
     assert panel.grab().save(str(picture))
     assert ImageBuf(str(picture)).roi.width == 700

@@ -8,7 +8,7 @@ import contextlib
 import os
 import tempfile
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, cast
+from typing import Any, Callable, Dict, Iterator, List, Optional, cast
 
 import nuke
 
@@ -47,6 +47,15 @@ class Plate:
     space: str
     first: int
     last: int
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Of a node's output: the frames that it has, and its format's height at full size, px."""
+
+    first: int
+    last: int
+    height: int
 
 
 # -- the session ---------------------------------------------------------------------------------
@@ -212,10 +221,12 @@ def paste(beside: Node, text: str, under: Optional[Node]) -> str:
 # -- pictures ------------------------------------------------------------------------------------
 
 
-def input_range(node: Node) -> Optional[Tuple[int, int]]:
-    """First and last frame of what is connected; None if nothing is."""
+def connected(node: Node) -> Optional[Extent]:
+    """How far what is connected reaches; None if nothing is."""
     above = node.input(0)
-    return (above.firstFrame(), above.lastFrame()) if above is not None else None
+    if above is None:
+        return None
+    return Extent(above.firstFrame(), above.lastFrame(), above.format().height())
 
 
 def plate(node: Node) -> Optional[Plate]:
@@ -244,20 +255,22 @@ def plate_files(plate: Plate, numbers: List[int], view: str) -> List[str]:
 
 
 def render(write: Node, pattern: str, first: int, last: int, view: str) -> None:
-    """Has a Write inside one of our nodes write frames at full size, whatever the proxy is.
+    """Has a Write inside one of our nodes write frames at full size, whatever the proxy is. Both
+    are left as they were: a Write that has a file would be rendered with all others.
 
     Raises:
         RuntimeError: what Nuke says, also where the artist cancels.
     """
-    proxy = nuke.root()["proxy"]
-    before = proxy.value()
+    changes = [(nuke.root()["proxy"], False), (write["file"], pattern)]
+    before = [knob.value() for knob, _ in changes]
     with _no_undo():
         try:
-            proxy.setValue(False)
-            write["file"].setValue(pattern)
+            for knob, value in changes:
+                knob.setValue(value)
             nuke.execute(write, first, last, 1, [view])
         finally:
-            proxy.setValue(before)
+            for (knob, _), value in zip(changes, before):
+                knob.setValue(value)
 
 
 def show_files(read: Node, pattern: str, first: int, last: int) -> None:

@@ -254,10 +254,10 @@ def list_styles(node: Node) -> None:
 
 def input_range(node: Node) -> None:
     """Sets the range to that of the input."""
-    found = host.input_range(node)
+    found = host.connected(node)
     if found is not None:
-        host.put(node, "first", found[0])
-        host.put(node, "last", found[1])
+        host.put(node, "first", found.first)
+        host.put(node, "last", found.last)
 
 
 def open_results(node: Node) -> None:
@@ -355,8 +355,8 @@ def order(node: Node, only: Optional[int] = None) -> Order:
     first, last = (only, only) if only is not None else _range(node)
     settings: Dict[str, Any] = {}
     x, y = host.get(node, "at")
-    if x or y:
-        settings["at"] = [float(x), float(y)]
+    if x or y:  # Nuke counts from the bottom
+        settings["at"] = [float(x), _connected(node).height - float(y)]
     if personal:
         who = str(host.get(node, "who")).strip()
         if not who or not host.get(node, "agreed"):
@@ -383,11 +383,9 @@ def order(node: Node, only: Optional[int] = None) -> Order:
 
 def _source(node: Node, name: str, folder: Path, first: int, last: int, handles: int = 0) -> Source:
     """The input's own files, or what Nuke renders of it."""
-    found = host.input_range(node)
-    if found is None:
-        raise Wrong("Connect the input.")
-    begin = min(first, max(first - handles, found[0]))
-    numbers = list(range(begin, max(last, min(last + handles, found[1])) + 1))
+    found = _connected(node)
+    begin = min(first, max(first - handles, found.first))
+    numbers = list(range(begin, max(last, min(last + handles, found.last)) + 1))
     if begin < 0:
         raise Wrong("Frames before 0 can't be used. Move the clip, or choose a later first frame.")
     project, plate = host.project(), host.plate(node)
@@ -399,6 +397,7 @@ def _source(node: Node, name: str, folder: Path, first: int, last: int, handles:
     elif how == "files" and plate is None:
         raise Wrong("The input is no plain Read. Set the source to auto, or to render.")
     config = "" if project.config == "nuke-default" else project.config
+    facts = {"working": project.space, "view": view if len(project.views) > 1 else ""}
     if plate is not None:
         inside = [n for n in numbers if plate.first <= n <= plate.last]
         space = plate.space or project.space
@@ -406,7 +405,7 @@ def _source(node: Node, name: str, folder: Path, first: int, last: int, handles:
             space = NUKE_SPACES.get(space, "")
         if inside and (space or how == "files"):
             files = host.plate_files(plate, inside, view)
-            return Source(files, inside, space, config, files[0], project.space)
+            return Source(files, inside, space, config, files[0], **facts)
     where = folder / "sources" / f"{name}_{_id(node)[:8]}"
     where.mkdir(parents=True, exist_ok=True)
     pattern = (where / f"{name}.%04d.exr").as_posix()
@@ -415,17 +414,25 @@ def _source(node: Node, name: str, folder: Path, first: int, last: int, handles:
     except RuntimeError as error:
         raise Wrong(f"The input could not be rendered: {error}") from error
     files = [pattern % n for n in numbers]
-    return Source(files, numbers, project.space, config, host.name(node), project.space)
+    return Source(files, numbers, project.space, config, host.name(node), **facts)
 
 
 # Nuke's own colour spaces (Project Settings, colour management: Nuke) in the server's config.
 NUKE_SPACES = {"lin_rec709": "lin_rec709", "linear": "lin_rec709", "sRGB": "srgb_tx"}
 
 
+def _connected(node: Node) -> host.Extent:
+    found = host.connected(node)
+    if found is None:
+        raise Wrong("Connect the input.")
+    return found
+
+
 def _range(node: Node) -> Tuple[int, int]:
     first, last = int(host.get(node, "first")), int(host.get(node, "last"))
     if not first and not last:  # not set: all of the input
-        first, last = host.input_range(node) or (0, 0)
+        found = _connected(node)
+        first, last = found.first, found.last
     if last < first:
         raise Wrong(f"The range {first}-{last} ends before it starts.")
     return first, last

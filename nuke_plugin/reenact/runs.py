@@ -51,6 +51,7 @@ class Source:
         config: the OCIO config that it is a space of.
         name: what the artist calls them.
         working: the script's working space, which results come back in; empty: scene-linear.
+        view: the one that they are of, where the script has several.
     """
 
     paths: List[str]
@@ -59,6 +60,7 @@ class Source:
     config: str = ""
     name: str = ""
     working: str = ""
+    view: str = ""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class Run(Thread):
         )  # fmt: skip
         self._tell, self._told = tell, 0.0
         self._cancelled, self._left = Event(), Event()
-        self._job = ""
+        self._job = self._view = ""
         self.jobs: List[str] = []  # that it has had done so far
 
     def cancel(self) -> None:
@@ -255,6 +257,8 @@ class Run(Thread):
         version = Path(self.folder)
         try:
             plain = json.loads((version / "run.json").read_text())
+            view = plain.get("source", {}).get("view", "")
+            self._view = f", view {view}" if view else ""
             first = FIRST.get(plain["kind"], plain["kind"])
             return plain, protocol.build(protocol.TASKS[first], plain["task"])
         except (OSError, ValueError, KeyError):
@@ -283,7 +287,7 @@ class Run(Thread):
                 name.capitalize(): (str(version / f"{name}.png"), 1, 1)
                 for name in ("selection", "reconstruction")
             }
-            self._say("done", f"{character.name} is ready.", result=Result(
+            self._say("done", f"{character.name} is ready{self._view}.", result=Result(
                 {**_shown(character), "has_result": True}, reads=reads))  # fmt: skip
 
     def _reenact(
@@ -333,7 +337,7 @@ class Run(Thread):
         stopped: List[News] = []
         whole = self._follow(client, task, place, stopped.append)
         count = len(set(numbers))
-        text = f"{Path(self.folder).name}: {count} frame{'s' * (count != 1)}."
+        text = f"{Path(self.folder).name}: {count} frame{'s' * (count != 1)}{self._view}."
         news = News(self.id, "done", text) if whole else stopped[-1]
         if numbers:
             knobs: Dict[str, Any] = {f"has_{read.lower()}": True}
