@@ -3,10 +3,10 @@
     python -m server.worker STORE
 
 Both ways one line of JSON is one message. In: `{"run": {"id", "kind", "task", "earlier"}}`, where
-`earlier` has hashes of frames by number, among which may be those that the job is to draw, and
-`{"stop": id}`; the end of input means that the front end is gone. Out: `{"job", "type", …}`, types
-`started`, `progress`, `note`, `file`, `log`, and to end a job one of `done`, `stopped`, `failed`,
-`no_space`, `corrupt`.
+`earlier`, if it is there, has hashes of frames by number, among which those may be that the job is
+to draw, and `{"stop": id}`; the end of input means that the front end is gone. Out:
+`{"job", "type", …}`, types `started`, `progress`, `note`, `file`, `log`, and to end a job one of
+`done`, `stopped`, `failed`, `no_space`, `corrupt`.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
         here = {name: _fetch(root, folder / "in", name, part)
                 for name, part in protocol.parts(task)}  # fmt: skip
         earlier = {int(number): [store.file_path(root, hash) for hash in hashes]
-                   for number, hashes in job["earlier"].items()}  # fmt: skip
+                   for number, hashes in job.get("earlier", {}).items()}  # fmt: skip
         report = EventReport(front)
         front.tell("started", device=tasks.device())
         batch = getattr(task, "batch", 1)
