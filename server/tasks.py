@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from reenact import protocol
+from reenact import __version__, protocol
 
 from core import frames
 from core.digest import digest
@@ -283,7 +283,6 @@ def qc(
     import shutil
 
     import torch
-    from reenact import __version__
 
     from core import quality, recognition
     from core import report as reports
@@ -458,8 +457,9 @@ def _write(
         attributes["reenact:style"] = mix.style.hash
     return rendering.write_frames(
         character.generator, track, np.flatnonzero(rows), pattern,
-        digest(track.character, where, finish, style), attributes, plate, finish, space,
-        batch=batch, done=done, mix=mix, earlier=earlier,
+        # With the version: frames of one shot must not be drawn by two.
+        digest(__version__, track.character, where, finish, style), attributes, plate, finish,
+        space, batch=batch, done=done, mix=mix, earlier=earlier,
     )  # fmt: skip
 
 
