@@ -23,7 +23,7 @@ import zmq
 from interpreters import interpreter
 from OpenImageIO import ImageBuf, ImageOutput, ImageSpec
 from reenact import protocol
-from reenact.client import Client, NoServer, Pump, ServerError, find_server
+from reenact.client import Client, NoServer, Pump, ServerError, _Part, find_server
 from reenact.protocol import CHUNK, File
 from running_server import (
     FRAMES,
@@ -432,6 +432,33 @@ def test_transfers_go_on_where_a_killed_client_left_them(server: Server, tmp_pat
         assert told[0] > kept - 2 * CHUNK
         assert target.read_bytes() == big.read_bytes()
         assert not list(tmp_path.glob("*.part"))
+
+
+def test_two_programs_that_fetch_one_file_do_not_meet(tmp_path: Path) -> None:
+    """As two Nukes do that follow the same job."""
+    content = [os.urandom(CHUNK), os.urandom(100)]
+    path, whole = tmp_path / "frame.exr", b"".join(content)
+    hash = hashlib.blake2b(whole, digest_size=32).hexdigest()
+
+    def part() -> _Part:
+        return _Part(File(hash, len(whole)), path)
+
+    first = part()
+    first.write(content[0])
+    second = part()
+    assert second.come == 0  # not what the first one is at
+    first.write(content[1])
+    second.write(content[0])
+    assert first.finish()
+    assert path.read_bytes() == whole
+    second.write(content[1])
+    assert second.finish()
+    assert [*tmp_path.iterdir()] == [path]
+    assert path.read_bytes() == whole
+    cut = part()
+    cut.write(content[0])
+    cut.target.close()  # it died
+    assert part().come == CHUNK
 
 
 class Line:

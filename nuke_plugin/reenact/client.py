@@ -18,9 +18,11 @@ thread. A server that restarts, on another port even, is found again.
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
+import sys
 import time
 import uuid
 from collections import deque
@@ -575,9 +577,9 @@ class _Part:
 
     def __init__(self, file: File, path: Path) -> None:
         self.file, self.path = file, path
-        self.part = path.with_name(f".{path.name}.{file.hash[:12]}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.target = self.part.open("r+b" if self.part.exists() else "w+b", buffering=0)
+        name = f".{path.name}.{file.hash[:12]}"
+        self.part, self.target = _part_for_us(path.with_name(f"{name}.part"))
         self.sha = hashlib.blake2b(digest_size=32)
         self.asked = 0  # offset of the chunk to ask for next
         while self.asked < file.size and (chunk := self.target.read(CHUNK)):
@@ -600,10 +602,47 @@ class _Part:
             os.fsync(self.target.fileno())
         self.target.close()
         if whole:
-            os.replace(self.part, self.path)
+            try:
+                os.replace(self.part, self.path)
+            except FileNotFoundError:
+                if not self.path.exists():  # else another program was faster
+                    raise
         else:
-            self.part.unlink()
+            self.part.unlink(missing_ok=True)
         return whole
+
+
+def _part_for_us(part: Path) -> "Tuple[Path, io.FileIO]":
+    """Opens what has come of a file; where another program is at it, a part of our own."""
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+        target = io.FileIO(os.open(part, flags, 0o666), "r+")
+        if not _locked(target.fileno()):
+            target.close()
+            part = part.with_name(f"{part.stem}.{uuid.uuid4().hex[:8]}.part")
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(part), os.fstat(target.fileno())):
+                return part, target
+        target.close()  # it has just been put into its place
+
+
+def _locked(file: int) -> bool:
+    """Locks an open file, until it is closed; False: another program has."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True  # the file system has no locks
+    return True
 
 
 class _Download:
