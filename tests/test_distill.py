@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from core.alignment import ffhq_quads
 from core.facemesh import track
+from core.generator import Generator
 from core.generator.storage import NotAGenerator, load_generator, save_generator
-from core.synthetic import base, distill
+from core.synthetic import base, distill, performer
 from core.synthetic.parameters import INDEX, PARAMETERS, from_normal
 
 RECIPE = distill.Recipe(resolution=128, pictures=16, steps=6)
@@ -231,6 +232,72 @@ def test_the_mapping_learns_what_the_encoder_finds(
         assert torch.equal(a, b)
 
 
+def test_cues_say_where_the_face_is(folder: Path, pictures: distill.Pictures) -> None:
+    normals = pictures.normals.numpy().astype(np.float64)
+    cues = distill.cues(normals, np.load(folder / "align.npy")).numpy()
+    count = len(PARAMETERS)
+    names = list(performer.landmarks(from_normal(normals)[0]))
+    face = dict(
+        zip(names, cues[:, count : count + 20].reshape(16, 10, 2).swapaxes(0, 1), strict=True)
+    )
+    for i, name in enumerate(("eye_r", "eye_l", "mouth_r", "mouth_l")):
+        np.testing.assert_allclose(face[name], pictures.points[:, i], atol=0.04)
+    assert np.abs(cues[:, :count]).max() <= 1 + 1e-6
+    assert np.corrcoef(cues[:, INDEX["yaw"]], normals[:, INDEX["yaw"]])[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (24, 60), (60, 24)])
+def test_a_step_is_about_orthogonal(shape: tuple[int, int]) -> None:
+    """Against the singular value decomposition."""
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    turned = left.T @ distill._orthogonal(matrix) @ right.T
+    values = turned.diagonal()
+    assert values.min() > 0.3  # the smallest of a square matrix are far from 1 still
+    assert values.max() < 1.3
+    torch.testing.assert_close(turned, values.diag(), atol=1e-4, rtol=0)
+
+
+def test_regression_counts_errors_by_the_metric(tmp_path: Path) -> None:
+    """Two units in the middle can learn only what counts of four outputs."""
+    torch.manual_seed(5)
+    x = torch.randn(2000, 4)
+    network = distill._dense([4, 2, 4])
+    metric = torch.diag(torch.tensor([1.0, 1e-4, 1e-4, 1e-4]))
+    distill.regress(tmp_path, "few", network, x, x.roll(1, 1), metric, 600, 200, 2e-2)
+    with torch.no_grad():
+        off = (network(x) - x.roll(1, 1)).square().mean(0)
+    assert off[0] < 0.01
+    assert off[1:].sum() > 0.5
+    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").open()]
+    assert [line["few"] for line in logged] == [200, 400, 600]
+    assert logged[1]["error"] < logged[0]["error"]
+
+
+def test_a_taught_mapping_starts_from_what_it_knows_and_hears_no_noise(
+    folder: Path, tmp_path: Path, pictures: distill.Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "TAUGHT", 8192)
+    (tmp_path / "align.npy").write_bytes((folder / "align.npy").read_bytes())
+    recipe = replace(RECIPE, teacher_steps=1, taught_steps=0)
+    made, again, quiet = (copy.deepcopy(base.base_generator()) for _ in range(3))
+    quiet.mapping.get_parameter("fc0.weight").data[:, len(PARAMETERS) :] = 0
+
+    def mapped(generator: Generator, seed: int) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(seed)
+        return generator.mapping(distill.latents(pictures.normals, rng)).detach()
+
+    distill.teach_mapping(tmp_path, made, base.base_encoder(), pictures, pictures, recipe)
+    for seed in (1, 2):
+        torch.testing.assert_close(mapped(made, seed), mapped(quiet, 1))
+    with pytest.raises(SystemExit, match="Delete it"):
+        distill.teach_mapping(tmp_path, again, base.base_encoder(), pictures, pictures,
+                              replace(recipe, taught_steps=1))  # fmt: skip
+    distill.teach_mapping(tmp_path, again, base.base_encoder(), pictures, pictures, recipe)
+    for a, b in zip(made.parameters(), again.parameters(), strict=True):  # it was done
+        assert torch.equal(a, b)
+
+
 def test_all_stages_end_with_a_base_and_its_encoder(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,7 +306,8 @@ def test_all_stages_end_with_a_base_and_its_encoder(
     (tmp_path / "align.npy").write_bytes((folder / "align.npy").read_bytes())
     recipe = distill.Recipe(pictures=8, early_pictures=8, steps=2, encoder_steps=2,
                             autoencoder_steps=2, mapping_steps=2, joint_steps=2,
-                            last_encoder_steps=2)  # fmt: skip
+                            last_encoder_steps=2, teacher_steps=2, taught_steps=2)  # fmt: skip
+    monkeypatch.setattr(distill, "TAUGHT", 8192)
     distill.distill(tmp_path, recipe)
     made, header = load_generator(tmp_path / "base.safetensors")
     assert json.loads(header["recipe"])["joint_steps"] == 2
@@ -249,7 +317,8 @@ def test_all_stages_end_with_a_base_and_its_encoder(
     encoder = base.WEncoder(128)
     encoder.load_state_dict(load_file(tmp_path / "encoder.safetensors"))
     stages = [next(iter(json.loads(line))) for line in (tmp_path / "log.jsonl").open()]
-    assert stages == ["step", "encoder_step", "autoencoder", "mapping", "joint", "last_encoder"]
+    assert stages == ["step", "encoder_step", "autoencoder", "mapping", "joint", "last_encoder",
+                      "teacher", "taught", "psnr"]  # fmt: skip
     before = load_file(tmp_path / "base.safetensors")
     monkeypatch.setattr(distill, "loss", lambda *_: pytest.fail("trained again"))
     distill.distill(tmp_path, recipe)

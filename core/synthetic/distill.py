@@ -4,7 +4,7 @@
 
 Each picture is a draw of the performer's parameters, aligned as every clip is. The first entries
 of a latent z are the parameters' standard normals, the others are noise that the picture does not
-depend on, and |z|^2 = 512, so ordinary normal draws of z give ordinary people. Six stages:
+depend on, and |z|^2 = 512, so ordinary normal draws of z give ordinary people. Seven stages:
 
 1. The generator learns, supervised, the way from z to the picture.
 2. An encoder learns the way back, from a picture to its w.
@@ -14,9 +14,12 @@ depend on, and |z|^2 = 512, so ordinary normal draws of z give ordinary people. 
    picture.
 5. All three go on together, and what the landmark network sees counts too.
 6. The encoder alone goes on, now that the generator stays as it is.
+7. The mapping learns the encoder's w once more, from a teacher: a network that is told what the
+   mapping must find out for itself (`cues`) learns w from fewer pictures than there are draws,
+   and any number of draws can be put to it.
 
 Everything is kept in FOLDER: rendered pictures (shards), checkpoints, the log, sheets. Run the
-same line again and it goes on where it stopped (stage 4, some minutes, starts over).
+same line again and it goes on where it stopped (stages 4 and 7, some minutes each, start over).
 `base.safetensors` and `encoder.safetensors` there are the result.
 """
 
@@ -24,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import math
 import os
@@ -47,6 +51,7 @@ from core.facemesh import crop_roi, face_detector, face_mesh, to_picture
 from core.files import atomic_write
 from core.frames import write_png
 from core.generator import Architecture, Generator
+from core.generator.network import Dense
 from core.generator.storage import save_generator
 from core.objective import look
 from core.sheets import contact_sheet
@@ -58,6 +63,8 @@ SHARD = 512  # pictures per file
 HELD_OUT = 512  # the first shard is never trained on
 Z_DIM = 512
 CALIBRATION = 1536  # pictures on which MediaPipe's alignment is learnt
+
+TAUGHT = 983_040  # draws that the mapping is taught the w of
 
 CHECKPOINT_SECONDS = 180
 
@@ -79,6 +86,8 @@ class Recipe:
     mapping_steps: int = 8_000  # stage 4
     joint_steps: int = 6_000  # stage 5
     last_encoder_steps: int = 2_500  # stage 6
+    teacher_steps: int = 1_200  # stage 7, of 768 pictures
+    taught_steps: int = 3_000  # of 1024 draws
     seed: int = 1
     rate: float = 5e-2  # the mapping needs it: at 1e-2 it ends 1 dB lower at 32 px
     ema: float = 0.998
@@ -167,17 +176,48 @@ def render_aligned(
     """
     # At this size the face is about as large as in the aligned picture.
     plate = round(size * 1.5)
-    points = (_features(params) @ weights).reshape(-1, _POINTS, 2) * plate
-    quads = quads_from_points(points)
+    points, quads = _placed(params, weights)
+    inside = _inside(points, quads)
+    quads = quads * plate
     pictures = np.empty((len(params), size, size, 3), np.uint8)
     for i, p in enumerate(params):
         image = torch.from_numpy(performer.render(p, plate)).permute(2, 0, 1)[None].float()
         crop = warp(image, torch.from_numpy(quads[i])[None], size)[0]
         pictures[i] = crop.clamp(0, 255).round().permute(1, 2, 0).numpy()
+    return pictures, inside.astype(np.float32)
+
+
+def _placed(params: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Alignment points `[N, 4, 2]` and the squares `[N, 4, 2]` cut out, fractions of the plate."""
+    points = (_features(params) @ weights).reshape(-1, _POINTS, 2)
+    return points, quads_from_points(points)
+
+
+def _inside(points: np.ndarray, quads: np.ndarray) -> np.ndarray:
+    """Points `[N, K, 2]` in fractions of the squares `[N, 4, 2]`."""
     x, y = quads[:, 3] - quads[:, 0], quads[:, 1] - quads[:, 0]
     offset = points - quads[:, :1]
-    inside = np.stack([(offset * a[:, None]).sum(-1) / (a**2).sum(-1)[:, None] for a in (x, y)], -1)
-    return pictures, inside.astype(np.float32)
+    return np.stack([(offset * a[:, None]).sum(-1) / (a**2).sum(-1)[:, None] for a in (x, y)], -1)
+
+
+def cues(normals: np.ndarray, weights: np.ndarray) -> Tensor:
+    """What draws look like, in numbers that a network need not find out from their normals.
+
+    Args:
+        normals: `[N, P]`.
+        weights: of `calibrate`.
+
+    Returns:
+        `[N, P + 24]`: the parameters in [-1, 1], ten points of the face in fractions of the aligned
+        picture, that picture's upper edge and its upper left corner in fractions of the plate.
+    """
+    params = from_normal(normals)
+    face = np.array([[*performer.landmarks(p).values()] for p in params])
+    _, quads = _placed(params, weights)
+    edge = quads[:, 3] - quads[:, 0]
+    unit = (params - LOW) / (HIGH - LOW) * 2 - 1
+    seen = [unit, _inside(face, quads).reshape(len(params), -1), edge, quads[:, 0]]
+    return torch.from_numpy(np.concatenate(seen, 1).astype(np.float32))
 
 
 def _render_shard(folder: Path, index: int, seed: int, size: int) -> None:
@@ -368,7 +408,7 @@ def train(folder: Path, recipe: Recipe, data: Pictures, held_out: Pictures) -> G
         mirrored = torch.rand(batch, generator=rng) < 0.5
         target, normals, points = data.batch(indices, mirrored, resolution)
         w = generator.mapping(latents(normals, rng))
-        result = generator.synthesis(w, stop_at=resolution, half=torch.bfloat16, half_from=4)
+        result = generator.synthesis(w, stop_at=resolution, half=_half(device), half_from=4)
         error = loss(result.float(), target, points)
         optimiser.zero_grad()
         error.backward()
@@ -418,6 +458,17 @@ def score(generator: Generator, data: Pictures, size: int) -> dict[str, float]:
     names = ("psnr", "eye_psnr")
     return {n: round(float((-10 * torch.cat(e).log10()).mean()), 2)
             for n, e in zip(names, (whole, eyes), strict=True)}  # fmt: skip
+
+
+def _half(device: torch.device) -> torch.dtype | None:
+    """bfloat16, or on CPUs that would emulate it, ten times slower than float32, nothing."""
+    slow = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+    return None if slow else torch.bfloat16
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    half = _half(device)
+    return torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None)
 
 
 def _cosine(step: int, steps: int) -> float:
@@ -508,11 +559,11 @@ def train_encoder(
         indices = torch.randint(len(data.normals), (count,), generator=rng)
         target, normals, points = data.batch(indices, torch.rand(count, generator=rng) < 0.5, size)
         w = generator.mapping(latents(normals, rng))
-        with torch.autocast(device.type, torch.bfloat16):
+        with _autocast(device):
             guess = encoder(target.to(memory_format=torch.channels_last)).float()
         error = ((guess - w) / spread).abs().mean()
         if pictures:
-            made = generator.synthesis(guess, half=torch.bfloat16, half_from=4).float()
+            made = generator.synthesis(guess, half=_half(device), half_from=4).float()
             error = 0.2 * error + loss(made, target, points)
         optimiser.zero_grad()
         error.backward()
@@ -581,11 +632,11 @@ def train_jointly(
         rng = torch.Generator().manual_seed(7_000_003 + step)
         indices = torch.randint(len(data.normals), (8,), generator=rng)
         target, normals, points = data.batch(indices, torch.rand(8, generator=rng) < 0.5, size)
-        with torch.autocast(device.type, torch.bfloat16):
+        with _autocast(device):
             w = encoder(target[mapped:].to(memory_format=torch.channels_last)).float()
         if mapped:
             w = torch.cat([generator.mapping(latents(normals[:mapped], rng)), w])
-        made = generator.synthesis(w, half=torch.bfloat16, half_from=4).float()
+        made = generator.synthesis(w, half=_half(device), half_from=4).float()
         error = loss(made, target, points)
         if landmarks:
             error = error + landmarks * landmark_loss(made, target)
@@ -636,7 +687,7 @@ def sensitivity(
     for indices in seen.split(16):
         code = w[indices.to(w.device)].requires_grad_()
         weight, _ = weights_at(data.points[indices.to(w.device)], size)
-        made = generator.synthesis(code, half=torch.bfloat16, half_from=4).float()
+        made = generator.synthesis(code, half=_half(code.device), half_from=4).float()
         for draw in range(draws):
             noise = torch.randn(made.shape, generator=rng).to(made) * weight.sqrt()
             (gradient,) = torch.autograd.grad(
@@ -644,6 +695,26 @@ def sensitivity(
             )
             total += gradient.T @ gradient / (len(seen) * draws)
     return total
+
+
+def encode(encoder: WEncoder, data: Pictures, mirrored: bool) -> tuple[Tensor, Tensor]:
+    """Normals `[N, P]` of all pictures, or of their mirrored selves, and w `[N, 512]`."""
+    size, normals, found = data.pictures.shape[1], [], []
+    for indices in torch.arange(len(data.normals)).split(64):
+        picture, normal, _ = data.batch(indices, torch.full((len(indices),), mirrored), size)
+        picture = picture.to(memory_format=torch.channels_last)
+        with torch.no_grad(), _autocast(picture.device):
+            found.append(encoder(picture).float())
+        normals.append(normal)
+    return torch.cat(normals), torch.cat(found)
+
+
+def _metric(generator: Generator, w: Tensor, data: Pictures) -> Tensor:
+    """`sensitivity` so that knowing no more than the mean of w counts 1, and .01 for all directions
+    alike; the first codes are those of the pictures."""
+    shown = sensitivity(generator, w[: len(data.normals)], data)
+    shown = shown / (shown @ torch.cov(w.T)).trace()
+    return shown + torch.diag(0.01 / w.var(0) / w.shape[1])
 
 
 def fit_mapping(
@@ -671,19 +742,9 @@ def fit_mapping(
         mapping.load_state_dict(state["mapping"])
         return
     size = generator.architecture.resolution
-    normals, found = [], []
-    for mirrored in (False, True):
-        for indices in torch.arange(len(data.normals)).split(64):
-            flips = torch.full((len(indices),), mirrored)
-            picture, normal, _ = data.batch(indices, flips, size)
-            picture = picture.to(memory_format=torch.channels_last)
-            with torch.no_grad(), torch.autocast(picture.device.type, torch.bfloat16):
-                found.append(encoder(picture).float())
-            normals.append(normal)
-    normal, w = torch.cat(normals), torch.cat(found)
-    spread = w.std(0)
-    shown = sensitivity(generator, w[: len(data.normals)], data)
-    shown = shown / (shown @ torch.cov(w.T)).trace()  # 1 where the mapping gives only the mean
+    halves = [encode(encoder, data, mirrored) for mirrored in (False, True)]
+    normal, w = (torch.cat(part) for part in zip(*halves, strict=True))
+    metric = _metric(generator, w, data)
     optimiser = torch.optim.AdamW(mapping.parameters(), betas=(0.9, 0.99), weight_decay=5e-4)
     rng = torch.Generator().manual_seed(9_000_003)
     errors = []
@@ -694,7 +755,7 @@ def fit_mapping(
             )
         indices = torch.randint(len(w), (512,), generator=rng).to(w.device)
         off = mapping(latents(normal[indices], rng)) - w[indices]
-        error = ((off @ shown) * off).sum(1).mean() + 0.01 * (off / spread).square().mean()
+        error = ((off @ metric) * off).sum(1).mean()
         optimiser.zero_grad()
         error.backward()
         optimiser.step()
@@ -704,6 +765,148 @@ def fit_mapping(
                     **score(generator, held_out, size)}  # fmt: skip
             errors = []
             _log(folder, line)
+    _keep(path, task, mapping=mapping.state_dict())
+
+
+def _dense(sizes: list[int]) -> nn.Sequential:
+    """Layers with leaky ReLUs between them."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(sizes):
+        layer = nn.Linear(inputs, outputs)
+        nn.init.normal_(layer.weight, std=(2 / inputs) ** 0.5)
+        nn.init.zeros_(layer.bias)
+        layers += [layer, nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers[:-1])
+
+
+@torch.no_grad()
+def _orthogonal(matrix: Tensor) -> Tensor:
+    """About the nearest orthogonal matrix, by Muon's five steps of Newton-Schulz (Jordan 2024).
+
+    torch.optim.Muon takes them in bfloat16: seconds each on a CPU that has none.
+    """
+    if len(matrix) > matrix.shape[1]:
+        return _orthogonal(matrix.T).T
+    x = matrix / (matrix.norm() + 1e-7)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (2.0315 * square @ square - 4.775 * square) @ x
+    return x
+
+
+def regress(
+    folder: Path, name: str, network: nn.Sequential, x: Tensor, y: Tensor, metric: Tensor,
+    steps: int, batch: int, rate: float, decay: float = 0
+) -> None:  # fmt: skip
+    """Teaches a network of dense layers, in place, y of x.
+
+    Matrices move by Muon, biases by Adam.
+
+    Args:
+        folder: of the log.
+        name: in the log.
+        network: to teach.
+        x: `[N, X]`.
+        y: `[N, Y]`.
+        metric: `[Y, Y]`, of errors in y.
+        steps: to take.
+        batch: of a step.
+        rate: of both optimisers.
+        decay: share of the matrices, by step and rate, that is forgotten.
+    """
+    rng = torch.Generator().manual_seed(6_000_003)
+    matrices = [p for p in network.parameters() if p.ndim == 2]
+    momenta = [torch.zeros_like(m) for m in matrices]
+    adam = torch.optim.Adam([p for p in network.parameters() if p.ndim == 1], betas=(0.9, 0.99))
+    errors = []
+    for step in range(steps):
+        now = rate * min(1, (step + 1) / 50) * _cosine(step, steps)
+        adam.param_groups[0]["lr"] = now
+        indices = torch.randint(len(x), (batch,), generator=rng).to(x.device)
+        off = network(x[indices]) - y[indices]
+        error = ((off @ metric) * off).sum(1).mean()
+        network.zero_grad()
+        error.backward()
+        adam.step()
+        with torch.no_grad():
+            for matrix, momentum in zip(matrices, momenta, strict=True):
+                assert matrix.grad is not None
+                momentum.lerp_(matrix.grad, 0.05)
+                way = _orthogonal(matrix.grad.lerp(momentum, 0.95))
+                way = way * max(1, len(matrix) / matrix.shape[1]) ** 0.5
+                matrix.mul_(1 - decay * now).sub_(way, alpha=now)
+        errors.append(float(error.detach()))
+        if (step + 1) % 200 == 0 or step + 1 == steps:
+            _log(folder, {name: step + 1, "error": round(float(np.mean(errors)), 4)})
+            errors = []
+
+
+def teach_mapping(
+    folder: Path, generator: Generator, encoder: WEncoder, data: Pictures, held_out: Pictures,
+    recipe: Recipe
+) -> None:  # fmt: skip
+    """Teaches the mapping, in place, w of more draws than were ever rendered.
+
+    Mirrored pictures are left out: MediaPipe's alignment is not symmetric, so that a mirrored
+    picture lies up to a pixel beside the one that its parameters would be drawn and aligned to.
+
+    Args:
+        folder: has `align.npy`; keeps `taught.pt`, with which it is done.
+        generator: whose mapping starts from what it knows.
+        encoder: of that generator.
+        data: pictures, for the teacher.
+        held_out: pictures that only the log looks at.
+        recipe: says how long.
+    """
+    mapping, path = generator.mapping.requires_grad_(False), folder / "taught.pt"
+    weights = np.load(folder / "align.npy")
+    both = (*generator.state_dict().values(), *encoder.state_dict().values())
+    steps = (recipe.teacher_steps, recipe.taught_steps)
+    task = digest(*steps, TAUGHT, recipe.seed, weights, data.normals, *both)
+    if (state := _restore(path, task, data.points.device)) is not None:
+        mapping.load_state_dict(state["mapping"])
+        return
+    device = data.points.device
+    normals, w = encode(encoder, data, mirrored=False)
+    metric = _metric(generator, w, data)
+    known = cues(normals.cpu().numpy().astype(np.float64), weights).to(device)
+    mean, spread = known.mean(0), known.std(0)
+    torch.manual_seed(recipe.seed)
+    teacher = _dense([known.shape[1], 512, 512, w.shape[1]]).to(device)
+    centre = w.mean(0)
+    regress(folder, "teacher", teacher, (known - mean) / spread, w - centre, metric, steps[0], 768,
+            2e-2, 0.03)  # fmt: skip
+
+    draws, taught = [normals], [(known - mean) / spread]
+    for seed in range(TAUGHT // 8192):
+        fresh = draw_normals(recipe.seed * 100_003 + 50_000 + seed, 8192)
+        draws.append(torch.from_numpy(fresh.astype(np.float32)).to(device))
+        taught.append((cues(fresh, weights).to(device) - mean) / spread)
+    with torch.no_grad():
+        wanted = torch.cat([centre + teacher(part) for part in taught])
+
+    # The mapping's layers without their gains, and without the noise, which says nothing.
+    pupil = _dense([len(PARAMETERS), *[w.shape[1]] * mapping.layers]).append(nn.LeakyReLU(0.2))
+    layers = [
+        *zip(
+            (m for m in mapping.children() if isinstance(m, Dense)),
+            (m for m in pupil.to(device) if isinstance(m, nn.Linear)),
+            strict=True,
+        )
+    ]
+    gain = 2**0.5
+    with torch.no_grad():
+        for layer, dense in layers:
+            weight = layer.weight * (layer.weight_gain * gain)
+            dense.weight.copy_(weight[:, : dense.in_features])
+            dense.bias.copy_(layer.bias * (layer.bias_gain * gain))
+    regress(folder, "taught", pupil, torch.cat(draws), wanted, metric, steps[1], 1024, 1e-2)
+    with torch.no_grad():
+        for layer, dense in layers:
+            layer.weight.zero_()
+            layer.weight[:, : dense.in_features] = dense.weight / (layer.weight_gain * gain)
+            layer.bias.copy_(dense.bias / (layer.bias_gain * gain))
+    _log(folder, score(generator, held_out, generator.architecture.resolution))
     _keep(path, task, mapping=mapping.state_dict())
 
 
@@ -755,6 +958,7 @@ def distill(folder: Path, recipe: Recipe) -> None:
         folder, "last_encoder", generator, encoder, data, held_out, recipe.last_encoder_steps,
         (0, 3e-4),
     )  # fmt: skip
+    teach_mapping(folder, generator, encoder, data, held_out, recipe)
     write_png(folder / "pairs.png", pair_sheet(generator, held_out))
     with torch.no_grad():
         generator.mapping.w_avg.copy_(generator.mapping(z.to(device)).mean(0))
