@@ -17,6 +17,7 @@ from small_character import small_character
 from core.character import Character, load_character, save_character
 from core.directions import Direction, Directions, load_directions, save_directions
 from core.editing import BadEdit
+from core.facemesh.measures import MEASURES
 from core.keyframes import WrongKeys
 from core.latent_track import LatentTrack, load_track, save_track
 from core.rendering import decisive
@@ -161,7 +162,11 @@ def test_the_server_finds_directions(
     assert said["owner"] == load_character(folder / "me.character").hash
     found = load_directions(out)
     assert [*said["directions"]] == [*found.directions]
-    assert {"yaw", "smile"} <= found.directions.keys()
+    # What else eight faces learnt by heart can do differs from one kind of CPU to the next; it is
+    # found or said to be missing.
+    assert {"yaw", "pitch"} <= found.directions.keys()
+    missing = {note.removeprefix("no direction for ").split(":")[0] for note in found.notes}
+    assert found.directions.keys() ^ missing == {*MEASURES}
     assert len(notes) == len(found.notes)
     assert ImageBuf(str(sheet)).spec().width == 10 * 128
     method_cli.inspect(out)
