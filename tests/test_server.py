@@ -54,11 +54,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(running: Server) -> Server:
     """One server for the tests that leave it as it was."""
-    running = Server(tmp_path_factory.mktemp("server")).start()
-    yield running
-    assert running.stop() == 0
+    return running
 
 
 @pytest.fixture
