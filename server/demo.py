@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -100,12 +102,14 @@ def film(name: str, motion: np.ndarray, folder: Path, size: int, report: Report)
         old.unlink()  # it would be taken for a frame of this one
     space = colour.scene_linear_space()
     attributes = {"reenact:task": task, "FramesPerSecond": FPS}
-    with report.stage(f"film {name}") as tick:
-        for i, parameters in enumerate(motion):
-            path = Path(frames.frame_path(pattern, FIRST + i))
-            if frames.attribute(path, "reenact:task") != task:
-                picture = performer.render(parameters, size).astype(np.float32) / 127.5 - 1
-                pixels = colour.from_network(picture, space)
-                frames.write_exr(path, pixels, attributes=attributes)
+
+    def draw(i: int) -> None:
+        path = Path(frames.frame_path(pattern, FIRST + i))
+        if frames.attribute(path, "reenact:task") != task:
+            picture = performer.render(motion[i], size).astype(np.float32) / 127.5 - 1
+            frames.write_exr(path, colour.from_network(picture, space), attributes=attributes)
+
+    with report.stage(f"film {name}") as tick, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for i, _ in enumerate(pool.map(draw, range(len(motion)))):
             tick(i + 1, len(motion))
     return pattern

@@ -140,7 +140,7 @@ def _pose(f: np.void) -> tuple[np.ndarray, np.ndarray]:
 # The three below are compiled because numpy's matrix product wakes all of BLAS's threads for them.
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _place(
     points: np.ndarray, share: np.ndarray, rotation: np.ndarray, body: np.ndarray
 ) -> np.ndarray:
@@ -159,7 +159,7 @@ def _place(
     return out
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _turn(
     normals: np.ndarray, share: np.ndarray, rotation: np.ndarray, body: np.ndarray
 ) -> np.ndarray:
@@ -175,7 +175,7 @@ def _turn(
     return out
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _project(points: np.ndarray, size: int) -> np.ndarray:
     """Camera space to pixel x, y (down, centres at integers) and distance [N, 3]."""
     out = np.empty(points.shape, np.float32)
@@ -206,7 +206,7 @@ def _light(f: np.void) -> np.ndarray:
     return d / np.linalg.norm(d)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _seen_from(light: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Orthographic view along the light [N, 3]: map x, map y, distance."""
     flat = math.hypot(light[0], light[2])

@@ -98,7 +98,7 @@ def _noise(tiles: np.ndarray, k: int, x: float, y: float) -> float:
     return top + fy * (tiles[k, j1, i] * (1.0 - fx) + tiles[k, j1, i1] * fx - top)
 
 
-@njit(fastmath=True, cache=True)
+@njit(fastmath=True, cache=True, nogil=True)
 def rasterize(
     screen: np.ndarray,
     faces: np.ndarray,
@@ -149,7 +149,7 @@ def rasterize(
                         wb[yy, xx] = w1
 
 
-@njit(fastmath=True, cache=True)
+@njit(fastmath=True, cache=True, nogil=True)
 def depth_map(screen: np.ndarray, faces: np.ndarray, depth: np.ndarray) -> None:
     """Nearest distance only, for shadows; both sides cast."""
     height, width = depth.shape
@@ -182,7 +182,7 @@ def depth_map(screen: np.ndarray, faces: np.ndarray, depth: np.ndarray) -> None:
                         depth[yy, xx] = d
 
 
-@njit(fastmath=True, cache=True)
+@njit(fastmath=True, cache=True, nogil=True)
 def light_received(screen: np.ndarray, depth: np.ndarray, radius: float, attr: np.ndarray) -> None:
     """Share of the key light that reaches each vertex, softened over `radius` map pixels."""
     height, width = depth.shape
@@ -209,7 +209,7 @@ def light_received(screen: np.ndarray, depth: np.ndarray, radius: float, attr: n
         attr[q, LIT] = total / 16.0
 
 
-@njit(fastmath=True, cache=True)
+@njit(fastmath=True, cache=True, nogil=True)
 def paint_background(P: np.ndarray, tiles: np.ndarray, base: np.ndarray, out: np.ndarray) -> None:
     """Backdrop on a coarse square grid [n, n, 3], linear light; things come in mirrored pairs
     whose twin takes the negated layout, so that negating the layout mirrors the picture."""
@@ -279,7 +279,7 @@ def paint_background(P: np.ndarray, tiles: np.ndarray, base: np.ndarray, out: np
 SKIN, LIP, HAIR, BROW, IRIS_COLOUR, CLOTH, FRAME, KEY, SKY, GROUND, BEARD_COLOUR = range(11)
 
 
-@njit(fastmath=True, cache=True)
+@njit(fastmath=True, cache=True, nogil=True)
 def _eye(
     p: Any,
     tiles: np.ndarray,
@@ -369,7 +369,7 @@ def _eye(
     colour[2] += 0.9 * wet
 
 
-@njit(fastmath=True, cache=True)
+@njit(fastmath=True, cache=True, nogil=True)
 def _mouth_inside(
     p: Any,
     tiles: np.ndarray,
@@ -441,7 +441,7 @@ def _mouth_inside(
     colour[2] = b
 
 
-@njit(fastmath=True, cache=True)
+@njit(fastmath=True, cache=True, nogil=True)
 def shade_skin(
     P: np.ndarray,
     tiles: np.ndarray,
@@ -842,7 +842,7 @@ def shade_skin(
                 out[yy, xx, k] = value
 
 
-@njit(fastmath=True, cache=True)
+@njit(fastmath=True, cache=True, nogil=True)
 def shade_glasses(
     P: np.ndarray,
     pal: np.ndarray,
@@ -889,7 +889,7 @@ def shade_glasses(
             skin_depth[yy, xx] = depth[yy, xx]
 
 
-@njit(fastmath=True, cache=True)
+@njit(fastmath=True, cache=True, nogil=True)
 def shade_hair(
     P: np.ndarray,
     tiles: np.ndarray,
@@ -984,7 +984,7 @@ def shade_hair(
                 out[yy, xx, k] += (max(value, 0.0) - out[yy, xx, k]) * alpha
 
 
-@njit(fastmath=True, cache=True)
+@njit(fastmath=True, cache=True, nogil=True)
 def resolve(
     linear: np.ndarray, factor: int, tone: np.ndarray, scale: float, out: np.ndarray
 ) -> None:
