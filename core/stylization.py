@@ -35,7 +35,7 @@ from core.facemesh import track
 from core.frames import to_bytes, write_png
 from core.generator import Generator
 from core.objective import face_keypoints
-from core.personalization import EMBEDDED_RATE, RATE, Report
+from core.personalization import RATE, Report
 from core.pixel_programs import PROGRAMS
 from core.sheets import contact_sheet, spread
 from core.style import Style, StyleInfo, generator_digest, load_style, save_style, style_info
@@ -243,12 +243,13 @@ def _towards_pairs(
 # that it does not use (4 of 5 steps).
 NADA_RATE = 0.002 * 4 / 5
 NADA_BETAS = (0.0, 0.99 ** (4 / 5))
+_EMBEDDED = 10.0  # times the rate, for the embedded base: it was made at a higher one
 
 
 def _rate(character: Character, method: Method) -> float:
-    """Adam's rate; the embedded base was made at a higher one than those of real faces."""
+    """Adam's rate for a style."""
     embedded = character.info.base_hash == generator_digest(base_generator())
-    return (NADA_RATE if _by_clip(method) else RATE) * (EMBEDDED_RATE / RATE if embedded else 1)
+    return (NADA_RATE if _by_clip(method) else RATE) * (_EMBEDDED if embedded else 1)
 
 
 def _by_clip(method: Method) -> bool:

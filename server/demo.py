@@ -25,7 +25,7 @@ def demo(
     scan_frames: Annotated[int, typer.Option(min=24, help="Frames of the self-scan")] = 120,
     count: Annotated[int, typer.Option("--frames", min=2, help="Driving frames")] = 48,
     size: Annotated[int, typer.Option(min=64, max=1024, help="Plate height in px")] = 512,
-    steps: Annotated[int, typer.Option(min=1, help="Tuning steps")] = 500,
+    steps: Annotated[int, typer.Option(min=1, help="Tuning steps")] = 450,
     refine: Annotated[int, typer.Option(min=0, help="Steps on each anchor")] = 20,
     style_steps: Annotated[
         int, typer.Option(min=0, help="Training steps of each style; 0: no styles")
@@ -59,7 +59,7 @@ def demo(
         report.note(f"{character} is there already")
     else:
         method_cli.personalize(
-            scan=scan, output=character, count=64, steps=steps, refine=refine,
+            scan=scan, output=character, count=64, steps=steps, refine=refine, batch=4,
             consent="nobody: a synthetic person", local=local, json=json,
         )  # fmt: skip
     method_cli.solve(plate=plate, character=character, output=latents, local=local, json=json)

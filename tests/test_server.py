@@ -865,7 +865,7 @@ def test_a_worker_killed_in_tuning_gives_the_same_character(
     for number, parameters in enumerate(motion, 1):
         write_png(tmp_path / f"scan.{number:04d}.png", performer.render(parameters, 160))
     pattern = str(tmp_path / "scan.####.png")
-    task = protocol.Personalize(protocol.Clip(), "anna", "nobody", "", 12, 30, 1)
+    task = protocol.Personalize(protocol.Clip(), "anna", "nobody", "", 12, 12, 1)
     tasks.personalize(
         task, frames.open_clip(pattern), tmp_path / "local.character", Report(machine=True)
     )
