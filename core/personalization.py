@@ -30,7 +30,7 @@ from core.synthetic.base import base_encoder, base_generator
 SELECTION_SIZE = 256  # px at most, of the pictures that are compared for diversity
 HELD_OUT = 12  # frames at most that are not trained on, and tell how good the character is
 # Adam's rate at its highest. The embedded generator was made at 5e-2, and at 4e-2 learns a person
-# several times as fast as at 2e-3, the rate at which those of real faces were made.
+# more than twice as fast as at 2e-3, the rate at which those of real faces were made.
 EMBEDDED_RATE, RATE = 4e-2, 2e-3
 SCOPE = "facial reenactment of this person by the owner of this file"
 
