@@ -107,7 +107,7 @@ HAIR_FACES = _grid(HAIR_ROWS, HAIR_COLUMNS).astype(np.int32)
 # -- small functions shared by the kernels ---------------------------------------------------
 
 
-@njit(fastmath=True, inline="always")
+@njit(fastmath=True, cache=True, nogil=True)
 def smooth(a: float, b: float, x: float) -> float:
     """0 below a, 1 above b (or reversed), with zero slope at both."""
     t = (x - a) / (b - a)
@@ -115,7 +115,7 @@ def smooth(a: float, b: float, x: float) -> float:
     return t * t * (3.0 - 2.0 * t)
 
 
-@njit(fastmath=True, inline="always")
+@njit(fastmath=True, cache=True, nogil=True)
 def bump(d: float, s: float) -> float:
     """exp(-(d/s)^2), replaced by a polynomial that is 0 beyond 2 s."""
     t = 1.0 - 0.25 * (d / s) * (d / s)
@@ -125,7 +125,7 @@ def bump(d: float, s: float) -> float:
     return t * t
 
 
-@njit(fastmath=True, inline="always")
+@njit(fastmath=True, cache=True, nogil=True)
 def clip(x: float, a: float, b: float) -> float:
     return a if x < a else (b if x > b else x)
 
@@ -190,7 +190,7 @@ def hairline(p: Any, a: float) -> float:
     return y + (-0.66 - y) * smooth(1.62, 2.05, a)
 
 
-@njit(fastmath=True, inline="always")
+@njit(fastmath=True, cache=True, nogil=True)
 def _ring(p: Any, row: np.ndarray, s: float, c: float) -> tuple[float, float, float]:
     """Point of one ring at the angle with sine s and cosine c."""
     q = row[_SQUARE]

@@ -83,7 +83,7 @@ def _tone() -> np.ndarray:
 TONE = _tone()
 
 
-@njit(fastmath=True, inline="always")
+@njit(fastmath=True, cache=True, nogil=True)
 def _noise(tiles: np.ndarray, k: int, x: float, y: float) -> float:
     """Bilinear lookup, periodic, coordinates in tile pixels."""
     xf = math.floor(x)
