@@ -74,6 +74,7 @@ def reconstruction_loss(
     metric: Metric,
     lambda_pixel: float = 10.0,
     weight: Tensor | None = None,
+    target_maps: list[Tensor] | None = None,
 ) -> Tensor:
     """The terms of eq. 1, one per picture.
 
@@ -87,6 +88,7 @@ def reconstruction_loss(
         lambda_pixel: weight of the root-mean-square error of pixels in [0, 1].
         weight: `[B, 1, M, M]`, any M, what each pixel counts (on the average of a picture: 1).
             Where it is below 1 the metric, too, sees only that share of the difference.
+        target_maps: the metric's of `target`, where they are known already.
 
     Returns:
         `[B]`.
@@ -97,7 +99,7 @@ def reconstruction_loss(
         squares = squares * (weight / weight.mean((1, 2, 3), keepdim=True))
         made = torch.lerp(target, made, weight.clamp(max=1))
     pixels = (squares.mean((1, 2, 3)) + _EPSILON).sqrt()
-    return metric.distance(made, target) + lambda_pixel * pixels
+    return metric.distance(made, target, target_maps) + lambda_pixel * pixels
 
 
 @cpu.training()
@@ -154,6 +156,8 @@ def invert(
     for i, part in enumerate(parts):
         target = pictures[part.to(pictures.device)].to(device, torch.float32)
         weight = None if weights is None else weights[part].to(device, torch.float32)
+        with torch.no_grad():
+            maps = metric.maps(target)
         start = torch.zeros(len(part), a.w_dim, device=device)
         if encoder is not None:
             with torch.no_grad():
@@ -163,9 +167,14 @@ def invert(
                 raise ValueError(f"The encoder gives {[*w.shape]}, not {[*start.shape]}.")
             start = spread.whiten(w)
 
-        def loss(v: Tensor, target: Tensor = target, weight: Tensor | None = weight) -> Tensor:
+        def loss(
+            v: Tensor,
+            target: Tensor = target,
+            weight: Tensor | None = weight,
+            maps: list[Tensor] = maps,
+        ) -> Tensor:
             made = generator.synthesis(spread.colour(v))
-            return reconstruction_loss(made, target, metric, lambda_pixel, weight)
+            return reconstruction_loss(made, target, metric, lambda_pixel, weight, maps)
 
         def tick(done: int, i: int = i) -> None:
             if progress is not None:

@@ -87,12 +87,13 @@ class Metric:
             [m.flatten(1) / math.sqrt(m.shape[2] * m.shape[3]) for m in self.maps(pictures)], 1
         )
 
-    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+    def distance(self, a: Tensor, b: Tensor, maps: list[Tensor] | None = None) -> Tensor:
         """Distance of each picture to its counterpart; differentiable with respect to both.
 
         Args:
             a: `[B, 3, R, R]` in [-1, 1], R in 64..1024.
             b: as `a`.
+            maps: those of `b`, where they are known already.
 
         Returns:
             `[B]` float32: 0 for equal pictures; a few tenths for two people, as LPIPS.
@@ -105,7 +106,7 @@ class Metric:
             raise ValueError(f"Pictures of two shapes: {[*a.shape]} and {[*b.shape]}.")
         terms = [
             (x - y).square().sum(1).mean((1, 2))
-            for x, y in zip(self.maps(a), self.maps(b), strict=True)
+            for x, y in zip(self.maps(a), maps or self.maps(b), strict=True)
         ]
         return torch.stack(terms).sum(0)
 

@@ -26,7 +26,7 @@ def demo(
     count: Annotated[int, typer.Option("--frames", min=2, help="Driving frames")] = 48,
     size: Annotated[int, typer.Option(min=64, max=1024, help="Plate height in px")] = 512,
     steps: Annotated[int, typer.Option(min=1, help="Tuning steps")] = 450,
-    refine: Annotated[int, typer.Option(min=0, help="Steps on each anchor")] = 20,
+    refine: Annotated[int, typer.Option(min=0, help="Steps on each anchor")] = 10,
     style_steps: Annotated[
         int, typer.Option(min=0, help="Training steps of each style; 0: no styles")
     ] = 100,

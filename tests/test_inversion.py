@@ -35,6 +35,11 @@ def test_loss_is_equation_1() -> None:
     wanted = distance + 7 * norm / np.sqrt(3 * SIZE * SIZE)
     got = reconstruction_loss(torch.tensor(a).float(), torch.tensor(b).float(), BLOCKS, 7.0)
     assert np.allclose(got.numpy(), wanted, rtol=1e-5)
+    maps = BLOCKS.maps(torch.tensor(b).float())
+    known = reconstruction_loss(
+        torch.tensor(a).float(), torch.tensor(b).float(), BLOCKS, 7.0, target_maps=maps
+    )
+    assert torch.equal(known, got)
 
 
 def test_equal_weights_change_nothing_and_zero_hides() -> None:
