@@ -7,7 +7,10 @@ the same data window (README, "Layers"); the plate's pixels are in none of them.
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -42,6 +45,8 @@ from core.style import Mix
 # move with the head and flicker with the networks; and the colour match, which follows the light.
 OUTLINE_SECONDS = 0.05
 MATCH_SECONDS = 0.15
+
+WRITERS = 4  # frames at most that are finished and written at once; each needs its memory
 
 GRAIN_FRAMES = 6  # of the plate, each with the next one, from which its grain is measured
 
@@ -485,40 +490,60 @@ def write_frames(
     made = None
     if mix is not None:  # what is seen stays the unstyled face: in a drawing may be none to see
         made = styled(generator, track.smooth[waiting], mix.rows(waiting), batch)
-    for row, face, sight in zip(waiting, drawn, seen, strict=True):
-        picture = face if made is None else next(made)
+
+    def write(row: int, picture: Tensor, sight: Sight) -> bool:
+        """Writes one frame; False where no face could be placed."""
         number = int(track.numbers[row])
         path, facts = frame_path(pattern, number), {**attributes, _TASK: tasks[number]}
         if plate is None:
             pixels = colour.from_network(picture.permute(1, 2, 0).cpu().numpy(), space)
             layers = crop_layers(picture, sight, track.plate)
             frames.write_exr(path, pixels, layers=layers, attributes=facts)
-        else:
-            placed = patch(
-                picture, sight, plate, float(track.amount[row]), finish, grain, number, space
-            )
-            if placed is None:
-                empty.append(number)
-                placed = Patch(np.zeros((1, 1, 4), np.float32), _EMPTY)
+            return True
+        placed = patch(
+            picture, sight, plate, float(track.amount[row]), finish, grain, number, space
+        )
+        shown = placed or Patch(np.zeros((1, 1, 4), np.float32), _EMPTY)
+        facts |= {
+            "reenact:match": finish.match, "reenact:grain": finish.grain,
+            "reenact:motionBlur": finish.motion_blur,
+        }  # fmt: skip
+        if matched is not None:
             facts |= {
-                "reenact:match": finish.match, "reenact:grain": finish.grain,
-                "reenact:motionBlur": finish.motion_blur,
-            }  # fmt: skip
-            if matched is not None:
-                facts |= {
-                    "reenact:matchGain": tuple(sight.match.gain.tolist()),
-                    "reenact:matchOffset": tuple(sight.match.offset.tolist()),
-                }
-            frames.write_exr(
-                path,
-                placed.rgba,
-                window=placed.window,
-                display=(plate.width, plate.height),
-                layers=placed.layers,
-                attributes=facts,
-                pixel_aspect=plate.pixel_aspect,
-            )
+                "reenact:matchGain": tuple(sight.match.gain.tolist()),
+                "reenact:matchOffset": tuple(sight.match.offset.tolist()),
+            }
+        frames.write_exr(
+            path,
+            shown.rgba,
+            window=shown.window,
+            display=(plate.width, plate.height),
+            layers=shown.layers,
+            attributes=facts,
+            pixel_aspect=plate.pixel_aspect,
+        )
+        return placed is not None
+
+    writing: deque[tuple[int, Future[bool]]] = deque()
+
+    def written() -> None:
+        number, frame = writing.popleft()
+        if not frame.result():
+            empty.append(number)
         done(number)
+
+    writers = min(os.cpu_count() or 1, WRITERS)
+    pool = ThreadPoolExecutor(writers)
+    try:
+        for row, face, sight in zip(waiting, drawn, seen, strict=True):
+            picture = face if made is None else next(made)
+            writing.append((int(track.numbers[row]), pool.submit(write, row, picture, sight)))
+            if len(writing) > writers + batch:  # so that the next are drawn while these are written
+                written()
+        while writing:
+            written()
+    finally:
+        pool.shutdown(cancel_futures=True)  # what is stopped or fails ends with whole frames
     return empty
 
 
