@@ -231,6 +231,7 @@ def _towards_pairs(
     """Eq. 1 of the character's codes and the program's pictures, and the PSNR of held-out ones."""
     # Where eyes and mouth are is what the parent's pictures say: a drawing may fool the mesh.
     weights = tuning.face_weights(before, settings.features, 1.0, metric.device)
+    pairs = tuning.with_maps(pairs, metric, settings.batch)
 
     def loss(generator: Generator, step: int) -> Tensor:
         rows = tuning.chosen(settings, len(pairs.w), step)

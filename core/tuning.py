@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +38,7 @@ from core.sheets import contact_sheet, spread
 
 CHECKPOINT = "tuning.checkpoint"
 CHECKPOINT_SECONDS = 120.0
+MAPS_BYTES = 2**29  # of a metric's maps, at most, that are kept instead of made at every step
 
 _WEIGHT_SIDE = 256  # largest side of a weight map, px
 # In fractions of the picture's side: how far beyond lids and lips their weight reaches, how soft
@@ -100,6 +101,7 @@ class Pairs:
 
     w: Tensor  # [N, w_dim]
     pictures: Tensor  # [N, 3, R, R] in [-1, 1], any float type
+    maps: list[Tensor] | None = None  # the metric's of the pictures, where they have been kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +162,8 @@ def tune(
     if settings.features != 1 or settings.background != 1:
         weights = face_weights(pictures, settings.features, settings.background, device)
 
+    pairs = with_maps(pairs, metric, settings.batch)
+
     def loss(generator: Generator, step: int) -> Tensor:
         rows = chosen(settings, len(pictures), step)
         return pair_loss(generator, pairs, rows, metric, settings, weights)
@@ -173,6 +177,19 @@ def tune(
         task="" if folder is None else _task(generator, metric, settings, pairs, held_out),
         progress=progress,
     )
+
+
+@torch.no_grad()
+def with_maps(pairs: Pairs, metric: Metric, batch: int) -> Pairs:
+    """Pairs with the metric's maps of their pictures, which so are made once and not at every
+    step; as they are where the maps would take more than `MAPS_BYTES`."""
+    maps: list[list[Tensor]] = []
+    for part in pairs.pictures.split(batch):
+        maps.append(metric.maps(part.to(metric.device, torch.float32)))
+        a_picture = sum(m.nbytes for m in maps[0]) / len(maps[0][0])
+        if a_picture * len(pairs.pictures) > MAPS_BYTES:
+            return pairs
+    return replace(pairs, maps=[torch.cat(of_all) for of_all in zip(*maps, strict=True)])
 
 
 def pair_loss(
@@ -190,7 +207,8 @@ def pair_loss(
     )
     target = pairs.pictures[rows].to(device, torch.float32)
     weight = None if weights is None else weights[rows].to(device)
-    return reconstruction_loss(made, target, metric, settings.lambda_pixel, weight).mean()
+    maps = None if pairs.maps is None else [m[rows.to(m.device)] for m in pairs.maps]
+    return reconstruction_loss(made, target, metric, settings.lambda_pixel, weight, maps).mean()
 
 
 def psnr_check(held_out: Pairs, batch: int) -> Check:

@@ -278,6 +278,25 @@ def test_weights_lie_on_eyes_and_mouth() -> None:
     assert torch.equal(face_weights(pictures, 1, 1), torch.ones_like(weights))
 
 
+def test_targets_are_seen_once_where_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, w, pictures = task(5)
+    seen: list[int] = []
+
+    def maps(batch: Tensor) -> list[Tensor]:
+        seen.append(len(batch))
+        return BLOCKS.maps(batch)
+
+    metric = replace(BLOCKS, maps=maps)
+    once = tune(generator, w, pictures, metric, PLAIN)
+    assert seen == [2, 2, 1] + 12 * [2]  # the targets, then what is made at each step
+    seen.clear()
+    size = sum(m[0].nbytes for m in BLOCKS.maps(pictures))
+    monkeypatch.setattr(tuning, "MAPS_BYTES", 5 * size - 1)
+    again = tune(generator, w, pictures, metric, PLAIN)
+    assert seen == [2] + 24 * [2]
+    assert [e["loss"] for e in again.losses] == pytest.approx([e["loss"] for e in once.losses])
+
+
 def test_weights_decide_where_it_learns() -> None:
     generator, w, pictures = task(2)
     weight = torch.full((2, 1, SIZE, SIZE), 0.1)
