@@ -8,10 +8,12 @@ Everything is kept in FOLDER, so that the same line goes on where it stopped; a 
 is there too.
 
 Printed per row: PSNR of the aligned crops; landmark error in percent of the distance between the
-outer eye corners; correlations of the result's measures with the truth's, over all frames, each
-pair's own means taken out (so that telling people apart counts for nothing); in how many frames
-the result is nearer to the truth than to the driver by the character's perceptual metric; and
-jitter: the mean second difference of landmarks over the truth's own.
+outer eye corners; correlations of the result's measures with the truth's, over all frames (gaze:
+over those in which no eye is shut, for under a lid nothing looks anywhere), each pair's own means
+taken out (so that telling people apart counts for nothing); in how many frames the result is
+nearer to the truth than to the driver by the character's perceptual metric; and jitter: the mean
+second difference of landmarks over the truth's own. Below it the same correlations with the
+performer's parameters: those of the truth itself say what the measures are worth.
 
 With `--ablations` also the paper's selection against evenly spaced frames: 24 of the scan's, in
 which one eye alone is shut in two frames. The evenly spaced ones begin where they miss those, as
@@ -46,7 +48,12 @@ from core.synthetic.parameters import HIGH, INDEX, LOW
 from server.demo import FIRST, FPS, film
 from server.reporting import Report
 
-SHOWN = ("jaw", "open_l", "open_r", "gaze_x", "gaze_y", "yaw", "pitch", "smile")
+# Measures, and the performer's parameters that move them.
+SHOWN = {
+    "jaw": "jaw", "open_l": "blink_l", "open_r": "blink_r", "gaze_x": "gaze_x", "gaze_y": "gaze_y",
+    "yaw": "yaw", "pitch": "pitch", "smile": "smile",
+}  # fmt: skip
+SHUT = 0.4  # of a blink: no iris is seen
 SCAN, SIZE, TRAINED, STEPS = 120, 384, 64, 300
 FEW = 24  # frames trained on where selection is compared with even spacing
 LONG = 240  # frames of the performance that the driving clip is the liveliest part of
@@ -71,6 +78,11 @@ class Seen:
     pictures: Tensor  # [F, 3, R, R]
     landmarks: np.ndarray  # [F, 478, 3], px of the 192 px crop
 
+    @property
+    def measures(self) -> dict[str, np.ndarray]:
+        """[F] each."""
+        return measure(self.landmarks)
+
 
 def seen(pictures: Tensor) -> Seen:
     with torch.no_grad():
@@ -82,13 +94,18 @@ def seen(pictures: Tensor) -> Seen:
 class Pair:
     """Clips of two people, and the character of one."""
 
+    scan: str
     plate: str
     truth: str
+    motion: np.ndarray  # [F, P], the performer's parameters in plate and truth
     character: Path
 
 
-def filmed(folder: Path, index: int, count: int, wink: bool, report: Report) -> tuple[str, ...]:
-    """Scan of a pair's target, driving clip and truth; with `wink`, the driver winks once."""
+def filmed(
+    folder: Path, index: int, count: int, wink: bool, report: Report
+) -> tuple[str, str, str, np.ndarray]:
+    """Scan of a pair's target, driving clip, truth, and their motion; with `wink`, the driver winks
+    once."""
     target, driver = (performer.random_identity(100 + 2 * index + i) for i in range(2))
     folder = folder / f"pair{index}"
     motion = liveliest(performer.performance(driver, LONG, fps=FPS, seed=index), count)
@@ -103,6 +120,7 @@ def filmed(folder: Path, index: int, count: int, wink: bool, report: Report) -> 
         film("scan", told, folder, SIZE, report),
         film(f"driving{suffix}", motion, folder, SIZE, report),
         film(f"truth{suffix}", truth, folder, SIZE, report),
+        motion,
     )
 
 
@@ -145,14 +163,41 @@ def winks(index: int, character: Path, result: Seen, truth: Seen) -> None:
     apart = told[:, INDEX["blink_l"]] - told[:, INDEX["blink_r"]]
     rare = {FIRST + int(i) for i in np.flatnonzero(np.abs(apart) > 0.5)}
     learnt = rare & {*load_character(character).info.selected}
-    a, b = ((m["open_l"] - m["open_r"]) for m in map(measure, (result.landmarks, truth.landmarks)))
+    a, b = ((m["open_l"] - m["open_r"]) for m in (result.measures, truth.measures))
     there = np.abs(b - np.median(b)) > 0.5 * np.abs(b - np.median(b)).max()
     share = np.mean(a[there] - np.median(a)) / np.mean(b[there] - np.median(b))
     print(f"  pair {index}: {len(learnt)} of the scan's {len(rare)} frames of a wink trained on; "
           f"winks {share:.2f} in {there.sum()} frames")  # fmt: skip
 
 
-def row(name: str, results: list[Seen], truths: list[Seen], drivers: list[Seen], metric) -> None:
+def parameters_of(motion: np.ndarray) -> dict[str, np.ndarray]:
+    """What the parameters say that the measures should, but for their units, [F] each."""
+    signs = {"open_l": -1.0, "open_r": -1.0}  # a lid that shuts opens less
+    return {name: signs.get(name, 1.0) * motion[:, INDEX[p]] for name, p in SHOWN.items()}
+
+
+def correlations(
+    a: list[dict[str, np.ndarray]], b: list[dict[str, np.ndarray]], motions: list[np.ndarray]
+) -> str:
+    """Of measures of all pairs' frames, without each pair's means."""
+    shut = [m[:, [INDEX["blink_l"], INDEX["blink_r"]]].max(1) > SHUT for m in motions]
+    found = []
+    for name in SHOWN:
+        kept = [~s if name.startswith("gaze") else np.full(len(s), True) for s in shut]
+        x, y = (
+            np.concatenate(
+                [m[name][k] - m[name][k].mean() for m, k in zip(side, kept, strict=True)]
+            )
+            for side in (a, b)
+        )
+        found.append(f"{np.corrcoef(x, y)[0, 1]:7.3f}")
+    return " ".join(found)
+
+
+def row(
+    name: str, results: list[Seen], truths: list[Seen], drivers: list[Seen],
+    motions: list[np.ndarray], metric,
+) -> None:  # fmt: skip
     psnr, error, jitter, nearer, total = [], [], [], 0, 0
     for result, truth, driver in zip(results, truths, drivers, strict=True):
         squares = ((result.pictures - truth.pictures) / 2).square().mean((1, 2, 3))
@@ -165,16 +210,14 @@ def row(name: str, results: list[Seen], truths: list[Seen], drivers: list[Seen],
         for r, t, d in zip(result.pictures, truth.pictures, driver.pictures, strict=True):
             nearer += bool(metric.distance(r[None], t[None]) < metric.distance(r[None], d[None]))
             total += 1
-    a, b = (
-        {name: np.concatenate([m[name] - m[name].mean() for m in measured]) for name in SHOWN}
-        for measured in ([measure(s.landmarks) for s in side] for side in (results, truths))
-    )
-    correlations = " ".join(f"{np.corrcoef(a[m], b[m])[0, 1]:7.3f}" for m in SHOWN)
+    seen = [r.measures for r in results]
     print(
-        f"{name:24s} {np.mean(psnr):6.2f} {100 * np.mean(error):6.2f} {correlations} "
-        f"{nearer:4d}/{total} {np.mean(jitter):6.2f}",
-        flush=True,
+        f"{name:24s} {np.mean(psnr):6.2f} {100 * np.mean(error):6.2f} "
+        f"{correlations(seen, [t.measures for t in truths], motions)} "
+        f"{nearer:4d}/{total} {np.mean(jitter):6.2f}"
     )
+    parameters = correlations(seen, [parameters_of(m) for m in motions], motions)
+    print(f"{'  with the parameters':24s} {'':6s} {'':6s} {parameters}", flush=True)
 
 
 class Case:
@@ -191,9 +234,15 @@ class Case:
         truths = [align_clip(frames.open_clip(p.truth), size).pictures for p in pairs]
         self.truths = [seen(t) for t in truths]
         self.drivers = [seen(d.pictures) for d in self.driving]
+        self.motions = [p.motion for p in pairs]
         count = sum(len(d.numbers) for d in self.driving)
         print(f"\n{title}: {len(pairs)} pairs, {count} frames, {size} px, {self.metric.name}")
         print(f"{'':24s}   PSNR  lm %  {' '.join(f'{m:>7s}' for m in SHOWN)}   target jitter")
+        self.row("the truth itself", self.truths)
+        self.row("the driver itself", self.drivers)
+
+    def row(self, name: str, results: list[Seen]) -> None:
+        row(name, results, self.truths, self.drivers, self.motions, self.metric)
 
     def solve(
         self, name: str, settings: Settings = DEFAULT
@@ -212,7 +261,7 @@ class Case:
             seen(torch.stack(list(rendering.pictures(c.generator, t.smooth))))
             for c, t in zip(self.characters, tracks, strict=True)
         ]
-        row(name, results, self.truths, self.drivers, self.metric)
+        self.row(name, results)
         return tracks, results
 
 
@@ -229,13 +278,12 @@ def main() -> None:
         made = []
         # Two are enough for what selection is compared by, each with two more characters.
         for i in range(min(options.pairs, 2) if wink else options.pairs):
-            scan, plate, truth = filmed(options.folder, i, options.frames, wink, report)
+            films = filmed(options.folder, i, options.frames, wink, report)
             path = options.folder / f"pair{i}" / f"{name}.character"
-            made.append(Pair(plate, truth, personalized(scan, path, count, report)))
+            made.append(Pair(*films, personalized(films[0], path, count, report)))
         return made
 
     case = Case("reenactment", pairs("target", TRAINED, wink=False))
-    row("the driver itself", case.drivers, case.truths, case.drivers, case.metric)
     tracks, _ = case.solve("default")
     for p, who, track in zip(case.pairs, case.characters, tracks, strict=True):
         sheet = preview.sheet(

@@ -113,15 +113,17 @@ def personalize(
     work.mkdir(parents=True, exist_ok=True)
     w = _pivots(generator, pictures, encoder, metric, settings, work, report)
     train, check = slice(len(chosen)), slice(len(chosen), None)
+    half = torch.device(device).type == "cuda"  # CPUs without it are ten times slower
+    how = tuning.Settings(steps=settings.steps, batch=settings.batch, rate=rate, half=half)
     with report.stage("tuning") as tick:
         tuned = tuning.tune(
             generator,
             w[train],
             pictures[train],
             metric,
-            tuning.Settings(steps=settings.steps, batch=settings.batch, rate=rate),
+            how,
             held_out=tuning.Pairs(w[check], pictures[check]) if len(held_out) else None,
-            folder=work / f"tuning_{digest(w, settings, rate)[:16]}",
+            folder=work / f"tuning_{digest(w, metric.name, how)[:16]}",
             progress=tick,
         )
     if tuned.plateau:
