@@ -113,7 +113,7 @@ def personalize(
     work.mkdir(parents=True, exist_ok=True)
     w = _pivots(generator, pictures, encoder, metric, settings, work, report)
     train, check = slice(len(chosen)), slice(len(chosen), None)
-    half = torch.device(device).type == "cuda"  # CPUs without it are ten times slower
+    half = torch.device(device).type == "cuda"  # CPUs may emulate it, ten times slower
     how = tuning.Settings(steps=settings.steps, batch=settings.batch, rate=rate, half=half)
     with report.stage("tuning") as tick:
         tuned = tuning.tune(

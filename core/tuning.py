@@ -161,7 +161,6 @@ def tune(
     weights = None
     if settings.features != 1 or settings.background != 1:
         weights = face_weights(pictures, settings.features, settings.background, device)
-
     pairs = with_maps(pairs, metric, settings.batch)
 
     def loss(generator: Generator, step: int) -> Tensor:
@@ -183,13 +182,14 @@ def tune(
 def with_maps(pairs: Pairs, metric: Metric, batch: int) -> Pairs:
     """Pairs with the metric's maps of their pictures, which so are made once and not at every
     step; as they are where the maps would take more than `MAPS_BYTES`."""
-    maps: list[list[Tensor]] = []
-    for part in pairs.pictures.split(batch):
-        maps.append(metric.maps(part.to(metric.device, torch.float32)))
-        a_picture = sum(m.nbytes for m in maps[0]) / len(maps[0][0])
-        if a_picture * len(pairs.pictures) > MAPS_BYTES:
-            return pairs
-    return replace(pairs, maps=[torch.cat(of_all) for of_all in zip(*maps, strict=True)])
+
+    def seen(pictures: Tensor) -> list[Tensor]:
+        return metric.maps(pictures.to(metric.device, torch.float32))
+
+    if len(pairs.pictures) * sum(m.nbytes for m in seen(pairs.pictures[:1])) > MAPS_BYTES:
+        return pairs
+    parts = [seen(part) for part in pairs.pictures.split(batch)]
+    return replace(pairs, maps=[torch.cat(maps) for maps in zip(*parts, strict=True)])
 
 
 def pair_loss(

@@ -14,6 +14,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core: more threads
 
 import server  # noqa: F401  (sets torch's threads up as the command line does)
 
+# What a shell runs in the background ignores Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 pytest_plugins = ["nuke_session"]
 
 
