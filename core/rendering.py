@@ -7,7 +7,6 @@ the same data window (README, "Layers"); the plate's pixels are in none of them.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -45,8 +44,6 @@ from core.style import Mix
 # move with the head and flicker with the networks; and the colour match, which follows the light.
 OUTLINE_SECONDS = 0.05
 MATCH_SECONDS = 0.15
-
-WRITERS = 4  # frames at most that are finished and written at once; each needs its memory
 
 GRAIN_FRAMES = 6  # of the plate, each with the next one, from which its grain is measured
 
@@ -532,13 +529,14 @@ def write_frames(
             empty.append(number)
         done(number)
 
-    writers = min(os.cpu_count() or 1, WRITERS)
-    pool = ThreadPoolExecutor(writers)
+    # One after the other: on a disk that is nearly full two at once would both fail.
+    pool = ThreadPoolExecutor(1)
     try:
         for row, face, sight in zip(waiting, drawn, seen, strict=True):
             picture = face if made is None else next(made)
             writing.append((int(track.numbers[row]), pool.submit(write, row, picture, sight)))
-            if len(writing) > writers + batch:  # so that the next are drawn while these are written
+            # Up to a batch waits, so that the next is drawn while these are written.
+            while len(writing) > batch or (writing and writing[0][1].done()):
                 written()
         while writing:
             written()
