@@ -210,13 +210,13 @@ def row(
         for r, t, d in zip(result.pictures, truth.pictures, driver.pictures, strict=True):
             nearer += bool(metric.distance(r[None], t[None]) < metric.distance(r[None], d[None]))
             total += 1
-    seen = [r.measures for r in results]
+    measured = [r.measures for r in results]
     print(
         f"{name:24s} {np.mean(psnr):6.2f} {100 * np.mean(error):6.2f} "
-        f"{correlations(seen, [t.measures for t in truths], motions)} "
+        f"{correlations(measured, [t.measures for t in truths], motions)} "
         f"{nearer:4d}/{total} {np.mean(jitter):6.2f}"
     )
-    parameters = correlations(seen, [parameters_of(m) for m in motions], motions)
+    parameters = correlations(measured, [parameters_of(m) for m in motions], motions)
     print(f"{'  with the parameters':24s} {'':6s} {'':6s} {parameters}", flush=True)
 
 
