@@ -3,9 +3,9 @@
 Latent optimisation as in the paper (section 3.3), many frames at a time: first keyframes of all
 shots, from starts that are looked up among the anchors, then the frames between them, from starts
 that know their neighbours. Some steps along secants between the anchors bring a start near, and
-Adam does the rest. Keyframes are solved twice: what the first time leaves over on average is how
-the two faces differ in shape. What the paper leaves open is decided in `Settings`;
-`Settings.paper()` is its literal reading.
+Adam does the rest. Keyframes are solved twice: first with the head as the character has it when it
+is turned as the driver's; what that leaves over on average is how the two faces differ in shape.
+What the paper leaves open is decided in `Settings`; `Settings.paper()` is its literal reading.
 
 Codes stay barycentric throughout. P+ is convex, so starts, interpolation over frames without a
 face and the low-pass over time never leave it.
@@ -30,7 +30,8 @@ from core.alignment import MAX_GAP, shot_runs
 from core.character import Character
 from core.digest import digest
 from core.errors import ReenactError
-from core.facemesh.keypoints import GROUPS, KEYPOINTS
+from core.facemesh.keypoints import GROUPS, HEAD_FRAME, KEYPOINTS
+from core.facemesh.measures import measure
 from core.frames import Clip, format_numbers
 from core.latent_space import (
     delta_loss,
@@ -68,6 +69,13 @@ PARTS = {"eyes": ("right_eye", "left_eye"), "mouth": ("mouth",), "head": ("head"
 
 _GIVEN = (FrameState.SOLVED, FrameState.REPAIRED)  # codes that their neighbours may start from
 
+# Of two faces at rest one mesh may look down and the other up, by some four degrees, for they are
+# of different shapes. How far a shot's middle pitch is from the scan's is in part that, and in part
+# what the driver does: half each is the least wrong, and no more than so many degrees.
+_SHAPE, _SHAPE_MOST = 0.5, 5.0
+_TURNS = ("yaw", "pitch", "roll", "jaw")  # what moves the head frame's points
+_TURN_RIDGE = 0.01  # of their variance: what is regressed on them must not shrink a turn
+
 _MOST = 0.02  # that a weight moves by in one step of Adam, however few anchors there are
 
 
@@ -103,9 +111,9 @@ class Settings:
     # .067 blinks and fast mouths are half gone (benchmarks/fidelity.py).
     smoothing: float = 0.03
     smoothing_frames: float | None = None  # the same in frames; goes before it
-    # What the two faces' shapes at rest differ by is taken out of the comparison: "auto" takes what
-    # is left over, on average, when the keyframes have been solved without; a driving frame and a
-    # scan frame of faces at rest say it; None leaves it in.
+    # What the two faces' shapes at rest differ by is taken out of the comparison: "auto" compares
+    # the heads turned alike, and takes what is left over, on average, when the keyframes have been
+    # solved so; a driving frame and a scan frame of faces at rest say it; None leaves it in.
     neutral: Literal["auto"] | tuple[int, int] | None = "auto"
     # Of `PARTS` those that do what the driver does; the others do what they did in the previous
     # track, whose codes are the start then.
@@ -310,6 +318,7 @@ def solve(
     try:
         solver = _Solver(character, settings, previous)
         if not np.isfinite(track.rest).all():
+            solver.rest = solver.head_at_rest(track, driving, keys)
             run(_batches(keys, settings))
             rest = solver.left_over(track, driving, keys)
             track.state[keys] = FrameState.PENDING  # once more, from where they are
@@ -414,6 +423,16 @@ class _Solver:
             table[name][rows] = values.cpu().numpy()
         track.state[rows] = FrameState.SOLVED  # last: an interrupt may fall in between
 
+    def head_at_rest(self, track: LatentTrack, driving: Driving, rows: np.ndarray) -> Tensor:
+        """`head_at_rest` of the anchors and some rows' driving frames, `[66, 3]` px."""
+        with torch.no_grad():
+            parts = [
+                look(_pictures(driving, track.numbers[some]).to(self.anchors)).keypoints
+                for some in _batches(rows, self.settings)
+            ]
+        rest = head_at_rest(torch.cat(parts).cpu().numpy(), self.keypoints.cpu().numpy())
+        return torch.from_numpy(rest).to(self.keypoints)
+
     def left_over(self, track: LatentTrack, driving: Driving, rows: np.ndarray) -> np.ndarray:
         """What solved rows miss their driving keypoints by, on average, `[66, 3]` px.
 
@@ -430,7 +449,7 @@ class _Solver:
         seen = every[every.isfinite().all((1, 2))]
         if not len(seen):
             return torch.zeros_like(every[0]).cpu().numpy()
-        weight = keypoint_error(seen, torch.zeros_like(seen)).clamp(min=1e-3) ** -2
+        weight = keypoint_error(seen, self.rest).clamp(min=1e-3) ** -2
         return torch.einsum("f,fki->ki", weight / weight.sum(), seen).cpu().numpy()
 
     def _in_part(self, driving: View, weights: Tensor) -> View:
@@ -570,6 +589,47 @@ def retrieve(wanted: Tensor, keypoints: Tensor) -> Tensor:
     distance = keypoint_error(wanted[:, None], keypoints[None])
     near = distance.sort(1).values[:, min(_NEAR, len(keypoints)) - 1, None]
     return torch.softmax(-distance / (_SHARPNESS * near).clamp(min=1e-6), 1)
+
+
+def head_at_rest(driving: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """How a character's head differs from the driver's when both are turned alike.
+
+    From anchor to anchor the head frame moves with pose and jaw. A ridge regression on them says
+    where the character has it when it is turned as the driver, but for that share of the pitch
+    which is taken for the shape of the driver's face (`_SHAPE`).
+
+    Args:
+        driving: `[F, 66, 3]` px, keypoints of driving frames; NaN ones don't count.
+        anchors: `[N, 66, 3]` px.
+
+    Returns:
+        `[66, 3]` px float32, to add to driving keypoints; 0 but for the head frame.
+    """
+    driving = driving[np.isfinite(driving).all((1, 2))]
+    known, asked = (_turns(keypoints) for keypoints in (anchors, driving))
+    rest = np.zeros(anchors.shape[1:], np.float32)
+    if not len(asked) or not np.isfinite(known).all():
+        return rest
+    pitch = _TURNS.index("pitch")
+    apart = np.median(asked[:, pitch]) - np.median(known[:, pitch])
+    asked[:, pitch] -= np.clip(_SHAPE * apart, -_SHAPE_MOST, _SHAPE_MOST)
+    spread = known.std(0).clip(min=1e-6)
+    known, asked = ((turns - known.mean(0)) / spread for turns in (known, asked))
+    head = [KEYPOINTS.index(i) for i in HEAD_FRAME]
+    points = anchors[:, head].reshape(len(anchors), -1)
+    gram = known.T @ known + _TURN_RIDGE * len(known) * np.eye(len(_TURNS))
+    moves = np.linalg.solve(gram, known.T @ (points - points.mean(0)))
+    turned = points.mean(0) + asked.mean(0) @ moves
+    rest[head] = turned.reshape(-1, 3) - driving[:, head].mean(0)
+    return rest
+
+
+def _turns(keypoints: np.ndarray) -> np.ndarray:
+    """`_TURNS` of keypoints `[F, 66, 3]`, `[F, 4]`."""
+    mesh = np.full((len(keypoints), 478, 3), np.nan)
+    mesh[:, KEYPOINTS] = keypoints
+    measures = measure(mesh)
+    return np.stack([measures[name] for name in _TURNS], 1)
 
 
 def _plan(shots: list[np.ndarray], todo: np.ndarray, settings: Settings) -> list[np.ndarray]:

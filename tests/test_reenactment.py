@@ -16,6 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from performer_faces import acted, aligned
 from scipy.ndimage import gaussian_filter1d
+from scipy.spatial.transform import Rotation
 from small_character import MOVES, SIZE, small_character
 
 from core import reenactment
@@ -27,12 +28,15 @@ from core.latent_space import BETA
 from core.latent_track import FrameState, LatentTrack, OtherCharacter, load_track
 from core.objective import TERMS, Objective, group, keypoint_error, look, picture_losses
 from core.reenactment import (
+    _TURNS,
     Driving,
     NeutralMissing,
     Settings,
     TrackInTheWay,
+    _turns,
     driving_from_clip,
     driving_from_track,
+    head_at_rest,
     retrieve,
     smooth_codes,
     solve,
@@ -498,6 +502,68 @@ def test_shapes_at_rest_are_found_without_a_neutral_pair(character):
     found = group(torch.from_numpy(track.rest))
     assert float((found - truth).norm()) < 0.7 * float(truth.norm())
     assert not solve(character, clip, replace(QUICK, neutral=None)).rest.any()
+
+
+HEAD = slice(-4, None)  # of the 66 keypoints
+
+
+def turned(shape: np.ndarray, angles: np.ndarray) -> np.ndarray:
+    """Keypoints `[66, 3]` about the origin, turned by yaw, pitch and roll `[F, 3]`, degrees."""
+    turns = Rotation.from_euler("yxz", angles, degrees=True).as_matrix()
+    return 96 + np.einsum("fij,kj->fki", turns, shape)
+
+
+@pytest.fixture(scope="module")
+def own(character) -> np.ndarray:
+    """The character's keypoints on average, about the origin, `[66, 3]`."""
+    mean = character.keypoints.mean(0).numpy().astype(np.float64)
+    return mean - mean[HEAD].mean(0)
+
+
+@pytest.fixture(scope="module")
+def heads(own) -> np.ndarray:
+    """Anchors that only turn, evenly to all sides."""
+    angles = np.random.default_rng(0).normal(0, [8, 5, 3], (32, 3))
+    return turned(own, np.concatenate([angles, -angles]))
+
+
+def pitch(keypoints: np.ndarray) -> float:
+    return float(np.median(_turns(keypoints)[:, _TURNS.index("pitch")]))
+
+
+def test_a_turned_head_is_not_taken_for_its_shape(own, heads):
+    driving = turned(own, np.array([[12.0, 0, 4], [14, 0, 6], [16, 0, 5]]))
+    unturned = np.abs(heads.mean(0) - driving.mean(0))[HEAD].max()
+    found = head_at_rest(driving, heads)
+    assert np.abs(found[HEAD]).max() < 0.12 * unturned
+    assert not found[: HEAD.start].any()
+
+
+def test_the_shape_of_a_head_is_found_however_it_is_turned(own, heads):
+    broad = own * [1.15, 1, 1]
+    angles = np.array([[10.0, 0, 3], [12, 0, 5], [14, 0, 4]])
+    truth = (turned(own, angles) - turned(broad, angles)).mean(0)[HEAD]
+    found = head_at_rest(turned(broad, angles), heads)[HEAD]
+    assert np.linalg.norm(found - truth) < 0.3 * np.linalg.norm(truth)
+
+
+@pytest.mark.parametrize(("degrees", "taken"), [(-6, -3), (6, 3), (20, 5)])
+def test_half_of_a_pitch_is_taken_for_the_shape_but_no_more_than_five_degrees(
+    own, heads, degrees, taken
+):
+    driving = turned(own, np.array([[0.0, degrees, 0]]))
+    sign = np.sign(pitch(turned(own, np.array([[0.0, 1, 0]]))) - pitch(own[None]))
+    assert pitch(driving) - pitch(own[None]) == pytest.approx(sign * degrees, abs=0.5)
+    left = pitch(driving + head_at_rest(driving, heads))
+    assert pitch(driving) - left == pytest.approx(sign * taken, abs=1)
+
+
+def test_driving_frames_that_no_mesh_was_found_in_dont_count(own, heads):
+    driving = turned(own, np.array([[5.0, 2, 0]] * 3))
+    some = driving.copy()
+    some[1] = np.nan
+    np.testing.assert_allclose(head_at_rest(some, heads), head_at_rest(driving, heads), atol=1e-6)
+    assert not head_at_rest(driving * np.nan, heads).any()
 
 
 def test_a_part_is_compared_as_the_whole_was(character):
