@@ -54,7 +54,7 @@ def test_keypoint_loss_by_the_definition():
         p, q = a[rows].numpy(), b[rows].numpy()
         if name != "head":
             p, q = p - p.mean(0), q - q.mean(0)
-        weight = {"head": 4.0, "mouth": 3.0}.get(name, 8.0)
+        weight = {"head": 8.0, "mouth": 3.0}.get(name, 8.0)
         expected += weight * sum(((x - y) ** 2).sum() ** 0.5 for x, y in zip(p, q, strict=True))
     assert float(keypoint_loss(a, b, Objective())) == pytest.approx(expected, rel=1e-9)
 
@@ -75,7 +75,7 @@ def test_where_the_head_is_does_count():
     a = points(0)
     moved = a.clone()
     moved[places("head")] += torch.tensor([3.0, 4.0, 0.0])
-    assert float(keypoint_loss(moved, a, Objective())) == pytest.approx(4 * 4 * 5, rel=1e-4)
+    assert float(keypoint_loss(moved, a, Objective())) == pytest.approx(8 * 4 * 5, rel=1e-4)
     assert float(keypoint_error(moved, a)) == pytest.approx(4 * 5 / 66)
 
 
