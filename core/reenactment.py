@@ -71,7 +71,8 @@ _GIVEN = (FrameState.SOLVED, FrameState.REPAIRED)  # codes that their neighbours
 
 # Of two faces at rest one mesh may look down and the other up, by some four degrees, for they are
 # of different shapes. How far a shot's middle pitch is from the scan's is in part that, and in part
-# what the driver does: half each is the least wrong, and no more than so many degrees.
+# what the driver does. No picture tells them apart: half each, and no more than so many degrees, so
+# that who looks down throughout still does.
 _SHAPE, _SHAPE_MOST = 0.5, 5.0
 _TURNS = ("yaw", "pitch", "roll", "jaw")  # what moves the head frame's points
 _TURN_RIDGE = 0.01  # of their variance: what is regressed on them must not shrink a turn
