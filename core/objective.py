@@ -12,7 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.facemesh.keypoints import GROUPS, KEYPOINTS, LEFT_EYE_BOX, MOUTH_BOX, RIGHT_EYE_BOX
+from core.facemesh.keypoints import (
+    GROUPS,
+    HEAD_FRAME,
+    INNER_LIPS,
+    KEYPOINTS,
+    LEFT_EYE,
+    LEFT_EYE_BOX,
+    LEFT_IRIS,
+    MOUTH_BOX,
+    RIGHT_EYE,
+    RIGHT_EYE_BOX,
+    RIGHT_IRIS,
+)
 from core.facemesh.network import ALIGNED_ROI, CROP, FaceMesh, aligned_roi, crop_roi, face_mesh
 
 TERMS = ("keypoints", "mouth", "eyes", "delta", "sum")
@@ -31,7 +43,8 @@ class Objective:
     """How much each term counts; 0 switches it off. Defaults: what worked best (design, 4)."""
 
     keypoints: float = 1.0  # lambda of eq. 2, px
-    eye_points: float = 8.0  # within eq. 2: eyes and irises
+    eye_points: float = 8.0  # within eq. 2: lids
+    iris_points: float = 16.0  # within eq. 2: irises
     mouth_points: float = 3.0  # within eq. 2: inner lips
     head_points: float = 8.0  # within eq. 2: the four points of the head frame
     mouth: float = 20.0  # lambda of eq. 3
@@ -46,6 +59,7 @@ class Objective:
         """The paper's weights and norms (appendix C.3)."""
         return cls(
             eye_points=1,
+            iris_points=1,
             mouth_points=1,
             head_points=1,
             mouth=1,
@@ -122,10 +136,13 @@ def keypoint_loss(a: Tensor, b: Tensor, objective: Objective) -> Tensor:
 
 def point_weights(objective: Objective) -> Tensor:
     """What each keypoint counts within eq. 2, `[66]`."""
-    count = {"head": objective.head_points, "mouth": objective.mouth_points}
-    return torch.tensor(
-        [count.get(name, objective.eye_points) for name, points in GROUPS.items() for _ in points]
-    )
+    counts = {
+        **dict.fromkeys((*RIGHT_EYE, *LEFT_EYE), objective.eye_points),
+        **dict.fromkeys((*RIGHT_IRIS, *LEFT_IRIS), objective.iris_points),
+        **dict.fromkeys(INNER_LIPS, objective.mouth_points),
+        **dict.fromkeys(HEAD_FRAME, objective.head_points),
+    }
+    return torch.tensor([counts[point] for point in KEYPOINTS])
 
 
 def keypoint_error(a: Tensor, b: Tensor) -> Tensor:

@@ -75,9 +75,17 @@ _GIVEN = (FrameState.SOLVED, FrameState.REPAIRED)  # codes that their neighbours
 # that who looks down throughout still does.
 _SHAPE, _SHAPE_MOST = 0.5, 5.0
 _TURNS = ("yaw", "pitch", "roll", "jaw")  # what moves the head frame's points
+_PITCH = _TURNS.index("pitch")
+_HEAD = [KEYPOINTS.index(point) for point in HEAD_FRAME]
 _TURN_RIDGE = 0.01  # of their variance: what is regressed on them must not shrink a turn
 
-_MOST = 0.02  # that a weight moves by in one step of Adam, however few anchors there are
+# Adam's steps are along the principal directions of the weights, each scaled by what it moves
+# keypoints by; one of less than this share of their variance is lengthened no further.
+_FLAT = 0.015
+
+# How much longer Adam's steps are where parts of the face stay: they start at the tip of eq. 2,
+# which is as steep there as anywhere, and short steps never leave it.
+_FREE = 6.0
 
 
 class NeutralMissing(ReenactError):
@@ -97,12 +105,12 @@ class Settings:
     # look like it ("blend"), only the anchors, the frame before (the paper), or the centre of P.
     start: Literal["blend", "retrieval", "previous", "centre"] = "blend"
     noise: float = 0.0  # sigma of Gaussian noise on the start's coordinates
-    secants: int = 4  # steps without gradients from there towards the driving keypoints
-    steps: int = 8  # of Adam at most, from a start that knows its neighbours
+    secants: int = 3  # steps without gradients from there towards the driving keypoints
+    steps: int = 12  # of Adam at most, from a start that knows its neighbours
     first_steps: int = 20  # at most, from one that does not
     # Of the solve that finds the shapes at rest. Few: what is fitted away is not left over.
     rest_steps: int = 4
-    rate: float = 0.6  # Adam's learning rate, divided by the number of anchors
+    rate: float = 0.5  # Adam's learning rate: what a step moves the weighted keypoints by, px
     delta_rate: float = 0.3  # that of the rows' own offsets, over the rate
     tolerance: float = 2e-3  # a batch has converged when no frame's loss falls by this share
     patience: int = 8  # within so many steps
@@ -143,7 +151,7 @@ class Settings:
         """
         return cls(
             Objective.paper(), start="previous", noise=0.05, smoothing_frames=2.0, neutral=None,
-            secants=0, steps=30, first_steps=40, rate=0.4,
+            secants=0, steps=30, first_steps=40, rate=0.2,
         )  # fmt: skip
 
 
@@ -319,9 +327,11 @@ def solve(
     try:
         solver = _Solver(character, settings, previous)
         if not np.isfinite(track.rest).all():
-            solver.rest = solver.head_at_rest(track, driving, keys)
+            wanted = solver.look_at(driving, track.numbers[keys])
+            head = head_at_rest(wanted.cpu().numpy(), solver.keypoints.cpu().numpy())
+            solver.rest = torch.from_numpy(head).to(solver.keypoints)
             run(_batches(keys, settings))
-            rest = solver.left_over(track, driving, keys)
+            rest = solver.left_over(track.codes[keys], wanted)
             track.state[keys] = FrameState.PENDING  # once more, from where they are
             track.rest[:] = rest  # last: an interrupt may fall in between
         solver.rest = torch.from_numpy(track.rest).to(solver.keypoints)
@@ -353,10 +363,14 @@ class _Solver:
         with torch.no_grad():
             self.centre = self._render(self.anchors.mean(0, keepdim=True))
         # How weights must change for keypoints to: ridge regression on the anchors.
-        known = self._compared(self.keypoints - self.keypoints.mean(0))
+        known = self._compared(self.keypoints - self.keypoints.mean(0))  # [N, 198]
         gram = known.T @ known
         ridge = gram + gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
         self.secants = torch.linalg.solve(ridge, known.T)  # [198, N]
+        # Principal directions of the weights; each moves the weighted keypoints by 1 px at most.
+        values, directions = torch.linalg.eigh(known @ known.T)
+        values = values.clamp(min=0)
+        self.directions = directions / (values + _FLAT * values.sum()).clamp(min=1).sqrt()  # [N, N]
 
     def _compared(self, keypoints: Tensor) -> Tensor:
         """Differences of keypoints `[B, 66, 3]` as eq. 2 weights them, `[B, 198]`."""
@@ -424,29 +438,21 @@ class _Solver:
             table[name][rows] = values.cpu().numpy()
         track.state[rows] = FrameState.SOLVED  # last: an interrupt may fall in between
 
-    def head_at_rest(self, track: LatentTrack, driving: Driving, rows: np.ndarray) -> Tensor:
-        """`head_at_rest` of the anchors and some rows' driving frames, `[66, 3]` px."""
+    def look_at(self, driving: Driving, numbers: np.ndarray) -> Tensor:
+        """Keypoints `[K, 66, 3]` px of some driving frames."""
+        pictures = _pictures(driving, numbers).split(self.settings.batch)
         with torch.no_grad():
-            parts = [
-                look(_pictures(driving, track.numbers[some]).to(self.anchors)).keypoints
-                for some in _batches(rows, self.settings)
-            ]
-        rest = head_at_rest(torch.cat(parts).cpu().numpy(), self.keypoints.cpu().numpy())
-        return torch.from_numpy(rest).to(self.keypoints)
+            return torch.cat([look(some.to(self.anchors)).keypoints for some in pictures])
 
-    def left_over(self, track: LatentTrack, driving: Driving, rows: np.ndarray) -> np.ndarray:
-        """What solved rows miss their driving keypoints by, on average, `[66, 3]` px.
+    def left_over(self, codes: np.ndarray, wanted: Tensor) -> np.ndarray:
+        """What solved codes miss driving keypoints `[K, 66, 3]` by, on average, `[66, 3]` px.
 
         What the character can do has been done, so this is what its shape is, not what it does.
-        What it can't do is left over too: rows count by the inverse square of what they miss.
+        What it can't do is left over too: frames count by the inverse square of what they miss.
         """
-        missed = []
+        solved = torch.from_numpy(codes).to(self.anchors).split(self.settings.batch)
         with torch.no_grad():
-            for some in _batches(rows, self.settings):
-                made = self._render(torch.from_numpy(track.codes[some]).to(self.anchors))
-                wanted = look(_pictures(driving, track.numbers[some]).to(self.anchors))
-                missed.append(made.keypoints - wanted.keypoints)
-        every = torch.cat(missed)
+            every = torch.cat([self._render(some).keypoints for some in solved]) - wanted
         seen = every[every.isfinite().all((1, 2))]
         if not len(seen):
             return torch.zeros_like(every[0]).cpu().numpy()
@@ -524,15 +530,18 @@ class _Solver:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Adam on alpha and its offsets; frames of the batch don't influence each other.
 
+        By anchors, each step would move all of them alike, and what the larger of the directions
+        overshoot would drown gaze, of which keypoints tell least. So steps are by directions.
+
         Returns:
             The best weights `[B, L, N]` that were met, with their terms `[B]`.
         """
         s = self.settings
-        alpha = raw.mean(1).requires_grad_()
-        delta = (raw - raw.mean(1, keepdim=True)).requires_grad_()
-        rate = min(s.rate / raw.shape[-1], _MOST)
+        mean = raw.mean(1, keepdim=True)
+        moves = [torch.zeros_like(mean).requires_grad_(), torch.zeros_like(raw).requires_grad_()]
+        rate = s.rate * (_FREE if set(s.follow) < set(PARTS) else 1)
         rates = (rate, rate * s.delta_rate)
-        groups = [{"params": [alpha]}, {"params": [delta]}]
+        groups = [{"params": [move]} for move in moves]
         optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
         best = start.clone()
         lowest = raw.new_full((len(raw),), torch.inf)
@@ -541,7 +550,9 @@ class _Solver:
         for step in range(steps + 1):
             last = step == steps
             with torch.set_grad_enabled(not last):
-                softened = soften(alpha[:, None] + delta)
+                alpha = mean + moves[0] @ self.directions.T
+                delta = raw - mean + moves[1] @ self.directions.T
+                softened = soften(alpha + delta)
                 weights = to_weights(softened)
                 made = self._render(weights @ self.anchors)
                 now = picture_losses(made, driving, self.centre, s.objective, self.rest)
@@ -559,7 +570,7 @@ class _Solver:
             history.append(lowest)
             if last or _converged(history, s):
                 break
-            gradients = torch.autograd.grad(loss.sum(), [alpha, delta])
+            gradients = torch.autograd.grad(loss.sum(), moves)
             fade = 0.1 + 0.9 * (0.5 + 0.5 * np.cos(np.pi * step / steps))
             for part, gradient, base in zip(optimiser.param_groups, gradients, rates, strict=True):
                 part["params"][0].grad = gradient
@@ -611,17 +622,15 @@ def head_at_rest(driving: np.ndarray, anchors: np.ndarray) -> np.ndarray:
     rest = np.zeros(anchors.shape[1:], np.float32)
     if not len(asked) or not np.isfinite(known).all():
         return rest
-    pitch = _TURNS.index("pitch")
-    apart = np.median(asked[:, pitch]) - np.median(known[:, pitch])
-    asked[:, pitch] -= np.clip(_SHAPE * apart, -_SHAPE_MOST, _SHAPE_MOST)
+    apart = np.median(asked[:, _PITCH]) - np.median(known[:, _PITCH])
+    asked[:, _PITCH] -= np.clip(_SHAPE * apart, -_SHAPE_MOST, _SHAPE_MOST)
     spread = known.std(0).clip(min=1e-6)
     known, asked = ((turns - known.mean(0)) / spread for turns in (known, asked))
-    head = [KEYPOINTS.index(i) for i in HEAD_FRAME]
-    points = anchors[:, head].reshape(len(anchors), -1)
+    points = anchors[:, _HEAD].reshape(len(anchors), -1)
     gram = known.T @ known + _TURN_RIDGE * len(known) * np.eye(len(_TURNS))
     moves = np.linalg.solve(gram, known.T @ (points - points.mean(0)))
     turned = points.mean(0) + asked.mean(0) @ moves
-    rest[head] = turned.reshape(-1, 3) - driving[:, head].mean(0)
+    rest[_HEAD] = turned.reshape(-1, 3) - driving[:, _HEAD].mean(0)
     return rest
 
 

@@ -68,7 +68,11 @@ _FADE = 3  # frames in which what the low-pass left outside is gone inside
 _CODES = ("alpha", "delta", "codes")  # all linear in a frame's weights
 # The weights of the face's parts, and the share of them that a part has which is to stay. With more
 # it holds the others back: eq. 2 is as steep at distance 0 as anywhere, and there it starts.
-_COUNTS = {"eyes": ("eye_points",), "mouth": ("mouth_points", "mouth"), "head": ("head_points",)}
+_COUNTS = {
+    "eyes": ("eye_points", "iris_points"),
+    "mouth": ("mouth_points", "mouth"),
+    "head": ("head_points",),
+}
 _KEPT = 0.25
 _NUMBERS = re.compile(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?")
 

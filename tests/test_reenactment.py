@@ -218,7 +218,8 @@ def test_ablations_run_and_report_every_term(character, settings):
 def test_the_papers_preset():
     paper = Settings.paper()
     o = paper.objective
-    assert (o.keypoints, o.eye_points, o.head_points, o.mouth, o.eyes) == (1, 1, 1, 1, 1)
+    assert (o.keypoints, o.eye_points, o.iris_points, o.mouth_points, o.head_points) == (1,) * 5
+    assert (o.mouth, o.eyes) == (1, 1)
     assert (o.delta, o.sum, o.norm, o.grouped) == (10, 10, "l2", True)
     assert (paper.start, paper.noise, paper.smoothing_frames) == ("previous", 0.05, 2)
 
@@ -468,7 +469,9 @@ def test_a_part_of_the_face_follows_and_the_others_stay(character):
     clip = driving(draw(character, acting))
     # At their usual weights the parts that are to stay hold the mouth of so small a character.
     mouth = replace(
-        Settings(neutral=None), follow=("mouth",), objective=Objective(eye_points=2, head_points=1)
+        Settings(neutral=None),
+        follow=("mouth",),
+        objective=Objective(eye_points=2, iris_points=4, head_points=1),
     )
     track = solve(character, clip, mouth, previous=before)
     with torch.no_grad():
