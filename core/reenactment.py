@@ -79,7 +79,7 @@ _PITCH = _TURNS.index("pitch")
 _HEAD = [KEYPOINTS.index(point) for point in HEAD_FRAME]
 _TURN_RIDGE = 0.01  # of their variance: what is regressed on them must not shrink a turn
 
-# Adam's steps are along the principal directions of the weights, each scaled by what it moves
+# Adam's steps are along the principal directions of the weights, each divided by what it moves
 # keypoints by; one of less than this share of their variance is lengthened no further.
 _FLAT = 0.015
 
@@ -440,9 +440,12 @@ class _Solver:
 
     def look_at(self, driving: Driving, numbers: np.ndarray) -> Tensor:
         """Keypoints `[K, 66, 3]` px of some driving frames."""
-        pictures = _pictures(driving, numbers).split(self.settings.batch)
         with torch.no_grad():
-            return torch.cat([look(some.to(self.anchors)).keypoints for some in pictures])
+            parts = [
+                look(_pictures(driving, some).to(self.anchors)).keypoints
+                for some in _batches(numbers, self.settings)  # never all pictures at once
+            ]
+        return torch.cat(parts)
 
     def left_over(self, codes: np.ndarray, wanted: Tensor) -> np.ndarray:
         """What solved codes miss driving keypoints `[K, 66, 3]` by, on average, `[66, 3]` px.
