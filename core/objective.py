@@ -4,6 +4,7 @@ Driving and generated pictures are aligned as FFHQ, and the landmark network see
 same fixed ROI, so that its biases cancel. Keypoints are px of its 192 px crop, z included.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -25,7 +26,15 @@ from core.facemesh.keypoints import (
     RIGHT_EYE_BOX,
     RIGHT_IRIS,
 )
-from core.facemesh.network import ALIGNED_ROI, CROP, FaceMesh, aligned_roi, crop_roi, face_mesh
+from core.facemesh.network import (
+    ALIGNED_ROI,
+    CROP,
+    FaceMesh,
+    aligned_roi,
+    crop_roi,
+    face_mesh,
+    to_picture,
+)
 
 TERMS = ("keypoints", "mouth", "eyes", "delta", "sum")
 
@@ -33,6 +42,11 @@ TERMS = ("keypoints", "mouth", "eyes", "delta", "sum")
 _MOUTH_SHAPE = (24, 48)
 _EYE_SHAPE = (12, 12)
 _LEAST_BOX = 0.02  # of the picture's side: no smaller than a shut mouth
+
+# How the fixed ROI is varied where a face is looked at closely: its centre and the logarithm of its
+# size, over its size, and its turn, radians. Whatever shifts a mesh alike for +1 and -1 cancels.
+_GLANCE = (0.02, 0.02, 0.06, 0.07)
+_GLANCES = ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1))  # and their opposites
 
 # Square roots get no steeper than this near zero, px or px/255.
 _EPSILON = 1e-10
@@ -93,6 +107,33 @@ def look(pictures: Tensor, mesh: FaceMesh | None = None) -> View:
     roi = aligned_roi(pictures.shape[-1], len(pictures), device=pictures.device)
     crop = crop_roi(pictures * 0.5 + 0.5, roi.to(pictures.dtype))
     return View(pictures, mesh(crop).landmarks)
+
+
+def look_closely(pictures: Tensor, mesh: FaceMesh | None = None) -> View:
+    """The mean of the meshes of eight slightly different crops, without gradient.
+
+    One crop's mesh is off by more than some of what a face does, gaze above all: for frames that
+    are looked at once and followed throughout.
+
+    Args:
+        pictures: `[B, 3, R, R]` in [-1, 1], any R.
+        mesh: as for `look`.
+    """
+    mesh = mesh or face_mesh(device=str(pictures.device))
+    fixed = aligned_roi(pictures.shape[-1], len(pictures), device=pictures.device)
+    offset, size = fixed[:, :2], fixed[:, 2:4]
+    meshes = []
+    for glance in (*_GLANCES, *(tuple(-sign for sign in glance) for glance in _GLANCES)):
+        x, y, zoom, turn = (sign * most for sign, most in zip(glance, _GLANCE, strict=True))
+        shift = size * size.new_tensor([x, y])
+        roi = torch.cat([offset + shift, size * math.exp(zoom), fixed[:, 4:] + turn], 1)
+        with torch.no_grad():
+            crop = crop_roi(pictures * 0.5 + 0.5, roi.to(pictures.dtype))
+            meshes.append(to_picture(mesh(crop).landmarks, roi))
+    landmarks = torch.stack(meshes).mean(0)
+    xy = (landmarks[..., :2] - offset[:, None]) / size[:, None] + 0.5
+    depth = landmarks[..., 2:] / size[:, None, :1]
+    return View(pictures, CROP * torch.cat([xy, depth], -1))
 
 
 def face_keypoints(pictures: Tensor) -> Tensor:

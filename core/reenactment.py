@@ -50,6 +50,7 @@ from core.objective import (
     keypoint_error,
     keypoint_loss,
     look,
+    look_closely,
     picture_losses,
     point_weights,
     total,
@@ -400,7 +401,7 @@ class _Solver:
             tick: called with the share of the rows that is done, in frames.
         """
         with torch.no_grad():
-            driving = look(pictures.to(self.anchors))
+            driving = look_closely(pictures.to(self.anchors))
             near: list[np.ndarray | None]
             if self.previous is not None and set(self.settings.follow) < set(PARTS):
                 there = np.searchsorted(self.previous.numbers, track.numbers[rows])
@@ -440,11 +441,10 @@ class _Solver:
 
     def look_at(self, driving: Driving, numbers: np.ndarray) -> Tensor:
         """Keypoints `[K, 66, 3]` px of some driving frames."""
-        with torch.no_grad():
-            parts = [
-                look(_pictures(driving, some).to(self.anchors)).keypoints
-                for some in _batches(numbers, self.settings)  # never all pictures at once
-            ]
+        parts = [
+            look_closely(_pictures(driving, some).to(self.anchors)).keypoints
+            for some in _batches(numbers, self.settings)  # never all pictures at once
+        ]
         return torch.cat(parts)
 
     def left_over(self, codes: np.ndarray, wanted: Tensor) -> np.ndarray:
@@ -812,8 +812,7 @@ def _rest(
         )
     at_rest = character.keypoints[list(character.info.selected).index(scan)]
     picture = driving.pictures[int(row[0]), None].to(character.anchors)
-    with torch.no_grad():
-        return (at_rest.to(character.anchors) - look(picture).keypoints[0]).cpu().numpy()
+    return (at_rest.to(character.anchors) - look_closely(picture).keypoints[0]).cpu().numpy()
 
 
 def _begin(

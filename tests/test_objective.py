@@ -13,6 +13,7 @@ from core.objective import (
     keypoint_error,
     keypoint_loss,
     look,
+    look_closely,
     picture_losses,
     total,
 )
@@ -209,6 +210,24 @@ def test_rest_is_added_to_the_driver(views):
     terms = picture_losses(made, driving, made, Objective(), rest)
     assert float(terms["keypoints"]) < 0.01
     assert float(picture_losses(made, driving, made, Objective())["keypoints"]) > 50
+
+
+def test_a_close_look_sees_the_same_mesh_but_steadier(faces, views):
+    """Moved by some px the face stays the same, and so should its keypoints, moved back."""
+    close = look_closely(faces.float())
+    assert close.landmarks.shape == views.landmarks.shape
+    assert close.pictures.shape == faces.shape
+    difference = close.landmarks - views.landmarks
+    assert float(difference.abs().mean()) < 0.5
+    assert float(difference.mean(1).abs().max()) < 0.5
+    spread = {look: [], look_closely: []}
+    for x, y in ((0, 0), (1, 0), (0, 1), (-1, 0), (0, -1), (2, 1), (-1, 2)):
+        moved = faces.float().roll((y, x), (2, 3))
+        for see, found in spread.items():
+            with torch.no_grad():
+                found.append(group(see(moved).keypoints)[:, : -len(GROUPS["head"])])
+    off = [torch.stack(found).std(0).mean() for found in spread.values()]
+    assert off[1] < 0.6 * off[0]
 
 
 def test_face_keypoints_are_mediapipes_in_the_order_of_the_groups(faces, views):
