@@ -60,7 +60,7 @@ class Objective:
     eye_points: float = 8.0  # within eq. 2: lids
     iris_points: float = 16.0  # within eq. 2: irises
     mouth_points: float = 3.0  # within eq. 2: inner lips
-    head_points: float = 8.0  # within eq. 2: the four points of the head frame
+    head_points: float = 16.0  # within eq. 2: the four points of the head frame
     mouth: float = 20.0  # lambda of eq. 3
     eyes: float = 5.0  # lambda of eq. 4
     delta: float = 10.0  # lambda of eq. 9

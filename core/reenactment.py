@@ -117,9 +117,9 @@ class Settings:
     patience: int = 8  # within so many steps
     keyframe_every: int = 4  # frames
     batch: int = 8  # frames solved at once; fewer need less memory
-    # Sigma of the low-pass over codes, seconds. At .03 the result is as restless as the truth; at
+    # Sigma of the low-pass over codes, seconds. At .025 the result is as restless as the truth; at
     # .067 blinks and fast mouths are half gone (benchmarks/fidelity.py).
-    smoothing: float = 0.03
+    smoothing: float = 0.025
     smoothing_frames: float | None = None  # the same in frames; goes before it
     # What the two faces' shapes at rest differ by is taken out of the comparison: "auto" compares
     # the heads turned alike, and takes what is left over, on average, when the keyframes have been

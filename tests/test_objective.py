@@ -56,7 +56,7 @@ def test_keypoint_loss_by_the_definition():
         if name != "head":
             p, q = p - p.mean(0), q - q.mean(0)
         weights = [16.0] * 5 if "eye" in name else []  # irises come last
-        weights = [{"mouth": 3.0}.get(name, 8.0)] * (count - len(weights)) + weights
+        weights = [{"mouth": 3.0, "head": 16.0}.get(name, 8.0)] * (count - len(weights)) + weights
         for weight, x, y in zip(weights, p, q, strict=True):
             expected += weight * ((x - y) ** 2).sum() ** 0.5
     assert float(keypoint_loss(a, b, Objective())) == pytest.approx(expected, rel=1e-9)
@@ -78,7 +78,7 @@ def test_where_the_head_is_does_count():
     a = points(0)
     moved = a.clone()
     moved[places("head")] += torch.tensor([3.0, 4.0, 0.0])
-    assert float(keypoint_loss(moved, a, Objective())) == pytest.approx(8 * 4 * 5, rel=1e-4)
+    assert float(keypoint_loss(moved, a, Objective())) == pytest.approx(16 * 4 * 5, rel=1e-4)
     assert float(keypoint_error(moved, a)) == pytest.approx(4 * 5 / 66)
 
 
