@@ -820,8 +820,8 @@ def _rest(
         )
     at_rest = character.keypoints[list(character.info.selected).index(scan)]
     picture = driving.pictures[int(row[0]), None].to(character.anchors)
-    driving = look_closely(picture).keypoints[0] + _bias(character)[list(KEYPOINTS)]
-    return (at_rest.to(character.anchors) - driving).cpu().numpy()
+    shown = look_closely(picture).keypoints[0] + _bias(character)[list(KEYPOINTS)]
+    return (at_rest.to(character.anchors) - shown).cpu().numpy()
 
 
 def _bias(character: Character) -> Tensor:
