@@ -109,7 +109,7 @@ def look(pictures: Tensor, mesh: FaceMesh | None = None) -> View:
     return View(pictures, mesh(crop).landmarks)
 
 
-def look_closely(pictures: Tensor, mesh: FaceMesh | None = None) -> View:
+def look_closely(pictures: Tensor) -> View:
     """The mean of the meshes of eight slightly different crops, without gradient.
 
     One crop's mesh is off by more than some of what a face does, gaze above all: for frames that
@@ -117,9 +117,8 @@ def look_closely(pictures: Tensor, mesh: FaceMesh | None = None) -> View:
 
     Args:
         pictures: `[B, 3, R, R]` in [-1, 1], any R.
-        mesh: as for `look`.
     """
-    mesh = mesh or face_mesh(device=str(pictures.device))
+    mesh = face_mesh(device=str(pictures.device))
     fixed = aligned_roi(pictures.shape[-1], len(pictures), device=pictures.device)
     offset, size = fixed[:, :2], fixed[:, 2:4]
     meshes = []
