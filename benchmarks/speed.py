@@ -40,6 +40,7 @@ import torchvision_ops  # noqa: F401
 from core import reenactment
 from core import tuning as tune
 from core.character import Character, CharacterInfo
+from core.facemesh.keypoints import KEYPOINTS
 from core.generator import Generator, config_f
 from core.latent_space import delta_loss, soften, sum_loss, to_raw, to_weights
 from core.objective import View, face_keypoints, look, look_closely, picture_losses, total
@@ -162,7 +163,8 @@ def solving() -> None:
     counter.remove()
     terms = {name: torch.from_numpy(values) for name, values in track.losses.items()}
     reached = total(terms, settings.objective)
-    rest = torch.from_numpy(track.rest)
+    bias = reenactment._bias(character)[list(KEYPOINTS)]  # ours compares with it
+    rest = torch.from_numpy(track.rest) + bias
     trials = [plain_shot(character, pictures[:TRIED], reached[:TRIED], rest, r) for r in RATES]
     seconds, steps, short = min(trials, key=lambda trial: (trial[2], trial[0]))
     remark = f"a frame; {drawn[True] / SHOT:.0f} steps and {drawn[False] / SHOT:.0f} pictures more"

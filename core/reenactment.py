@@ -386,7 +386,7 @@ class _Solver:
     def _render(self, codes: Tensor) -> View:
         return look(self.generator.synthesis(codes, stop_at=self.size))
 
-    def _look_at(self, pictures: Tensor) -> View:
+    def _see(self, pictures: Tensor) -> View:
         """What driving pictures show, closely, and with a single look's bias."""
         seen = look_closely(pictures.to(self.anchors))
         return View(seen.pictures, seen.landmarks + self.bias)
@@ -409,7 +409,7 @@ class _Solver:
             tick: called with the share of the rows that is done, in frames.
         """
         with torch.no_grad():
-            driving = self._look_at(pictures)
+            driving = self._see(pictures)
             near: list[np.ndarray | None]
             if self.previous is not None and set(self.settings.follow) < set(PARTS):
                 there = np.searchsorted(self.previous.numbers, track.numbers[rows])
@@ -450,7 +450,7 @@ class _Solver:
     def look_at(self, driving: Driving, numbers: np.ndarray) -> Tensor:
         """Keypoints `[K, 66, 3]` px of some driving frames."""
         parts = [
-            self._look_at(_pictures(driving, some)).keypoints
+            self._see(_pictures(driving, some)).keypoints
             for some in _batches(numbers, self.settings)  # never all pictures at once
         ]
         return torch.cat(parts)
@@ -833,8 +833,9 @@ def _bias(character: Character) -> Tensor:
     some = anchors[:: -(-len(anchors) // _BIAS_ANCHORS)]
     size = min(MAX_RESOLUTION, character.generator.architecture.resolution)
     with torch.no_grad():
-        seen = look(character.generator.synthesis(some, stop_at=size))
-    return (seen.landmarks - look_closely(seen.pictures).landmarks).mean(0)
+        seen = [look(character.generator.synthesis(one, stop_at=size)) for one in some.split(1)]
+    off = [view.landmarks - look_closely(view.pictures).landmarks for view in seen]
+    return torch.cat(off).mean(0)
 
 
 def _begin(
