@@ -59,7 +59,7 @@ class Objective:
     keypoints: float = 1.0  # lambda of eq. 2, px
     eye_points: float = 8.0  # within eq. 2: lids
     iris_points: float = 16.0  # within eq. 2: irises
-    mouth_points: float = 3.0  # within eq. 2: inner lips
+    mouth_points: float = 5.0  # within eq. 2: inner lips
     head_points: float = 16.0  # within eq. 2: the four points of the head frame
     mouth: float = 20.0  # lambda of eq. 3
     eyes: float = 5.0  # lambda of eq. 4

@@ -56,7 +56,7 @@ def test_keypoint_loss_by_the_definition():
         if name != "head":
             p, q = p - p.mean(0), q - q.mean(0)
         weights = [16.0] * 5 if "eye" in name else []  # irises come last
-        weights = [{"mouth": 3.0, "head": 16.0}.get(name, 8.0)] * (count - len(weights)) + weights
+        weights = [{"mouth": 5.0, "head": 16.0}.get(name, 8.0)] * (count - len(weights)) + weights
         for weight, x, y in zip(weights, p, q, strict=True):
             expected += weight * ((x - y) ** 2).sum() ** 0.5
     assert float(keypoint_loss(a, b, Objective())) == pytest.approx(expected, rel=1e-9)

@@ -23,6 +23,7 @@ from core import reenactment
 from core.aligned_clip import NoFace
 from core.alignment import MAX_GAP, shot_runs, warp
 from core.character import load_character, save_character
+from core.facemesh.keypoints import INNER_LIPS, KEYPOINTS
 from core.frames import open_clip, write_png
 from core.latent_space import BETA
 from core.latent_track import FrameState, LatentTrack, OtherCharacter, load_track
@@ -46,6 +47,7 @@ from core.reenactment import (
     driving_from_clip,
     driving_from_track,
     head_at_rest,
+    mouth_at_rest,
     retrieve,
     smooth_codes,
     solve,
@@ -584,6 +586,43 @@ def test_driving_frames_that_no_mesh_was_found_in_dont_count(own, heads):
     some[1] = np.nan
     np.testing.assert_allclose(head_at_rest(some, heads), head_at_rest(driving, heads), atol=1e-6)
     assert not head_at_rest(driving * np.nan, heads).any()
+
+
+MOUTH = [KEYPOINTS.index(point) for point in INNER_LIPS]
+
+
+def mouths(own: np.ndarray, widths: list[float], gaps: list[float]) -> np.ndarray:
+    """Faces `[F, 66, 3]` with inner lips so wide and so far apart, over the eyes' distance."""
+    span = np.linalg.norm(np.diff(own[[KEYPOINTS.index(33), KEYPOINTS.index(263)]], axis=0))
+    # From the right corner along the lower lip to the left one, and back along the upper lip.
+    turn = np.pi + np.arange(20) * np.pi / 10
+    around = np.stack([np.cos(turn), -np.sin(turn), np.cos(2 * turn)], 1) / 2
+    faces = np.tile(own, (len(widths), 1, 1))
+    size = np.stack([widths, gaps, np.full(len(widths), 0.1)], 1)
+    faces[:, MOUTH] = span * size[:, None] * around
+    return faces
+
+
+def test_mouths_are_compared_where_they_rest(own):
+    """However long the driver smiles, and more broadly than the character ever does."""
+    anchors = mouths(own, [0.41, 0.46, 0.5, 0.52, 0.56, 0.61] * 2, [0.0] * 6 + [0.2] * 6)
+    driving = mouths(own, [0.51] * 3 + [0.72] * 9, [0.01] * 3 + [0.17] * 9)
+    assert np.abs(mouth_at_rest(driving, anchors)).max() < 0.5
+    thick = np.random.default_rng(0).normal(0, 1, (20, 3)) * [0, 1, 1]
+    thick[[INNER_LIPS.index(i) for i in (78, 308, 13, 14)]] = 0  # what rest is told by
+    shaped = driving.copy()
+    shaped[:, MOUTH] += thick
+    shaped[1] = np.nan
+    found = mouth_at_rest(shaped, anchors) - mouth_at_rest(driving, anchors)
+    np.testing.assert_allclose(found, thick.mean(0) - thick, atol=1e-4)
+
+
+def test_where_no_mouth_rests_none_is_compared(own):
+    rests, smiles = mouths(own, [0.51] * 4, [0.0] * 4), mouths(own, [0.7] * 4, [0.15] * 4)
+    assert mouth_at_rest(rests, rests) is not None
+    assert mouth_at_rest(smiles, rests) is None
+    assert mouth_at_rest(rests, smiles) is None
+    assert mouth_at_rest(rests * np.nan, rests) is None
 
 
 def test_a_part_is_compared_as_the_whole_was(character):
