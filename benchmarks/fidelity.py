@@ -11,8 +11,9 @@ Printed per row: PSNR of the aligned crops; landmark error in percent of the dis
 outer eye corners; correlations of the result's measures with the truth's, over all frames (gaze:
 over those in which no eye is shut, for under a lid nothing looks anywhere), each pair's own means
 taken out (so that telling people apart counts for nothing); in how many frames the result is
-nearer to the truth than to the driver by the character's perceptual metric; and jitter: the mean
-second difference of landmarks over the truth's own. Below it the same correlations with the
+nearer to the truth than to the driver by identity features (those that `reenact qc` has without a
+recogniser), and how far from either, in cosine distances; and jitter: the mean second difference of
+landmarks over the truth's own. Below it the same correlations with the
 performer's parameters: those of the truth itself say what the measures are worth.
 
 With `--ablations` also the paper's selection against evenly spaced frames: 24 of the scan's, in
@@ -28,6 +29,7 @@ import dataclasses
 import re
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from unittest.mock import patch
 
@@ -36,12 +38,13 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from core import frames, perceptual, personalization, preview, reenactment, rendering, selection
+from core import frames, personalization, preview, reenactment, rendering, selection
 from core.aligned_clip import align_clip
 from core.character import load_character
 from core.facemesh.measures import measure
 from core.latent_track import LatentTrack
 from core.objective import Objective, look
+from core.recognition import proxy_recogniser
 from core.reenactment import Settings
 from core.synthetic import performer
 from core.synthetic.parameters import HIGH, INDEX, LOW
@@ -82,6 +85,12 @@ class Seen:
     def measures(self) -> dict[str, np.ndarray]:
         """[F] each."""
         return measure(self.landmarks)
+
+    @cached_property
+    def identity(self) -> np.ndarray:
+        """[F, D] of length 1."""
+        embedded = proxy_recogniser().embed(self.pictures, torch.from_numpy(self.landmarks))
+        return embedded.numpy()
 
 
 def seen(pictures: Tensor) -> Seen:
@@ -196,9 +205,9 @@ def correlations(
 
 def row(
     name: str, results: list[Seen], truths: list[Seen], drivers: list[Seen],
-    motions: list[np.ndarray], metric,
+    motions: list[np.ndarray],
 ) -> None:  # fmt: skip
-    psnr, error, jitter, nearer, total = [], [], [], 0, 0
+    psnr, error, jitter, apart = [], [], [], []
     for result, truth, driver in zip(results, truths, drivers, strict=True):
         squares = ((result.pictures - truth.pictures) / 2).square().mean((1, 2, 3))
         psnr += (-10 * squares.log10()).tolist()
@@ -207,14 +216,14 @@ def row(
         error += (off / span).tolist()
         second = [np.abs(np.diff(s.landmarks[..., :2], 2, axis=0)).mean() for s in (result, truth)]
         jitter.append(second[0] / second[1])
-        for r, t, d in zip(result.pictures, truth.pictures, driver.pictures, strict=True):
-            nearer += bool(metric.distance(r[None], t[None]) < metric.distance(r[None], d[None]))
-            total += 1
+        apart.append([1 - (result.identity * s.identity).sum(1) for s in (truth, driver)])
+    target, other = np.concatenate(apart, 1)
     measured = [r.measures for r in results]
     print(
         f"{name:24s} {np.mean(psnr):6.2f} {100 * np.mean(error):6.2f} "
         f"{correlations(measured, [t.measures for t in truths], motions)} "
-        f"{nearer:4d}/{total} {np.mean(jitter):6.2f}"
+        f"{(target < other).sum():4d}/{len(target)} {target.mean():.4f} {other.mean():.4f} "
+        f"{np.mean(jitter):6.2f}"
     )
     parameters = correlations(measured, [parameters_of(m) for m in motions], motions)
     print(f"{'  with the parameters':24s} {'':6s} {'':6s} {parameters}", flush=True)
@@ -227,7 +236,6 @@ class Case:
         self.pairs = pairs
         self.characters = [load_character(p.character) for p in pairs]
         size = self.characters[0].generator.architecture.resolution
-        self.metric = perceptual.metric(self.characters[0].info.metric)
         self.driving = [
             reenactment.driving_from_clip(frames.open_clip(p.plate), size=size) for p in pairs
         ]
@@ -236,13 +244,15 @@ class Case:
         self.drivers = [seen(d.pictures) for d in self.driving]
         self.motions = [p.motion for p in pairs]
         count = sum(len(d.numbers) for d in self.driving)
-        print(f"\n{title}: {len(pairs)} pairs, {count} frames, {size} px, {self.metric.name}")
-        print(f"{'':24s}   PSNR  lm %  {' '.join(f'{m:>7s}' for m in SHOWN)}   target jitter")
+        print(f"\n{title}: {len(pairs)} pairs, {count} frames, {size} px, "
+              f"{self.characters[0].info.metric}")  # fmt: skip
+        names = " ".join(f"{m:>7s}" for m in SHOWN)
+        print(f"{'':24s}   PSNR  lm %  {names}   target  to it driver jitter")
         self.row("the truth itself", self.truths)
         self.row("the driver itself", self.drivers)
 
     def row(self, name: str, results: list[Seen]) -> None:
-        row(name, results, self.truths, self.drivers, self.motions, self.metric)
+        row(name, results, self.truths, self.drivers, self.motions)
 
     def solve(
         self, name: str, settings: Settings = DEFAULT
