@@ -126,7 +126,7 @@ def invert(
         encoder: where codes start, on the generator's device; of the rows of a w+ the mean is
             taken. Without one they start at the mean of W.
         metric: perceptual metric on the generator's device.
-        steps: of Adam, cosine to zero; by default 70 with an encoder and 150 without. 0 gives
+        steps: of Adam, cosine to zero; by default 60 with an encoder and 150 without. 0 gives
             the encoder's codes.
         rate: Adam's, in standard deviations of W; by default .05 with an encoder, .1 without.
         pull: weight of the mean square of the whitened coordinates: how much a likely code is
@@ -148,7 +148,7 @@ def invert(
             f"Pictures must be [N, 3, {a.resolution}, {a.resolution}], not {[*pictures.shape]}."
         )
     device = next(generator.parameters()).device
-    steps = steps if steps is not None else (70 if encoder else 150)
+    steps = steps if steps is not None else (60 if encoder else 150)
     rate = rate if rate is not None else (0.05 if encoder else 0.1)
     spread = spread_of(generator)
     parts = torch.arange(len(pictures)).split(batch)

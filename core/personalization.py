@@ -19,6 +19,7 @@ from core.aligned_clip import AlignedClip, align_clip, cut_out
 from core.alignment import AXES_SIGMA, CENTRE_SIGMA
 from core.character import Character, CharacterInfo, NoConsent, load_character, save_character
 from core.digest import digest
+from core.errors import ReenactError
 from core.files import atomic_write
 from core.frames import Clip, format_numbers, to_bytes, write_png
 from core.generator import Generator
@@ -35,6 +36,10 @@ EMBEDDED_RATE, RATE = 4e-2, 2e-3
 SCOPE = "facial reenactment of this person by the owner of this file"
 
 
+class EncoderOfNothing(ReenactError):
+    """An encoder was given without the generator that it belongs to."""
+
+
 class Report(Protocol):
     """Who is told what goes on; see `server.reporting.Report`."""
 
@@ -48,7 +53,7 @@ class Settings:
 
     count: int = 250  # frames trained on, at most (the paper's N)
     steps: int = 2000  # of tuning, at most
-    refine: int = 60  # steps on each anchor after the encoder
+    refine: int | None = None  # steps on each anchor; None: 60 after an encoder, 150 without one
     metric: str | None = None  # None: the best that is on this machine
     batch: int = 8
 
@@ -86,6 +91,7 @@ def personalize(
 
     Raises:
         NoConsent: nobody's name.
+        EncoderOfNothing: an encoder, but no base.
         core.aligned_clip.NoFace, core.selection.UnusableScan: what the scan lacks.
         core.errors.ReenactError: other trouble with files.
     """
@@ -95,6 +101,11 @@ def personalize(
         raise NoConsent("Say who is scanned and agreed to it: a character needs a name on record.")
     rate = RATE
     if base is None:
+        if encoder is not None:
+            raise EncoderOfNothing(
+                "An encoder belongs to a generator: give that too, with --base. The embedded one "
+                "has its own encoder."
+            )
         base, encoder, rate = base_generator(), base_encoder(), EMBEDDED_RATE
     generator = base.to(device)
     encoder = None if encoder is None else encoder.to(device)
@@ -217,7 +228,9 @@ def _pivots(
     report: Report,
 ) -> Tensor:
     """w of every picture, kept in the work folder."""
-    state = generator.state_dict().values()
+    state = [*generator.state_dict().values()]
+    if encoder is not None:
+        state += encoder.state_dict().values()
     task = digest(pictures, *state, metric.name, settings.refine)
     path = work / f"pivots_{task[:16]}.npz"
     if path.exists():

@@ -4,14 +4,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from small_character import small_character
 
 from core import inversion, personalization
+from core.aligned_clip import align_clip
 from core.character import NoConsent, load_character
 from core.frames import open_clip, write_png
+from core.personalization import _at_resolution
 from core.synthetic import performer
 
 SETTINGS = personalization.Settings(count=16, steps=4, refine=1)
@@ -91,6 +95,55 @@ def test_other_settings_leave_what_was_kept(scan: str, tmp_path: Path) -> None:
     first, second = (np.load(p)["w"] for p in work.glob("pivots_*.npz"))
     assert not np.array_equal(first, second)
     assert len(list(work.glob("tuning_*/*"))) == 2
+
+
+def test_without_an_encoder_anchors_are_searched_for_longer(
+    scan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, clip, work = small_character().generator, open_clip(scan), tmp_path / "me.character.work"
+    searched = []
+
+    def descend(loss: Any, start: torch.Tensor, steps: int, *_: Any) -> tuple[torch.Tensor, ...]:
+        searched.append(steps)
+        return start, torch.zeros(len(start))
+
+    monkeypatch.setattr(inversion, "_descend", descend)
+    for encoder in (None, MeanEncoder(base.mapping(torch.zeros(1, 512))[0])):
+        with pytest.raises(KeyboardInterrupt):
+            personalization.personalize(
+                clip, tmp_path / "me.character", Told("tuning", 1), consent=CONSENT, base=base,
+                encoder=encoder, settings=replace(SETTINGS, refine=None),
+            )  # fmt: skip
+    assert {*searched[: len(searched) // 2]} == {150}
+    assert {*searched[len(searched) // 2 :]} == {60}
+    # What was found without the encoder is not taken for what is found with it.
+    assert len([*work.glob("pivots*")]) == 2
+
+
+def test_what_is_trained_on_is_cut_out_as_large_as_it_is_drawn(scan: str) -> None:
+    clip, rows = open_clip(scan, 1, 4), np.array([3, 0, 2])
+    small, large = (align_clip(clip, size) for size in (64, 96))
+    assert torch.equal(_at_resolution(small, rows, 96), large.pictures[rows])
+    assert torch.equal(_at_resolution(small, rows, 64), small.pictures[rows])
+
+
+class MeanEncoder(torch.nn.Module):
+    """Gives everyone the same code."""
+
+    def __init__(self, w: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("w", w)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.w.expand(len(pictures), -1)  # type: ignore[operator]
+
+
+def test_an_encoder_needs_its_generator(scan: str, tmp_path: Path) -> None:
+    with pytest.raises(personalization.EncoderOfNothing, match="--base"):
+        personalization.personalize(
+            open_clip(scan), tmp_path / "me.character", Told(), consent=CONSENT,
+            encoder=MeanEncoder(torch.zeros(512)),
+        )  # fmt: skip
 
 
 def test_nobody_becomes_a_character_without_a_name(scan: str, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ LIMITED = {
     "samples": COUNTS,
     "batch": COUNTS,
     "adaptive": st.none() | COUNTS,
-    "refine": st.integers(0, 1_000_000),
+    "refine": st.none() | COUNTS,
     "at": st.none() | st.lists(FLOATS, min_size=2, max_size=2),
 }
 PLAIN: dict[Any, st.SearchStrategy[Any]] = {

@@ -365,7 +365,7 @@ def order(node: Node, only: Optional[int] = None) -> Order:
         settings.update(name=name, who=who, scope=str(host.get(node, "scope")),
                         count=int(host.get(node, "count")) or count,
                         steps=int(host.get(node, "steps")) or steps,
-                        refine=int(host.get(node, "refine")))  # fmt: skip
+                        refine=int(host.get(node, "refine")) or None)  # fmt: skip
         source = _source(node, name, folder, first, last)
         return Order("personalize", str(folder), name, source, settings, first=first, last=last)
     character = str(host.get(node, "character"))

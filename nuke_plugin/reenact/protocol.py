@@ -87,7 +87,7 @@ class Personalize:
     scope: str = ""  # to what
     count: int = 250
     steps: int = 2000
-    refine: int = 60
+    refine: Optional[int] = None
     metric: Optional[str] = None
     base: Optional[File] = None
     encoder: Optional[File] = None
@@ -422,7 +422,7 @@ def read_task(submit: Submit) -> Task:
     for file in _named(task):
         if sizes.setdefault(file.hash, file.size) != file.size:
             raise ProtocolError("bad_value", "A file has two sizes.", file.hash)
-    for name in ("count", "steps", "samples", "batch", "adaptive"):
+    for name in ("count", "steps", "refine", "samples", "batch", "adaptive"):
         value = getattr(task, name, None)
         if value is not None and not 1 <= value <= 1_000_000:
             raise ProtocolError("bad_value", f"{name} must be 1 to 1000000, not {value}.")
@@ -430,8 +430,6 @@ def read_task(submit: Submit) -> Task:
         for name, most in (("directions", MAX_DIRECTIONS), ("moves", MAX_MOVES)):
             if len(getattr(task, name)) > most:
                 raise ProtocolError("bad_value", f"An edit has {most} {name} at most.")
-    if isinstance(task, Personalize) and not 0 <= task.refine <= 1_000_000:
-        raise ProtocolError("bad_value", f"refine must be 0 to 1000000, not {task.refine}.")
     at = getattr(task, "at", None)
     if at is not None and len(at) != 2:
         raise ProtocolError("bad_value", f"at must be x and y, not {len(at)} numbers.")
