@@ -9,6 +9,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from core.errors import ReenactError
+
+
+class NoPlace(ReenactError):
+    """A file can't be written where it is to be."""
+
+
+def check_place(path: str | Path) -> None:
+    """Refuses a place where no file can be written, before work is spent on it.
+
+    Raises:
+        NoPlace: it is a folder, below a file, or where there are no rights.
+    """
+    path = Path(path).absolute()
+    if path.is_dir():
+        raise NoPlace(f"{path} is a folder. Name a file.")
+    folder = next(one for one in path.parents if one.exists())
+    if not folder.is_dir():
+        raise NoPlace(f"{path} can't be written: {folder} is a file. Choose another place.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise NoPlace(f"{path} can't be written: no rights in {folder}. Choose another place.")
+
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:

@@ -12,12 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from core import sealed
 from core.errors import ReenactError
+
+if TYPE_CHECKING:
+    from core.frames import Clip
 
 FORMAT = "reenact.latents"
 VERSION = 3
@@ -31,6 +34,10 @@ class NotATrack(ReenactError):
 
 class OtherCharacter(ReenactError):
     """The track was solved for another character."""
+
+
+class WrongPlate(ReenactError):
+    """The plate is not the one that the track was solved on."""
 
 
 class TrackNotWritten(ReenactError):
@@ -98,6 +105,19 @@ class LatentTrack:
         if i == len(self.numbers) or self.numbers[i] != number:
             raise KeyError(f"The track has no frame {number}.")
         return i
+
+    def check_plate(self, plate: Clip) -> None:
+        """Refuses a clip on which the track's pixels lie elsewhere: a proxy, or another shot.
+
+        Raises:
+            WrongPlate: its size is another one.
+        """
+        size = (plate.width, plate.height)
+        if size != tuple(self.plate):
+            raise WrongPlate(
+                f"{plate.shown} is {size[0]}x{size[1]}, the track was solved on "
+                f"{self.plate[0]}x{self.plate[1]}. Choose the clip it was solved on."
+            )
 
 
 _ARRAYS = {

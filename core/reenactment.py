@@ -60,6 +60,7 @@ from core.progress import Progress
 
 MAX_RESOLUTION = 256  # of generated pictures in the loss: the landmark network sees 192 px
 SAVE_SECONDS = 20.0  # between writes of a partial track
+SOLVER = 2  # raised whenever the same settings give other codes: one shot is not solved by two
 
 # Retrieval: how fast an anchor's share falls with its distance, as a fraction of the distance of
 # the NEAR-th nearest.
@@ -952,7 +953,7 @@ def _task(
     if previous is not None:
         arrays += [previous.numbers, previous.state, previous.codes, previous.rest]
     # With fewer frames at once, for want of memory, it is still the same task.
-    return digest(character_hash, replace(settings, batch=0), *arrays, driving.pictures)
+    return digest(SOLVER, character_hash, replace(settings, batch=0), *arrays, driving.pictures)
 
 
 def _go_on(path: str | Path, track: LatentTrack) -> LatentTrack:
@@ -960,7 +961,7 @@ def _go_on(path: str | Path, track: LatentTrack) -> LatentTrack:
     there = load_track(path)
     if there.task != track.task:
         raise TrackInTheWay(
-            f"{path} holds another solve (of other frames, another character or other settings). "
-            "Choose another name, or delete it first."
+            f"{path} holds another solve (of other frames, another character, other settings or by "
+            "another version). Choose another name, or delete it first."
         )
     return there

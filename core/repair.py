@@ -81,10 +81,6 @@ class WrongRepair(ReenactError):
     """What is no repair of this track; the message names the entry and what is allowed."""
 
 
-class WrongPlate(ReenactError):
-    """The plate is not the one that the track was solved on."""
-
-
 @dataclass(frozen=True, eq=False)
 class Solve:
     """Frames to be solved again."""
@@ -294,7 +290,7 @@ def repair(
 
     Raises:
         WrongRepair: an entry is no repair of this track.
-        WrongPlate: the clip is another one.
+        core.latent_track.WrongPlate: the clip is another one.
         core.frames.MissingFrames: the clip lacks frames that are to be solved.
         ValueError: a track that was not read from its file; solves without character or plate.
         core.errors.ReenactError: as `core.reenactment.solve`.
@@ -348,15 +344,10 @@ def check_plate(plate: Clip, track: LatentTrack, rows: np.ndarray) -> None:
     """Refuses a clip that rows of a track can't be solved on.
 
     Raises:
-        WrongPlate: its size is another one.
+        core.latent_track.WrongPlate: its size is another one.
         core.frames.MissingFrames: it lacks frames.
     """
-    size = (plate.width, plate.height)
-    if size != tuple(track.plate):
-        raise WrongPlate(
-            f"{plate.shown} is {size[0]}x{size[1]}, the track was solved on "
-            f"{track.plate[0]}x{track.plate[1]}. Choose the clip it was solved on."
-        )
+    track.check_plate(plate)
     seen = np.isfinite(track.landmarks[rows]).all((1, 2))
     absent = {int(n) for n in track.numbers[rows[seen]]} - set(plate.numbers)
     if absent:

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track as progress
+from typer.exceptions import TyperException
 
 from core import frames
 from core.errors import ReenactError
@@ -62,12 +63,20 @@ console = Console(highlight=False, soft_wrap=True)  # a wrapped path can't be co
 def main() -> None:
     """Runs the command line; an error meant for the user is a sentence, not a traceback."""
     try:
+        if "--json" in sys.argv:  # not even what is wrong with an option is shown as a panel
+            sys.exit(app(standalone_mode=False))
         app()
+    except TyperException as error:
+        _fail(error.format_message(), error.exit_code)
+    except typer.Abort:
+        sys.exit(130)
     except ReenactError as error:
         _fail(str(error), 2 if isinstance(error, tasks.BadOption) else 1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.filename is None:
             raise
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            _fail(f"{error.filename}: {error.strerror}.")
         _fail(f"No space left for {error.filename}. Free some and run the same command again.")
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):

@@ -15,7 +15,7 @@ from reenact import protocol
 from core import keyframes
 from core.errors import ReenactError
 from server import remote, tasks
-from server.method_cli import Batch, Json, Local, find_character
+from server.method_cli import Batch, Json, Local, check_output, find_character
 from server.reporting import Report
 
 
@@ -51,6 +51,7 @@ def directions(
 
     report = Report(json)
     output = output or Path(source or "base").with_suffix(core_directions.SUFFIX)
+    check_output(output, core_directions.SUFFIX)
     if sheet is not None and (sheet.suffix.lower() != ".png" or sheet.is_dir()):
         raise typer.BadParameter(f"--sheet must name a .png file, not {sheet}")
     if source is not None and core_directions.is_foreign(source):
@@ -130,6 +131,7 @@ def edit(
 
     report = Report(json)
     track = load_track(latents)
+    check_output(output, ".latents")
     if output.resolve() == latents.resolve():
         raise typer.BadParameter(f"-o would overwrite the track that is edited, {latents}")
     character = character or find_character(track.character, latents)

@@ -14,6 +14,7 @@ from reenact import protocol
 
 from core import frames, keyframes
 from core.errors import ReenactError
+from core.files import check_place
 from server import remote, tasks
 from server.reporting import Report
 
@@ -47,7 +48,10 @@ def personalize(
     ],
     count: Annotated[int, typer.Option(min=2, help="Frames to train on, the most diverse")] = 250,
     steps: Annotated[int, typer.Option(min=1, help="Tuning steps at most")] = 2000,
-    refine: Annotated[int, typer.Option(min=0, help="Steps on each anchor after the encoder")] = 60,
+    refine: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps on each anchor; default: 60 after an encoder, 150 without"),
+    ] = None,
     base: Annotated[
         Path | None, typer.Option(help="Generator to start from; default: the embedded one")
     ] = None,
@@ -71,6 +75,7 @@ def personalize(
     What is done is kept: the same command goes on where it was stopped.
     """
     report = Report(json)
+    check_output(output, ".character")
     clip = frames.open_clip(scan, colour_space=colour_space)
     tasks.note_clip(clip, report)
     task = protocol.Personalize(
@@ -134,7 +139,10 @@ def solve(
     """
     if handles and previous:
         raise typer.BadParameter("--previous needs no --handles: its other frames are the handles")
+    if at and previous:
+        raise typer.BadParameter("--previous needs no --at: it knows whose face was followed")
     report = Report(json)
+    check_output(output, ".latents")
     clip = frames.open_clip(plate, colour_space=colour_space)
     if handles:
         clip = frames.with_handles(clip, handles)
@@ -222,6 +230,9 @@ def render(
     if plate is None and (movie or sheet):
         raise typer.BadParameter("--movie and --sheet show the driving plate too: give --plate")
     report = Report(json)
+    for path in (output, movie, sheet):
+        if path is not None:
+            check_place(path)
     track = load_track(latents)
     character = character or find_character(track.character, latents)
     clip = None if plate is None else frames.open_clip(plate, colour_space=colour_space)
@@ -350,6 +361,18 @@ def find_character(wanted: str, track: Path) -> Path:
         f"The character of {track} (hash {wanted[:12]}) is not in "
         f"{' or '.join(map(str, folders))}. Say where it is with --character."
     )
+
+
+def check_output(path: Path, suffix: str) -> None:
+    """Refuses a file that could not be written, or would not be known by its name.
+
+    Raises:
+        typer.BadParameter: another suffix.
+        core.files.NoPlace: there is no place for it.
+    """
+    if path.suffix != suffix:
+        raise typer.BadParameter(f"-o must name a {suffix} file, not {path}")
+    check_place(path)
 
 
 def named_numbers(option: str, texts: list[str]) -> dict[str, float]:

@@ -87,6 +87,7 @@ def repair(
     track = load_track(latents)
     solved = [r.rows for r in shot.check(entries, track) if isinstance(r, shot.Solve)]
     output = output or next_version(latents)
+    method_cli.check_output(output, ".latents")
     shot.made_before(output, track, entries)
     clip = None
     if solved:

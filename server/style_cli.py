@@ -51,6 +51,7 @@ def style(
     few steps. Ctrl-C keeps them; the same command goes on.
     """
     report = Report(json)
+    method_cli.check_output(output, ".style")
     examples = None if pictures is None else frames.open_clip(pictures)
     task = protocol.Stylize(
         protocol.File(), output.stem, program, prompt, source,

@@ -99,20 +99,43 @@ def solve(
     from core.latent_track import load_track
 
     size = min(reenactment.MAX_RESOLUTION, character.generator.architecture.resolution)
-    before: LatentTrack | None = None
+    before: LatentTrack | None = None if previous is None else load_track(previous)
+    if before is not None:
+        _check_previous(before, plate)
     with report.stage("tracking") as tick:
-        if previous is None:
+        if before is None:
             driving = reenactment.driving_from_clip(
                 plate, at=point(task.at, plate), size=size, device=device(), progress=tick
             )
         else:
-            before = load_track(previous)
             driving = reenactment.driving_from_track(plate, before, plate.numbers, size)
     who = dataclasses.replace(character, generator=character.generator.to(device()))
     with report.stage("solving") as tick:
         return reenactment.solve(
             who, driving, settings(task), path=output, previous=before, progress=tick
         )
+
+
+def _check_previous(track: LatentTrack, plate: frames.Clip) -> None:
+    """Refuses a track of which a clip's frames can't be solved again."""
+    _check_complete(track, "The previous track")
+    track.check_plate(plate)
+    absent = sorted({*plate.numbers} - {*track.numbers.tolist()})
+    if absent:
+        raise NotInTrack(
+            f"The previous track has no {frames.format_numbers(absent)}, only "
+            f"{frames.format_numbers(track.numbers.tolist())}. Give the range to solve again."
+        )
+    if any(step.get("do") == "edit" for step in track.recipe):
+        raise BadOption(
+            "The previous track was edited, which would be lost in what is solved. Give the track "
+            "that it was made from, and edit the result again."
+        )
+
+
+def _check_complete(track: LatentTrack, name: str) -> None:
+    if not track.complete:
+        raise NotFinished(f"{name} is not complete. Finish its solve first.")
 
 
 def repair(
@@ -183,8 +206,10 @@ def render(
 
     from core import preview
 
+    _check_complete(track, task.name or "The track")
     numbers = [int(n) for n in track.numbers]
     if plate is not None:
+        track.check_plate(plate)
         numbers = [n for n in numbers if n in set(plate.numbers)]
     if not numbers:
         raise NothingToRender(
@@ -229,6 +254,9 @@ def frame(
     directions: Sequence[Path] = (),
 ) -> None:
     """Draws one frame of a track, as it would be after the task's edit."""
+    _check_complete(track, task.name or "The track")
+    if plate is not None:
+        track.check_plate(plate)
     rows = track.numbers == task.number
     if not rows.any() or (plate is not None and task.number not in plate.numbers):
         raise NotInTrack(
@@ -288,8 +316,7 @@ def qc(
     from core import report as reports
 
     limits = checked_limits(task)
-    if not track.complete:
-        raise NotFinished(f"{task.name} is not complete. Finish its solve first.")
+    _check_complete(track, task.name)
     where = device()
     character.generator.to(where)
     who = dataclasses.replace(character, anchors=character.anchors.to(where))

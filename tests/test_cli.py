@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from core.character import character_hash
 from core.frames import write_exr
-from core.latent_track import load_track
+from core.latent_track import load_track, save_track
 from core.synthetic import performer
 
 
@@ -125,6 +126,51 @@ def test_handles_are_solved_too(demo: tuple[Path, str], tmp_path: Path) -> None:
         refused = reenact(*solve, *wrong, cwd=tmp_path)
         assert refused.returncode == 2
         assert wrong[0].strip("-") in refused.stderr
+
+
+def test_what_a_track_does_not_fit_is_said_before_the_work(
+    demo: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder, _ = demo
+    (character,) = (folder / "demo").glob("*.character")
+    (path,) = (folder / "demo").glob("*.latents")
+    track = load_track(path)
+    smooth = track.smooth.copy()
+    smooth[-1] = np.nan
+    save_track(tmp_path / "partial.latents", replace(track, smooth=smooth))
+    save_track(tmp_path / "edited.latents", replace(track, recipe=({"do": "edit"},)))
+    kept = np.isin(track.numbers, [1001, 1002])
+    arrays = {
+        name: getattr(track, name)[kept]
+        for name in ("numbers", "state", "cut", "alpha", "delta", "codes", "smooth", "landmarks",
+                     "quads", "amount")
+    }  # fmt: skip
+    tables = {
+        name: {term: values[kept] for term, values in getattr(track, name).items()}
+        for name in ("losses", "quality")
+    }
+    save_track(tmp_path / "short.latents", replace(track, **arrays, **tables))
+    write_exr(tmp_path / "proxy.1002.exr", np.zeros((50, 50, 3), np.float32))
+    plate, proxy = folder / "demo/driving/driving.####.exr", tmp_path / "proxy.####.exr"
+    again = ("--character", character, "--local", "-o", "new.latents", "--previous")
+    drawn = ("--character", character, "-o", "out.####.exr")
+    for arguments, words in (
+        (("render", "partial.latents", *drawn), "not complete. Finish its solve"),
+        (("render", path, *drawn, "--plate", proxy), "proxy.####.exr is 50x50, the track was"),
+        (("solve", plate, *again, "partial.latents"), "not complete. Finish its solve"),
+        (("solve", plate, *again, "edited.latents"), "The previous track was edited"),
+        (("solve", plate, *again, "short.latents"), "has no 1003-1004, only 1001-1002"),
+        (("solve", proxy, *again, path), "is 50x50"),
+        (("solve", plate, *again, path, "--at", "3,4"), "--previous needs no --at"),
+        (("solve", plate, "--character", character, "-o", "shot.track"), "a .latents file"),
+        (("solve", plate, "--character", character, "-o", path / "a.latents"), "is a file"),
+        (("render", path, *drawn, "--plate", plate, "--sheet", path / "s.png"), "is a file"),
+    ):
+        refused = reenact(*arguments, "--json", cwd=tmp_path)
+        assert refused.returncode in (1, 2), arguments
+        assert words in json.loads(refused.stdout.splitlines()[-1])["error"], arguments
+    assert not (tmp_path / "new.latents").exists()
+    assert not list(tmp_path.glob("out.*"))
 
 
 def test_render_finds_the_character_beside_the_track(

@@ -17,7 +17,7 @@ from core.character import Character, load_character
 from core.files import next_version
 from core.frames import Clip, MissingFrames, format_numbers, open_clip
 from core.latent_space import BETA
-from core.latent_track import FrameState, LatentTrack, load_track, save_track
+from core.latent_track import FrameState, LatentTrack, WrongPlate, load_track, save_track
 from core.reenactment import (
     Settings,
     TrackInTheWay,
@@ -26,7 +26,6 @@ from core.reenactment import (
     solve,
 )
 from core.repair import (
-    WrongPlate,
     WrongRepair,
     changed,
     check,
