@@ -42,6 +42,10 @@ CHARACTER_BYTES = 4 << 30  # of warm characters
 LEAST_FREE = 1 << 20  # bytes; with less a disk counts as full
 
 
+class TooLittleMemory(ReenactError):
+    """A job does not fit into memory, whatever its batch."""
+
+
 class Stopped(KeyboardInterrupt):
     """The front end wants the job to stop; like Ctrl-C, it keeps what is done."""
 
@@ -181,8 +185,13 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
             try:
                 return _do(root, task, here, out, report, characters, earlier)
             except (MemoryError, RuntimeError) as error:
-                if batch == 1 or (isinstance(error, RuntimeError) and "memory" not in str(error)):
+                if isinstance(error, RuntimeError) and "memory" not in str(error):
                     raise
+                if batch == 1:
+                    raise TooLittleMemory(
+                        "Too little memory, even for one picture at once. Close what else uses "
+                        f"it, on this machine and its GPU, and submit again. ({error!s:.200})"
+                    ) from error
                 batch = max(batch // 2, 1)
                 report.note(f"too little memory: going on with {batch} pictures at once")
                 task = dataclasses.replace(task, batch=batch)  # type: ignore[arg-type]

@@ -60,7 +60,7 @@ def test_too_little_memory_halves_the_batch_and_then_fails(
     notes = [m["text"] for m in said(front) if m["type"] == "note"]
     assert notes[-1] == "too little memory: going on with 2 pictures at once"
     limit = 0
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(worker.TooLittleMemory, match=r"Close what else .*CUDA out of memory"):
         worker.run(tmp_path, job | {"id": "b"}, front, worker.Characters())
     assert tried[3:] == [8, 4, 2, 1]
 
