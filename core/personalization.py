@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import defaultdict
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,6 +56,7 @@ class Settings:
     refine: int | None = None  # steps on each anchor; None: 60 after an encoder, 150 without one
     metric: str | None = None  # None: the best that is on this machine
     batch: int = 8
+    mask: bool = True  # eyes and mouth count more in tuning, what is far from the face less
 
 
 def personalize(
@@ -126,6 +127,8 @@ def personalize(
     train, check = slice(len(chosen)), slice(len(chosen), None)
     half = torch.device(device).type == "cuda"  # CPUs may emulate it, ten times slower
     how = tuning.Settings(steps=settings.steps, batch=settings.batch, rate=rate, half=half)
+    if not settings.mask:
+        how = replace(how, features=1.0, background=1.0)
     with report.stage("tuning") as tick:
         tuned = tuning.tune(
             generator,

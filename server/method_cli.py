@@ -52,6 +52,9 @@ def personalize(
         int | None,
         typer.Option(min=1, help="Steps on each anchor; default: 60 after an encoder, 150 without"),
     ] = None,
+    mask: Annotated[
+        bool, typer.Option(help="Eyes and mouth count more in tuning, the background less")
+    ] = True,
     base: Annotated[
         Path | None, typer.Option(help="Generator to start from; default: the embedded one")
     ] = None,
@@ -80,7 +83,7 @@ def personalize(
     tasks.note_clip(clip, report)
     task = protocol.Personalize(
         protocol.Clip(), output.stem, consent, scope or "", count, steps, refine, metric,
-        at=point(at, clip), batch=batch,
+        at=point(at, clip), batch=batch, mask=mask,
     )  # fmt: skip
     if local:
         made = tasks.personalize(task, clip, output, report, base, encoder).info

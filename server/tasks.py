@@ -77,7 +77,7 @@ def personalize(
         base=None if base is None else load_generator(base)[0],
         encoder=None if encoder is None else load_encoder(encoder),
         settings=personalization.Settings(
-            task.count, task.steps, task.refine, task.metric, task.batch
+            task.count, task.steps, task.refine, task.metric, task.batch, task.mask
         ),
         consent={"who": task.who, "scope": task.scope or personalization.SCOPE},
         name=task.name,

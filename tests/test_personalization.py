@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_character import small_character
 
-from core import inversion, personalization
+from core import inversion, personalization, tuning
 from core.aligned_clip import align_clip
 from core.character import NoConsent, load_character
 from core.frames import open_clip, write_png
@@ -97,25 +97,31 @@ def test_other_settings_leave_what_was_kept(scan: str, tmp_path: Path) -> None:
     assert len(list(work.glob("tuning_*/*"))) == 2
 
 
-def test_without_an_encoder_anchors_are_searched_for_longer(
+def test_anchors_are_searched_for_and_tuned_on_as_told(
     scan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, clip, work = small_character().generator, open_clip(scan), tmp_path / "me.character.work"
-    searched = []
+    searched, tuned = [], []
 
     def descend(loss: Any, start: torch.Tensor, steps: int, *_: Any) -> tuple[torch.Tensor, ...]:
         searched.append(steps)
         return start, torch.zeros(len(start))
 
+    def tune(*given: Any, **_: Any) -> None:
+        tuned.append(given[4])
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(inversion, "_descend", descend)
+    monkeypatch.setattr(tuning, "tune", tune)
     for encoder in (None, MeanEncoder(base.mapping(torch.zeros(1, 512))[0])):
         with pytest.raises(KeyboardInterrupt):
             personalization.personalize(
-                clip, tmp_path / "me.character", Told("tuning", 1), consent=CONSENT, base=base,
-                encoder=encoder, settings=replace(SETTINGS, refine=None),
+                clip, tmp_path / "me.character", Told(), consent=CONSENT, base=base,
+                encoder=encoder, settings=replace(SETTINGS, refine=None, mask=encoder is None),
             )  # fmt: skip
     assert {*searched[: len(searched) // 2]} == {150}
     assert {*searched[len(searched) // 2 :]} == {60}
+    assert [(how.features, how.background) for how in tuned] == [(5, 0.2), (1, 1)]
     # What was found without the encoder is not taken for what is found with it.
     assert len([*work.glob("pivots*")]) == 2
 

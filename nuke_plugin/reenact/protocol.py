@@ -93,6 +93,7 @@ class Personalize:
     encoder: Optional[File] = None
     at: Optional[List[float]] = None  # x, y in plate px
     batch: int = 8
+    mask: bool = True
 
 
 @dataclass(frozen=True)
