@@ -36,6 +36,7 @@ from core.objective import (
     look,
     look_closely,
     picture_losses,
+    total,
 )
 from core.reenactment import (
     _TURNS,
@@ -247,6 +248,41 @@ def test_the_papers_preset():
 
 # The result is the start.
 STILL = Settings(secants=0, steps=0, first_steps=0, smoothing=0, batch=8, neutral=None)
+
+
+def losses(track: LatentTrack) -> np.ndarray:
+    """Eq. 10 of every frame."""
+    terms = {name: torch.from_numpy(values) for name, values in track.losses.items()}
+    return total(terms, Objective()).numpy()
+
+
+def test_the_best_iterate_is_kept(character):
+    """Steps that overshoot by far cost time, and nothing else."""
+    clip = driving(draw(character, known(4)))
+    wild = replace(STILL, rate=500.0, steps=4, first_steps=4, start="retrieval")
+    start = losses(solve(character, clip, replace(STILL, start="retrieval")))
+    np.testing.assert_allclose(losses(solve(character, clip, wild)), start, rtol=1e-4)
+    tame = losses(solve(character, clip, replace(wild, rate=0.5)))
+    assert (tame < 0.95 * start).all()
+
+
+def test_frames_that_gain_no_more_are_done(character):
+    clip = driving(draw(character, known(4)))
+    drawn = 0
+
+    def count(*_) -> None:
+        nonlocal drawn
+        drawn += torch.is_grad_enabled()
+
+    hook = character.generator.synthesis.register_forward_pre_hook(count)
+    steps = []
+    for tolerance in (0.0, 1.0):  # a batch may stop never, or once patience has run out
+        solve(character, clip, replace(STILL, first_steps=6, patience=2, tolerance=tolerance,
+                                       start="retrieval"))  # fmt: skip
+        steps.append(drawn)
+        drawn = 0
+    hook.remove()
+    assert steps == [6, 3]
 
 
 def test_blended_starts(character):
