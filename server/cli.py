@@ -64,7 +64,7 @@ def main() -> None:
     """Runs the command line; an error meant for the user is a sentence, not a traceback."""
     try:
         if "--json" in sys.argv:  # not even what is wrong with an option is shown as a panel
-            sys.exit(app(standalone_mode=False))
+            sys.exit(app(standalone_mode=False) or 0)
         app()
     except TyperException as error:
         _fail(error.format_message(), error.exit_code)
