@@ -243,7 +243,7 @@ def _read_solve(entry: Any, rows: np.ndarray, steps: int | None, track: LatentTr
     for name, value in weights.items():
         if type(value) not in (int, float) or not 0 <= value <= 1e6:
             raise wrong(f"the weight {name} must be a number from 0, not {value!r}.")
-    if any(step.get("do") not in _FIELDS for step in track.recipe):
+    if edited(track):
         raise wrong(
             "the track was edited, which would be lost in what is solved. Repair the track that it "
             "was made from, and edit the result again."
@@ -352,6 +352,11 @@ def check_plate(plate: Clip, track: LatentTrack, rows: np.ndarray) -> None:
     absent = {int(n) for n in track.numbers[rows[seen]]} - set(plate.numbers)
     if absent:
         raise MissingFrames(plate.path, absent, format_numbers(plate.numbers))
+
+
+def edited(track: LatentTrack) -> bool:
+    """Whether more than repairs was done to a track: frames solved anew would lack that."""
+    return any(step.get("do") not in _FIELDS for step in track.recipe)
 
 
 def changed(repairs: Sequence[Repair]) -> np.ndarray:

@@ -118,6 +118,8 @@ def solve(
 
 def _check_previous(track: LatentTrack, plate: frames.Clip) -> None:
     """Refuses a track of which a clip's frames can't be solved again."""
+    from core.repair import edited
+
     _check_complete(track, "The previous track")
     track.check_plate(plate)
     absent = sorted({*plate.numbers} - {*track.numbers.tolist()})
@@ -126,7 +128,7 @@ def _check_previous(track: LatentTrack, plate: frames.Clip) -> None:
             f"The previous track has no {frames.format_numbers(absent)}, only "
             f"{frames.format_numbers(track.numbers.tolist())}. Give the range to solve again."
         )
-    if any(step.get("do") == "edit" for step in track.recipe):
+    if edited(track):
         raise BadOption(
             "The previous track was edited, which would be lost in what is solved. Give the track "
             "that it was made from, and edit the result again."
