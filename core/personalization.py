@@ -22,7 +22,7 @@ from core.digest import digest
 from core.errors import ReenactError
 from core.files import atomic_write
 from core.frames import Clip, format_numbers, to_bytes, write_png
-from core.generator import Generator
+from core.generator import Generator, half_precision
 from core.objective import face_keypoints
 from core.perceptual import Metric
 from core.sheets import spread
@@ -125,7 +125,7 @@ def personalize(
     work.mkdir(parents=True, exist_ok=True)
     w = _pivots(generator, pictures, encoder, metric, settings, work, report)
     train, check = slice(len(chosen)), slice(len(chosen), None)
-    half = torch.device(device).type == "cuda"  # CPUs may emulate it, ten times slower
+    half = half_precision(device) is not None
     how = tuning.Settings(steps=settings.steps, batch=settings.batch, rate=rate, half=half)
     if not settings.mask:
         how = replace(how, features=1.0, background=1.0)

@@ -34,6 +34,7 @@ from core.errors import ReenactError
 from core.facemesh.keypoints import GROUPS, HEAD_FRAME, KEYPOINTS
 from core.facemesh.measures import measure
 from core.frames import Clip, format_numbers
+from core.generator import half_precision
 from core.latent_space import (
     delta_loss,
     nearest_weights,
@@ -60,7 +61,7 @@ from core.progress import Progress
 
 MAX_RESOLUTION = 256  # of generated pictures in the loss: the landmark network sees 192 px
 SAVE_SECONDS = 20.0  # between writes of a partial track
-SOLVER = 2  # raised whenever the same settings give other codes: one shot is not solved by two
+SOLVER = 3  # raised whenever the same settings give other codes: one shot is not solved by two
 
 # Retrieval: how fast an anchor's share falls with its distance, as a fraction of the distance of
 # the NEAR-th nearest.
@@ -380,6 +381,7 @@ class _Solver:
         self.keypoints = character.keypoints.detach().to(self.anchors)
         self.rest = torch.zeros_like(self.keypoints[0])  # added to the driving keypoints
         self.size = min(MAX_RESOLUTION, self.generator.architecture.resolution)
+        self.half = half_precision(self.anchors.device)  # of the search; not of what is reported
         self.bias = _bias(character)
         with torch.no_grad():
             self.centre = self._render(self.anchors.mean(0, keepdim=True))
@@ -400,8 +402,8 @@ class _Solver:
         weights = point_weights(self.settings.objective).to(keypoints)
         return (keypoints * weights.sqrt()[:, None]).flatten(1)
 
-    def _render(self, codes: Tensor) -> View:
-        return look(self.generator.synthesis(codes, stop_at=self.size))
+    def _render(self, codes: Tensor, half: torch.dtype | None = None) -> View:
+        return look(self.generator.synthesis(codes, stop_at=self.size, half=half))
 
     def _see(self, pictures: Tensor) -> View:
         """What driving pictures show, closely, and with a single look's bias."""
@@ -454,7 +456,7 @@ class _Solver:
             steps = self.settings.rest_steps
         elif any(n is None for n in near):
             steps = self.settings.first_steps
-        weights, terms = self._optimise(driving, start, raw, steps, tick)
+        weights, terms = self._optimise(driving, raw, steps, tick)
         alpha = weights.mean(1)
         track.alpha[rows] = alpha.cpu().numpy()
         track.delta[rows] = (weights - alpha[:, None]).cpu().numpy()
@@ -539,7 +541,7 @@ class _Solver:
             if step:
                 move = share[:, None] * (missed @ self.secants)
                 trial = nearest_weights(best + move[:, None])
-            made = self._render(trial @ self.anchors).keypoints
+            made = self._render(trial @ self.anchors, self.half).keypoints
             now = keypoint_loss(made, wanted, objective)
             better = now < lowest  # never, where it is NaN
             lowest = torch.where(better, now, lowest)
@@ -551,7 +553,6 @@ class _Solver:
     def _optimise(
         self,
         driving: View,
-        start: Tensor,
         raw: Tensor,
         steps: int,
         tick: Callable[[float], None],
@@ -566,35 +567,33 @@ class _Solver:
         """
         s = self.settings
         mean = raw.mean(1, keepdim=True)
-        moves = [torch.zeros_like(mean).requires_grad_(), torch.zeros_like(raw).requires_grad_()]
         rate = s.rate * (_FREE if set(s.follow) < set(PARTS) else 1)
         rates = (rate, rate * s.delta_rate)
-        groups = [{"params": [move]} for move in moves]
-        optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
-        best = start.clone()
+        moves = [torch.zeros_like(mean).requires_grad_(), torch.zeros_like(raw).requires_grad_()]
+        optimiser = torch.optim.Adam([{"params": [move]} for move in moves], betas=(0.9, 0.99))
+        best = [move.detach().clone() for move in moves]
         lowest = raw.new_full((len(raw),), torch.inf)
-        terms: dict[str, Tensor] = {}
         history: list[Tensor] = []
+
+        def terms_of(
+            moves: list[Tensor], half: torch.dtype | None
+        ) -> tuple[Tensor, View, dict[str, Tensor]]:
+            alpha, delta = mean + moves[0] @ self.directions.T, raw - mean
+            delta = delta + moves[1] @ self.directions.T
+            softened = soften(alpha + delta)
+            weights = to_weights(softened)
+            made = self._render(weights @ self.anchors, half)
+            terms = picture_losses(made, driving, self.centre, s.objective, self.rest)
+            return weights, made, terms | {"delta": delta_loss(delta), "sum": sum_loss(softened)}
+
         for step in range(steps + 1):
             last = step == steps
             with torch.set_grad_enabled(not last):
-                alpha = mean + moves[0] @ self.directions.T
-                delta = raw - mean + moves[1] @ self.directions.T
-                softened = soften(alpha + delta)
-                weights = to_weights(softened)
-                made = self._render(weights @ self.anchors)
-                now = picture_losses(made, driving, self.centre, s.objective, self.rest)
-                now |= {"delta": delta_loss(delta), "sum": sum_loss(softened)}
-                loss = total(now, s.objective)
+                loss = total(terms_of(moves, self.half)[2], s.objective)
             better = loss.detach() < lowest  # never, where it is NaN
             lowest = torch.where(better, loss.detach(), lowest)
-            best = torch.where(better[:, None, None], weights.detach(), best)
-            wanted = driving.keypoints + self.rest
-            now["keypoint_error"] = keypoint_error(made.keypoints, wanted)
-            for name, values in now.items():
-                values = values.detach()
-                kept = terms.get(name, torch.full_like(values, torch.nan))
-                terms[name] = torch.where(better, values, kept)
+            for kept, move in zip(best, moves, strict=True):
+                kept[better] = move.detach()[better]
             history.append(lowest)
             if last or _converged(history, s):
                 break
@@ -605,7 +604,10 @@ class _Solver:
                 part["lr"] = base * fade
             optimiser.step()
             tick(len(raw) * (step + 1) / (steps + 1))
-        return best, terms
+        with torch.no_grad():  # what is told of a frame is told in full precision
+            weights, made, terms = terms_of(best, None)
+        wanted = driving.keypoints + self.rest
+        return weights, terms | {"keypoint_error": keypoint_error(made.keypoints, wanted)}
 
 
 def _converged(history: list[Tensor], settings: Settings) -> bool:
@@ -727,7 +729,9 @@ def _keyframes(shots: list[np.ndarray], todo: np.ndarray, settings: Settings) ->
 
 
 def _batches(rows: np.ndarray, settings: Settings) -> list[np.ndarray]:
-    return [rows[i : i + settings.batch] for i in range(0, len(rows), settings.batch)]
+    if not len(rows):
+        return []
+    return np.array_split(rows, -(-len(rows) // settings.batch))  # even: one alone costs more
 
 
 def _pictures(driving: Driving, numbers: np.ndarray) -> Tensor:

@@ -276,7 +276,7 @@ def test_frames_that_gain_no_more_are_done(character):
 
     hook = character.generator.synthesis.register_forward_pre_hook(count)
     steps = []
-    for tolerance in (0.0, 1.0):  # a batch may stop never, or once patience has run out
+    for tolerance in (0.0, 1e9):  # a batch may stop never, or once patience has run out
         solve(character, clip, replace(STILL, first_steps=6, patience=2, tolerance=tolerance,
                                        start="retrieval"))  # fmt: skip
         steps.append(drawn)
@@ -526,7 +526,8 @@ def test_a_part_of_the_face_follows_and_the_others_stay(character):
     mouth = replace(
         Settings(neutral=None),
         follow=("mouth",),
-        objective=Objective(eye_points=2, iris_points=4, head_points=1),
+        steps=30,  # its eyes are a few px wide: with fewer they stay on some machines, not on all
+        objective=Objective(eye_points=2, iris_points=4, head_points=4),
     )
     track = solve(character, clip, mouth, previous=before)
     with torch.no_grad():

@@ -7,6 +7,7 @@ from core.generator.network import (
     Noise,
     Synthesis,
     config_f,
+    half_precision,
 )
 
-__all__ = ["Architecture", "Generator", "Mapping", "Noise", "Synthesis", "config_f"]
+__all__ = ["Architecture", "Generator", "Mapping", "Noise", "Synthesis", "config_f", "half_precision"]

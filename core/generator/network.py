@@ -55,6 +55,19 @@ class Architecture:
         return 2 * len(self.resolutions)
 
 
+def half_precision(device: torch.device | str) -> torch.dtype | None:
+    """The type in which a device computes convolutions faster than in single precision, if any.
+
+    Others emulate it, many times slower: CPUs without AVX-512 BF16 or AMX, GPUs before Ampere.
+    """
+    if torch.device(device).type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        able = torch.cpu.get_capabilities()
+        fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return torch.bfloat16 if fast else None
+
+
 def config_f(resolution: int) -> Architecture:
     """NVIDIA's configuration F, that of the published FFHQ generator at 1024."""
     sizes = [2**i for i in range(2, int(math.log2(resolution)) + 1)]
