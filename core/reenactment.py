@@ -95,12 +95,15 @@ _EYE_CORNERS, _MOUTH_CORNERS, _LIPS = (
 # Adam's steps are along the principal directions of the weights, each divided by what it moves
 # keypoints by; one of less than this share of their variance is lengthened no further.
 _FLAT = 0.015
+# It must forget soon, too, when all its steps are a handful: seven so are worth twelve at the usual
+# (.9, .99) and half the rate.
+_BETAS = (0.5, 0.95)
 
 _BIAS_ANCHORS = 16  # are enough to know a mesh's bias by
 
 # How much longer Adam's steps are where parts of the face stay: they start at the tip of eq. 2,
 # which is as steep there as anywhere, and short steps never leave it.
-_FREE = 6.0
+_FREE = 3.3
 
 
 class NeutralMissing(ReenactError):
@@ -120,15 +123,15 @@ class Settings:
     # look like it ("blend"), only the anchors, the frame before (the paper), or the centre of P.
     start: Literal["blend", "retrieval", "previous", "centre"] = "blend"
     noise: float = 0.0  # sigma of Gaussian noise on the start's coordinates
-    secants: int = 3  # steps without gradients from there towards the driving keypoints
-    steps: int = 12  # of Adam at most, from a start that knows its neighbours
-    first_steps: int = 20  # at most, from one that does not
+    secants: int = 2  # steps without gradients from there towards the driving keypoints
+    steps: int = 7  # of Adam at most, from a start that knows its neighbours
+    first_steps: int = 14  # at most, from one that does not
     # Of the solve that finds the shapes at rest. Few: what is fitted away is not left over.
     rest_steps: int = 4
-    rate: float = 0.5  # Adam's learning rate: what a step moves the weighted keypoints by, px
-    delta_rate: float = 0.3  # that of the rows' own offsets, over the rate
+    rate: float = 0.9  # Adam's learning rate: what a step moves the weighted keypoints by, px
+    delta_rate: float = 0.8  # that of the rows' own offsets, over the rate
     tolerance: float = 2e-3  # a batch has converged when no frame's loss falls by this share
-    patience: int = 8  # within so many steps
+    patience: int = 4  # within so many steps
     keyframe_every: int = 4  # frames
     batch: int = 8  # frames solved at once; fewer need less memory
     # Sigma of the low-pass over codes, seconds. At .025 the result is as restless as the truth; at
@@ -381,7 +384,7 @@ class _Solver:
         self.keypoints = character.keypoints.detach().to(self.anchors)
         self.rest = torch.zeros_like(self.keypoints[0])  # added to the driving keypoints
         self.size = min(MAX_RESOLUTION, self.generator.architecture.resolution)
-        self.half = half_precision(self.anchors.device)  # of the search; not of what is reported
+        self.half = half_precision(self.anchors.device)  # of Adam's pictures; not of what is reported
         self.bias = _bias(character)
         with torch.no_grad():
             self.centre = self._render(self.anchors.mean(0, keepdim=True))
@@ -403,7 +406,8 @@ class _Solver:
         return (keypoints * weights.sqrt()[:, None]).flatten(1)
 
     def _render(self, codes: Tensor, half: torch.dtype | None = None) -> View:
-        return look(self.generator.synthesis(codes, stop_at=self.size, half=half))
+        picture = self.generator.synthesis(codes, stop_at=self.size, half=half, half_from=4)
+        return look(picture)
 
     def _see(self, pictures: Tensor) -> View:
         """What driving pictures show, closely, and with a single look's bias."""
@@ -433,7 +437,8 @@ class _Solver:
             if self.previous is not None and set(self.settings.follow) < set(PARTS):
                 there = np.searchsorted(self.previous.numbers, track.numbers[rows])
                 before = self.previous.weights[there]
-                near, start = list(before), torch.from_numpy(before).to(self.anchors)
+                near = [None] * len(rows)  # what the parts did is far from what they are to do
+                start = torch.from_numpy(before).to(self.anchors)
                 driving = self._in_part(driving, start)
             else:
                 near = [_neighbours(track, shots, row, self.settings) for row in rows]
@@ -541,7 +546,7 @@ class _Solver:
             if step:
                 move = share[:, None] * (missed @ self.secants)
                 trial = nearest_weights(best + move[:, None])
-            made = self._render(trial @ self.anchors, self.half).keypoints
+            made = self._render(trial @ self.anchors).keypoints
             now = keypoint_loss(made, wanted, objective)
             better = now < lowest  # never, where it is NaN
             lowest = torch.where(better, now, lowest)
@@ -570,7 +575,7 @@ class _Solver:
         rate = s.rate * (_FREE if set(s.follow) < set(PARTS) else 1)
         rates = (rate, rate * s.delta_rate)
         moves = [torch.zeros_like(mean).requires_grad_(), torch.zeros_like(raw).requires_grad_()]
-        optimiser = torch.optim.Adam([{"params": [move]} for move in moves], betas=(0.9, 0.99))
+        optimiser = torch.optim.Adam([{"params": [move]} for move in moves], betas=_BETAS)
         best = [move.detach().clone() for move in moves]
         lowest = raw.new_full((len(raw),), torch.inf)
         history: list[Tensor] = []
@@ -885,7 +890,7 @@ def _bias(character: Character) -> Tensor:
     some = anchors[:: -(-len(anchors) // _BIAS_ANCHORS)]
     size = min(MAX_RESOLUTION, character.generator.architecture.resolution)
     with torch.no_grad():
-        seen = [look(character.generator.synthesis(one, stop_at=size)) for one in some.split(1)]
+        seen = [look(character.generator.synthesis(few, stop_at=size)) for few in some.split(4)]
     off = [view.landmarks - look_closely(view.pictures).landmarks for view in seen]
     return torch.cat(off).mean(0)
 

@@ -10,4 +10,12 @@ from core.generator.network import (
     half_precision,
 )
 
-__all__ = ["Architecture", "Generator", "Mapping", "Noise", "Synthesis", "config_f", "half_precision"]
+__all__ = [
+    "Architecture",
+    "Generator",
+    "Mapping",
+    "Noise",
+    "Synthesis",
+    "config_f",
+    "half_precision",
+]

@@ -50,7 +50,7 @@ from core.digest import digest
 from core.facemesh import crop_roi, face_detector, face_mesh, to_picture
 from core.files import atomic_write
 from core.frames import write_png
-from core.generator import Architecture, Generator
+from core.generator import Architecture, Generator, half_precision
 from core.generator.network import Dense
 from core.generator.storage import save_generator
 from core.objective import look
@@ -381,6 +381,7 @@ def train(folder: Path, recipe: Recipe, data: Pictures, held_out: Pictures) -> G
         The moving average of the generator.
     """
     device = data.points.device
+    half = half_precision(device)
     generator = new_generator(recipe).to(device)
     average = copy.deepcopy(generator).eval().requires_grad_(False)
     optimiser = torch.optim.Adam(generator.parameters(), lr=recipe.rate, betas=(0.9, 0.99))
@@ -408,7 +409,7 @@ def train(folder: Path, recipe: Recipe, data: Pictures, held_out: Pictures) -> G
         mirrored = torch.rand(batch, generator=rng) < 0.5
         target, normals, points = data.batch(indices, mirrored, resolution)
         w = generator.mapping(latents(normals, rng))
-        result = generator.synthesis(w, stop_at=resolution, half=_half(device), half_from=4)
+        result = generator.synthesis(w, stop_at=resolution, half=half, half_from=4)
         error = loss(result.float(), target, points)
         optimiser.zero_grad()
         error.backward()
@@ -460,14 +461,8 @@ def score(generator: Generator, data: Pictures, size: int) -> dict[str, float]:
             for n, e in zip(names, (whole, eyes), strict=True)}  # fmt: skip
 
 
-def _half(device: torch.device) -> torch.dtype | None:
-    """bfloat16, or on CPUs that would emulate it, ten times slower than float32, nothing."""
-    slow = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
-    return None if slow else torch.bfloat16
-
-
 def _autocast(device: torch.device) -> torch.autocast:
-    half = _half(device)
+    half = half_precision(device)
     return torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None)
 
 
@@ -563,7 +558,7 @@ def train_encoder(
             guess = encoder(target.to(memory_format=torch.channels_last)).float()
         error = ((guess - w) / spread).abs().mean()
         if pictures:
-            made = generator.synthesis(guess, half=_half(device), half_from=4).float()
+            made = generator.synthesis(guess, half=half_precision(device), half_from=4).float()
             error = 0.2 * error + loss(made, target, points)
         optimiser.zero_grad()
         error.backward()
@@ -636,7 +631,7 @@ def train_jointly(
             w = encoder(target[mapped:].to(memory_format=torch.channels_last)).float()
         if mapped:
             w = torch.cat([generator.mapping(latents(normals[:mapped], rng)), w])
-        made = generator.synthesis(w, half=_half(device), half_from=4).float()
+        made = generator.synthesis(w, half=half_precision(device), half_from=4).float()
         error = loss(made, target, points)
         if landmarks:
             error = error + landmarks * landmark_loss(made, target)
@@ -687,7 +682,7 @@ def sensitivity(
     for indices in seen.split(16):
         code = w[indices.to(w.device)].requires_grad_()
         weight, _ = weights_at(data.points[indices.to(w.device)], size)
-        made = generator.synthesis(code, half=_half(code.device), half_from=4).float()
+        made = generator.synthesis(code, half=half_precision(code.device), half_from=4).float()
         for draw in range(draws):
             noise = torch.randn(made.shape, generator=rng).to(made) * weight.sqrt()
             (gradient,) = torch.autograd.grad(
