@@ -384,7 +384,7 @@ class _Solver:
         self.keypoints = character.keypoints.detach().to(self.anchors)
         self.rest = torch.zeros_like(self.keypoints[0])  # added to the driving keypoints
         self.size = min(MAX_RESOLUTION, self.generator.architecture.resolution)
-        self.half = half_precision(self.anchors.device)  # of Adam's pictures; not of what is reported
+        self.half = half_precision(self.anchors.device)  # while Adam searches, not to report
         self.bias = _bias(character)
         with torch.no_grad():
             self.centre = self._render(self.anchors.mean(0, keepdim=True))

@@ -526,7 +526,7 @@ def test_a_part_of_the_face_follows_and_the_others_stay(character):
     mouth = replace(
         Settings(neutral=None),
         follow=("mouth",),
-        steps=30,  # its eyes are a few px wide: with fewer they stay on some machines, not on all
+        first_steps=30,  # its eyes are a few px wide: with fewer they stay only on some machines
         objective=Objective(eye_points=2, iris_points=4, head_points=4),
     )
     track = solve(character, clip, mouth, previous=before)
