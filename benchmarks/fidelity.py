@@ -43,7 +43,7 @@ from core.aligned_clip import align_clip
 from core.character import load_character
 from core.facemesh.measures import measure
 from core.latent_track import LatentTrack
-from core.objective import Objective, look
+from core.objective import Objective, look_closely
 from core.recognition import proxy_recogniser
 from core.reenactment import Settings
 from core.synthetic import performer
@@ -94,8 +94,8 @@ class Seen:
 
 
 def seen(pictures: Tensor) -> Seen:
-    with torch.no_grad():
-        landmarks = torch.cat([look(p.float()).landmarks for p in pictures.split(8)])
+    """Closely: one look's own error would count as that of what is looked at."""
+    landmarks = torch.cat([look_closely(p.float()).landmarks for p in pictures.split(8)])
     return Seen(pictures.float(), landmarks.numpy())
 
 
