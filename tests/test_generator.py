@@ -1,13 +1,14 @@
 """The generator against StyleGAN2 restated from its definition: slow, obvious, in float64."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from core.generator import Architecture, Generator, config_f
+from core.generator import Architecture, Generator, config_f, half_precision
 
 SMALL = Architecture(64, {4: 24, 8: 20, 16: 16, 32: 12, 64: 8}, z_dim=32, w_dim=40)
 
@@ -154,6 +155,13 @@ def test_half_precision_is_close(generator: Generator, dtype: torch.dtype, error
     half = generator.synthesis(ws, half=dtype, half_from=4)
     assert half.dtype == torch.float32
     assert (half - full).abs().max() / full.abs().max() < error
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="what a processor can do: of Linux")
+def test_half_precision_where_the_processor_has_it() -> None:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    able = not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
+    assert half_precision("cpu") == (torch.bfloat16 if able else None)
 
 
 def test_half_precision_survives_weights_that_would_overflow(generator: Generator) -> None:

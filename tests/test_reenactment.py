@@ -33,6 +33,7 @@ from core.objective import (
     View,
     group,
     keypoint_error,
+    keypoint_loss,
     look,
     look_closely,
     picture_losses,
@@ -283,6 +284,23 @@ def test_frames_that_gain_no_more_are_done(character):
         drawn = 0
     hook.remove()
     assert steps == [6, 3]
+
+
+def test_half_precision_finds_as_much_and_tells_in_full(character, monkeypatch):
+    clip = driving(draw(character, known(6)))
+    found = []
+    for half in (None, torch.bfloat16):
+        monkeypatch.setattr(reenactment, "half_precision", lambda device, half=half: half)
+        track = solve(character, clip, Settings(neutral=None))
+        with torch.no_grad():  # what it tells of its codes is so, in full
+            made = look(character.generator.synthesis(torch.from_numpy(track.codes)))
+        wanted = seen(character, clip.pictures).keypoints
+        error = keypoint_loss(made.keypoints, wanted, Objective()).numpy()
+        assert track.losses["keypoints"] == pytest.approx(error, rel=1e-3)
+        found.append(losses(track))
+    start = losses(solve(character, clip, replace(STILL, start="retrieval")))
+    gained = [(start - one).mean() for one in found]
+    assert gained[1] == pytest.approx(gained[0], rel=0.05)
 
 
 def test_blended_starts(character):
