@@ -265,8 +265,8 @@ def step_seconds(
     generator: Generator, anchors: Tensor, pictures: Tensor, size: int,
     half: torch.dtype | None = None,
 ) -> tuple[float, float]:  # fmt: skip
-    """Seconds of the loss of a batch with gradients, and without; the first of three is not
-    counted."""
+    """Seconds of the loss of a batch with gradients, in `half` where that is given, and without, in
+    full; the first of three is not counted."""
     rows, count = generator.architecture.num_ws, len(anchors)
     raw = to_raw(torch.full((len(pictures), rows, count), 1 / count))
     alpha, delta = raw.mean(1).requires_grad_(), torch.zeros_like(raw).requires_grad_()
@@ -277,7 +277,10 @@ def step_seconds(
     for gradients in (True, False) * 3:
         with torch.set_grad_enabled(gradients):
             start = time.perf_counter()
-            loss = loss_of(generator, anchors, driving, centre, alpha, delta, size, half=half)
+            loss = loss_of(
+                generator, anchors, driving, centre, alpha, delta, size,
+                half=half if gradients else None,
+            )  # fmt: skip
             if gradients:
                 torch.autograd.grad(loss.sum(), [alpha, delta])
             times[gradients].append(time.perf_counter() - start)

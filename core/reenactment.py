@@ -583,8 +583,8 @@ class _Solver:
         def terms_of(
             moves: list[Tensor], half: torch.dtype | None
         ) -> tuple[Tensor, View, dict[str, Tensor]]:
-            alpha, delta = mean + moves[0] @ self.directions.T, raw - mean
-            delta = delta + moves[1] @ self.directions.T
+            alpha = mean + moves[0] @ self.directions.T
+            delta = raw - mean + moves[1] @ self.directions.T
             softened = soften(alpha + delta)
             weights = to_weights(softened)
             made = self._render(weights @ self.anchors, half)
