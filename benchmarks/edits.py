@@ -71,7 +71,7 @@ def someone() -> Character:
         anchors = generator.mapping(latents(people(64), torch.Generator().manual_seed(0)))
     info = CharacterInfo("samples of one person", {}, selected=list(range(64)))
     picture = np.zeros((8, 8, 3), np.uint8)
-    return Character(generator, anchors, torch.zeros(64, 66, 3), picture, info, "0" * 64)
+    return Character(generator, anchors, torch.zeros(64, 86, 3), picture, info, "0" * 64)
 
 
 def embedded(drawn: Tensor) -> Tensor:

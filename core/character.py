@@ -25,7 +25,7 @@ from core.generator import Generator
 from core.generator.storage import build, describe
 
 FORMAT = "reenact.character"
-VERSION = 2
+VERSION = 3
 CONSENT = ("who", "when", "scope")
 
 _GENERATOR = "generator."
@@ -70,7 +70,7 @@ class Character:
 
     generator: Generator
     anchors: Tensor  # [N, w_dim] float32
-    keypoints: Tensor  # [N, 66, 3] float32: `objective.face_keypoints` of the anchors' pictures
+    keypoints: Tensor  # [N, 86, 3] float32: `objective.face_keypoints` of the anchors' pictures
     thumbnail: np.ndarray  # [H, W, 3] uint8, sRGB
     info: CharacterInfo
     hash: str = ""  # of the file that it was read from, see `character_hash`

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from core.frames import Clip
 
 FORMAT = "reenact.latents"
-VERSION = 3
+VERSION = 4
 
 _TABLES = ("losses", "quality")
 
@@ -67,7 +67,7 @@ class LatentTrack:
     delta: np.ndarray  # [F, L, N] float32, each row's own offset from them
     codes: np.ndarray  # [F, L, 512] float32, w+ as solved: (alpha + delta) @ anchors
     smooth: np.ndarray  # [F, L, 512] float32, w+ after the low-pass over time: what is rendered
-    rest: np.ndarray  # [66, 3] float32, px of the 192 px crop: added to the driving keypoints
+    rest: np.ndarray  # [86, 3] float32, px of the 192 px crop: added to the driving keypoints
     landmarks: np.ndarray  # [F, 478, 3] float32, driving face, plate px; NaN where there is none
     quads: np.ndarray  # [F, 4, 2] float64, aligned square, plate px; NaN where there is none
     amount: np.ndarray  # [F] float32, 0..1: how much of the face is laid over the plate

@@ -22,6 +22,7 @@ from core.facemesh.keypoints import (
     LEFT_EYE_BOX,
     LEFT_IRIS,
     MOUTH_BOX,
+    OUTER_LIPS,
     RIGHT_EYE,
     RIGHT_EYE_BOX,
     RIGHT_IRIS,
@@ -58,9 +59,10 @@ class Objective:
 
     keypoints: float = 1.0  # lambda of eq. 2, px
     eye_points: float = 8.0  # within eq. 2: lids
-    iris_points: float = 16.0  # within eq. 2: irises
+    iris_points: float = 20.0  # within eq. 2: irises
     mouth_points: float = 5.0  # within eq. 2: inner lips
-    head_points: float = 16.0  # within eq. 2: the four points of the head frame
+    lip_points: float = 5.0  # within eq. 2, beyond the paper: outer lips
+    head_points: float = 20.0  # within eq. 2: the four points of the head frame
     mouth: float = 20.0  # lambda of eq. 3
     eyes: float = 5.0  # lambda of eq. 4
     delta: float = 10.0  # lambda of eq. 9
@@ -75,6 +77,7 @@ class Objective:
             eye_points=1,
             iris_points=1,
             mouth_points=1,
+            lip_points=0,
             head_points=1,
             mouth=1,
             eyes=1,
@@ -92,7 +95,7 @@ class View(NamedTuple):
 
     @property
     def keypoints(self) -> Tensor:
-        """[B, 66, 3]."""
+        """[B, 86, 3]."""
         return self.landmarks[:, KEYPOINTS]
 
 
@@ -136,7 +139,7 @@ def look_closely(pictures: Tensor) -> View:
 
 
 def face_keypoints(pictures: Tensor) -> Tensor:
-    """The paper's 66 keypoints `[B, 66, 3]`, px of the 192 px crop, of pictures as in `look`."""
+    """The keypoints `[B, 86, 3]`, px of the 192 px crop, of pictures as in `look`."""
     return look(pictures).keypoints
 
 
@@ -144,7 +147,7 @@ def group(keypoints: Tensor) -> Tensor:
     """Takes out where each facial part is: zero mean per part, but for the head frame.
 
     Args:
-        keypoints: `[..., 66, 3]` in the order of `KEYPOINTS`.
+        keypoints: `[..., 86, 3]` in the order of `KEYPOINTS`.
     """
     parts = keypoints.split([len(points) for points in GROUPS.values()], -2)
     return torch.cat(
@@ -160,7 +163,7 @@ def keypoint_loss(a: Tensor, b: Tensor, objective: Objective) -> Tensor:
     """Eq. 2: the weighted sum of distances, px.
 
     Args:
-        a: `[..., 66, 3]`, px.
+        a: `[..., 86, 3]`, px.
         b: the same; leading dimensions broadcast.
         objective: says whether positions are relative, and what the points count.
 
@@ -175,18 +178,19 @@ def keypoint_loss(a: Tensor, b: Tensor, objective: Objective) -> Tensor:
 
 
 def point_weights(objective: Objective) -> Tensor:
-    """What each keypoint counts within eq. 2, `[66]`."""
+    """What each keypoint counts within eq. 2, `[86]`."""
     counts = {
         **dict.fromkeys((*RIGHT_EYE, *LEFT_EYE), objective.eye_points),
         **dict.fromkeys((*RIGHT_IRIS, *LEFT_IRIS), objective.iris_points),
         **dict.fromkeys(INNER_LIPS, objective.mouth_points),
+        **dict.fromkeys(OUTER_LIPS, objective.lip_points),
         **dict.fromkeys(HEAD_FRAME, objective.head_points),
     }
     return torch.tensor([counts[point] for point in KEYPOINTS])
 
 
 def keypoint_error(a: Tensor, b: Tensor) -> Tensor:
-    """Mean distance of grouped keypoints `[..., 66, 3]`, px: the figure to report, `[...]`."""
+    """Mean distance of grouped keypoints `[..., 86, 3]`, px: the figure to report, `[...]`."""
     return group(a - b).norm(dim=-1).mean(-1)
 
 
@@ -204,7 +208,7 @@ def picture_losses(
         driving: the frames to follow, B of them.
         centre: one picture of the character, from the centre of P (I_c of eq. 4).
         objective: norms and point weights.
-        rest: `[66, 3]` px, added to the driving keypoints: how the character's face at rest
+        rest: `[86, 3]` px, added to the driving keypoints: how the character's face at rest
             differs from the driving one.
 
     Returns:

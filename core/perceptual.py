@@ -44,7 +44,7 @@ _GRADIENT_FLOOR = 0.2
 _GRADIENT_WEIGHT = 1 / 8
 _COARSEST = 16  # side of the last octave, px
 _KEYPOINT_WEIGHT = 1 / 7200  # per squared px of all points, weighted as below
-_POINT_WEIGHTS = {"right_eye": 8.0, "left_eye": 8.0, "mouth": 3.0, "head": 0.0}
+_POINT_WEIGHTS = {"right_eye": 8.0, "left_eye": 8.0, "mouth": 3.0, "outer_lips": 0.0, "head": 0.0}
 
 log = logging.getLogger(__name__)
 

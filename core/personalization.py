@@ -255,7 +255,7 @@ def _pivots(
 
 
 def _anchors_seen(generator: Generator, w: Tensor, batch: int) -> tuple[Tensor, np.ndarray]:
-    """Keypoints of the anchors' pictures `[N, 66, 3]`, and the picture of their mean, uint8."""
+    """Keypoints of the anchors' pictures `[N, 86, 3]`, and the picture of their mean, uint8."""
     device = next(generator.parameters()).device
     size = min(generator.architecture.resolution, SELECTION_SIZE)
     found = []

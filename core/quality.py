@@ -79,7 +79,7 @@ class Measure:
 
 MEASURES: dict[str, Measure] = {
     "landmarks": Measure(
-        "Landmarks", "px", "Mean distance of the 66 keypoints from the driver's, each facial part "
+        "Landmarks", "px", "Mean distance of the 86 keypoints from the driver's, each facial part "
         "about its own middle, in px of a 192 px face.", "high", 4.0, 0.4,
         "The face does not follow the driver", repair="all",
     ),
@@ -92,7 +92,7 @@ MEASURES: dict[str, Measure] = {
         "The left eye's shape differs from the driver's", repair="eyes",
     ),
     "lips": Measure(
-        "Lips", "px", "The same, of the inner lips alone.", "high", 4.0, 0.6,
+        "Lips", "px", "The same, of the lips alone.", "high", 4.0, 0.6,
         "The lips' shape differs from the driver's", repair="mouth",
     ),
     "head": Measure(
@@ -544,11 +544,11 @@ def _parts(wanted: np.ndarray, made: np.ndarray) -> dict[str, np.ndarray]:
     """Distances of keypoints, each part about its own middle, px."""
     a, b = (torch.from_numpy(mesh[:, KEYPOINTS]) for mesh in (made, wanted))
     apart = group(a - b).norm(dim=-1)
-    parts = apart.split([len(points) for points in GROUPS.values()], 1)
-    names = {"mouth": "lips"}
+    split = apart.split([len(points) for points in GROUPS.values()], 1)
+    parts = dict(zip(GROUPS, split, strict=True))
+    parts["lips"] = torch.cat([parts.pop("mouth"), parts.pop("outer_lips")], 1)
     return {"landmarks": keypoint_error(a, b).numpy()} | {
-        names.get(name, name): part.mean(1).numpy()
-        for name, part in zip(GROUPS, parts, strict=True)
+        name: part.mean(1).numpy() for name, part in parts.items()
     }
 
 

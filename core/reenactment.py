@@ -61,7 +61,7 @@ from core.progress import Progress
 
 MAX_RESOLUTION = 256  # of generated pictures in the loss: the landmark network sees 192 px
 SAVE_SECONDS = 20.0  # between writes of a partial track
-SOLVER = 3  # raised whenever the same settings give other codes: one shot is not solved by two
+SOLVER = 4  # raised whenever the same settings give other codes: one shot is not solved by two
 
 # Retrieval: how fast an anchor's share falls with its distance, as a fraction of the distance of
 # the NEAR-th nearest.
@@ -69,7 +69,7 @@ _SHARPNESS = 0.12
 _NEAR = 4
 
 # Parts of the face that follow the driver or not, by the groups of keypoints that they are.
-PARTS = {"eyes": ("right_eye", "left_eye"), "mouth": ("mouth",), "head": ("head",)}
+PARTS = {"eyes": ("right_eye", "left_eye"), "mouth": ("mouth", "outer_lips"), "head": ("head",)}
 
 _GIVEN = (FrameState.SOLVED, FrameState.REPAIRED)  # codes that their neighbours may start from
 
@@ -87,7 +87,7 @@ _TURN_RIDGE = 0.01  # of their variance: what is regressed on them must not shri
 # the outer eye corners: .49 to .53 of five people filmed, .47 to .56 of sixteen performers.
 _REST_WIDTH, _REST_WIDTH_SPREAD, _REST_GAP_SPREAD = 0.51, 0.04, 0.03
 _REST_LEAST = 0.5  # frames at rest: with less than that there is none
-_MOUTH = [KEYPOINTS.index(point) for point in GROUPS["mouth"]]
+_MOUTH = [KEYPOINTS.index(point) for part in PARTS["mouth"] for point in GROUPS[part]]
 _EYE_CORNERS, _MOUTH_CORNERS, _LIPS = (
     [KEYPOINTS.index(point) for point in pair] for pair in ((33, 263), (78, 308), (13, 14))
 )
@@ -389,17 +389,17 @@ class _Solver:
         with torch.no_grad():
             self.centre = self._render(self.anchors.mean(0, keepdim=True))
         # How weights must change for keypoints to: ridge regression on the anchors.
-        known = self._compared(self.keypoints - self.keypoints.mean(0))  # [N, 198]
+        known = self._compared(self.keypoints - self.keypoints.mean(0))  # [N, 258]
         gram = known.T @ known
         ridge = gram + gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
-        self.secants = torch.linalg.solve(ridge, known.T)  # [198, N]
+        self.secants = torch.linalg.solve(ridge, known.T)  # [258, N]
         # Principal directions of the weights; each moves the weighted keypoints by 1 px at most.
         values, directions = torch.linalg.eigh(known @ known.T)
         values = values.clamp(min=0)
         self.directions = directions / (values + _FLAT * values.sum()).clamp(min=1).sqrt()  # [N, N]
 
     def _compared(self, keypoints: Tensor) -> Tensor:
-        """Differences of keypoints `[B, 66, 3]` as eq. 2 weights them, `[B, 198]`."""
+        """Differences of keypoints `[B, 86, 3]` as eq. 2 weights them, `[B, 258]`."""
         if self.settings.objective.grouped:
             keypoints = group(keypoints)
         weights = point_weights(self.settings.objective).to(keypoints)
@@ -472,7 +472,7 @@ class _Solver:
         track.state[rows] = FrameState.SOLVED  # last: an interrupt may fall in between
 
     def look_at(self, driving: Driving, numbers: np.ndarray) -> Tensor:
-        """Keypoints `[K, 66, 3]` px of some driving frames."""
+        """Keypoints `[K, 86, 3]` px of some driving frames."""
         parts = [
             self._see(_pictures(driving, some)).keypoints
             for some in _batches(numbers, self.settings)  # never all pictures at once
@@ -480,7 +480,7 @@ class _Solver:
         return torch.cat(parts)
 
     def left_over(self, codes: np.ndarray, wanted: Tensor) -> np.ndarray:
-        """What solved codes miss driving keypoints `[K, 66, 3]` by, on average, `[66, 3]` px.
+        """What solved codes miss driving keypoints `[K, 86, 3]` by, on average, `[86, 3]` px.
 
         What the character can do has been done, so this is what its shape is, not what it does.
         What it can't do is left over too: frames count by the inverse square of what they miss.
@@ -627,8 +627,8 @@ def retrieve(wanted: Tensor, keypoints: Tensor) -> Tensor:
     """The anchors that look like a frame: a first guess without any optimisation.
 
     Args:
-        wanted: `[B, 66, 3]` px, keypoints of driving frames.
-        keypoints: `[N, 66, 3]` px, those of the anchors.
+        wanted: `[B, 86, 3]` px, keypoints of driving frames.
+        keypoints: `[N, 86, 3]` px, those of the anchors.
 
     Returns:
         Weights `[B, N]`: softmax of minus the mean distance of grouped keypoints.
@@ -646,11 +646,11 @@ def head_at_rest(driving: np.ndarray, anchors: np.ndarray) -> np.ndarray:
     which is taken for the shape of the driver's face (`_SHAPE`).
 
     Args:
-        driving: `[F, 66, 3]` px, keypoints of driving frames; NaN ones don't count.
-        anchors: `[N, 66, 3]` px.
+        driving: `[F, 86, 3]` px, keypoints of driving frames; NaN ones don't count.
+        anchors: `[N, 86, 3]` px.
 
     Returns:
-        `[66, 3]` px float32, to add to driving keypoints; 0 but for the head frame.
+        `[86, 3]` px float32, to add to driving keypoints; 0 but for the head frame.
     """
     driving = driving[np.isfinite(driving).all((1, 2))]
     known, asked = (_turns(keypoints) for keypoints in (anchors, driving))
@@ -677,11 +677,11 @@ def mouth_at_rest(driving: np.ndarray, anchors: np.ndarray) -> np.ndarray | None
     are compared where they rest: frames count by how near theirs is to anyone's at rest.
 
     Args:
-        driving: `[F, 66, 3]` px, keypoints of driving frames; NaN ones don't count.
-        anchors: `[N, 66, 3]` px.
+        driving: `[F, 86, 3]` px, keypoints of driving frames; NaN ones don't count.
+        anchors: `[N, 86, 3]` px.
 
     Returns:
-        `[20, 3]` px float32, to add to the driver's inner lips, zero on average; None where no
+        `[40, 3]` px float32, to add to the driver's lips, zero on average; None where no
         mouth rests.
     """
     shapes = []
@@ -701,7 +701,7 @@ def mouth_at_rest(driving: np.ndarray, anchors: np.ndarray) -> np.ndarray | None
 
 
 def _turns(keypoints: np.ndarray) -> np.ndarray:
-    """`_TURNS` of keypoints `[F, 66, 3]`, `[F, 4]`."""
+    """`_TURNS` of keypoints `[F, 86, 3]`, `[F, 4]`."""
     mesh = np.full((len(keypoints), 478, 3), np.nan)
     mesh[:, KEYPOINTS] = keypoints
     measures = measure(mesh)
@@ -854,7 +854,7 @@ def _check(
 def _rest(
     character: Character, driving: Driving, settings: Settings, previous: LatentTrack | None
 ) -> np.ndarray:
-    """How the character's face at rest differs from the driving one, `[66, 3]` px; NaN: to do."""
+    """How the character's face at rest differs from the driving one, `[86, 3]` px; NaN: to do."""
     if settings.neutral is None:
         return np.zeros(character.keypoints.shape[1:], np.float32)
     plain = json.loads(json.dumps(settings.neutral))

@@ -65,7 +65,9 @@ def read(
             if int(header["version"]) > version:
                 raise wrong(f"{path} was written by a newer Reenact. Update this one to load it.")
             if int(header["version"]) < version:
-                raise wrong(f"{path} was written by an older Reenact. Make it again.")
+                raise wrong(
+                    f"{path} was written by an older Reenact. Make it anew, under another name."
+                )
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, TypeError, AttributeError) as error:  # the latter: bfloat16
         raise wrong(

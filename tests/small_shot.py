@@ -63,7 +63,7 @@ def small_shot(folder: Path) -> tuple[Path, Path, str]:
             character=who.hash, numbers=np.arange(FIRST, FIRST + FRAMES), state=state,
             cut=np.arange(FRAMES) == 0, alpha=alpha,
             delta=np.zeros((FRAMES, rows, len(MOVES)), np.float32), codes=codes, smooth=smooth,
-            rest=np.zeros((66, 3), np.float32), landmarks=landmarks, quads=quads,
+            rest=np.zeros((86, 3), np.float32), landmarks=landmarks, quads=quads,
             amount=np.ones(FRAMES, np.float32), losses={},
             quality={"keypoint_error": np.ones(FRAMES, np.float32)},
             settings=json.loads(json.dumps(asdict(Settings(steps=8, neutral=None)))),

@@ -52,7 +52,7 @@ def a_character(anchors: int = 5) -> Character:
     )
     thumbnail = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     return Character(
-        generator, torch.randn(anchors, 512), torch.randn(anchors, 66, 3), thumbnail, info
+        generator, torch.randn(anchors, 512), torch.randn(anchors, 86, 3), thumbnail, info
     )
 
 
@@ -205,7 +205,7 @@ def test_forged_contents_are_refused(saved: Path) -> None:
             load_character(saved)
     for tensors in (
         {"anchors": torch.zeros(5, 512, dtype=torch.int32)},
-        {"keypoints": torch.full((5, 66, 3), float("inf"))},
+        {"keypoints": torch.full((5, 86, 3), float("inf"))},
         {"generator.synthesis.more": torch.zeros(1)},
     ):
         saved.write_bytes(whole)

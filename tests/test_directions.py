@@ -183,7 +183,7 @@ def test_a_pickle_is_read_and_never_run(tmp_path: Path) -> None:
 def someone(base: str) -> Character:
     info = CharacterInfo("Someone", {}, base_hash=base, selected=[0])
     picture = np.zeros((8, 8, 3), np.uint8)
-    return Character(random_generator(), torch.ones(1, 512), torch.zeros(1, 66, 3), picture, info,
+    return Character(random_generator(), torch.ones(1, 512), torch.zeros(1, 86, 3), picture, info,
                      "c" * 64)  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def shot(who: Character, frames: int = 4) -> LatentTrack:
     return LatentTrack(
         who.hash, 1001 + np.arange(frames), np.ones(frames, np.uint8), np.arange(frames) == 0,
         alpha, np.zeros((frames, rows, count), np.float32), codes, codes,
-        np.zeros((66, 3), np.float32), np.full((frames, 478, 3), np.nan, np.float32),
+        np.zeros((86, 3), np.float32), np.full((frames, 478, 3), np.nan, np.float32),
         np.full((frames, 4, 2), np.nan), nothing + 1,
         {"keypoints": nothing}, {"keypoint_error": nothing}, {},
     )  # fmt: skip

@@ -36,7 +36,7 @@ def somebody() -> Character:
     generator = random_generator()
     anchors = torch.randn(ANCHORS, 512, generator=torch.Generator().manual_seed(1)) + 0.5
     info = CharacterInfo("Somebody", {}, base_hash="b" * 64, selected=list(range(ANCHORS)))
-    keypoints = torch.zeros(ANCHORS, 66, 3)
+    keypoints = torch.zeros(ANCHORS, 86, 3)
     return Character(generator, anchors, keypoints, np.zeros((8, 8, 3), np.uint8), info, "c" * 64)
 
 
@@ -60,7 +60,7 @@ def shot() -> LatentTrack:
         delta=delta,
         codes=codes,
         smooth=smooth,
-        rest=np.float32(rng.standard_normal((66, 3))),
+        rest=np.float32(rng.standard_normal((86, 3))),
         landmarks=np.float32(rng.standard_normal((FRAMES, 478, 3))),
         quads=rng.standard_normal((FRAMES, 4, 2)),
         amount=np.float32(rng.random(FRAMES)),

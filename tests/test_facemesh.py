@@ -279,11 +279,11 @@ def test_aligned_roi_scales_with_the_picture() -> None:
 # -- keypoints ---------------------------------------------------------------------------------
 
 
-def test_keypoints_are_the_papers_66_points() -> None:
+def test_keypoints_are_the_papers_66_points_and_outer_lips() -> None:
     def points(*lists: frozenset[tuple[int, int]]) -> set[int]:
         return {i for connection in lists for edge in connection for i in edge}
 
-    assert len(keypoints.KEYPOINTS) == len(set(keypoints.KEYPOINTS)) == 66
+    assert len(keypoints.KEYPOINTS) == len(set(keypoints.KEYPOINTS)) == 66 + 20
     assert set(keypoints.RIGHT_EYE) == points(connections.FACEMESH_RIGHT_EYE)
     assert set(keypoints.LEFT_EYE) == points(connections.FACEMESH_LEFT_EYE)
     assert set(keypoints.RIGHT_IRIS) - {468} == points(connections.FACEMESH_RIGHT_IRIS) - {468}

@@ -423,7 +423,7 @@ def shot(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, np.ndarray]:
         state=np.full(count, FrameState.SOLVED, np.uint8), cut=np.arange(count) == 0,
         alpha=np.ones((count, 1), np.float32), delta=np.zeros((count, ROWS, 1), np.float32),
         codes=np.zeros((count, ROWS, 512), np.float32),
-        smooth=np.zeros((count, ROWS, 512), np.float32), rest=np.zeros((66, 3), np.float32),
+        smooth=np.zeros((count, ROWS, 512), np.float32), rest=np.zeros((86, 3), np.float32),
         landmarks=np.zeros((count, 478, 3), np.float32), quads=quads,
         amount=np.ones(count, np.float32), losses={}, quality={}, settings={}, plate=PLATE,
     ))  # fmt: skip

@@ -34,11 +34,11 @@ def views(faces):
 
 def points(seed, *shape):
     generator = torch.Generator().manual_seed(seed)
-    return 192 * torch.rand(*shape, 66, 3, dtype=torch.float64, generator=generator)
+    return 192 * torch.rand(*shape, 86, 3, dtype=torch.float64, generator=generator)
 
 
 def places(name):
-    """Where a group's points are among the 66."""
+    """Where a group's points are among the 86."""
     names = [n for n, members in GROUPS.items() for _ in members]
     return [i for i, n in enumerate(names) if n == name]
 
@@ -49,20 +49,22 @@ def places(name):
 def test_keypoint_loss_by_the_definition():
     a, b = points(0), points(1)
     expected = 0.0
-    for name, count in (("right_eye", 21), ("left_eye", 21), ("mouth", 20), ("head", 4)):
+    counts = {"right_eye": 21, "left_eye": 21, "mouth": 20, "outer_lips": 20, "head": 4}
+    each = {"mouth": 5.0, "outer_lips": 5.0, "head": 20.0}
+    for name, count in counts.items():
         rows = places(name)
         assert len(rows) == count
         p, q = a[rows].numpy(), b[rows].numpy()
         if name != "head":
             p, q = p - p.mean(0), q - q.mean(0)
-        weights = [16.0] * 5 if "eye" in name else []  # irises come last
-        weights = [{"mouth": 5.0, "head": 16.0}.get(name, 8.0)] * (count - len(weights)) + weights
+        weights = [20.0] * 5 if "eye" in name else []  # irises come last
+        weights = [each.get(name, 8.0)] * (count - len(weights)) + weights
         for weight, x, y in zip(weights, p, q, strict=True):
             expected += weight * ((x - y) ** 2).sum() ** 0.5
     assert float(keypoint_loss(a, b, Objective())) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("part", ["right_eye", "left_eye", "mouth"])
+@pytest.mark.parametrize("part", ["right_eye", "left_eye", "mouth", "outer_lips"])
 def test_where_a_part_is_does_not_count(part):
     a, b = points(0), points(1)
     moved = a.clone()
@@ -78,8 +80,17 @@ def test_where_the_head_is_does_count():
     a = points(0)
     moved = a.clone()
     moved[places("head")] += torch.tensor([3.0, 4.0, 0.0])
-    assert float(keypoint_loss(moved, a, Objective())) == pytest.approx(16 * 4 * 5, rel=1e-4)
-    assert float(keypoint_error(moved, a)) == pytest.approx(4 * 5 / 66)
+    assert float(keypoint_loss(moved, a, Objective())) == pytest.approx(20 * 4 * 5, rel=1e-4)
+    assert float(keypoint_error(moved, a)) == pytest.approx(4 * 5 / 86)
+
+
+def test_the_paper_does_not_look_at_outer_lips():
+    a, b = points(0), points(1)
+    pouting = a.clone()
+    pouting[places("outer_lips")] *= 1.2
+    paper = Objective.paper()
+    assert keypoint_loss(pouting, b, paper) == keypoint_loss(a, b, paper)
+    assert keypoint_loss(pouting, b, Objective()) != keypoint_loss(a, b, Objective())
 
 
 def test_an_iris_that_moves_within_its_eye_counts():
@@ -232,7 +243,7 @@ def test_a_close_look_sees_the_same_mesh_but_steadier(faces, views):
 
 def test_face_keypoints_are_mediapipes_in_the_order_of_the_groups(faces, views):
     found = face_keypoints(faces.float())
-    assert found.shape == (4, 66, 3)
+    assert found.shape == (4, 86, 3)
     assert torch.equal(found, views.landmarks[:, list(KEYPOINTS)])
 
 

@@ -85,7 +85,7 @@ def test_shapes_at_rest_are_taken_out_and_named(
 ) -> None:
     who, track, plate = shot
     assert "left in" in measured.notes[0]
-    rest = np.zeros((66, 3), np.float32)
+    rest = np.zeros((86, 3), np.float32)
     rest[:, 0] = 5.0  # says: five px further to the right than the driver; it is not so
     moved = measure_shot(replace(track, rest=rest), who, plate, proxy_recogniser())
     assert not moved.notes
@@ -426,7 +426,7 @@ def still(found: Quality) -> LatentTrack:
         character="c" * 64, numbers=found.numbers, state=found.state, cut=found.cut,
         alpha=np.ones((count, 1), np.float32), delta=np.zeros((count, 2, 1), np.float32),
         codes=np.zeros((count, 2, 4), np.float32), smooth=np.zeros((count, 2, 4), np.float32),
-        rest=np.zeros((66, 3), np.float32), landmarks=np.zeros((count, 478, 3), np.float32),
+        rest=np.zeros((86, 3), np.float32), landmarks=np.zeros((count, 478, 3), np.float32),
         quads=np.zeros((count, 4, 2)), amount=np.ones(count, np.float32), losses={}, quality={},
         settings={}, source="", plate=(8, 8),
     )  # fmt: skip

@@ -278,7 +278,7 @@ def track_of(generator: Generator, numbers: list[int], quad: np.ndarray) -> Late
         delta=np.zeros((count, rows, 1), np.float32),
         codes=codes,
         smooth=codes,
-        rest=np.zeros((66, 3), np.float32),
+        rest=np.zeros((86, 3), np.float32),
         landmarks=np.repeat(np.pad(points, ((0, 0), (0, 1)))[None], count, 0).astype(np.float32),
         quads=np.repeat(quad[None], count, 0),
         amount=np.ones(count, np.float32),

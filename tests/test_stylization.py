@@ -611,7 +611,7 @@ def test_a_frame_is_rendered_by_its_amount(tmp_path: Path) -> None:
         character=who.hash, numbers=np.array([1001, 1002]), state=np.ones(2, np.uint8),
         cut=np.zeros(2, bool), alpha=np.zeros((2, 5), np.float32),
         delta=np.zeros((2, rows, 5), np.float32), codes=codes, smooth=codes,
-        rest=np.zeros((66, 3), np.float32), landmarks=np.zeros((2, 478, 3), np.float32),
+        rest=np.zeros((86, 3), np.float32), landmarks=np.zeros((2, 478, 3), np.float32),
         quads=np.full((2, 4, 2), np.nan), amount=two + 1, losses={}, quality={}, settings={},
     )  # fmt: skip
     drawn: dict[tuple[str, int], np.ndarray] = {}

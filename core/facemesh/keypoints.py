@@ -2,8 +2,8 @@
 
 Indices are those of MediaPipe's canonical face mesh (468 surface points, then five points per
 iris). The eye, iris and lip subsets are the vertices of its `face_mesh_connections`; the split
-into groups follows the paper, section 3.3 (eq. 2). "Left" and "right" are the subject's own, so
-the subject's left eye is on the image's right.
+into groups follows the paper, section 3.3 (eq. 2), but for the outer lips, which are ours. "Left"
+and "right" are the subject's own, so the subject's left eye is on the image's right.
 
 All tuples are in MediaPipe's drawing order (each lid or lip ring is walked in turn).
 """
@@ -29,9 +29,10 @@ GROUPS: dict[str, tuple[int, ...]] = {
     "right_eye": RIGHT_EYE + RIGHT_IRIS,
     "left_eye": LEFT_EYE + LEFT_IRIS,
     "mouth": INNER_LIPS,
+    "outer_lips": OUTER_LIPS,  # beyond the paper: pouting lips are as shut as resting ones
     "head": HEAD_FRAME,  # the only group compared in absolute position
 }
-KEYPOINTS: tuple[int, ...] = tuple(i for group in GROUPS.values() for i in group)  # 66 points
+KEYPOINTS: tuple[int, ...] = tuple(i for group in GROUPS.values() for i in group)  # 86 points
 
 # Boxes of the pixel loss (paper, appendix C.2): bounding rectangles of these points.
 MOUTH_BOX = OUTER_LIPS
