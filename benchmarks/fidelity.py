@@ -66,6 +66,7 @@ DEFAULT = Settings()
 ABLATIONS = {
     "absolute keypoints": dataclasses.replace(DEFAULT, objective=Objective(grouped=False)),
     "no pixel losses": dataclasses.replace(DEFAULT, objective=Objective(mouth=0, eyes=0)),
+    "no outer lips": dataclasses.replace(DEFAULT, objective=Objective(lip_points=0)),
     "no warm start": dataclasses.replace(DEFAULT, start="centre", secants=0),
     "no secants": dataclasses.replace(DEFAULT, secants=0),
     "shapes at rest left in": dataclasses.replace(DEFAULT, neutral=None),

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core import cpu
-from core.generator import Generator
+from core.generator import Generator, half_precision
 from core.perceptual import Metric
 from core.progress import Progress
 
@@ -169,18 +169,19 @@ def invert(
 
         def loss(
             v: Tensor,
+            half: torch.dtype | None,
             target: Tensor = target,
             weight: Tensor | None = weight,
             maps: list[Tensor] = maps,
         ) -> Tensor:
-            made = generator.synthesis(spread.colour(v))
+            made = generator.synthesis(spread.colour(v), half=half)
             return reconstruction_loss(made, target, metric, lambda_pixel, weight, maps)
 
         def tick(done: int, i: int = i) -> None:
             if progress is not None:
                 progress(i * steps + done, len(parts) * steps)
 
-        v, losses = _descend(loss, start, steps, rate, pull, tick)
+        v, losses = _descend(loss, start, steps, rate, pull, tick, half_precision(device))
         found.append((spread.colour(v).cpu(), losses.cpu()))
     if not found:
         return Inversion(torch.zeros(0, a.w_dim), torch.zeros(0))
@@ -189,26 +190,28 @@ def invert(
 
 
 def _descend(
-    loss: Callable[[Tensor], Tensor],
+    loss: Callable[[Tensor, torch.dtype | None], Tensor],
     start: Tensor,
     steps: int,
     rate: float,
     pull: float,
     tick: Callable[[int], None],
+    half: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
-    """Adam from `start` `[B, D]`: for each row the best iterate, and its loss `[B]`."""
+    """Adam from `start` `[B, D]`: for each row the best iterate, and its loss `[B]`.
+
+    The search may be in half precision; the loss that is returned is in full.
+    """
     v = start.clone().requires_grad_()
     optimiser = torch.optim.Adam([v], betas=(0.9, 0.99))
     best = start.clone()
-    best_loss = best_total = start.new_full((len(start),), math.inf)
+    lowest = start.new_full((len(start),), math.inf)
     for step in range(steps + 1):
         with torch.set_grad_enabled(step < steps):  # the last one is only looked at
-            losses = loss(v)
-            total = losses + pull * v.square().mean(1)
-        better = total.detach() < best_total
+            total = loss(v, half) + pull * v.square().mean(1)
+        better = total.detach() < lowest
         best = torch.where(better[:, None], v.detach(), best)
-        best_loss = torch.where(better, losses.detach(), best_loss)
-        best_total = torch.where(better, total.detach(), best_total)
+        lowest = torch.where(better, total.detach(), lowest)
         if step == steps:
             break
         # Of v alone: the generator's weights need no gradients.
@@ -218,4 +221,5 @@ def _descend(
             group["lr"] = rate * ramp * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         optimiser.step()
         tick(step + 1)
-    return best, best_loss
+    with torch.no_grad():
+        return best, loss(best, None)
