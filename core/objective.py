@@ -61,7 +61,7 @@ class Objective:
     eye_points: float = 8.0  # within eq. 2: lids
     iris_points: float = 20.0  # within eq. 2: irises
     mouth_points: float = 5.0  # within eq. 2: inner lips
-    lip_points: float = 5.0  # within eq. 2, beyond the paper: outer lips
+    lip_points: float = 4.0  # within eq. 2, beyond the paper: outer lips
     head_points: float = 20.0  # within eq. 2: the four points of the head frame
     mouth: float = 20.0  # lambda of eq. 3
     eyes: float = 5.0  # lambda of eq. 4
