@@ -548,7 +548,13 @@ def test_a_part_of_the_face_follows_and_the_others_stay(character):
     shut[0, 5], acting[0, [1, 3]] = 1, (0.6, 0.4)
     before = solve(character, driving(draw(character, shut)), replace(STILL, start="retrieval"))
     clip = driving(draw(character, acting))
-    mouth = Settings(neutral=None, follow=("mouth",))
+    # At their usual weights the parts that are to stay hold the mouth of so small a character.
+    mouth = replace(
+        Settings(neutral=None),
+        follow=("mouth",),
+        first_steps=30,  # its eyes are a few px wide: with fewer they stay only on some machines
+        objective=Objective(eye_points=6, iris_points=12, head_points=12),
+    )
     track = solve(character, clip, mouth, previous=before)
     with torch.no_grad():
         was, now = (
