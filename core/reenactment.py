@@ -48,7 +48,7 @@ from core.objective import (
     TERMS,
     Objective,
     View,
-    group,
+    compared,
     keypoint_error,
     keypoint_loss,
     look,
@@ -61,7 +61,7 @@ from core.progress import Progress
 
 MAX_RESOLUTION = 256  # of generated pictures in the loss: the landmark network sees 192 px
 SAVE_SECONDS = 20.0  # between writes of a partial track
-SOLVER = 4  # raised whenever the same settings give other codes: one shot is not solved by two
+SOLVER = 5  # raised whenever the same settings give other codes: one shot is not solved by two
 
 # Retrieval: how fast an anchor's share falls with its distance, as a fraction of the distance of
 # the NEAR-th nearest.
@@ -345,15 +345,15 @@ def solve(
     try:
         solver = _Solver(character, settings, previous)
         if not np.isfinite(track.rest).all():
-            wanted = solver.look_at(driving, track.numbers[keys])
-            both = wanted.cpu().numpy(), solver.keypoints.cpu().numpy()
+            shown = solver.look_at(driving, track.numbers[keys])
+            both = shown.cpu().numpy(), solver.keypoints.cpu().numpy()
             mouth = mouth_at_rest(*both)
             rest = head_at_rest(*both)
             if mouth is not None:
                 rest[_MOUTH] = mouth
             solver.rest = torch.from_numpy(rest).to(solver.keypoints)
             run(_batches(keys, settings))
-            rest = solver.left_over(track.codes[keys], wanted)
+            rest = solver.left_over(track.codes[keys], shown)
             if mouth is not None:  # its place is left over, its shape is known
                 rest[_MOUTH] = rest[_MOUTH].mean(0) + mouth
             track.state[keys] = FrameState.PENDING  # once more, from where they are
@@ -381,13 +381,14 @@ class _Solver:
         self.previous = previous
         self.generator = character.generator
         self.anchors = character.anchors.detach()
-        self.keypoints = character.keypoints.detach().to(self.anchors)
+        self.bias = _bias(character)
+        # What the anchors show, as if seen closely.
+        self.keypoints = character.keypoints.to(self.anchors) - self.bias[list(KEYPOINTS)]
         self.rest = torch.zeros_like(self.keypoints[0])  # added to the driving keypoints
         self.size = min(MAX_RESOLUTION, self.generator.architecture.resolution)
         self.half = half_precision(self.anchors.device)  # while Adam searches, not to report
-        self.bias = _bias(character)
         with torch.no_grad():
-            self.centre = self._render(self.anchors.mean(0, keepdim=True))
+            self.centre = self._closely(self.anchors.mean(0, keepdim=True))
         # How weights must change for keypoints to: ridge regression on the anchors.
         known = self._compared(self.keypoints - self.keypoints.mean(0))  # [N, 258]
         gram = known.T @ known
@@ -400,19 +401,20 @@ class _Solver:
 
     def _compared(self, keypoints: Tensor) -> Tensor:
         """Differences of keypoints `[B, 86, 3]` as eq. 2 weights them, `[B, 258]`."""
-        if self.settings.objective.grouped:
-            keypoints = group(keypoints)
-        weights = point_weights(self.settings.objective).to(keypoints)
-        return (keypoints * weights.sqrt()[:, None]).flatten(1)
+        objective = self.settings.objective
+        weights = point_weights(objective).to(keypoints)
+        return (compared(keypoints, objective) * weights.sqrt()[:, None]).flatten(1)
 
-    def _render(self, codes: Tensor, half: torch.dtype | None = None) -> View:
-        picture = self.generator.synthesis(codes, stop_at=self.size, half=half, half_from=4)
-        return look(picture)
+    def _draw(self, codes: Tensor, half: torch.dtype | None = None) -> Tensor:
+        return self.generator.synthesis(codes, stop_at=self.size, half=half, half_from=4)
 
-    def _see(self, pictures: Tensor) -> View:
-        """What driving pictures show, closely, and with a single look's bias."""
-        seen = look_closely(pictures.to(self.anchors))
-        return View(seen.pictures, seen.landmarks + self.bias)
+    def _closely(self, codes: Tensor) -> View:
+        return look_closely(self._draw(codes))
+
+    def _glance(self, codes: Tensor, off: Tensor, half: torch.dtype | None = None) -> View:
+        """A single look, less what it is off, `[478, 3]` or `[B, 478, 3]` px."""
+        seen = look(self._draw(codes, half))
+        return View(seen.pictures, seen.landmarks - off)
 
     def solve(
         self,
@@ -432,13 +434,12 @@ class _Solver:
             tick: called with the share of the rows that is done, in frames.
         """
         with torch.no_grad():
-            driving = self._see(pictures)
+            driving = look_closely(pictures.to(self.anchors))
             near: list[np.ndarray | None]
             if self.previous is not None and set(self.settings.follow) < set(PARTS):
                 there = np.searchsorted(self.previous.numbers, track.numbers[rows])
-                before = self.previous.weights[there]
                 near = [None] * len(rows)  # what the parts did is far from what they are to do
-                start = torch.from_numpy(before).to(self.anchors)
+                start = torch.from_numpy(self.previous.weights[there]).to(self.anchors)
                 driving = self._in_part(driving, start)
             else:
                 near = [_neighbours(track, shots, row, self.settings) for row in rows]
@@ -449,6 +450,7 @@ class _Solver:
                             near[i] = track.weights[row]
                             start[i] = torch.from_numpy(track.weights[row])
             start = self._approach(driving, start)
+            off = _off(self._draw(start @ self.anchors))
         raw = to_raw(start)
         if self.settings.noise:
             for i, row in enumerate(rows):
@@ -461,7 +463,7 @@ class _Solver:
             steps = self.settings.rest_steps
         elif any(n is None for n in near):
             steps = self.settings.first_steps
-        weights, terms = self._optimise(driving, raw, steps, tick)
+        weights, terms = self._optimise(driving, raw, off, steps, tick)
         alpha = weights.mean(1)
         track.alpha[rows] = alpha.cpu().numpy()
         track.delta[rows] = (weights - alpha[:, None]).cpu().numpy()
@@ -472,22 +474,22 @@ class _Solver:
         track.state[rows] = FrameState.SOLVED  # last: an interrupt may fall in between
 
     def look_at(self, driving: Driving, numbers: np.ndarray) -> Tensor:
-        """Keypoints `[K, 86, 3]` px of some driving frames."""
+        """Keypoints `[K, 86, 3]` px of some driving frames, seen closely."""
         parts = [
-            self._see(_pictures(driving, some)).keypoints
+            look_closely(_pictures(driving, some).to(self.anchors)).keypoints
             for some in _batches(numbers, self.settings)  # never all pictures at once
         ]
         return torch.cat(parts)
 
-    def left_over(self, codes: np.ndarray, wanted: Tensor) -> np.ndarray:
-        """What solved codes miss driving keypoints `[K, 86, 3]` by, on average, `[86, 3]` px.
+    def left_over(self, codes: np.ndarray, shown: Tensor) -> np.ndarray:
+        """What solved codes miss driving keypoints by, on average, `[86, 3]` px, all seen closely.
 
         What the character can do has been done, so this is what its shape is, not what it does.
         What it can't do is left over too: frames count by the inverse square of what they miss.
         """
         solved = torch.from_numpy(codes).to(self.anchors).split(self.settings.batch)
         with torch.no_grad():
-            every = torch.cat([self._render(some).keypoints for some in solved]) - wanted
+            every = torch.cat([self._closely(some).keypoints for some in solved]) - shown
         seen = every[every.isfinite().all((1, 2))]
         if not len(seen):
             return torch.zeros_like(every[0]).cpu().numpy()
@@ -499,7 +501,7 @@ class _Solver:
 
         It is what `picture_losses` compares with: the shapes at rest are still to be added.
         """
-        present = self._render(weights @ self.anchors)
+        present = self._closely(weights @ self.anchors)
         groups = {group for part in self.settings.follow for group in PARTS[part]}
         follows = torch.tensor([name in groups for name, points in GROUPS.items() for _ in points])
         keypoints = torch.where(
@@ -546,7 +548,7 @@ class _Solver:
             if step:
                 move = share[:, None] * (missed @ self.secants)
                 trial = nearest_weights(best + move[:, None])
-            made = self._render(trial @ self.anchors).keypoints
+            made = self._glance(trial @ self.anchors, self.bias).keypoints
             now = keypoint_loss(made, wanted, objective)
             better = now < lowest  # never, where it is NaN
             lowest = torch.where(better, now, lowest)
@@ -559,6 +561,7 @@ class _Solver:
         self,
         driving: View,
         raw: Tensor,
+        off: Tensor,
         steps: int,
         tick: Callable[[float], None],
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -566,6 +569,13 @@ class _Solver:
 
         By anchors, each step would move all of them alike, and what the larger of the directions
         overshoot would drown gaze, of which keypoints tell least. So steps are by directions.
+
+        Args:
+            driving: what to follow, seen closely.
+            raw: the start, `[B, L, N]`.
+            off: `[B, 478, 3]` px, what a single look at the start is off.
+            steps: at most.
+            tick: called with the share of the frames that is done, in frames.
 
         Returns:
             The best weights `[B, L, N]` that were met, with their terms `[B]`.
@@ -581,20 +591,23 @@ class _Solver:
         history: list[Tensor] = []
 
         def terms_of(
-            moves: list[Tensor], half: torch.dtype | None
+            moves: list[Tensor], see: Callable[[Tensor], View]
         ) -> tuple[Tensor, View, dict[str, Tensor]]:
             alpha = mean + moves[0] @ self.directions.T
             delta = raw - mean + moves[1] @ self.directions.T
             softened = soften(alpha + delta)
             weights = to_weights(softened)
-            made = self._render(weights @ self.anchors, half)
+            made = see(weights @ self.anchors)
             terms = picture_losses(made, driving, self.centre, s.objective, self.rest)
             return weights, made, terms | {"delta": delta_loss(delta), "sum": sum_loss(softened)}
+
+        def glance(codes: Tensor) -> View:
+            return self._glance(codes, off, self.half)
 
         for step in range(steps + 1):
             last = step == steps
             with torch.set_grad_enabled(not last):
-                loss = total(terms_of(moves, self.half)[2], s.objective)
+                loss = total(terms_of(moves, glance)[2], s.objective)
             better = loss.detach() < lowest  # never, where it is NaN
             lowest = torch.where(better, loss.detach(), lowest)
             for kept, move in zip(best, moves, strict=True):
@@ -609,8 +622,8 @@ class _Solver:
                 part["lr"] = base * fade
             optimiser.step()
             tick(len(raw) * (step + 1) / (steps + 1))
-        with torch.no_grad():  # what is told of a frame is told in full precision
-            weights, made, terms = terms_of(best, None)
+        with torch.no_grad():  # what is told of a frame is told in full precision, and seen closely
+            weights, made, terms = terms_of(best, self._closely)
         wanted = driving.keypoints + self.rest
         return weights, terms | {"keypoint_error": keypoint_error(made.keypoints, wanted)}
 
@@ -875,24 +888,31 @@ def _rest(
             f"Frame {scan}, the neutral scan frame, is not one the character was made of. The "
             f"nearest that are: {', '.join(map(str, sorted(near)))}."
         )
-    at_rest = character.keypoints[list(character.info.selected).index(scan)]
-    picture = driving.pictures[int(row[0]), None].to(character.anchors)
-    shown = look_closely(picture).keypoints[0] + _bias(character)[list(KEYPOINTS)]
-    return (at_rest.to(character.anchors) - shown).cpu().numpy()
+    code = character.anchors[list(character.info.selected).index(scan), None].detach()
+    size = min(MAX_RESOLUTION, character.generator.architecture.resolution)
+    with torch.no_grad():
+        at_rest = look_closely(character.generator.synthesis(code, stop_at=size)).keypoints[0]
+    shown = look_closely(driving.pictures[int(row[0]), None].to(code)).keypoints[0]
+    return (at_rest - shown).cpu().numpy()
 
 
 def _bias(character: Character) -> Tensor:
-    """What a single look at the character is off a close one by, on average, `[478, 3]` px.
-
-    Driving frames are looked at closely and generated ones are not: with it biases cancel.
-    """
+    """What a single look at the character is off, on average, `[478, 3]` px."""
     anchors = character.anchors.detach()
     some = anchors[:: -(-len(anchors) // _BIAS_ANCHORS)]
     size = min(MAX_RESOLUTION, character.generator.architecture.resolution)
     with torch.no_grad():
-        seen = [look(character.generator.synthesis(few, stop_at=size)) for few in some.split(4)]
-    off = [view.landmarks - look_closely(view.pictures).landmarks for view in seen]
-    return torch.cat(off).mean(0)
+        drawn = [character.generator.synthesis(few, stop_at=size) for few in some.split(4)]
+        return torch.cat([_off(pictures) for pictures in drawn]).mean(0)
+
+
+def _off(pictures: Tensor) -> Tensor:
+    """What a single look at generated pictures `[B, 3, R, R]` is off a close one, `[B, 478, 3]` px.
+
+    Each step of a search looks once. How much that is off changes with what a face does, by as much
+    as gaze moves an iris, so it is taken near each result.
+    """
+    return look(pictures).landmarks - look_closely(pictures).landmarks
 
 
 def _begin(

@@ -50,14 +50,17 @@ def test_keypoint_loss_by_the_definition():
     a, b = points(0), points(1)
     expected = 0.0
     counts = {"right_eye": 21, "left_eye": 21, "mouth": 20, "outer_lips": 20, "head": 4}
-    each = {"mouth": 5.0, "outer_lips": 4.0, "head": 20.0}
+    each = {"mouth": 5.0, "outer_lips": 4.0, "head": 24.0}
     for name, count in counts.items():
         rows = places(name)
         assert len(rows) == count
         p, q = a[rows].numpy(), b[rows].numpy()
         if name != "head":
             p, q = p - p.mean(0), q - q.mean(0)
-        weights = [20.0] * 5 if "eye" in name else []  # irises come last
+        if name in ("mouth", "outer_lips"):
+            p[:, 2] *= 0.3
+            q[:, 2] *= 0.3
+        weights = [24.0] * 5 if "eye" in name else []  # irises come last
         weights = [each.get(name, 8.0)] * (count - len(weights)) + weights
         for weight, x, y in zip(weights, p, q, strict=True):
             expected += weight * ((x - y) ** 2).sum() ** 0.5
@@ -80,8 +83,29 @@ def test_where_the_head_is_does_count():
     a = points(0)
     moved = a.clone()
     moved[places("head")] += torch.tensor([3.0, 4.0, 0.0])
-    assert float(keypoint_loss(moved, a, Objective())) == pytest.approx(20 * 4 * 5, rel=1e-4)
+    assert float(keypoint_loss(moved, a, Objective())) == pytest.approx(24 * 4 * 5, rel=1e-4)
     assert float(keypoint_error(moved, a)) == pytest.approx(4 * 5 / 86)
+
+
+@pytest.mark.parametrize(
+    ("part", "objective", "share"),
+    [
+        ("mouth", Objective(), 0.3),
+        ("outer_lips", Objective(), 0.3),
+        ("mouth", Objective.paper(), 1),
+        ("left_eye", Objective(), 1),
+        ("head", Objective(), 1),
+    ],
+)
+def test_what_depth_counts(part, objective, share):
+    """As a share of what the same counts sideways."""
+    a = points(0)
+    sideways, deeper = a.clone(), a.clone()
+    first = places(part)[0]
+    sideways[first, 0] += 20
+    deeper[first, 2] += 20
+    expected = share * float(keypoint_loss(sideways, a, objective))
+    assert float(keypoint_loss(deeper, a, objective)) == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_paper_does_not_look_at_outer_lips():

@@ -30,7 +30,6 @@ from core.latent_track import FrameState, LatentTrack, OtherCharacter, load_trac
 from core.objective import (
     TERMS,
     Objective,
-    View,
     group,
     keypoint_error,
     keypoint_loss,
@@ -101,12 +100,17 @@ def only(clip: Driving, numbers: Iterable[int]) -> Driving:
     return replace(clip, **{name: getattr(clip, name)[keep] for name in names})
 
 
-def seen(character, pictures: torch.Tensor) -> View:
-    """Driving pictures as they are compared: closely, with what a single look at the character is
-    off by on average."""
-    own = look(character.generator.synthesis(character.anchors).detach())
-    bias = (own.landmarks - look_closely(own.pictures).landmarks).mean(0).detach()
-    return View(pictures, look_closely(pictures).landmarks + bias)
+def bias(character) -> torch.Tensor:
+    """[86, 3] px: what a single look at the character is off a close one, on average."""
+    with torch.no_grad():
+        own = character.generator.synthesis(character.anchors)
+        return (look(own).keypoints - look_closely(own).keypoints).mean(0)
+
+
+def looked_up(character, pictures: torch.Tensor) -> np.ndarray:
+    """[F, N] weights of the anchors that look like driving pictures, all seen closely."""
+    anchors = character.keypoints - bias(character)
+    return retrieve(look_closely(pictures).keypoints, anchors).numpy()
 
 
 def same(a: LatentTrack, b: LatentTrack) -> None:
@@ -160,10 +164,10 @@ def test_reported_terms_are_those_of_the_stored_codes(character, recovered):
     clip, track, _ = recovered
     generator, anchors = character.generator, character.anchors
     with torch.no_grad():
-        made = look(generator.synthesis(torch.from_numpy(track.codes)))
-        centre = look(generator.synthesis(anchors.mean(0, keepdim=True)))
+        made = look_closely(generator.synthesis(torch.from_numpy(track.codes)))
+        centre = look_closely(generator.synthesis(anchors.mean(0, keepdim=True)))
         rest = torch.from_numpy(track.rest)
-        terms = picture_losses(made, seen(character, clip.pictures), centre, Objective(), rest)
+        terms = picture_losses(made, look_closely(clip.pictures), centre, Objective(), rest)
     for name, values in terms.items():
         assert track.losses[name] == pytest.approx(values.numpy(), rel=0.02, abs=0.01), name
     assert set(track.losses) == set(TERMS)
@@ -271,7 +275,7 @@ def test_the_best_iterate_is_kept(character):
     wild = replace(STILL, rate=500.0, steps=4, first_steps=4, start="retrieval")
     start = losses(solve(character, clip, replace(STILL, start="retrieval")))
     np.testing.assert_allclose(losses(solve(character, clip, wild)), start, rtol=1e-4)
-    tame = losses(solve(character, clip, replace(wild, rate=0.5)))
+    tame = losses(solve(character, clip, replace(wild, rate=0.25)))
     assert (tame < 0.95 * start).all()
 
 
@@ -301,8 +305,8 @@ def test_half_precision_finds_as_much_and_tells_in_full(character, monkeypatch):
         monkeypatch.setattr(reenactment, "half_precision", lambda device, half=half: half)
         track = solve(character, clip, Settings(neutral=None))
         with torch.no_grad():  # what it tells of its codes is so, in full
-            made = look(character.generator.synthesis(torch.from_numpy(track.codes)))
-        wanted = seen(character, clip.pictures).keypoints
+            made = look_closely(character.generator.synthesis(torch.from_numpy(track.codes)))
+        wanted = look_closely(clip.pictures).keypoints
         error = keypoint_loss(made.keypoints, wanted, Objective()).numpy()
         assert track.losses["keypoints"] == pytest.approx(error, rel=1e-3)
         found.append(losses(track))
@@ -314,12 +318,12 @@ def test_half_precision_finds_as_much_and_tells_in_full(character, monkeypatch):
 def test_blended_starts(character):
     """Keyframes are looked up; a frame between is half that, half its neighbours'."""
     clip = driving(draw(character, known(5)))
-    looked_up = retrieve(seen(character, clip.pictures).keypoints, character.keypoints).numpy()
+    alone = looked_up(character, clip.pictures)
     track = solve(character, clip, STILL)
-    expected = looked_up.copy()
+    expected = alone.copy()
     for i in (1, 2, 3):
-        near = looked_up[0] + (looked_up[4] - looked_up[0]) * i / 4
-        expected[i] = (looked_up[i] + near) / 2
+        near = alone[0] + (alone[4] - alone[0]) * i / 4
+        expected[i] = (alone[i] + near) / 2
     assert track.alpha == pytest.approx(expected, abs=2e-4)
     assert np.abs(track.delta).max() < 1e-5
 
@@ -328,10 +332,15 @@ def test_blended_starts(character):
 def test_secants_lead_nearer_without_a_gradient(character, objective):
     clip = driving(draw(character, known(5)))
     still = replace(STILL, start="centre", objective=objective)
-    before, after = (
-        solve(character, clip, replace(still, secants=n)).losses["keypoints"] for n in (0, 4)
-    )
-    assert (after <= before).all()
+    tracks = [solve(character, clip, replace(still, secants=n)) for n in (0, 4)]
+    before, after = (track.losses["keypoints"] for track in tracks)
+    with torch.no_grad():  # by what they see themselves, none leads away
+        glances = [
+            look(character.generator.synthesis(torch.from_numpy(t.codes))).keypoints for t in tracks
+        ]
+    wanted = look_closely(clip.pictures).keypoints + bias(character)
+    first, last = (keypoint_loss(glance, wanted, objective) for glance in glances)
+    assert (last <= first).all()
     assert after.mean() < 0.6 * before.mean()
 
 
@@ -520,9 +529,9 @@ def test_a_part_is_solved_again_and_the_rest_stays(character):
         assert np.array_equal(getattr(again, name)[~part], getattr(whole, name)[~part]), name
         assert not np.array_equal(getattr(again, name)[part], getattr(whole, name)[part]), name
     # both frames were keyframes: half looked up, half between the frames around the part
-    looked_up = retrieve(seen(character, clip.pictures[2:3]).keypoints, character.keypoints).numpy()
     near = whole.weights[1] * 2 / 3 + whole.weights[4] / 3
-    assert again.weights[2] == pytest.approx((looked_up + near) / 2, abs=2e-4)
+    alone = looked_up(character, clip.pictures[2:3])
+    assert again.weights[2] == pytest.approx((alone + near) / 2, abs=2e-4)
     assert again.smooth[part] == pytest.approx(smooth_codes(again, 0.06 * 24)[part])
 
 
@@ -704,9 +713,12 @@ def test_faces_at_rest_are_taken_out_of_the_comparison(character):
     clip = driving(draw(character, rest))
     settings = replace(STILL, start="centre", neutral=(1001, 0))
     track = solve(character, clip, settings)
-    centre = look(draw(character, np.full((1, len(MOVES)), 1 / len(MOVES)))).keypoints
+    pictures = draw(
+        character, np.stack([np.full(len(MOVES), 1 / len(MOVES)), np.eye(len(MOVES))[0]])
+    )
+    centre, at_rest = look_closely(pictures).keypoints
     assert track.quality["keypoint_error"][0] == pytest.approx(
-        float(keypoint_error(centre, character.keypoints[:1])), abs=0.05
+        float(keypoint_error(centre, at_rest)), abs=0.05
     )
     looked_up = solve(character, clip, replace(settings, start="retrieval"))
     assert looked_up.alpha[0].argmax() == 0
