@@ -1,7 +1,7 @@
 """What makes a generated picture a good reenactment of a driving frame (paper, eqs. 2-5 and 10).
 
 Driving and generated pictures are aligned as FFHQ, and the landmark network sees both through the
-same fixed ROI, so that its biases cancel. Keypoints are px of its 192 px crop, z included.
+same ROIs, so that its biases cancel. Keypoints are px of its 192 px crop, z included.
 """
 
 import math
@@ -121,8 +121,8 @@ def look(pictures: Tensor, mesh: FaceMesh | None = None) -> View:
 def look_closely(pictures: Tensor) -> View:
     """The mean of the meshes of eight slightly different crops, without gradient.
 
-    One crop's mesh is off by more than some of what a face does, gaze above all: for frames that
-    are looked at once and followed throughout.
+    One crop's mesh is off by more than some of what a face does, gaze above all. So this is what
+    is compared; a search, which can't afford it at every step, takes out what its looks are off.
 
     Args:
         pictures: `[B, 3, R, R]` in [-1, 1], any R.
