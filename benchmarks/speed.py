@@ -167,7 +167,7 @@ def solving() -> None:
     counter.remove()
     terms = {name: torch.from_numpy(values) for name, values in track.losses.items()}
     reached = total(terms, settings.objective)
-    bias = reenactment._bias(character)[list(KEYPOINTS)]  # ours compares with it
+    bias = reenactment._bias(character)[list(KEYPOINTS)]  # single looks are off by it
     rest = torch.from_numpy(track.rest) + bias
     trials = [plain_shot(character, pictures[:TRIED], reached[:TRIED], rest, r) for r in RATES]
     best = min(range(len(RATES)), key=lambda i: (trials[i][2], trials[i][0]))
