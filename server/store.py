@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 import shutil
@@ -349,6 +351,7 @@ class Store:
         """The id of the job that does this: a new one, or the one that was asked for before.
 
         One that failed, was paused or cancelled is queued again, and goes on where it stopped.
+        What another version of the program was asked for was another job: its result may differ.
 
         Args:
             kind: of job.
@@ -356,7 +359,7 @@ class Store:
             client: who asks, for people to read.
             seen: the state of files that the task names by path, which may change.
         """
-        key = protocol.task_key(kind, task) + seen
+        key = _key(kind, task, seen)
         with self._transaction():
             row = self.db.execute("SELECT id, state FROM jobs WHERE key=?", (key,)).fetchone()
             if row is not None:
@@ -380,7 +383,7 @@ class Store:
 
     def known(self, kind: str, task: protocol.Task, seen: str = "") -> str | None:
         """The id of the job that `submit` would return, if there is one."""
-        key = protocol.task_key(kind, task) + seen
+        key = _key(kind, task, seen)
         row = self.db.execute("SELECT id FROM jobs WHERE key=?", (key,)).fetchone()
         return None if row is None else str(row["id"])
 
@@ -519,6 +522,22 @@ class Store:
             "SELECT name, number, hash, size FROM results WHERE job=? ORDER BY name, number", (id,)
         )
         return [dict(r) for r in rows]
+
+
+def _key(kind: str, task: protocol.Task, seen: str) -> str:
+    """What jobs are told apart by."""
+    return protocol.task_key(kind, task) + seen + program()
+
+
+@functools.cache
+def program() -> str:
+    """A hash of the program's own files: what comes of a task may change with them."""
+    root = Path(__file__).parents[1]
+    own = (path for part in ("core", "server") for path in (root / part).rglob("*"))
+    sha = hashlib.sha256()
+    for path in sorted(path for path in own if path.is_file() and path.suffix != ".pyc"):
+        sha.update(path.name.encode() + b"\0" + path.read_bytes())
+    return sha.hexdigest()
 
 
 def _job(row: sqlite3.Row) -> Job:

@@ -84,6 +84,17 @@ def made_store(root: Path, budget: int = 1 << 30) -> store.Store:
     return store.Store(root, budget)
 
 
+def test_another_version_of_the_program_does_a_job_anew(
+    tmp_path: Path, given: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, books = stored(tmp_path, given), made_store(tmp_path, 10**9)
+    job = books.submit("solve", task, "me")
+    assert books.submit("solve", task, "me") == books.known("solve", task) == job
+    monkeypatch.setattr(store, "program", lambda: "of tomorrow")
+    assert books.known("solve", task) is None
+    assert books.submit("solve", task, "me") != job
+
+
 def test_events_are_in_order_whatever_the_clock_does(
     tmp_path: Path, given: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
