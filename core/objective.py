@@ -4,7 +4,6 @@ Driving and generated pictures are aligned as FFHQ, and the landmark network see
 same ROIs, so that its biases cancel. Keypoints are px of its 192 px crop, z included.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -39,7 +38,7 @@ from core.facemesh.network import (
 
 TERMS = ("keypoints", "mouth", "eyes", "delta", "sum")
 
-_LIPS = [KEYPOINTS.index(point) for point in INNER_LIPS + OUTER_LIPS]
+LIPS = [KEYPOINTS.index(point) for point in INNER_LIPS + OUTER_LIPS]  # among the keypoints
 
 # Rows and columns at which the boxes of the pixel losses are compared.
 _MOUTH_SHAPE = (24, 48)
@@ -128,19 +127,19 @@ def look_closely(pictures: Tensor) -> View:
         pictures: `[B, 3, R, R]` in [-1, 1], any R.
     """
     mesh = face_mesh(device=str(pictures.device))
-    fixed = aligned_roi(pictures.shape[-1], len(pictures), device=pictures.device)
+    fixed = aligned_roi(pictures.shape[-1], 1, device=pictures.device)
     offset, size = fixed[:, :2], fixed[:, 2:4]
+    glances = fixed.new_tensor(_GLANCES) * fixed.new_tensor(_GLANCE)
+    shift, zoom, turn = torch.cat([glances, -glances]).split([2, 1, 1], 1)
+    roi = torch.cat([offset + size * shift, size * zoom.exp(), fixed[:, 4:] + turn], 1)
     meshes = []
-    for glance in (*_GLANCES, *(tuple(-sign for sign in glance) for glance in _GLANCES)):
-        x, y, zoom, turn = (sign * most for sign, most in zip(glance, _GLANCE, strict=True))
-        shift = size * size.new_tensor([x, y])
-        roi = torch.cat([offset + shift, size * math.exp(zoom), fixed[:, 4:] + turn], 1)
-        with torch.no_grad():
-            crop = crop_roi(pictures * 0.5 + 0.5, roi.to(pictures.dtype))
-            meshes.append(to_picture(mesh(crop).landmarks, roi))
-    landmarks = torch.stack(meshes).mean(0)
-    xy = (landmarks[..., :2] - offset[:, None]) / size[:, None] + 0.5
-    depth = landmarks[..., 2:] / size[:, None, :1]
+    with torch.no_grad():
+        for picture in pictures:  # alone: what is seen must not depend on what it is seen with
+            crop = crop_roi(picture[None] * 0.5 + 0.5, roi.to(pictures.dtype))
+            meshes.append(to_picture(mesh(crop).landmarks, roi).mean(0))
+    landmarks = torch.stack(meshes)
+    xy = (landmarks[..., :2] - offset) / size + 0.5
+    depth = landmarks[..., 2:] / size[:, :1]
     return View(pictures, CROP * torch.cat([xy, depth], -1))
 
 
@@ -194,7 +193,7 @@ def compared(keypoints: Tensor, objective: Objective) -> Tensor:
     if objective.grouped:
         keypoints = group(keypoints)
     counts = keypoints.new_ones(keypoints.shape[-2:])
-    counts[_LIPS, 2] = objective.lip_depth
+    counts[LIPS, 2] = objective.lip_depth
     return keypoints * counts
 
 

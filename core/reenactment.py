@@ -14,6 +14,7 @@ face and the low-pass over time never leave it.
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -45,6 +46,7 @@ from core.latent_space import (
 )
 from core.latent_track import FrameState, LatentTrack, OtherCharacter, load_track, save_track
 from core.objective import (
+    LIPS,
     TERMS,
     Objective,
     View,
@@ -61,7 +63,7 @@ from core.progress import Progress
 
 MAX_RESOLUTION = 256  # of generated pictures in the loss: the landmark network sees 192 px
 SAVE_SECONDS = 20.0  # between writes of a partial track
-SOLVER = 5  # raised whenever the same settings give other codes: one shot is not solved by two
+SOLVER = 6  # raised whenever the same settings give other codes: one shot is not solved by two
 
 # Retrieval: how fast an anchor's share falls with its distance, as a fraction of the distance of
 # the NEAR-th nearest.
@@ -87,8 +89,7 @@ _TURN_RIDGE = 0.01  # of their variance: what is regressed on them must not shri
 # the outer eye corners: .49 to .53 of five people filmed, .47 to .56 of sixteen performers.
 _REST_WIDTH, _REST_WIDTH_SPREAD, _REST_GAP_SPREAD = 0.51, 0.04, 0.03
 _REST_LEAST = 0.5  # frames at rest: with less than that there is none
-_MOUTH = [KEYPOINTS.index(point) for part in PARTS["mouth"] for point in GROUPS[part]]
-_EYE_CORNERS, _MOUTH_CORNERS, _LIPS = (
+_EYE_CORNERS, _MOUTH_CORNERS, _MID_LIPS = (
     [KEYPOINTS.index(point) for point in pair] for pair in ((33, 263), (78, 308), (13, 14))
 )
 
@@ -100,6 +101,10 @@ _FLAT = 0.015
 _BETAS = (0.5, 0.95)
 
 _BIAS_ANCHORS = 16  # are enough to know a mesh's bias by
+
+# A frame is solved again from a neighbour's codes if they are sure to lower its loss to this share.
+_SURELY = 0.95
+_AGAIN = 0.05  # of all frames; for the progress that is shown
 
 # How much longer Adam's steps are where parts of the face stay: they start at the tip of eq. 2,
 # which is as steep there as anywhere, and short steps never leave it.
@@ -320,9 +325,12 @@ def solve(
     shots = shot_runs(track.numbers, track.cut, face | np.isin(track.state, _GIVEN))
     keys = _keyframes(shots, todo, settings)
     first = 0 if np.isfinite(track.rest).all() else len(keys)  # frames that are solved twice
+    settles = settings.start == "blend" and set(settings.follow) == set(PARTS)
+    settles &= settings.objective.keypoints > 0
     count = int((todo & face).sum())
+    again = _AGAIN * count if settles else 0
     done = int((todo & ~pending).sum())
-    scale = count / (count + first)  # shown are frames, whatever they cost
+    scale = count / (count + first + again)  # shown are frames, whatever they cost
     saved = time.monotonic()
 
     def tick(frames: float) -> None:
@@ -334,7 +342,7 @@ def solve(
         for rows in batches:
             if not (track.state[rows] == FrameState.PENDING).any():
                 continue
-            solver.solve(track, shots, rows, _pictures(driving, track.numbers[rows]), tick)
+            solver.solve(track, shots, rows, driving, tick)
             done += len(rows)
             tick(0)
             if path is not None and time.monotonic() - saved > SAVE_SECONDS:
@@ -345,21 +353,24 @@ def solve(
     try:
         solver = _Solver(character, settings, previous)
         if not np.isfinite(track.rest).all():
-            shown = solver.look_at(driving, track.numbers[keys])
+            shown = solver.wanted(driving, track.numbers[keys])
             both = shown.cpu().numpy(), solver.keypoints.cpu().numpy()
             mouth = mouth_at_rest(*both)
             rest = head_at_rest(*both)
             if mouth is not None:
-                rest[_MOUTH] = mouth
+                rest[LIPS] = mouth
             solver.rest = torch.from_numpy(rest).to(solver.keypoints)
             run(_batches(keys, settings))
             rest = solver.left_over(track.codes[keys], shown)
             if mouth is not None:  # its place is left over, its shape is known
-                rest[_MOUTH] = rest[_MOUTH].mean(0) + mouth
+                rest[LIPS] = rest[LIPS].mean(0) + mouth
             track.state[keys] = FrameState.PENDING  # once more, from where they are
             track.rest[:] = rest  # last: an interrupt may fall in between
         solver.rest = torch.from_numpy(track.rest).to(solver.keypoints)
         run(_plan(shots, todo, settings))
+        if settles:
+            track = solver.settle(track, shots, todo & face, driving, lambda x: tick(x * again))
+            tick(again)
     except BaseException:  # Ctrl-C too
         if path is not None and np.isfinite(track.codes[todo]).any():
             save_track(path, track)
@@ -379,13 +390,13 @@ class _Solver:
     ) -> None:
         self.settings = settings
         self.previous = previous
-        self.generator = character.generator
+        self.character = character
         self.anchors = character.anchors.detach()
         self.bias = _bias(character)
         # What the anchors show, as if seen closely.
         self.keypoints = character.keypoints.to(self.anchors) - self.bias[list(KEYPOINTS)]
         self.rest = torch.zeros_like(self.keypoints[0])  # added to the driving keypoints
-        self.size = min(MAX_RESOLUTION, self.generator.architecture.resolution)
+        self.watched: dict[int, Tensor] = {}  # landmarks of driving frames, by their numbers
         self.half = half_precision(self.anchors.device)  # while Adam searches, not to report
         with torch.no_grad():
             self.centre = self._closely(self.anchors.mean(0, keepdim=True))
@@ -405,23 +416,34 @@ class _Solver:
         weights = point_weights(objective).to(keypoints)
         return (compared(keypoints, objective) * weights.sqrt()[:, None]).flatten(1)
 
-    def _draw(self, codes: Tensor, half: torch.dtype | None = None) -> Tensor:
-        return self.generator.synthesis(codes, stop_at=self.size, half=half, half_from=4)
-
     def _closely(self, codes: Tensor) -> View:
-        return look_closely(self._draw(codes))
+        return look_closely(_draw(self.character, codes))
 
     def _glance(self, codes: Tensor, off: Tensor, half: torch.dtype | None = None) -> View:
         """A single look, less what it is off, `[478, 3]` or `[B, 478, 3]` px."""
-        seen = look(self._draw(codes, half))
+        seen = look(_draw(self.character, codes, half))
         return View(seen.pictures, seen.landmarks - off)
+
+    def watch(self, driving: Driving, numbers: np.ndarray) -> View:
+        """Some driving frames, seen closely."""
+        pictures = driving.pictures[torch.from_numpy(np.searchsorted(driving.numbers, numbers))]
+        pictures = pictures.to(self.anchors)
+        if not self.watched.keys() >= set(numbers):  # each once, however often it is asked for
+            landmarks = look_closely(pictures).landmarks
+            self.watched |= zip(numbers, landmarks, strict=True)
+        return View(pictures, torch.stack([self.watched[number] for number in numbers]))
+
+    def wanted(self, driving: Driving, numbers: np.ndarray) -> Tensor:
+        """Keypoints `[K, 86, 3]` px of some driving frames, seen closely."""
+        some = _batches(numbers, self.settings)  # never all pictures at once
+        return torch.cat([self.watch(driving, few).keypoints for few in some])
 
     def solve(
         self,
         track: LatentTrack,
         shots: list[np.ndarray],
         rows: np.ndarray,
-        pictures: Tensor,
+        driving: Driving,
         tick: Callable[[float], None],
     ) -> None:
         """Solves some rows of a track, in place.
@@ -430,27 +452,26 @@ class _Solver:
             track: with NaN in what is not solved yet.
             shots: rows with a face, by shot; neighbours are of the same one.
             rows: to be solved at once.
-            pictures: `[B, 3, R, R]`, their driving frames.
+            driving: what they follow.
             tick: called with the share of the rows that is done, in frames.
         """
         with torch.no_grad():
-            driving = look_closely(pictures.to(self.anchors))
+            shown = self.watch(driving, track.numbers[rows])
             near: list[np.ndarray | None]
             if self.previous is not None and set(self.settings.follow) < set(PARTS):
                 there = np.searchsorted(self.previous.numbers, track.numbers[rows])
                 near = [None] * len(rows)  # what the parts did is far from what they are to do
                 start = torch.from_numpy(self.previous.weights[there]).to(self.anchors)
-                driving = self._in_part(driving, start)
+                shown = self._in_part(shown, start)
             else:
                 near = [_neighbours(track, shots, row, self.settings) for row in rows]
-                start = self._starts(driving, near)
+                start = self._starts(shown, near)
                 if self.settings.start == "blend" and np.isfinite(track.rest).all():
                     for i, row in enumerate(rows):
                         if np.isfinite(track.codes[row]).all():  # a keyframe, for the second time
                             near[i] = track.weights[row]
                             start[i] = torch.from_numpy(track.weights[row])
-            start = self._approach(driving, start)
-            off = _off(self._draw(start @ self.anchors))
+            start, off = self._approach(shown, start)
         raw = to_raw(start)
         if self.settings.noise:
             for i, row in enumerate(rows):
@@ -463,7 +484,76 @@ class _Solver:
             steps = self.settings.rest_steps
         elif any(n is None for n in near):
             steps = self.settings.first_steps
-        weights, terms = self._optimise(driving, raw, off, steps, tick)
+        found = self._optimise(shown, raw, off, steps, tick)
+        with torch.no_grad():
+            weights, _, terms = self._judge(*found, shown, self._closely)
+        self._write(track, rows, weights, terms)
+        track.state[rows] = FrameState.SOLVED  # last: an interrupt may fall in between
+
+    def settle(
+        self,
+        track: LatentTrack,
+        shots: list[np.ndarray],
+        todo: np.ndarray,
+        driving: Driving,
+        tick: Callable[[float], None],
+    ) -> LatentTrack:
+        """Solves frames again from a neighbour's codes, where those are better than their own.
+
+        A face that can't quite do what the driver does may have two answers, with lips open or
+        shut, and which of them a frame finds depends on its start: what the driver holds would
+        flicker. So the better one spreads, from frame to frame.
+
+        Eq. 2 is a distance: a frame's keypoints are missed by no more than the neighbour misses its
+        own, and the two are apart.
+
+        Args:
+            track: solved.
+            shots: rows with a face, by shot.
+            todo: `[F]` bool, rows that may change.
+            driving: what the rows follow.
+            tick: called with the share that is done, as if each sweep took half as long as the one
+                before.
+
+        Returns:
+            A track of its own: one that is interrupted here begins again, to the same result.
+        """
+        track = copy.deepcopy(track)
+        objective, steps = self.settings.objective, self.settings.steps
+        wanted = torch.full((len(todo), *self.rest.shape), torch.nan).to(self.rest)
+        wanted[torch.from_numpy(todo)] = self.wanted(driving, track.numbers[todo])
+        pairs = _near(track, shots, self.settings.keyframe_every)
+        pairs = pairs[todo[pairs].all(1)]
+        apart = keypoint_loss(wanted[pairs[:, 0]], wanted[pairs[:, 1]], objective).cpu().numpy()
+        changed, sweep = True, 0
+        while changed:
+            changed, sweep = False, sweep + 1
+            losses = {name: torch.from_numpy(track.losses[name]) for name in TERMS}
+            loss = total(losses, objective).numpy()
+            bound = loss[pairs[:, 1]] + objective.keypoints * apart
+            sure = np.flatnonzero(bound < _SURELY * loss[pairs[:, 0]])
+            best = dict(pairs[sure[bound[sure].argsort()[::-1]]].tolist())  # the last, of each row
+            batches = _batches(np.array(sorted(best.items())), self.settings)
+            for done, batch in enumerate(batches):
+                tick(1 - (2 - done / len(batches)) / 2**sweep)
+                rows, near = batch.T
+                start = torch.from_numpy(track.weights[near]).to(self.anchors)
+                shown = self.watch(driving, track.numbers[rows])
+                with torch.no_grad():
+                    start, off = self._approach(shown, start)
+                found = self._optimise(shown, to_raw(start), off, steps, lambda frames: None)
+                with torch.no_grad():
+                    weights, _, terms = self._judge(*found, shown, self._closely)
+                better = total(terms, objective).cpu().numpy() < loss[rows]
+                terms = {name: values[better] for name, values in terms.items()}
+                self._write(track, rows[better], weights[better], terms)
+                changed |= bool(better.any())
+        return track
+
+    def _write(
+        self, track: LatentTrack, rows: np.ndarray, weights: Tensor, terms: dict[str, Tensor]
+    ) -> None:
+        """What was found of some rows of a track, in place."""
         alpha = weights.mean(1)
         track.alpha[rows] = alpha.cpu().numpy()
         track.delta[rows] = (weights - alpha[:, None]).cpu().numpy()
@@ -471,15 +561,6 @@ class _Solver:
         for name, values in terms.items():
             table = track.losses if name in TERMS else track.quality
             table[name][rows] = values.cpu().numpy()
-        track.state[rows] = FrameState.SOLVED  # last: an interrupt may fall in between
-
-    def look_at(self, driving: Driving, numbers: np.ndarray) -> Tensor:
-        """Keypoints `[K, 86, 3]` px of some driving frames, seen closely."""
-        parts = [
-            look_closely(_pictures(driving, some).to(self.anchors)).keypoints
-            for some in _batches(numbers, self.settings)  # never all pictures at once
-        ]
-        return torch.cat(parts)
 
     def left_over(self, codes: np.ndarray, shown: Tensor) -> np.ndarray:
         """What solved codes miss driving keypoints by, on average, `[86, 3]` px, all seen closely.
@@ -516,7 +597,7 @@ class _Solver:
 
     def _starts(self, driving: View, near: list[np.ndarray | None]) -> Tensor:
         """Where the search begins: weights `[B, L, N]`, from neighbours' `[L, N]` or None."""
-        count, rows = len(self.anchors), self.generator.architecture.num_ws
+        count, rows = len(self.anchors), self.character.generator.architecture.num_ws
         kind = self.settings.start
         if kind in ("previous", "centre"):
             alone = self.anchors.new_full((len(near), count), 1 / count)
@@ -529,33 +610,38 @@ class _Solver:
                 start[i].lerp_(torch.from_numpy(neighbour).to(start), share)
         return start
 
-    def _approach(self, driving: View, start: Tensor) -> Tensor:
+    def _approach(self, driving: View, start: Tensor) -> tuple[Tensor, Tensor]:
         """Moves starts `[B, L, N]` towards the driving keypoints, without gradients.
 
         From one anchor to another keypoints change by what is known; as if that were linear,
         what a start misses says where to go. What is drawn there says what is still missed.
         A move that does not help is halved.
+
+        Returns:
+            Where they are then, and what a single look there is off, `[B, 478, 3]` px.
         """
         objective = self.settings.objective
-        if not (self.settings.secants and objective.keypoints):
-            return start
+        secants = self.settings.secants if objective.keypoints else 0
         wanted = driving.keypoints + self.rest
         lowest = start.new_full((len(start),), torch.inf)
         share = torch.ones_like(lowest)
         missed = start.new_zeros(len(start), len(self.secants))
-        trial = best = start
-        for step in range(self.settings.secants + 1):
+        trial = best = start.clone()
+        for step in range(secants + 1):
             if step:
                 move = share[:, None] * (missed @ self.secants)
                 trial = nearest_weights(best + move[:, None])
-            made = self._glance(trial @ self.anchors, self.bias).keypoints
-            now = keypoint_loss(made, wanted, objective)
+            made = self._glance(trial @ self.anchors, self.bias)
+            if not step:
+                seen = made
+            now = keypoint_loss(made.keypoints, wanted, objective)
             better = now < lowest  # never, where it is NaN
             lowest = torch.where(better, now, lowest)
-            best = torch.where(better[:, None, None], trial, best)
-            missed = torch.where(better[:, None], self._compared(wanted - made), missed)
+            missed = torch.where(better[:, None], self._compared(wanted - made.keypoints), missed)
             share = torch.where(better, share, share / 2)
-        return best
+            for kept, new in zip((best, *seen), (trial, *made), strict=True):
+                kept[better] = new[better]
+        return best, self.bias + _off(seen)
 
     def _optimise(
         self,
@@ -564,7 +650,7 @@ class _Solver:
         off: Tensor,
         steps: int,
         tick: Callable[[float], None],
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Tensor]:
         """Adam on alpha and its offsets; frames of the batch don't influence each other.
 
         By anchors, each step would move all of them alike, and what the larger of the directions
@@ -578,7 +664,7 @@ class _Solver:
             tick: called with the share of the frames that is done, in frames.
 
         Returns:
-            The best weights `[B, L, N]` that were met, with their terms `[B]`.
+            The best alpha `[B, 1, N]` and delta `[B, L, N]` that were met.
         """
         s = self.settings
         mean = raw.mean(1, keepdim=True)
@@ -590,16 +676,9 @@ class _Solver:
         lowest = raw.new_full((len(raw),), torch.inf)
         history: list[Tensor] = []
 
-        def terms_of(
-            moves: list[Tensor], see: Callable[[Tensor], View]
-        ) -> tuple[Tensor, View, dict[str, Tensor]]:
-            alpha = mean + moves[0] @ self.directions.T
-            delta = raw - mean + moves[1] @ self.directions.T
-            softened = soften(alpha + delta)
-            weights = to_weights(softened)
-            made = see(weights @ self.anchors)
-            terms = picture_losses(made, driving, self.centre, s.objective, self.rest)
-            return weights, made, terms | {"delta": delta_loss(delta), "sum": sum_loss(softened)}
+        def met(moves: list[Tensor]) -> tuple[Tensor, Tensor]:
+            alpha, delta = (move @ self.directions.T for move in moves)
+            return mean + alpha, raw - mean + delta
 
         def glance(codes: Tensor) -> View:
             return self._glance(codes, off, self.half)
@@ -607,7 +686,7 @@ class _Solver:
         for step in range(steps + 1):
             last = step == steps
             with torch.set_grad_enabled(not last):
-                loss = total(terms_of(moves, glance)[2], s.objective)
+                loss = total(self._judge(*met(moves), driving, glance)[2], s.objective)
             better = loss.detach() < lowest  # never, where it is NaN
             lowest = torch.where(better, loss.detach(), lowest)
             for kept, move in zip(best, moves, strict=True):
@@ -622,10 +701,31 @@ class _Solver:
                 part["lr"] = base * fade
             optimiser.step()
             tick(len(raw) * (step + 1) / (steps + 1))
-        with torch.no_grad():  # what is told of a frame is told in full precision, and seen closely
-            weights, made, terms = terms_of(best, self._closely)
+        return met(best)
+
+    def _judge(
+        self, alpha: Tensor, delta: Tensor, driving: View, see: Callable[[Tensor], View]
+    ) -> tuple[Tensor, View, dict[str, Tensor]]:
+        """How well codes follow the driving frames.
+
+        Args:
+            alpha: `[B, 1, N]`, as it is optimised (before eq. 7).
+            delta: `[B, L, N]`, what each row adds to it.
+            driving: what to follow, seen closely.
+            see: draws codes `[B, L, 512]` and looks. What is told of a frame is seen closely, and
+                drawn in full precision.
+
+        Returns:
+            Weights `[B, L, N]`, what was seen, and the terms of eq. 10 with the keypoint error,
+            each `[B]`.
+        """
+        softened = soften(alpha + delta)
+        weights = to_weights(softened)
+        made = see(weights @ self.anchors)
+        terms = picture_losses(made, driving, self.centre, self.settings.objective, self.rest)
+        terms |= {"delta": delta_loss(delta), "sum": sum_loss(softened)}
         wanted = driving.keypoints + self.rest
-        return weights, terms | {"keypoint_error": keypoint_error(made.keypoints, wanted)}
+        return weights, made, terms | {"keypoint_error": keypoint_error(made.keypoints, wanted)}
 
 
 def _converged(history: list[Tensor], settings: Settings) -> bool:
@@ -702,13 +802,13 @@ def mouth_at_rest(driving: np.ndarray, anchors: np.ndarray) -> np.ndarray | None
         keypoints = keypoints[np.isfinite(keypoints).all((1, 2))]
         span, width, gap = (
             np.linalg.norm(np.diff(keypoints[:, pair], axis=1)[:, 0], axis=1)
-            for pair in (_EYE_CORNERS, _MOUTH_CORNERS, _LIPS)
+            for pair in (_EYE_CORNERS, _MOUTH_CORNERS, _MID_LIPS)
         )
         off = (width / span - _REST_WIDTH) / _REST_WIDTH_SPREAD
         rests = np.exp(-0.5 * (off**2 + (gap / span / _REST_GAP_SPREAD) ** 2))
         if rests.sum() < _REST_LEAST:
             return None
-        shape = np.einsum("f,fki->ki", rests / rests.sum(), keypoints[:, _MOUTH])
+        shape = np.einsum("f,fki->ki", rests / rests.sum(), keypoints[:, LIPS])
         shapes.append(shape - shape.mean(0))
     return (shapes[0] - shapes[1]).astype(np.float32)
 
@@ -752,11 +852,6 @@ def _batches(rows: np.ndarray, settings: Settings) -> list[np.ndarray]:
     return np.array_split(rows, -(-len(rows) // settings.batch))  # even: one alone costs more
 
 
-def _pictures(driving: Driving, numbers: np.ndarray) -> Tensor:
-    """`[B, 3, R, R]` of some frames."""
-    return driving.pictures[torch.from_numpy(np.searchsorted(driving.numbers, numbers))]
-
-
 def _neighbours(
     track: LatentTrack, shots: list[np.ndarray], row: int, settings: Settings
 ) -> np.ndarray | None:
@@ -771,6 +866,17 @@ def _neighbours(
     ends = np.concatenate([before, after])
     distance = np.abs(track.numbers[ends] - track.numbers[row])
     return _between(track, row, ends[distance <= settings.keyframe_every])
+
+
+def _near(track: LatentTrack, shots: list[np.ndarray], reach: int) -> np.ndarray:
+    """All pairs of rows `[P, 2]` that are no more than so many frames of a shot apart."""
+    pairs = [np.zeros((0, 2), int)]
+    for run in shots:
+        for step in range(1, reach + 1):
+            both = np.stack([run[:-step], run[step:]], 1)
+            both = both[np.ptp(track.numbers[both], 1) <= reach]
+            pairs += [both, both[:, ::-1]]
+    return np.concatenate(pairs)
 
 
 def _between(track: LatentTrack, row: int, solved: np.ndarray) -> np.ndarray | None:
@@ -889,9 +995,8 @@ def _rest(
             f"nearest that are: {', '.join(map(str, sorted(near)))}."
         )
     code = character.anchors[list(character.info.selected).index(scan), None].detach()
-    size = min(MAX_RESOLUTION, character.generator.architecture.resolution)
     with torch.no_grad():
-        at_rest = look_closely(character.generator.synthesis(code, stop_at=size)).keypoints[0]
+        at_rest = look_closely(_draw(character, code)).keypoints[0]
     shown = look_closely(driving.pictures[int(row[0]), None].to(code)).keypoints[0]
     return (at_rest - shown).cpu().numpy()
 
@@ -900,19 +1005,24 @@ def _bias(character: Character) -> Tensor:
     """What a single look at the character is off, on average, `[478, 3]` px."""
     anchors = character.anchors.detach()
     some = anchors[:: -(-len(anchors) // _BIAS_ANCHORS)]
-    size = min(MAX_RESOLUTION, character.generator.architecture.resolution)
     with torch.no_grad():
-        drawn = [character.generator.synthesis(few, stop_at=size) for few in some.split(4)]
-        return torch.cat([_off(pictures) for pictures in drawn]).mean(0)
+        return torch.cat([_off(look(_draw(character, few))) for few in some.split(4)]).mean(0)
 
 
-def _off(pictures: Tensor) -> Tensor:
-    """What a single look at generated pictures `[B, 3, R, R]` is off a close one, `[B, 478, 3]` px.
+def _off(seen: View) -> Tensor:
+    """What a glance at generated pictures is still off a close look, `[B, 478, 3]` px.
 
     Each step of a search looks once. How much that is off changes with what a face does, by as much
     as gaze moves an iris, so it is taken near each result.
     """
-    return look(pictures).landmarks - look_closely(pictures).landmarks
+    return seen.landmarks - look_closely(seen.pictures).landmarks
+
+
+def _draw(character: Character, codes: Tensor, half: torch.dtype | None = None) -> Tensor:
+    """Pictures `[B, 3, R, R]` of codes `[B, L, 512]`, no larger than a mesh needs them."""
+    generator = character.generator
+    size = min(MAX_RESOLUTION, generator.architecture.resolution)
+    return generator.synthesis(codes, stop_at=size, half=half, half_from=4)
 
 
 def _begin(

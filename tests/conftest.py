@@ -33,3 +33,13 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         until = time.monotonic() + 20
         while (folder / "server.json").exists() and time.monotonic() < until:
             time.sleep(0.1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those with a longer timeout come first: begun last, one would leave other cores idle."""
+
+    def timeout(item: pytest.Item) -> float:
+        marker = item.get_closest_marker("timeout")
+        return marker.args[0] if marker else 0
+
+    items.sort(key=timeout, reverse=True)
