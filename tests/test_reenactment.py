@@ -382,13 +382,13 @@ def test_an_interrupt_while_answers_spread_loses_nothing(character, monkeypatch,
 
     def interrupt(n, count):
         shown.append(n / count)
-        if len(shown) == solved + 4:
+        if len(shown) == solved + 3:  # some have changed
             raise KeyboardInterrupt
 
     shown.clear()
     with pytest.raises(KeyboardInterrupt):
         solve(loaded, clip, STILL, path=path, progress=interrupt)
-    assert 0.95 < shown[-1] < 1
+    assert 0.95 < shown[-1] < 1  # in between
     partial = load_track(path)
     assert (partial.state == SOLVED).all()
     assert not partial.complete
