@@ -5,7 +5,8 @@ shots, from starts that are looked up among the anchors, then the frames between
 that know their neighbours. Some steps along secants between the anchors bring a start near, and
 Adam does the rest. Keyframes are solved twice: first with the head as the character has it when it
 is turned as the driver's, and the mouth as it is where both rest; what that leaves over on average
-is how the two faces differ in shape.
+is how the two faces differ in shape. Last, frames that a neighbour's codes suit better than their
+own take after it.
 What the paper leaves open is decided in `Settings`; `Settings.paper()` is its literal reading.
 
 Codes stay barycentric throughout. P+ is convex, so starts, interpolation over frames without a

@@ -243,6 +243,16 @@ def test_exposure_and_a_soft_lens_are_no_blur(plates: list[np.ndarray]) -> None:
     )
 
 
+@pytest.mark.parametrize(("sigma", "told"), [(1.5, False), (4.0, True)])
+def test_a_scan_out_of_focus_is_used_and_said_to_be(
+    plates: list[np.ndarray], sigma: float, told: bool
+) -> None:
+    found, pictures = aligned([cv2.GaussianBlur(plate, (0, 0), sigma) for plate in plates])
+    screening = screen(found, pictures, (PLATE, PLATE))
+    assert len(screening.kept) == len(plates)
+    assert any("in focus" in advice for advice in check_scan(found, screening)) == told
+
+
 def test_pictures_must_be_those_of_the_track(scan: tuple[FaceTrack, Tensor]) -> None:
     with pytest.raises(ValueError, match="shorter"):
         screen(scan[0], scan[1][:5], (PLATE, PLATE))
@@ -267,7 +277,7 @@ def test_a_clip_without_any_face_is_screened_too() -> None:
 
 def everything(found: FaceTrack) -> Screening:
     count = len(found.numbers)
-    return Screening(np.arange(count), {}, np.ones(count))
+    return Screening(np.arange(count), {}, np.ones(count), 1.0)
 
 
 def test_frames_that_are_all_alike_are_told_and_what_is_missing_too() -> None:
