@@ -69,7 +69,9 @@ class Objective:
     lip_depth: float = 0.3
     mouth: float = 20.0  # lambda of eq. 3
     eyes: float = 5.0  # lambda of eq. 4
-    delta: float = 10.0  # lambda of eq. 9
+    # lambda of eq. 9. With the paper's 10, faces that can't do what the driver does were distorted:
+    # there a keypoint counts 1.
+    delta: float = 30.0
     sum: float = 100.0  # lambda of eq. 8
     grouped: bool = True  # False compares all keypoints in absolute position
     norm: Literal["rms", "l2"] = "rms"  # of pixels in 0..1; the paper's sum grows with the crop

@@ -5,8 +5,8 @@ shots, from starts that are looked up among the anchors, then the frames between
 that know their neighbours. Some steps along secants between the anchors bring a start near, and
 Adam does the rest. Keyframes are solved twice: first with the head as the character has it when it
 is turned as the driver's, and the mouth as it is where both rest; what that leaves over on average
-is how the two faces differ in shape. Last, frames that a neighbour's codes suit better than their
-own take after it.
+is how the two faces differ in shape. Last, frames that another's codes suit better than their own
+take after it.
 What the paper leaves open is decided in `Settings`; `Settings.paper()` is its literal reading.
 
 Codes stay barycentric throughout. P+ is convex, so starts, interpolation over frames without a
@@ -103,7 +103,7 @@ _BETAS = (0.5, 0.95)
 
 _BIAS_ANCHORS = 16  # are enough to know a mesh's bias by
 
-# A frame is solved again from a neighbour's codes if they are sure to lower its loss to this share.
+# A frame is solved again from another's codes if they are sure to lower its loss to this share.
 _SURELY = 0.95
 _AGAIN = 0.05  # of all frames; for the progress that is shown
 
@@ -370,7 +370,7 @@ def solve(
         solver.rest = torch.from_numpy(track.rest).to(solver.keypoints)
         run(_plan(shots, todo, settings))
         if settles:
-            track = solver.settle(track, shots, todo & face, driving, lambda x: tick(x * again))
+            track = solver.settle(track, todo & face, driving, lambda x: tick(x * again))
             tick(again)
     except BaseException:  # Ctrl-C too
         if path is not None and np.isfinite(track.codes[todo]).any():
@@ -494,23 +494,21 @@ class _Solver:
     def settle(
         self,
         track: LatentTrack,
-        shots: list[np.ndarray],
         todo: np.ndarray,
         driving: Driving,
         tick: Callable[[float], None],
     ) -> LatentTrack:
-        """Solves frames again from a neighbour's codes, where those are better than their own.
+        """Solves frames again from another frame's codes, where those are better than their own.
 
         A face that can't quite do what the driver does may have two answers, with lips open or
         shut, and which of them a frame finds depends on its start: what the driver holds would
-        flicker. So the better one spreads, from frame to frame.
+        flicker. So the better one spreads to all frames that ask for nearly the same.
 
-        Eq. 2 is a distance: a frame's keypoints are missed by no more than the neighbour misses its
-        own, and the two are apart.
+        Eq. 2 is a distance: by another frame's codes keypoints are missed by no more than that
+        frame misses its own, and the two are apart.
 
         Args:
             track: solved.
-            shots: rows with a face, by shot.
             todo: `[F]` bool, rows that may change.
             driving: what the rows follow.
             tick: called with the share that is done, as if each sweep took half as long as the one
@@ -521,24 +519,23 @@ class _Solver:
         """
         track = copy.deepcopy(track)
         objective, steps = self.settings.objective, self.settings.steps
-        wanted = torch.full((len(todo), *self.rest.shape), torch.nan).to(self.rest)
-        wanted[torch.from_numpy(todo)] = self.wanted(driving, track.numbers[todo])
-        pairs = _near(track, shots, self.settings.keyframe_every)
-        pairs = pairs[todo[pairs].all(1)]
-        apart = keypoint_loss(wanted[pairs[:, 0]], wanted[pairs[:, 1]], objective).cpu().numpy()
+        frames = np.flatnonzero(todo)
+        wanted = self.wanted(driving, track.numbers[frames])
         changed, sweep = True, 0
         while changed:
             changed, sweep = False, sweep + 1
             losses = {name: torch.from_numpy(track.losses[name]) for name in TERMS}
             loss = total(losses, objective).numpy()
-            bound = loss[pairs[:, 1]] + objective.keypoints * apart
-            sure = np.flatnonzero(bound < _SURELY * loss[pairs[:, 0]])
-            best = dict(pairs[sure[bound[sure].argsort()[::-1]]].tolist())  # the last, of each row
-            batches = _batches(np.array(sorted(best.items())), self.settings)
-            for done, batch in enumerate(batches):
+            pairs = []
+            for row, keypoints in zip(frames, wanted, strict=True):
+                apart = objective.keypoints * keypoint_loss(wanted, keypoints, objective)
+                bound = loss[frames] + apart.cpu().numpy()
+                if bound.min() < _SURELY * loss[row]:
+                    pairs.append((row, frames[bound.argmin()]))
+            for done, batch in enumerate(batches := _batches(np.array(pairs), self.settings)):
                 tick(1 - (2 - done / len(batches)) / 2**sweep)
-                rows, near = batch.T
-                start = torch.from_numpy(track.weights[near]).to(self.anchors)
+                rows, others = batch.T
+                start = torch.from_numpy(track.weights[others]).to(self.anchors)
                 shown = self.watch(driving, track.numbers[rows])
                 with torch.no_grad():
                     start, off = self._approach(shown, start)
@@ -867,17 +864,6 @@ def _neighbours(
     ends = np.concatenate([before, after])
     distance = np.abs(track.numbers[ends] - track.numbers[row])
     return _between(track, row, ends[distance <= settings.keyframe_every])
-
-
-def _near(track: LatentTrack, shots: list[np.ndarray], reach: int) -> np.ndarray:
-    """All pairs of rows `[P, 2]` that are no more than so many frames of a shot apart."""
-    pairs = [np.zeros((0, 2), int)]
-    for run in shots:
-        for step in range(1, reach + 1):
-            both = np.stack([run[:-step], run[step:]], 1)
-            both = both[np.ptp(track.numbers[both], 1) <= reach]
-            pairs += [both, both[:, ::-1]]
-    return np.concatenate(pairs)
 
 
 def _between(track: LatentTrack, row: int, solved: np.ndarray) -> np.ndarray | None:

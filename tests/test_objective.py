@@ -233,10 +233,10 @@ def test_rms_by_hand(views):
 
 def test_total_is_the_weighted_sum_and_zero_switches_off():
     terms = {name: torch.tensor([float(i + 1)]) for i, name in enumerate(TERMS)}
-    assert float(total(terms, Objective())) == 1 + 20 * 2 + 5 * 3 + 10 * 4 + 100 * 5
+    assert float(total(terms, Objective())) == 1 + 20 * 2 + 5 * 3 + 30 * 4 + 100 * 5
     assert float(total(terms, Objective.paper())) == 1 + 2 + 3 + 10 * 4 + 10 * 5
     off = Objective(mouth=0, eyes=0)
-    assert float(total(terms, off)) == 1 + 10 * 4 + 100 * 5
+    assert float(total(terms, off)) == 1 + 30 * 4 + 100 * 5
 
 
 def test_rest_is_added_to_the_driver(views):
