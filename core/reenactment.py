@@ -529,7 +529,7 @@ class _Solver:
             pairs = []
             for row, keypoints in zip(frames, wanted, strict=True):
                 apart = objective.keypoints * keypoint_loss(wanted, keypoints, objective)
-                bound = loss[frames] + apart.cpu().numpy()
+                bound = np.nan_to_num(loss[frames] + apart.cpu().numpy(), nan=np.inf)
                 if bound.min() < _SURELY * loss[row]:
                     pairs.append((row, frames[bound.argmin()]))
             for done, batch in enumerate(batches := _batches(np.array(pairs), self.settings)):
