@@ -207,6 +207,9 @@ def test_inspect_tells_both_files(demo: tuple[Path, str]) -> None:
 
 
 def test_the_server_can_be_looked_at(demo: tuple[Path, str], tmp_path: Path) -> None:
+    (track,) = (demo[0] / "demo").glob("*.latents")
+    drawn = reenact("render", track, "-o", "out.####.exr", cwd=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr  # with a server, though the demo's be idle and gone
     shown = reenact("status", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert all(word in shown.stdout for word in ("personalize", "solve", "render", "GiB"))
