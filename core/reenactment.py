@@ -485,10 +485,7 @@ class _Solver:
             steps = self.settings.rest_steps
         elif any(n is None for n in near):
             steps = self.settings.first_steps
-        found = self._optimise(shown, raw, off, steps, tick)
-        with torch.no_grad():
-            weights, _, terms = self._judge(*found, shown, self._closely)
-        self._write(track, rows, weights, terms)
+        self._write(track, rows, *self._optimise(shown, raw, off, steps, tick))
         track.state[rows] = FrameState.SOLVED  # last: an interrupt may fall in between
 
     def settle(
@@ -539,9 +536,9 @@ class _Solver:
                 shown = self.watch(driving, track.numbers[rows])
                 with torch.no_grad():
                     start, off = self._approach(shown, start)
-                found = self._optimise(shown, to_raw(start), off, steps, lambda frames: None)
-                with torch.no_grad():
-                    weights, _, terms = self._judge(*found, shown, self._closely)
+                weights, terms = self._optimise(
+                    shown, to_raw(start), off, steps, lambda frames: None
+                )
                 better = total(terms, objective).cpu().numpy() < loss[rows]
                 terms = {name: values[better] for name, values in terms.items()}
                 self._write(track, rows[better], weights[better], terms)
@@ -648,7 +645,7 @@ class _Solver:
         off: Tensor,
         steps: int,
         tick: Callable[[float], None],
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Adam on alpha and its offsets; frames of the batch don't influence each other.
 
         By anchors, each step would move all of them alike, and what the larger of the directions
@@ -662,7 +659,8 @@ class _Solver:
             tick: called with the share of the frames that is done, in frames.
 
         Returns:
-            The best alpha `[B, 1, N]` and delta `[B, L, N]` that were met.
+            The best weights `[B, L, N]` that were met, and what is told of them, each `[B]`: drawn
+            in full precision, and seen closely.
         """
         s = self.settings
         mean = raw.mean(1, keepdim=True)
@@ -684,7 +682,7 @@ class _Solver:
         for step in range(steps + 1):
             last = step == steps
             with torch.set_grad_enabled(not last):
-                loss = total(self._judge(*met(moves), driving, glance)[2], s.objective)
+                loss = total(self._judge(*met(moves), driving, glance)[1], s.objective)
             better = loss.detach() < lowest  # never, where it is NaN
             lowest = torch.where(better, loss.detach(), lowest)
             for kept, move in zip(best, moves, strict=True):
@@ -699,23 +697,22 @@ class _Solver:
                 part["lr"] = base * fade
             optimiser.step()
             tick(len(raw) * (step + 1) / (steps + 1))
-        return met(best)
+        with torch.no_grad():
+            return self._judge(*met(best), driving, self._closely)
 
     def _judge(
         self, alpha: Tensor, delta: Tensor, driving: View, see: Callable[[Tensor], View]
-    ) -> tuple[Tensor, View, dict[str, Tensor]]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """How well codes follow the driving frames.
 
         Args:
             alpha: `[B, 1, N]`, as it is optimised (before eq. 7).
             delta: `[B, L, N]`, what each row adds to it.
             driving: what to follow, seen closely.
-            see: draws codes `[B, L, 512]` and looks. What is told of a frame is seen closely, and
-                drawn in full precision.
+            see: draws codes `[B, L, 512]` and looks.
 
         Returns:
-            Weights `[B, L, N]`, what was seen, and the terms of eq. 10 with the keypoint error,
-            each `[B]`.
+            Weights `[B, L, N]`, and the terms of eq. 10 with the keypoint error, each `[B]`.
         """
         softened = soften(alpha + delta)
         weights = to_weights(softened)
@@ -723,7 +720,7 @@ class _Solver:
         terms = picture_losses(made, driving, self.centre, self.settings.objective, self.rest)
         terms |= {"delta": delta_loss(delta), "sum": sum_loss(softened)}
         wanted = driving.keypoints + self.rest
-        return weights, made, terms | {"keypoint_error": keypoint_error(made.keypoints, wanted)}
+        return weights, terms | {"keypoint_error": keypoint_error(made.keypoints, wanted)}
 
 
 def _converged(history: list[Tensor], settings: Settings) -> bool:
