@@ -87,10 +87,13 @@ def identity(who: Character, found: Directions, codes: Tensor) -> None:
     low = float(own.quantile(0.05))
     print(f"  identity, cosine with the scan: its own {own.median():.4f} (median), {low:.4f} (5 %)")
     for amount in (0.0, 1.0, 2.0):
-        moved = torch.cat([
-            codes + sign * amount * torch.from_numpy(direction.vector)
-            for direction in found.directions.values() for sign in (-1, 1)
-        ])  # fmt: skip
+        moved = torch.cat(
+            [
+                codes + sign * amount * torch.from_numpy(direction.vector)
+                for direction in found.directions.values()
+                for sign in (-1, 1)
+            ]
+        )
         near = (embedded(pictures(who.generator, moved)) @ known.T).topk(TOP).values.mean(1)
         inside = 100 * float((near >= low).float().mean())
         print(f"  at +-{amount:g}: {near.median():.4f} (median), {inside:.0f} % within")
@@ -127,15 +130,20 @@ def rows(generator: Generator, found: Directions, codes: Tensor, own: Tensor) ->
             up = 100 * (seen[3]["smile"] - seen[2]["smile"])
             turned = (seen[3]["yaw"] - seen[2]["yaw"]) / found.units["yaw"]
             print(f"  +1 of smile: corners {up.mean():.1f} % up ({up.min():.1f} to {up.max():.1f})")
-            print(f"  +1 of smile: yaw {100 * turned.mean():+.1f} % of its unit on average, "
-                  f"{100 * np.abs(turned).mean():.1f} % either way")  # fmt: skip
+            print(
+                f"  +1 of smile: yaw {100 * turned.mean():+.1f} % of its unit on average, "
+                f"{100 * np.abs(turned).mean():.1f} % either way"
+            )
     print(f"  rising at every step from -2 to 2, of {len(codes)} codes: {rising}")
-    print(f"  identity, distance: own spread {np.median(spread):.3f} (median), "
-          f"{np.quantile(spread, 0.95):.3f} (95 %)")  # fmt: skip
+    print(
+        f"  identity, distance: own spread {np.median(spread):.3f} (median), "
+        f"{np.quantile(spread, 0.95):.3f} (95 %)"
+    )
     for label, distances in (("1", far), ("2", at_two)):
         shown = {name: round(float(np.mean(d)), 3) for name, d in distances.items()}
-        within = np.mean(np.concatenate([np.ravel(d) for d in distances.values()])
-                         < np.quantile(spread, 0.95))  # fmt: skip
+        within = np.mean(
+            np.concatenate([np.ravel(d) for d in distances.values()]) < np.quantile(spread, 0.95)
+        )
         print(f"  at +-{label}: {shown}; {100 * within:.0f} % within the spread")
 
 

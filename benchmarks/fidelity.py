@@ -53,9 +53,15 @@ from server.reporting import Report
 
 # Measures, and the performer's parameters that move them.
 SHOWN = {
-    "jaw": "jaw", "open_l": "blink_l", "open_r": "blink_r", "gaze_x": "gaze_x", "gaze_y": "gaze_y",
-    "yaw": "yaw", "pitch": "pitch", "smile": "smile",
-}  # fmt: skip
+    "jaw": "jaw",
+    "open_l": "blink_l",
+    "open_r": "blink_r",
+    "gaze_x": "gaze_x",
+    "gaze_y": "gaze_y",
+    "yaw": "yaw",
+    "pitch": "pitch",
+    "smile": "smile",
+}
 SHUT = 0.4  # of a blink: no iris is seen
 SCAN, SIZE, TRAINED, STEPS = 120, 384, 64, 300
 FEW = 24  # frames trained on where selection is compared with even spacing
@@ -156,9 +162,12 @@ def personalized(scan: str, path: Path, count: int, report: Report) -> Path:
     """The character of a scan, made where it is not there yet."""
     if not path.exists():
         personalization.personalize(
-            frames.open_clip(scan), path, report, consent={"who": "nobody: a synthetic person"},
+            frames.open_clip(scan),
+            path,
+            report,
+            consent={"who": "nobody: a synthetic person"},
             settings=personalization.Settings(count=count, steps=STEPS, refine=20),
-        )  # fmt: skip
+        )
     return path
 
 
@@ -176,8 +185,10 @@ def winks(index: int, character: Path, result: Seen, truth: Seen) -> None:
     a, b = ((m["open_l"] - m["open_r"]) for m in (result.measures, truth.measures))
     there = np.abs(b - np.median(b)) > 0.5 * np.abs(b - np.median(b)).max()
     share = np.mean(a[there] - np.median(a)) / np.mean(b[there] - np.median(b))
-    print(f"  pair {index}: {len(learnt)} of the scan's {len(rare)} frames of a wink trained on; "
-          f"winks {share:.2f} in {there.sum()} frames")  # fmt: skip
+    print(
+        f"  pair {index}: {len(learnt)} of the scan's {len(rare)} frames of a wink trained on; "
+        f"winks {share:.2f} in {there.sum()} frames"
+    )
 
 
 def parameters_of(motion: np.ndarray) -> dict[str, np.ndarray]:
@@ -205,9 +216,12 @@ def correlations(
 
 
 def row(
-    name: str, results: list[Seen], truths: list[Seen], drivers: list[Seen],
+    name: str,
+    results: list[Seen],
+    truths: list[Seen],
+    drivers: list[Seen],
     motions: list[np.ndarray],
-) -> None:  # fmt: skip
+) -> None:
     psnr, error, jitter, apart = [], [], [], []
     for result, truth, driver in zip(results, truths, drivers, strict=True):
         squares = ((result.pictures - truth.pictures) / 2).square().mean((1, 2, 3))
@@ -245,8 +259,10 @@ class Case:
         self.drivers = [seen(d.pictures) for d in self.driving]
         self.motions = [p.motion for p in pairs]
         count = sum(len(d.numbers) for d in self.driving)
-        print(f"\n{title}: {len(pairs)} pairs, {count} frames, {size} px, "
-              f"{self.characters[0].info.metric}")  # fmt: skip
+        print(
+            f"\n{title}: {len(pairs)} pairs, {count} frames, {size} px, "
+            f"{self.characters[0].info.metric}"
+        )
         names = " ".join(f"{m:>7s}" for m in SHOWN)
         print(f"{'':24s}   PSNR  lm %  {names}   target  to it driver jitter")
         self.row("the truth itself", self.truths)
@@ -261,13 +277,15 @@ class Case:
         """Solves all pairs and prints the row; tracks and what is seen in their pictures."""
         tracks = [
             reenactment.solve(
-                who, drive, settings,
+                who,
+                drive,
+                settings,
                 path=p.character.with_name(
                     f"{p.character.stem}_{re.sub('[^a-z0-9]+', '_', name)}.latents"
                 ),
             )
             for p, who, drive in zip(self.pairs, self.characters, self.driving, strict=True)
-        ]  # fmt: skip
+        ]
         results = [
             seen(torch.stack(list(rendering.pictures(c.generator, t.smooth))))
             for c, t in zip(self.characters, tracks, strict=True)

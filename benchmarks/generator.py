@@ -64,8 +64,16 @@ def grouped_rgb(self: ToRGB, x: Tensor, w: Tensor) -> Tensor:
     return grouped(self, x, w) + self.bias[None, :, None, None].to(x.dtype)
 
 
-def run(form: str, resolution: int, batch: int, backward: bool, threads: int, device: str,
-        dtype: torch.dtype | None, answers: "mp.Queue[Answer]") -> None:  # fmt: skip
+def run(
+    form: str,
+    resolution: int,
+    batch: int,
+    backward: bool,
+    threads: int,
+    device: str,
+    dtype: torch.dtype | None,
+    answers: "mp.Queue[Answer]",
+) -> None:
     """One row, in its own process."""
     torch.set_num_threads(threads)
     if device == "cpu":
@@ -147,8 +155,11 @@ def main() -> None:
     options = parser.parse_args()
     setups: list[tuple[str, str, torch.dtype | None]] = [("ours", "cpu", None)]
     if torch.cuda.is_available():
-        setups = [("ours", "cuda", None), ("ours", "cuda", torch.float16),
-                  ("compiled", "cuda", torch.float16)]  # fmt: skip
+        setups = [
+            ("ours", "cuda", None),
+            ("ours", "cuda", torch.float16),
+            ("compiled", "cuda", torch.float16),
+        ]
         print(torch.cuda.get_device_name())
     print(f"torch {torch.__version__}, {options.threads} threads; ms per picture, peak MiB")
     print(f"{'':28s}{'grouped':>18s}{'ours':>18s}  faster")
@@ -161,8 +172,10 @@ def main() -> None:
                     what = f"{resolution} px, batch {batch}, {'fwd+bwd' if backward else 'fwd'}"
                     if dtype:
                         what += f" {'fp16' if form == 'ours' else 'fp16 compiled'}"
-                    cells = [f"{r[0]:9.1f} {r[1]:8.0f}" if r else f"{'over limit':>18s}"
-                             for r in (theirs, mine)]  # fmt: skip
+                    cells = [
+                        f"{r[0]:9.1f} {r[1]:8.0f}" if r else f"{'over limit':>18s}"
+                        for r in (theirs, mine)
+                    ]
                     note = ""
                     if theirs and mine:
                         error = np.abs(theirs[2] - mine[2]).max() / np.abs(theirs[2]).max()

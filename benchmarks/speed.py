@@ -57,8 +57,11 @@ from core.synthetic.parameters import MOTION, PARAMETERS
 
 def row(name: str, ours: float, baseline: float, remark: str) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{name:24s} {ours:9.2f} s {baseline:11.2f} s {baseline / ours:8.1f}x "
-          f"{peak:7.0f} MiB  {remark}", flush=True)  # fmt: skip
+    print(
+        f"{name:24s} {ours:9.2f} s {baseline:11.2f} s {baseline / ours:8.1f}x "
+        f"{peak:7.0f} MiB  {remark}",
+        flush=True,
+    )
 
 
 # -- selection ---------------------------------------------------------------------------------
@@ -152,9 +155,13 @@ def solving() -> None:
     thumbnail, info = np.zeros((8, 8, 3), np.uint8), CharacterInfo("speed", {})
     character = Character(generator, anchors, keypoints, thumbnail, info)
     driving = reenactment.Driving(
-        np.arange(SHOT), pictures, np.ones(SHOT, bool), np.arange(SHOT) == 0,
-        np.zeros((SHOT, 478, 3), np.float32), np.zeros((SHOT, 4, 2)),
-    )  # fmt: skip
+        np.arange(SHOT),
+        pictures,
+        np.ones(SHOT, bool),
+        np.arange(SHOT) == 0,
+        np.zeros((SHOT, 478, 3), np.float32),
+        np.zeros((SHOT, 4, 2)),
+    )
     drawn = {True: 0, False: 0}  # pictures, by whether gradients are taken
 
     def counted(module: Generator, arguments: tuple[Tensor]) -> None:
@@ -180,10 +187,12 @@ def solving() -> None:
         character, pictures[:TRIED], torch.full((TRIED,), -torch.inf), rest, RATES[best]
     )
     row(
-        "  not told when to stop", ours, seconds / TRIED,
+        "  not told when to stop",
+        ours,
+        seconds / TRIED,
         f"a frame; plain Adam {alone:.0f} steps, to {found / reached[:TRIED].mean():.2f} of our "
         "loss",
-    )  # fmt: skip
+    )
 
     large = Generator(config_f(1024)).eval().requires_grad_(False)
     with torch.no_grad():
@@ -196,16 +205,24 @@ def solving() -> None:
     plain_step, _ = step_seconds(large, anchors, pictures[:1], 1024)
     ours = (drawn[True] * step + drawn[False] * look_only) / batch / SHOT
     row(
-        "solving, 1024 px", ours, plain_step * steps,
+        "solving, 1024 px",
+        ours,
+        plain_step * steps,
         f"a frame; {step:.1f} s a step of {batch}, {plain_step:.1f} s a plain step",
-    )  # fmt: skip
+    )
 
 
 def loss_of(
-    generator: Generator, anchors: Tensor, driving: View, centre: View,
-    alpha: Tensor, delta: Tensor, size: int, rest: Tensor | None = None,
+    generator: Generator,
+    anchors: Tensor,
+    driving: View,
+    centre: View,
+    alpha: Tensor,
+    delta: Tensor,
+    size: int,
+    rest: Tensor | None = None,
     half: torch.dtype | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Eq. 10 of some frames, `[B]`."""
     objective = reenactment.Settings().objective
     softened = soften(alpha[:, None] + delta)
@@ -235,8 +252,10 @@ def plain_shot(
     for picture, goal in zip(pictures, wanted, strict=True):
         alpha = raw.mean(1).requires_grad_()
         delta = (raw - raw.mean(1, keepdim=True)).requires_grad_()
-        groups = [{"params": [alpha], "share": 1.0},
-                  {"params": [delta], "share": settings.delta_rate}]  # fmt: skip
+        groups = [
+            {"params": [alpha], "share": 1.0},
+            {"params": [delta], "share": settings.delta_rate},
+        ]
         optimiser = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.99))
         with torch.no_grad():
             driving = look_closely(picture[None])
@@ -262,9 +281,12 @@ def plain_shot(
 
 
 def step_seconds(
-    generator: Generator, anchors: Tensor, pictures: Tensor, size: int,
+    generator: Generator,
+    anchors: Tensor,
+    pictures: Tensor,
+    size: int,
     half: torch.dtype | None = None,
-) -> tuple[float, float]:  # fmt: skip
+) -> tuple[float, float]:
     """Seconds of the loss of a batch with gradients, in `half` where that is given, and without, in
     full; the first of three is not counted."""
     rows, count = generator.architecture.num_ws, len(anchors)
@@ -278,9 +300,15 @@ def step_seconds(
         with torch.set_grad_enabled(gradients):
             start = time.perf_counter()
             loss = loss_of(
-                generator, anchors, driving, centre, alpha, delta, size,
+                generator,
+                anchors,
+                driving,
+                centre,
+                alpha,
+                delta,
+                size,
                 half=half if gradients else None,
-            )  # fmt: skip
+            )
             if gradients:
                 torch.autograd.grad(loss.sum(), [alpha, delta])
             times[gradients].append(time.perf_counter() - start)

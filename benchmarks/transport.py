@@ -214,8 +214,10 @@ def main() -> None:
         print(" " * 27 + "".join(f"{c:>10s}" for c in columns))
         for row, took in seconds.items():
             shares = [seconds[n] / took for n in ("bare ZeroMQ", "bare ZeroMQ, CURVE", "file copy")]
-            print(f"{row:27s} {took:8.2f} {size / took:8.0f} {shares[0]:8.0%} {shares[1]:9.0%} "
-                  f"{shares[2]:8.0%}")  # fmt: skip
+            print(
+                f"{row:27s} {took:8.2f} {size / took:8.0f} {shares[0]:8.0%} {shares[1]:9.0%} "
+                f"{shares[2]:8.0%}"
+            )
         memory(folder, paths, options.passed)
 
 

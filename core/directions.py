@@ -326,9 +326,15 @@ def find_in_character(
         return sample_p(anchors, count, random)
 
     return _find(
-        character.generator, draw, anchors, report, settings,
-        owner=character.hash, base=character.info.base_hash, source=character.info.name,
-    )  # fmt: skip
+        character.generator,
+        draw,
+        anchors,
+        report,
+        settings,
+        owner=character.hash,
+        base=character.info.base_hash,
+        source=character.info.name,
+    )
 
 
 def find_in_generator(
@@ -352,9 +358,14 @@ def find_in_generator(
             return generator.mapping(z, TRUNCATION)
 
     return _find(
-        generator, draw, None, report, settings or Settings(),
-        owner=generator_hash(generator), source=source,
-    )  # fmt: skip
+        generator,
+        draw,
+        None,
+        report,
+        settings or Settings(),
+        owner=generator_hash(generator),
+        source=source,
+    )
 
 
 def sample_p(anchors: Tensor, count: int, random: torch.Generator) -> Tensor:
@@ -448,9 +459,13 @@ def _regressed(
 
 
 def _mixed(
-    generator: Generator, codes: Tensor, found: dict[str, np.ndarray], units: np.ndarray,
-    batch: int, tick: Progress,
-) -> dict[str, np.ndarray]:  # fmt: skip
+    generator: Generator,
+    codes: Tensor,
+    found: dict[str, np.ndarray],
+    units: np.ndarray,
+    batch: int,
+    tick: Progress,
+) -> dict[str, np.ndarray]:
     """Directions mixed so that each moves its own measure by a unit, and of the other ones none.
 
     Those that hardly move their own are left out.
@@ -488,9 +503,14 @@ def _table(values: np.ndarray) -> dict[str, float]:
 
 
 def _effects(
-    generator: Generator, codes: Tensor, vectors: Sequence[np.ndarray], steps: Sequence[float],
-    units: np.ndarray, batch: int, tick: Progress,
-) -> np.ndarray:  # fmt: skip
+    generator: Generator,
+    codes: Tensor,
+    vectors: Sequence[np.ndarray],
+    steps: Sequence[float],
+    units: np.ndarray,
+    batch: int,
+    tick: Progress,
+) -> np.ndarray:
     """What codes do more when they are moved along directions, in units: `[D, steps, codes, K]`."""
     ways = torch.from_numpy(np.stack(vectors)).to(codes)
     moves = torch.einsum("dw,s->dsw", ways, codes.new_tensor(steps))

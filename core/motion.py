@@ -46,8 +46,12 @@ def field(points: np.ndarray, moves: np.ndarray, window: Window) -> np.ndarray:
     x, y = np.meshgrid(np.arange(columns) * step, np.arange(rows) * step)
     at = np.stack([window.x + x, window.y + y], -1).reshape(-1, 2)
     coarse = fit(at).reshape(rows, columns, 2).astype(np.float32)
-    map_x, map_y = np.meshgrid(*((np.arange(n, dtype=np.float32) + 0.5) / np.float32(step)
-                                 for n in (window.width, window.height)))  # fmt: skip
+    map_x, map_y = np.meshgrid(
+        *(
+            (np.arange(n, dtype=np.float32) + 0.5) / np.float32(step)
+            for n in (window.width, window.height)
+        )
+    )
     return cv2.remap(coarse, map_x, map_y, cv2.INTER_LINEAR)
 
 
@@ -71,6 +75,11 @@ def blur(rgba: np.ndarray, moves: np.ndarray, shutter: float) -> np.ndarray:
     total = np.zeros(rgba.shape, np.float32)
     for at in (np.arange(count) + 0.5) / count - 0.5:
         shift = np.float32(at * open_for) * moves
-        total += cv2.remap(rgba, x - shift[..., 0], y - shift[..., 1], cv2.INTER_LINEAR,
-                           borderMode=cv2.BORDER_CONSTANT)  # fmt: skip
+        total += cv2.remap(
+            rgba,
+            x - shift[..., 0],
+            y - shift[..., 1],
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+        )
     return total / count

@@ -49,8 +49,10 @@ def posterise(rgb: np.ndarray) -> np.ndarray:
 
 
 PROGRAMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "sketch": sketch, "posterise": posterise, "charcoal": charcoal
-}  # fmt: skip
+    "sketch": sketch,
+    "posterise": posterise,
+    "charcoal": charcoal,
+}
 
 
 def _blur(grey: np.ndarray, sigma: float) -> np.ndarray:

@@ -79,93 +79,204 @@ class Measure:
 
 MEASURES: dict[str, Measure] = {
     "landmarks": Measure(
-        "Landmarks", "px", "Mean distance of the 86 keypoints from the driver's, each facial part "
-        "about its own middle, in px of a 192 px face.", "high", 4.0, 0.4,
-        "The face does not follow the driver", repair="all",
+        "Landmarks",
+        "px",
+        "Mean distance of the 86 keypoints from the driver's, each facial part "
+        "about its own middle, in px of a 192 px face.",
+        "high",
+        4.0,
+        0.4,
+        "The face does not follow the driver",
+        repair="all",
     ),
     "right_eye": Measure(
-        "Right eye", "px", "The same, of the right eye's lids and iris alone.", "high", 2.5, 0.4,
-        "The right eye's shape differs from the driver's", repair="eyes",
+        "Right eye",
+        "px",
+        "The same, of the right eye's lids and iris alone.",
+        "high",
+        2.5,
+        0.4,
+        "The right eye's shape differs from the driver's",
+        repair="eyes",
     ),
     "left_eye": Measure(
-        "Left eye", "px", "The same, of the left eye's lids and iris alone.", "high", 2.5, 0.4,
-        "The left eye's shape differs from the driver's", repair="eyes",
+        "Left eye",
+        "px",
+        "The same, of the left eye's lids and iris alone.",
+        "high",
+        2.5,
+        0.4,
+        "The left eye's shape differs from the driver's",
+        repair="eyes",
     ),
     "lips": Measure(
-        "Lips", "px", "The same, of the lips alone.", "high", 4.0, 0.6,
-        "The lips' shape differs from the driver's", repair="mouth",
+        "Lips",
+        "px",
+        "The same, of the lips alone.",
+        "high",
+        4.0,
+        0.6,
+        "The lips' shape differs from the driver's",
+        repair="mouth",
     ),
     "head": Measure(
-        "Head outline", "px", "The same, of forehead, chin and sides of the face, in absolute "
-        "position.", "high", 9.0, 1.5, "The head is not where the driver's is", repair="head",
+        "Head outline",
+        "px",
+        "The same, of forehead, chin and sides of the face, in absolute position.",
+        "high",
+        9.0,
+        1.5,
+        "The head is not where the driver's is",
+        repair="head",
     ),
     "mouth": Measure(
-        "Mouth opening", "%", "The result's mouth opening less the driver's, in percent of the "
-        "distance between the outer eye corners.", "both", 8.0, 3.0,
-        "The mouth is open wider than the driver's", "The mouth is less open than the driver's",
+        "Mouth opening",
+        "%",
+        "The result's mouth opening less the driver's, in percent of the "
+        "distance between the outer eye corners.",
+        "both",
+        8.0,
+        3.0,
+        "The mouth is open wider than the driver's",
+        "The mouth is less open than the driver's",
         "mouth",
     ),
     "smile": Measure(
-        "Smile", "%", "The result's mouth corners above the upper lip, less the driver's, in "
-        "percent of the distance between the outer eye corners.", "both", 8.0, 3.0,
-        "It smiles more than the driver", "It smiles less than the driver", "mouth",
+        "Smile",
+        "%",
+        "The result's mouth corners above the upper lip, less the driver's, in "
+        "percent of the distance between the outer eye corners.",
+        "both",
+        8.0,
+        3.0,
+        "It smiles more than the driver",
+        "It smiles less than the driver",
+        "mouth",
     ),
     "lids": Measure(
-        "Lids", "%", "The result's eye opening less the driver's, of that eye that differs more, "
-        "in percent of the eye's width.", "both", 14.0, 5.0,
-        "An eye is open wider than the driver's", "An eye is more shut than the driver's", "eyes",
+        "Lids",
+        "%",
+        "The result's eye opening less the driver's, of that eye that differs more, "
+        "in percent of the eye's width.",
+        "both",
+        14.0,
+        5.0,
+        "An eye is open wider than the driver's",
+        "An eye is more shut than the driver's",
+        "eyes",
     ),
     "gaze": Measure(
-        "Gaze", "%", "How far apart the irises are from where the driver's are, in percent of the "
-        "eye's width; not where an eye is shut.", "high", 14.0, 5.0,
-        "It looks elsewhere than the driver", repair="eyes",
+        "Gaze",
+        "%",
+        "How far apart the irises are from where the driver's are, in percent of the "
+        "eye's width; not where an eye is shut.",
+        "high",
+        14.0,
+        5.0,
+        "It looks elsewhere than the driver",
+        repair="eyes",
     ),
     "pose": Measure(
-        "Head pose", "°", "Yaw, pitch and roll from the driver's, together.", "high", 8.0, 2.5,
-        "The head is turned otherwise than the driver's", repair="head",
+        "Head pose",
+        "°",
+        "Yaw, pitch and roll from the driver's, together.",
+        "high",
+        8.0,
+        2.5,
+        "The head is turned otherwise than the driver's",
+        repair="head",
     ),
     "identity": Measure(
-        "Identity", "", f"Mean cosine with the {TOP} most similar of the scan's frames, as "
-        "the generator draws them.", "low", None, 0.02, "", "It looks less like the scan",
+        "Identity",
+        "",
+        f"Mean cosine with the {TOP} most similar of the scan's frames, as "
+        "the generator draws them.",
+        "low",
+        None,
+        0.02,
+        "",
+        "It looks less like the scan",
     ),
     "jitter": Measure(
-        "Jitter", "px", "How far the keypoints leave the middle of the frames before and after, "
-        "less the driver's own, in px of a 192 px face.", "high", 2.0, 0.6,
-        "It jumps where the driver does not", repair="interpolate",
+        "Jitter",
+        "px",
+        "How far the keypoints leave the middle of the frames before and after, "
+        "less the driver's own, in px of a 192 px face.",
+        "high",
+        2.0,
+        0.6,
+        "It jumps where the driver does not",
+        repair="interpolate",
     ),
     "dilation": Measure(
-        "Dilation", "", "How far below 0 the least barycentric weight of the rendered code is: "
-        f"what the scan's frames span is left, beyond {BETA} the solver never goes.", "high",
-        1.5 * BETA, BETA, "The code lies outside of what the scan spans",
+        "Dilation",
+        "",
+        "How far below 0 the least barycentric weight of the rendered code is: "
+        f"what the scan's frames span is left, beyond {BETA} the solver never goes.",
+        "high",
+        1.5 * BETA,
+        BETA,
+        "The code lies outside of what the scan spans",
     ),
     "distance": Measure(
-        "Distance to P", "%", "How far the rendered code is from the personalised space, in "
-        "percent of the anchors' spread; 0 for what was solved.", "high", 10.0, 5.0,
+        "Distance to P",
+        "%",
+        "How far the rendered code is from the personalised space, in "
+        "percent of the anchors' spread; 0 for what was solved.",
+        "high",
+        10.0,
+        5.0,
         "The code is far from the person's own space",
     ),
     "clipping": Measure(
-        "Clipping", "%", "Pixels of the face with a channel at black or white.", "high", 5.0, 1.5,
+        "Clipping",
+        "%",
+        "Pixels of the face with a channel at black or white.",
+        "high",
+        5.0,
+        1.5,
         "The face clips to black or white",
     ),
     "sharpness": Measure(
-        "Sharpness", "x", "Fine detail of the face over its coarse detail, as a share of the "
-        "scan's frames', as the generator draws them.", "low", 0.6, 0.12, "",
+        "Sharpness",
+        "x",
+        "Fine detail of the face over its coarse detail, as a share of the "
+        "scan's frames', as the generator draws them.",
+        "low",
+        0.6,
+        0.12,
+        "",
         "It is softer than the scan's faces",
     ),
     "niqe": Measure(
-        "NIQE", "", "How far the picture's statistics are from a good photograph's (Mittal et al. "
-        "2012); lower is better.", "high", None, 1.5,
+        "NIQE",
+        "",
+        "How far the picture's statistics are from a good photograph's (Mittal et al. "
+        "2012); lower is better.",
+        "high",
+        None,
+        1.5,
         "It looks less like a photograph than the rest",
     ),
     "pose_distance": Measure(
-        "Pose distance", "", "The paper's APD of this frame, times 100: mean square of the head "
-        "angles' differences.", "", None, 0.01, "",
+        "Pose distance",
+        "",
+        "The paper's APD of this frame, times 100: mean square of the head angles' differences.",
+        "",
+        None,
+        0.01,
+        "",
     ),
     "expression_distance": Measure(
-        "Expression distance", "", "The paper's AED of this frame, times 10: mean square "
-        "of the expression's differences.", "", None, 0.01, "",
+        "Expression distance",
+        "",
+        "The paper's AED of this frame, times 10: mean square of the expression's differences.",
+        "",
+        None,
+        0.01,
+        "",
     ),
-}  # fmt: skip
+}
 
 # What driver and result do, to be seen side by side: title, unit, and what it is multiplied by.
 SIGNALS: dict[str, tuple[str, str, float]] = {
@@ -297,8 +408,9 @@ def measure_shot(
     drivers = _drivers(plate, track, rows[start:], max(MAX_RESOLUTION, min(size, _SIDE)))
     results = (
         rendering.pictures(character.generator, track.smooth[rows[start:]], batch)
-        if rendered is None else delivered(rendered, plate, track, rows[start:], size)
-    )  # fmt: skip
+        if rendered is None
+        else delivered(rendered, plate, track, rows[start:], size)
+    )
     while start < len(rows):
         pairs = [(next(drivers), next(results)) for _ in rows[start : start + batch]]
         parts.append(_seen(pairs, device, small, known, recogniser, face_model))
@@ -312,8 +424,9 @@ def measure_shot(
     wanted_mesh, notes = _at_rest(track, driven, made)
     signals = {
         name: (a * SIGNALS[name][2], b * SIGNALS[name][2])
-        for name, a, b in _signals(wanted_mesh, made) if name in SIGNALS
-    }  # fmt: skip
+        for name, a, b in _signals(wanted_mesh, made)
+        if name in SIGNALS
+    }
     numbers, cut = track.numbers[rows], track.cut[rows]
     restless = [jitter(mesh[:, KEYPOINTS, :2], numbers, cut) for mesh in (driven, made)]
     both = np.isfinite(restless).all(0)
@@ -363,9 +476,12 @@ def measure_shot(
 
 
 def _anchors(
-    character: Character, recogniser: Recogniser, small: int, batch: int,
+    character: Character,
+    recogniser: Recogniser,
+    small: int,
+    batch: int,
     tick: Callable[[int], None],
-) -> dict[str, np.ndarray]:  # fmt: skip
+) -> dict[str, np.ndarray]:
     """Vectors `[N, D]` of the anchors' pictures, and their sharpness `[N]`."""
     rows = character.generator.architecture.num_ws
     codes = character.anchors[:, None].expand(-1, rows, -1).cpu().numpy()
@@ -381,9 +497,13 @@ def _anchors(
 
 
 def _seen(
-    pairs: Sequence[tuple[Tensor | None, Tensor | None]], device: torch.device, small: int,
-    known: Tensor, recogniser: Recogniser, face_model: FaceModel | None,
-) -> dict[str, np.ndarray]:  # fmt: skip
+    pairs: Sequence[tuple[Tensor | None, Tensor | None]],
+    device: torch.device,
+    small: int,
+    known: Tensor,
+    recogniser: Recogniser,
+    face_model: FaceModel | None,
+) -> dict[str, np.ndarray]:
     """What pictures of driver and result say one by one, NaN where there is none: meshes, measures,
     the face model's numbers, and cards."""
     count = len(pairs)
@@ -662,9 +782,10 @@ def mark(
     """
     bounds = {
         name: _ends(MEASURES[name].bad, limits[name])
-        if name in limits else _bounds(MEASURES[name], values)
+        if name in limits
+        else _bounds(MEASURES[name], values)
         for name, values in measures.items()
-    }  # fmt: skip
+    }
     marks: list[Mark] = []
     for i, number in enumerate(int(n) for n in numbers):
         if amount[i] == 0:
@@ -811,14 +932,19 @@ def plain(quality: Quality) -> dict[str, Any]:
         "limits": {name: numbers(np.array(pair)) for name, pair in quality.bounds.items()},
         "signals": {n: {"driver": numbers(a), "result": numbers(b)} for n, (a, b) in shown},
         "marks": [
-            {"frame": m.number, "measure": m.measure, "value": m.value, "limit": m.limit,
-             "reason": m.reason}
+            {
+                "frame": m.number,
+                "measure": m.measure,
+                "value": m.value,
+                "limit": m.limit,
+                "reason": m.reason,
+            }
             for m in quality.marks
         ],
         "metrics": dict(quality.metrics),
         "notes": list(quality.notes),
         "summary": summary(quality),
-    }  # fmt: skip
+    }
 
 
 def as_csv(quality: Quality) -> str:
@@ -875,9 +1001,12 @@ def card(
                 scale = FACE_TILE / (span * width * _pixels_per_unit(size))
                 move = [[scale, 0, FACE_TILE / 2 - scale * x], [0, scale, height / 2 - scale * y]]
                 strip = cv2.warpAffine(
-                    rgb, np.array(move), (FACE_TILE, height), flags=cv2.INTER_CUBIC,
+                    rgb,
+                    np.array(move),
+                    (FACE_TILE, height),
+                    flags=cv2.INTER_CUBIC,
                     borderMode=cv2.BORDER_REPLICATE,
-                )  # fmt: skip
+                )
                 sheet[top : top + height, left : left + FACE_TILE] = strip
             top += height
     return jpeg(sheet, 88)

@@ -36,16 +36,25 @@ EXPRESSION, ANGLES = slice(80, 144), slice(224, 227)
 _NOSE_TIP = 4
 # ArcFace's template: eyes, tip of the nose, corners of the mouth, px of 112 (insightface).
 _TEMPLATE = np.array(
-    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655],
-     [70.7299, 92.2041]]
-)  # fmt: skip
+    [
+        [38.2946, 51.6963],
+        [73.5318, 51.5014],
+        [56.0252, 71.7366],
+        [41.5493, 92.3655],
+        [70.7299, 92.2041],
+    ]
+)
 _RECOGNISED = 112  # px
 # The same points of Deep3DFaceRecon's mean face, y down, and the px that its unit takes.
 _FACE = np.array(
-    [[-0.31148657, -0.29036078, 0.13377953], [0.30979887, -0.28972036, 0.13179526],
-     [0.0032535, 0.04617932, 0.55244243], [-0.25216928, 0.38133916, 0.22405732],
-     [0.2484662, 0.38128236, 0.22235769]]
-)  # fmt: skip
+    [
+        [-0.31148657, -0.29036078, 0.13377953],
+        [0.30979887, -0.28972036, 0.13179526],
+        [0.0032535, 0.04617932, 0.55244243],
+        [-0.25216928, 0.38133916, 0.22405732],
+        [0.2484662, 0.38128236, 0.22235769],
+    ]
+)
 _MODELLED, _UNIT = 224, 102.0
 _COEFFICIENTS = 257
 _WITHIN = 0.9  # of the outline, that the proxy looks at: hair and plate are nobody's face
@@ -216,8 +225,9 @@ def _load(path: str | Path, side: int) -> tuple[Callable[[Tensor], Tensor], str]
     entry, shape = session.get_inputs()[0], session.get_inputs()[0].shape
     fits = len(session.get_inputs()) == 1 and len(shape) == 4
     # Sizes that are no numbers are free.
-    fits = fits and all(s == n for s, n in zip(shape, (1, 3, side, side), strict=True)
-                        if isinstance(s, int))  # fmt: skip
+    fits = fits and all(
+        s == n for s, n in zip(shape, (1, 3, side, side), strict=True) if isinstance(s, int)
+    )
     if not fits:
         raise ModelNotUsable(
             f"{path} takes {shape}, not pictures [B, 3, {side}, {side}]. Export it with channels "

@@ -174,9 +174,16 @@ class Settings:
         Optimiser and steps are not in the paper: Adam, and more steps, for there is no help.
         """
         return cls(
-            Objective.paper(), start="previous", noise=0.05, smoothing_frames=2.0, neutral=None,
-            secants=0, steps=30, first_steps=40, rate=0.2,
-        )  # fmt: skip
+            Objective.paper(),
+            start="previous",
+            noise=0.05,
+            smoothing_frames=2.0,
+            neutral=None,
+            secants=0,
+            steps=30,
+            first_steps=40,
+            rate=0.2,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,8 +275,18 @@ def _driving(
     landmarks: np.ndarray,
     quads: np.ndarray,
 ) -> Driving:
-    return Driving(numbers, pictures, found, cut, landmarks, quads, clip.shown, clip.fps or 24.0,
-                   (clip.width, clip.height), clip.pixel_aspect)  # fmt: skip
+    return Driving(
+        numbers,
+        pictures,
+        found,
+        cut,
+        landmarks,
+        quads,
+        clip.shown,
+        clip.fps or 24.0,
+        (clip.width, clip.height),
+        clip.pixel_aspect,
+    )
 
 
 # -- solving -------------------------------------------------------------------------------------

@@ -178,10 +178,13 @@ def sights(
             lit, shares = light[row]
             matches = [known[int(r)].match if plate is not None else None for r in lit]
             yield Sight(
-                track.quads[row], made[row], _mean([known[int(r)].driver for r in near], weights),
-                head.astype(np.float32), motion.velocity(before, here, after),
+                track.quads[row],
+                made[row],
+                _mean([known[int(r)].driver for r in near], weights),
+                head.astype(np.float32),
+                motion.velocity(before, here, after),
                 colour_match.mean(matches, shares),
-            )  # fmt: skip
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,8 +207,11 @@ def _know(
     matches: dict[int, Match | None] = {}
     if plate is not None:
         there = set(plate.numbers)
-        faces = [i for i, r in enumerate(rows)
-                 if np.isfinite(drivers[i]).all() and track.numbers[r] in there]  # fmt: skip
+        faces = [
+            i
+            for i, r in enumerate(rows)
+            if np.isfinite(drivers[i]).all() and track.numbers[r] in there
+        ]
         numbers = [int(track.numbers[rows[i]]) for i in faces]
         quads = track.quads[[rows[i] for i in faces]]
         for i, crop in zip(faces, cut_out(plate, numbers, quads, small), strict=True):
@@ -302,9 +308,10 @@ def patch(
     head = mattes.head(srgb, sight.head)
     stack = np.dstack([srgb, head.fill, head.matte, head.confidence])
     placed = paste(
-        torch.from_numpy(stack).permute(2, 0, 1), torch.from_numpy(sight.quad),
+        torch.from_numpy(stack).permute(2, 0, 1),
+        torch.from_numpy(sight.quad),
         (clip.width, clip.height),
-    )  # fmt: skip
+    )
     if placed is None:
         return None
     window = placed.window
@@ -334,10 +341,11 @@ def patch(
     if finish.layers == "basic":
         return Patch(rgba, place, {"render": render.astype(np.float16)})
     half |= {
-        "matte.face": face[inside], "matte.head": planes[inside][..., 6],
+        "matte.face": face[inside],
+        "matte.head": planes[inside][..., 6],
         "matte.confidence": planes[inside][..., 7],
         "forward": moves[inside] * np.array([1, -1], np.float32),  # v points up, as Nuke has it
-    }  # fmt: skip
+    }
     parts = mattes.parts(made, place, sight.side)
     half |= {f"parts.{name}": values for name, values in parts.items()}
     layers = {name: values.astype(np.float16) for name, values in half.items()}
@@ -401,10 +409,14 @@ def measure_grain(plate: Clip, space: str) -> Grain | None:
     numbers = plate.numbers
     there = set(numbers)
     return grains.measure(
-        tuple(plate_pixels(frame.pixels, plate, space) for frame in frames.read_frames(
-            plate, [n for n in (numbers[i], numbers[i] + 1) if n in there]))
+        tuple(
+            plate_pixels(frame.pixels, plate, space)
+            for frame in frames.read_frames(
+                plate, [n for n in (numbers[i], numbers[i] + 1) if n in there]
+            )
+        )
         for i in spread(len(numbers), GRAIN_FRAMES)
-    )  # fmt: skip
+    )
 
 
 def write_frames(
@@ -458,8 +470,10 @@ def write_frames(
     whole = finish.layers == "all"
     matched = plate if whole or finish.match else None
     attributes = {
-        **attributes, "reenact:syntheticMedia": SYNTHETIC, frames.SPACE_ATTRIBUTE: space,
-    }  # fmt: skip
+        **attributes,
+        "reenact:syntheticMedia": SYNTHETIC,
+        frames.SPACE_ATTRIBUTE: space,
+    }
     task = digest(task, track.numbers, track.cut, track.fps, track.plate)
     empty: list[int] = []
     waiting, tasks = [], {}
@@ -502,9 +516,10 @@ def write_frames(
         )
         shown = placed or Patch(np.zeros((1, 1, 4), np.float32), _EMPTY)
         facts |= {
-            "reenact:match": finish.match, "reenact:grain": finish.grain,
+            "reenact:match": finish.match,
+            "reenact:grain": finish.grain,
             "reenact:motionBlur": finish.motion_blur,
-        }  # fmt: skip
+        }
         if matched is not None:
             facts |= {
                 "reenact:matchGain": tuple(sight.match.gain.tolist()),
@@ -552,8 +567,15 @@ def _frame_task(task: str, track: LatentTrack, row: int, matched: bool) -> str:
     if matched:
         lit, _ = near_in_time(track.numbers, track.cut, row, MATCH_SECONDS * track.fps)
         rows = np.union1d(rows, lit)
-    return digest(task, row, rows, track.amount[row], track.smooth[rows], track.quads[rows],
-                  track.landmarks[rows])  # fmt: skip
+    return digest(
+        task,
+        row,
+        rows,
+        track.amount[row],
+        track.smooth[rows],
+        track.quads[rows],
+        track.landmarks[rows],
+    )
 
 
 def crop_layers(picture: Tensor, sight: Sight, plate: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -570,8 +592,9 @@ def crop_layers(picture: Tensor, sight: Sight, plate: tuple[int, int]) -> dict[s
     made, driver = sight.made * size, sight.driver * size
     planes = {
         "matte.face": mattes.face(made, driver, head.matte, window, size),
-        "matte.head": head.matte, "matte.confidence": head.confidence,
-    }  # fmt: skip
+        "matte.head": head.matte,
+        "matte.confidence": head.confidence,
+    }
     planes |= {f"parts.{name}": v for name, v in mattes.parts(made, window, size).items()}
     layers = {name: values.astype(np.float16) for name, values in planes.items()}
     stmap = np.full((size, size, 2), -1, np.float32)

@@ -232,8 +232,9 @@ def _read(entry: Any, place: int, track: LatentTrack) -> Repair:
     return _take(track, chosen, source, blend)
 
 
-def _read_solve(entry: Any, rows: np.ndarray, steps: int | None, track: LatentTrack,
-                wrong: Any) -> Solve:  # fmt: skip
+def _read_solve(
+    entry: Any, rows: np.ndarray, steps: int | None, track: LatentTrack, wrong: Any
+) -> Solve:
     only, weights = entry.get("only"), entry.get("weights", {})
     follow = tuple(PARTS) if only is None else tuple(str(only).replace(",", " ").split())
     if not follow or not set(follow) <= set(PARTS):

@@ -66,9 +66,12 @@ def page(title: str, quality: Quality, provenance: Sequence[tuple[str, Any]]) ->
     worst = quality.marked[:MOST_CARDS]
     beyond = {(m.number, m.measure) for m in quality.marks}
     environment = Environment(
-        loader=FileSystemLoader(_PAGE), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=FileSystemLoader(_PAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     return environment.get_template("page.html").render(
         title=title,
         style=Markup((_PAGE / "page.css").read_text(encoding="utf-8")),
@@ -78,13 +81,18 @@ def page(title: str, quality: Quality, provenance: Sequence[tuple[str, Any]]) ->
         figures=_figures(facts, quality),
         notes=quality.notes,
         cards=[
-            {"number": n, "state": state[index[n]], "reasons": reasons[n],
-             "picture": _uri(quality.cards[index[n]])}
+            {
+                "number": n,
+                "state": state[index[n]],
+                "reasons": reasons[n],
+                "picture": _uri(quality.cards[index[n]]),
+            }
             for n in worst
         ],
         cards_said=(
             f"The {len(worst)} worst of {len(quality.marked)} marked frames, the worst first."
-            if len(worst) < len(quality.marked) else "All marked frames, the worst first."
+            if len(worst) < len(quality.marked)
+            else "All marked frames, the worst first."
         ),
         card_size=CARD,
         width=_WIDTH,
@@ -94,11 +102,17 @@ def page(title: str, quality: Quality, provenance: Sequence[tuple[str, Any]]) ->
         groups=[
             {
                 "title": "What driver and result do",
-                "legend": [("driver", "driver, with the character's shape at rest"),
-                           ("result", "result")],
+                "legend": [
+                    ("driver", "driver, with the character's shape at rest"),
+                    ("result", "result"),
+                ],
                 "charts": [
                     _chart(
-                        quality, f"both {name}", SIGNALS[name][0], SIGNALS[name][1], "",
+                        quality,
+                        f"both {name}",
+                        SIGNALS[name][0],
+                        SIGNALS[name][1],
+                        "",
                         {"driver": driver, "result": result},
                     )
                     for name, (driver, result) in quality.signals.items()
@@ -108,8 +122,15 @@ def page(title: str, quality: Quality, provenance: Sequence[tuple[str, Any]]) ->
                 "title": "How far they are apart, and what else was measured",
                 "legend": [("result", "measured"), ("limit", "limit"), ("mark", "marked")],
                 "charts": [
-                    _chart(quality, name, _title(quality, name), MEASURES[name].unit,
-                           MEASURES[name].meaning, {"result": v}, quality.bounds[name])
+                    _chart(
+                        quality,
+                        name,
+                        _title(quality, name),
+                        MEASURES[name].unit,
+                        MEASURES[name].meaning,
+                        {"result": v},
+                        quality.bounds[name],
+                    )
                     for name, v in quality.measures.items()
                 ],
             },
@@ -117,8 +138,10 @@ def page(title: str, quality: Quality, provenance: Sequence[tuple[str, Any]]) ->
         columns=[
             {"title": "Frame", "unit": "", "meaning": "Frame number"},
             {"title": "State", "unit": "", "meaning": "Where the frame's code comes from"},
-            *({"title": _title(quality, n), "unit": m.unit, "meaning": m.meaning}
-              for n, m in MEASURES.items()),
+            *(
+                {"title": _title(quality, n), "unit": m.unit, "meaning": m.meaning}
+                for n, m in MEASURES.items()
+            ),
         ],
         rows=[
             {
@@ -133,8 +156,12 @@ def page(title: str, quality: Quality, provenance: Sequence[tuple[str, Any]]) ->
             for number, i in index.items()
         ],
         method=[
-            {"title": m.title, "meaning": m.meaning, "metric": quality.metrics.get(name, ""),
-             "limits": _limits(name, quality.bounds[name])}
+            {
+                "title": m.title,
+                "meaning": m.meaning,
+                "metric": quality.metrics.get(name, ""),
+                "limits": _limits(name, quality.bounds[name]),
+            }
             for name, m in MEASURES.items()
         ],
         rule=(
@@ -156,7 +183,7 @@ def page(title: str, quality: Quality, provenance: Sequence[tuple[str, Any]]) ->
             "thumb_of": nearest.tolist(),
             "width": _WIDTH,
         },
-    )  # fmt: skip
+    )
 
 
 def provenance(
@@ -173,38 +200,50 @@ def provenance(
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
     return [
-        ("Consent", [
-            ("who agreed", info.consent.get("who", "")),
-            ("when", info.consent.get("when", "")),
-            ("to what", info.consent.get("scope", "")),
-            ("mark", SYNTHETIC),
-        ]),
-        ("Latent track", [
-            ("hash", track.hash),
-            ("solved", track.created),
-            ("driving clip", track.source),
-            ("made from", track.parent or "nothing: it was solved"),
-            *((f"step {i}", said(dict(step))) for i, step in enumerate(track.recipe, 1)),
-            *(("note", note) for note in track.notes),
-        ]),
-        ("Character", [
-            ("name", info.name),
-            ("hash", character.hash),
-            ("made", info.created),
-            ("scan", info.source),
-            ("its frames", f"{len(info.selected)}: {format_numbers(sorted(info.selected))}"),
-            ("trained with", info.metric),
-            ("base generator", info.base_hash),
-        ]),
-        ("This report", [
-            ("plate", f"{plate.shown}, {plate.width}x{plate.height}, {plate.colour_space}"),
-            ("result", rendered.shown if rendered else "drawn from track and character"),
-            ("made", datetime.now(timezone.utc).isoformat(timespec="seconds")),
-            *versions.items(),
-            ("Python", platform.python_version()),
-        ]),
+        (
+            "Consent",
+            [
+                ("who agreed", info.consent.get("who", "")),
+                ("when", info.consent.get("when", "")),
+                ("to what", info.consent.get("scope", "")),
+                ("mark", SYNTHETIC),
+            ],
+        ),
+        (
+            "Latent track",
+            [
+                ("hash", track.hash),
+                ("solved", track.created),
+                ("driving clip", track.source),
+                ("made from", track.parent or "nothing: it was solved"),
+                *((f"step {i}", said(dict(step))) for i, step in enumerate(track.recipe, 1)),
+                *(("note", note) for note in track.notes),
+            ],
+        ),
+        (
+            "Character",
+            [
+                ("name", info.name),
+                ("hash", character.hash),
+                ("made", info.created),
+                ("scan", info.source),
+                ("its frames", f"{len(info.selected)}: {format_numbers(sorted(info.selected))}"),
+                ("trained with", info.metric),
+                ("base generator", info.base_hash),
+            ],
+        ),
+        (
+            "This report",
+            [
+                ("plate", f"{plate.shown}, {plate.width}x{plate.height}, {plate.colour_space}"),
+                ("result", rendered.shown if rendered else "drawn from track and character"),
+                ("made", datetime.now(timezone.utc).isoformat(timespec="seconds")),
+                *versions.items(),
+                ("Python", platform.python_version()),
+            ],
+        ),
         ("Settings of the solve", [(name, said(v)) for name, v in track.settings.items()]),
-    ]  # fmt: skip
+    ]
 
 
 def _title(quality: Quality, name: str) -> str:
@@ -235,16 +274,18 @@ def _figures(facts: Mapping[str, Any], quality: Quality) -> list[dict[str, str]]
 
     metrics = quality.metrics
     return [
-        {"title": "Frames marked", "value": f"{facts['marked']} of {facts['frames']}",
-         "note": facts["range"]},
+        {
+            "title": "Frames marked",
+            "value": f"{facts['marked']} of {facts['frames']}",
+            "note": facts["range"],
+        },
         figure("Landmarks", facts["landmarks"], "px of a 192 px face, mean; 0 is best"),
         figure("Identity, ID", facts["ID"], f"1 is best; {metrics['identity']}", 4),
         figure("Pose, APD x100", facts["APD"], f"0 is best; {metrics['pose_distance']}"),
-        figure("Expression, AED x10", facts["AED"],
-               f"0 is best; {metrics['expression_distance']}"),
+        figure("Expression, AED x10", facts["AED"], f"0 is best; {metrics['expression_distance']}"),
         figure("NIQE", facts["NIQE"], f"lower is better; {metrics['niqe']}"),
         figure("Jitter", facts["jitter"], "times the driver's own; 1 is as steady"),
-    ]  # fmt: skip
+    ]
 
 
 def _limits(name: str, bounds: tuple[float, float]) -> str:
@@ -261,9 +302,14 @@ def _cell(quality: Quality, name: str, i: int) -> str:
 
 
 def _chart(
-    quality: Quality, name: str, title: str, unit: str, meaning: str,
-    lines: Mapping[str, np.ndarray], bounds: tuple[float, float] = (-math.inf, math.inf),
-) -> dict[str, Any]:  # fmt: skip
+    quality: Quality,
+    name: str,
+    title: str,
+    unit: str,
+    meaning: str,
+    lines: Mapping[str, np.ndarray],
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> dict[str, Any]:
     """A curve over frame numbers, in a box of `_WIDTH` by `_HEIGHT`."""
     every = np.concatenate(list(lines.values()))
     known = every[np.isfinite(every)]
@@ -298,9 +344,10 @@ def _chart(
         "lines": [(kind, _path(numbers, x, values, y)) for kind, values in lines.items()],
         "marks": [
             (round(float(x[i]), 2), y(only[i]))
-            for i, n in enumerate(quality.numbers) if int(n) in marked
+            for i, n in enumerate(quality.numbers)
+            if int(n) in marked
         ],
-    }  # fmt: skip
+    }
 
 
 def _path(numbers: np.ndarray, x: np.ndarray, values: np.ndarray, y: Any) -> str:

@@ -42,8 +42,9 @@ def contact_sheet(
         sheet[y : y + height, x : x + width] = picture
         if labels:
             at = (x + 5, y + height + strip - 5)
-            cv2.putText(sheet, labels[i], at, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (230,) * 3, 1,
-                        cv2.LINE_AA)  # fmt: skip
+            cv2.putText(
+                sheet, labels[i], at, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (230,) * 3, 1, cv2.LINE_AA
+            )
     return sheet
 
 

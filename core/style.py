@@ -125,9 +125,12 @@ class Mix:
 
 
 def mix(
-    style: Style, numbers: Sequence[int] | np.ndarray, amount: str = "1",
-    first: int | None = None, last: int | None = None,
-) -> Mix:  # fmt: skip
+    style: Style,
+    numbers: Sequence[int] | np.ndarray,
+    amount: str = "1",
+    first: int | None = None,
+    last: int | None = None,
+) -> Mix:
     """A style over the frames of a track.
 
     Args:
@@ -274,8 +277,10 @@ def _check_sibling(path: str | Path, info: StyleInfo, character: Character, sibl
 def _check_shape(path: str | Path, theirs: Any, character: Character) -> None:
     ours = character.generator.architecture
     if (theirs.resolution, dict(theirs.channels), theirs.w_dim) != (
-        ours.resolution, dict(ours.channels), ours.w_dim
-    ):  # fmt: skip
+        ours.resolution,
+        dict(ours.channels),
+        ours.w_dim,
+    ):
         raise NotAStyle(
             f"{path} is a generator of {theirs.resolution} px with {theirs.w_dim} numbers in w and "
             f"channels {dict(theirs.channels)}, and that of {character.info.name} has "

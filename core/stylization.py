@@ -45,9 +45,15 @@ from core.tuning import Check, Pairs, reconstruct
 HELD_OUT = 12  # codes that are not trained on
 # Of the sentences that CLIP is shown both prompts in: what they share falls out of the difference.
 TEMPLATES = (
-    "{}", "an image of {}", "a picture that shows {}", "{}, seen from the front", "{} up close",
-    "one view of {}", "a good rendition of {}", "a small reproduction of {}",
-)  # fmt: skip
+    "{}",
+    "an image of {}",
+    "a picture that shows {}",
+    "{}, seen from the front",
+    "{} up close",
+    "one view of {}",
+    "a good rendition of {}",
+    "a small reproduction of {}",
+)
 
 _LEAST_WAY = (
     0.05  # between unit vectors; CLIP's pictures of two faces lie several times as far apart
@@ -170,9 +176,12 @@ def stylize(
     codes = sample_codes(character.anchors, settings.samples + HELD_OUT, settings.seed)
     train, held_out = codes[: settings.samples], codes[settings.samples :]
     how = tuning.Settings(
-        steps=settings.steps, rate=rate, batch=settings.batch, check_every=settings.check_every,
+        steps=settings.steps,
+        rate=rate,
+        batch=settings.batch,
+        check_every=settings.check_every,
         seed=settings.seed,
-    )  # fmt: skip
+    )
     with report.stage("drawing") as tick:
         pictures = _drawn(parent, codes, settings.batch, tick)
     before, seen = pictures[: settings.samples], pictures[settings.samples :]
@@ -181,9 +190,12 @@ def stylize(
         assert metric is not None
         targets = run_program(method.name, pictures)
         loss, check = _towards_pairs(
-            how, metric, Pairs(train, targets[: len(train)]),
-            Pairs(held_out, targets[len(train) :]), before,
-        )  # fmt: skip
+            how,
+            metric,
+            Pairs(train, targets[: len(train)]),
+            Pairs(held_out, targets[len(train) :]),
+            before,
+        )
     elif metric is None:
         how = replace(how, betas=NADA_BETAS, warm_up=0)
         loss, check = _towards_direction(method, how, parent, train, before, held_out, seen)
@@ -200,9 +212,12 @@ def stylize(
         sheet = style_sheet([*rows, ("style", made)])
         write_png(output.with_name(f"{output.stem}_preview.png"), sheet)
         now = replace(
-            info, losses=losses, steps=int(losses[-1]["step"]), complete=complete,
+            info,
+            losses=losses,
+            steps=int(losses[-1]["step"]),
+            complete=complete,
             alignment=alignment(made, seen, device),
-        )  # fmt: skip
+        )
         save_style(output, Style(generator, to_bytes(_first(made)), now))
         looked()
 
@@ -225,9 +240,12 @@ def stylize(
 
 
 def _towards_pairs(
-    settings: tuning.Settings, metric: perceptual.Metric, pairs: Pairs, held_out: Pairs,
+    settings: tuning.Settings,
+    metric: perceptual.Metric,
+    pairs: Pairs,
+    held_out: Pairs,
     before: Tensor,
-) -> _Aim:  # fmt: skip
+) -> _Aim:
     """Eq. 1 of the character's codes and the program's pictures, and the PSNR of held-out ones."""
     # Where eyes and mouth are is what the parent's pictures say: a drawing may fool the mesh.
     weights = tuning.face_weights(before, settings.features, 1.0, metric.device)

@@ -391,8 +391,15 @@ class _Run:
                 self.end = state["end"]
                 self.losses, self.pending = state["losses"], state["pending"]
                 return
-        except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError,
-                pickle.UnpicklingError) as error:  # fmt: skip
+        except (
+            OSError,
+            EOFError,
+            KeyError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            pickle.UnpicklingError,
+        ) as error:
             raise OtherTuning(f"{path} is damaged. Delete it to start from the base.") from error
         raise OtherTuning(
             f"{path} belongs to a tuning of other pictures or settings. Delete it, or use another "

@@ -32,8 +32,13 @@ def personalize() -> np.ndarray:
         for y in (2, 24):
             for dx, dy in ((6, 0), (0, 6)):
                 end = (x + (dx if x < 13 else -dx), y + (dy if y < 13 else -dy))
-                cv2.line(picture, (x * SCALE, y * SCALE), (end[0] * SCALE, end[1] * SCALE),
-                         (*LIGHT, 255), 2 * SCALE)  # fmt: skip
+                cv2.line(
+                    picture,
+                    (x * SCALE, y * SCALE),
+                    (end[0] * SCALE, end[1] * SCALE),
+                    (*LIGHT, 255),
+                    2 * SCALE,
+                )
     face(picture, 13, 13, 8.5, FACE)
     return picture
 
@@ -76,16 +81,23 @@ def repair() -> np.ndarray:
     for width, shade in ((6, DARK), (4.5, LIGHT)):
         ends = [(int(x * SCALE), int(y * SCALE)) for x, y in ((12.5, 7), (20.5, 3.5))]
         cv2.line(picture, ends[0], ends[1], (*shade, 255), int(width * SCALE))
-    cv2.line(picture, (15 * SCALE, 6 * SCALE), (18 * SCALE, int(4.6 * SCALE)), (*DARK, 255),
-             int(1.5 * SCALE))  # fmt: skip
+    cv2.line(
+        picture,
+        (15 * SCALE, 6 * SCALE),
+        (18 * SCALE, int(4.6 * SCALE)),
+        (*DARK, 255),
+        int(1.5 * SCALE),
+    )
     return picture
 
 
 def comp() -> np.ndarray:
     """A face in the frame of a plate."""
     picture = np.zeros((26 * SCALE, 26 * SCALE, 4), np.uint8)
-    for corner, end, shade, width in (((2, 4), (24, 22), (110, 110, 110), -1),
-                                      ((2, 4), (24, 22), LIGHT, 2 * SCALE)):  # fmt: skip
+    for corner, end, shade, width in (
+        ((2, 4), (24, 22), (110, 110, 110), -1),
+        ((2, 4), (24, 22), LIGHT, 2 * SCALE),
+    ):
         points = [(x * SCALE, y * SCALE) for x, y in (corner, end)]
         cv2.rectangle(picture, *points, (*shade, 255), width)
     face(picture, 13, 13, 7.5, FACE)
@@ -95,9 +107,13 @@ def comp() -> np.ndarray:
 if __name__ == "__main__":
     folder = Path(__file__).parents[1] / "gizmos"
     for name, picture in (
-        ("ReenactPersonalize", personalize()), ("Reenact", reenact()), ("ReenactEdit", edit()),
-        ("ReenactStyle", style()), ("ReenactRepair", repair()), ("ReenactComp", comp()),
-    ):  # fmt: skip
+        ("ReenactPersonalize", personalize()),
+        ("Reenact", reenact()),
+        ("ReenactEdit", edit()),
+        ("ReenactStyle", style()),
+        ("ReenactRepair", repair()),
+        ("ReenactComp", comp()),
+    ):
         premultiplied = picture.astype(np.float32)
         premultiplied[..., :3] *= premultiplied[..., 3:] / 255
         for suffix, size in (("", 26), ("@2x", 52)):

@@ -3,9 +3,13 @@
 import sys
 
 NODES = (
-    ("ReenactPersonalize", "Personalize"), ("Reenact", "Reenact"), ("ReenactRepair", "Repair"),
-    ("ReenactEdit", "Edit"), ("ReenactStyle", "Style"), ("ReenactComp", "Comp"),
-)  # fmt: skip
+    ("ReenactPersonalize", "Personalize"),
+    ("Reenact", "Reenact"),
+    ("ReenactRepair", "Repair"),
+    ("ReenactEdit", "Edit"),
+    ("ReenactStyle", "Style"),
+    ("ReenactComp", "Comp"),
+)
 
 
 def _fill() -> None:

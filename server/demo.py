@@ -59,29 +59,51 @@ def demo(
         report.note(f"{character} is there already")
     else:
         method_cli.personalize(
-            scan=scan, output=character, count=64, steps=steps, refine=refine, batch=4,
-            consent="nobody: a synthetic person", local=local, json=json,
-        )  # fmt: skip
+            scan=scan,
+            output=character,
+            count=64,
+            steps=steps,
+            refine=refine,
+            batch=4,
+            consent="nobody: a synthetic person",
+            local=local,
+            json=json,
+        )
     method_cli.solve(plate=plate, character=character, output=latents, local=local, json=json)
     method_cli.render(
-        latents=latents, output=str(folder / "out" / "out.####.exr"), plate=plate,
-        character=character, movie=folder / "preview.mp4", sheet=folder / "sheet.png",
-        truth=truth, local=local, json=json,
-    )  # fmt: skip
+        latents=latents,
+        output=str(folder / "out" / "out.####.exr"),
+        plate=plate,
+        character=character,
+        movie=folder / "preview.mp4",
+        sheet=folder / "sheet.png",
+        truth=truth,
+        local=local,
+        json=json,
+    )
     for name in STYLES if style_steps else ():
         style = folder / f"{name}_{made_of}_{style_steps}.style"
         if style.exists() and style_info(style).complete:
             report.note(f"{style} is there already")
         else:
             style_cli.style(
-                character=character, output=style, program=name, steps=style_steps, local=local,
+                character=character,
+                output=style,
+                program=name,
+                steps=style_steps,
+                local=local,
                 json=json,
-            )  # fmt: skip
+            )
         method_cli.render(
-            latents=latents, output=str(folder / name / f"{name}.####.exr"), plate=plate,
-            character=character, style=style, sheet=folder / f"sheet_{name}.png", local=local,
+            latents=latents,
+            output=str(folder / name / f"{name}.####.exr"),
+            plate=plate,
+            character=character,
+            style=style,
+            sheet=folder / f"sheet_{name}.png",
+            local=local,
             json=json,
-        )  # fmt: skip
+        )
 
 
 def film(name: str, motion: np.ndarray, folder: Path, size: int, report: Report) -> str:

@@ -98,7 +98,12 @@ def run_tests(env: Environment, arguments: list[str]) -> int:
     """
     python = str(env.python)
     arguments = arguments or ["-n", "auto", "--dist", "worksteal"]
-    commands = (["ruff", "check", "."], ["mypy"], ["pytest", *arguments])
+    commands = (
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+        ["mypy"],
+        ["pytest", *arguments],
+    )
     codes = [run([python, "-m", *command], env, env.root) for command in commands]
     return next((code for code in codes if code), 0)
 

@@ -82,9 +82,18 @@ def personalize(
     clip = frames.open_clip(scan, colour_space=colour_space)
     tasks.note_clip(clip, report)
     task = protocol.Personalize(
-        protocol.Clip(), output.stem, consent, scope or "", count, steps, refine, metric,
-        at=point(at, clip), batch=batch, mask=mask,
-    )  # fmt: skip
+        protocol.Clip(),
+        output.stem,
+        consent,
+        scope or "",
+        count,
+        steps,
+        refine,
+        metric,
+        at=point(at, clip),
+        batch=batch,
+        mask=mask,
+    )
     if local:
         made = tasks.personalize(task, clip, output, report, base, encoder).info
         facts = {"anchors": len(made.selected), "metric": made.metric, "last": made.losses[-1:]}
@@ -241,12 +250,23 @@ def render(
     clip = None if plate is None else frames.open_clip(plate, colour_space=colour_space)
     known = frames.open_clip(truth) if truth else None
     task = protocol.Render(
-        protocol.File(), protocol.File(), None, movie is not None, sheet is not None,
-        name=latents.name, colour_space=output_space, batch=batch, layers=layers, match=match,
+        protocol.File(),
+        protocol.File(),
+        None,
+        movie is not None,
+        sheet is not None,
+        name=latents.name,
+        colour_space=output_space,
+        batch=batch,
+        layers=layers,
+        match=match,
         grain=grain,
-        motion_blur=motion_blur, style_amount=style_amount, style_from=style_from,
-        style_to=style_to, sibling=sibling,
-    )  # fmt: skip
+        motion_blur=motion_blur,
+        style_amount=style_amount,
+        style_from=style_from,
+        style_to=style_to,
+        sibling=sibling,
+    )
     tasks.finish(task)  # what makes no sense is said before anything is sent
     keyframes.parse(style_amount, "--style-amount")
     if local:

@@ -132,9 +132,13 @@ def _show(checkpoint: Checkpoint) -> None:
         ("weights", str(checkpoint.dtype).removeprefix("torch.")),
         ("activations", "not clamped" if a.conv_clamp is None else f"to +-{a.conv_clamp:g}"),
         ("encoder", checkpoint.encoder or "none"),
-        ("shape", "of an FFHQ face generator" if checkpoint.face_shaped else
-         "not that of an FFHQ face generator (512 numbers in z and w, 256 px or more)"),
-    ):  # fmt: skip
+        (
+            "shape",
+            "of an FFHQ face generator"
+            if checkpoint.face_shaped
+            else "not that of an FFHQ face generator (512 numbers in z and w, 256 px or more)",
+        ),
+    ):
         table.add_row(f"[bold]{name}[/bold]", value)
     console.print(f"[bold]{escape(str(checkpoint.path))}[/bold]")
     console.print(table)

@@ -152,9 +152,13 @@ def _run(interpreter: Path, code: str, *arguments: str) -> subprocess.CompletedP
     command = [str(interpreter), "-I", "-c", code, *arguments]
     try:
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=PATIENCE, check=False,
+            command,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
             stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(command, 1, "", str(error))
 

@@ -53,13 +53,17 @@ def main(env: Environment, arguments: list[str]) -> None:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        prog="install.py nuke", description="Makes Nuke 14 to 17 find the plugin.",
+        prog="install.py nuke",
+        description="Makes Nuke 14 to 17 find the plugin.",
         allow_abbrev=False,
-    )  # fmt: skip
+    )
     made.add_argument(
-        "nukes", nargs="*", type=Path, metavar="NUKE",
+        "nukes",
+        nargs="*",
+        type=Path,
+        metavar="NUKE",
         help="folder or program of a Nuke; without, those in the usual places",
-    )  # fmt: skip
+    )
     made.add_argument("--studio", type=Path, metavar="FOLDER", help="change its init.py, not yours")
     made.add_argument("--wheels", type=Path, metavar="FOLDER", help="take pyzmq from here: offline")
     made.add_argument("--yes", action="store_true", help="change init.py without asking")
@@ -147,11 +151,18 @@ def vendor(env: Environment, nukes: list[Nuke], wheels: Path | None) -> None:
 def fetch(env: Environment, lock: int, one: Nuke, folder: Path, wheels: Path | None) -> None:
     version = nuke.pyzmq_version(env, one)
     wheel = [
-        "--no-deps", "--only-binary", ":all:", "--implementation", "cp",
-        "--python-version", "{}.{}".format(*one.python), "--abi", "cp{}{}".format(*one.python),
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--implementation",
+        "cp",
+        "--python-version",
+        "{}.{}".format(*one.python),
+        "--abi",
+        "cp{}{}".format(*one.python),
         *(word for name in nuke.PLATFORMS[one.system] for word in ("--platform", name)),
         f"pyzmq=={version}",
-    ]  # fmt: skip
+    ]
     source = ["--no-index", "--find-links", str(wheels.resolve())] if wheels else []
     try:
         pip(env, lock, "install", *source, "--no-compile", "--target", str(folder), *wheel)
@@ -242,8 +253,12 @@ def look_at_server(env: Environment) -> None:
     """Makes this user's keys where there are none, and says whether a server answers."""
     look = subprocess.run(
         [str(env.python), "-c", LOOK],
-        cwd=env.root, env=env.variables(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=env.root,
+        env=env.variables(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if look.returncode:
         print(f"No server is installed here. For one: {doctor.install_line()}")
     else:

@@ -98,17 +98,30 @@ def qc(
         tasks.note_clip(clip, report)
         made = frames.open_clip(rendered[i]) if rendered else None
         who = character or find_character(track.character, path)
-        task = protocol.Qc(protocol.File(), protocol.File(), protocol.Clip(), name=path.stem,
-                           limits=limits, batch=batch)  # fmt: skip
+        task = protocol.Qc(
+            protocol.File(),
+            protocol.File(),
+            protocol.Clip(),
+            name=path.stem,
+            limits=limits,
+            batch=batch,
+        )
         tasks.checked_limits(task)  # what makes no sense is said before anything is sent
         if local:
             from core.character import load_character
 
             loaded = load_character(who)
             facts = tasks.qc(
-                task, load_track(path, loaded.hash), loaded, clip, folders[i], report, made,
-                recogniser, face_model,
-            )  # fmt: skip
+                task,
+                load_track(path, loaded.hash),
+                loaded,
+                clip,
+                folders[i],
+                report,
+                made,
+                recogniser,
+                face_model,
+            )
         else:
             facts = _remote(task, path, who, clip, made, recogniser, face_model, folders[i], report)
         shots.append({"shot": path.stem, "report": str(folders[i] / "report.html"), **facts})
@@ -122,10 +135,16 @@ def qc(
 
 
 def _remote(
-    task: protocol.Qc, track: Path, character: Path, plate: frames.Clip,
-    rendered: frames.Clip | None, recogniser: Path | None, face_model: Path | None, folder: Path,
+    task: protocol.Qc,
+    track: Path,
+    character: Path,
+    plate: frames.Clip,
+    rendered: frames.Clip | None,
+    recogniser: Path | None,
+    face_model: Path | None,
+    folder: Path,
     report: Report,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     with remote.connected(report) as client:
         task = dataclasses.replace(
             task,

@@ -66,13 +66,22 @@ def _start(client: Client) -> None:
     folder = home.home()
     log = folder / "store" / "logs" / "server.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "server.cli", "serve", "--idle-exit",
-               str(PRIVATE_IDLE_SECONDS)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "server.cli",
+        "serve",
+        "--idle-exit",
+        str(PRIVATE_IDLE_SECONDS),
+    ]
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
             start_new_session=True,  # a job outlives the terminal
-        )  # fmt: skip
+        )
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until:
         if _answers(client, 1.0):
@@ -114,9 +123,11 @@ def _may_read(client: Client, path: str) -> bool:
 
 
 def run(
-    client: Client, task: protocol.Task, report: Report,
+    client: Client,
+    task: protocol.Task,
+    report: Report,
     place: Callable[[str, int], Path | None],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Has a job done, and fetches its files as they come.
 
     Ctrl-C stops it; the same call goes on.

@@ -78,11 +78,16 @@ def repair(
         entries = shot.read_list(list_)
     else:
         entry = {
-            "do": do, "frames": where, "from": source, "blend": blend, "ease": ease, "only": only,
+            "do": do,
+            "frames": where,
+            "from": source,
+            "blend": blend,
+            "ease": ease,
+            "only": only,
             "weights": method_cli.named_numbers("--weight", weight) if weight else None,
             "steps": steps,
             "keys": [list(key) for key in keyframes.parse(keys, "--keys")] if keys else None,
-        }  # fmt: skip
+        }
         entries = [{name: value for name, value in entry.items() if value is not None}]
     track = load_track(latents)
     solved = [r.rows for r in shot.check(entries, track) if isinstance(r, shot.Solve)]

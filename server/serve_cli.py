@@ -30,8 +30,12 @@ Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table")]
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         facts = getattr(record, "facts", {})
-        line = {"time": round(record.created, 3), "level": record.levelname.lower(),
-                "message": record.getMessage(), **facts}  # fmt: skip
+        line = {
+            "time": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **facts,
+        }
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
         return jsonlib.dumps(line)
@@ -64,9 +68,12 @@ def serve(
     folder = home.home()
     with home.only_one(folder / "server.lock", f"A server runs for {folder} already."):
         service = Service(
-            folder, f"tcp://{bind}", Limits(store_bytes=int(store_limit * 2**30)),
-            tuple(allow_path or ()), idle_exit,
-        )  # fmt: skip
+            folder,
+            f"tcp://{bind}",
+            Limits(store_bytes=int(store_limit * 2**30)),
+            tuple(allow_path or ()),
+            idle_exit,
+        )
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: service.stop())
         service.serve()
@@ -108,9 +115,15 @@ def _table(client: Client, before: dict[str, tuple[float, float]]) -> Group:
                 speed = (done - at) / seconds
                 rate, left = f"{speed:.2g}", _minutes((total - done) / speed)
         table.add_row(
-            job["id"], job["kind"], job["state"], progress.get("stage", ""),
-            f"{done:.0f} of {total:.0f}" if total else "", rate, left, escape(job["client"]),
-        )  # fmt: skip
+            job["id"],
+            job["kind"],
+            job["state"],
+            progress.get("stage", ""),
+            f"{done:.0f} of {total:.0f}" if total else "",
+            rate,
+            left,
+            escape(job["client"]),
+        )
     said = (
         f"server {health['server']}, up {_minutes(health['seconds'])}, "
         f"{health['clients']} clients, device {health['device'] or 'not used yet'}, "

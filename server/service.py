@@ -222,21 +222,29 @@ class Worker:
     """A worker process, and what it does."""
 
     def __init__(
-        self, lane: str, gpu: int | None, root: Path, post: Callable[[Callable[[], None]], None],
-        told: Callable[[Worker, dict[str, Any]], None], gone: Callable[[Worker], None],
-    ) -> None:  # fmt: skip
+        self,
+        lane: str,
+        gpu: int | None,
+        root: Path,
+        post: Callable[[Callable[[], None]], None],
+        told: Callable[[Worker, dict[str, Any]], None],
+        gone: Callable[[Worker], None],
+    ) -> None:
         self.lane, self.job, self.then = lane, "", ""  # `then`: the job's state once it stopped
         self.place = ""
         self.log = root / "logs" / f"{lane}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab" if self.log.exists() and self.log.stat().st_size < 1 << 24
-                           else "wb") as errors:  # fmt: skip
+        with self.log.open(
+            "ab" if self.log.exists() and self.log.stat().st_size < 1 << 24 else "wb"
+        ) as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "server.worker", str(root)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
                 env=os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}),
                 start_new_session=True,  # Ctrl-C is the front end's to handle
-            )  # fmt: skip
+            )
         self._post, self._told, self._gone = post, told, gone
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -321,10 +329,14 @@ class Service:
     """
 
     def __init__(
-        self, folder: Path, bind: str = "tcp://127.0.0.1:0", limits: Limits | None = None,
-        allow_paths: tuple[Path, ...] = (), idle_exit: float | None = None,
+        self,
+        folder: Path,
+        bind: str = "tcp://127.0.0.1:0",
+        limits: Limits | None = None,
+        allow_paths: tuple[Path, ...] = (),
+        idle_exit: float | None = None,
         gpus: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.folder, self.limits = folder, limits or Limits()
         self.allow_paths = tuple(p.resolve() for p in allow_paths)
         self.idle_exit = idle_exit
@@ -374,8 +386,12 @@ class Service:
         self.endpoint = self.router.getsockopt_string(zmq.LAST_ENDPOINT)
         self.disk = Disk(self.store.root, self._post)
         with atomic_write(folder / "server.json") as temporary:
-            facts = {"endpoint": self.endpoint, "pid": os.getpid(), "key": public.decode(),
-                     "version": reenact.__version__}  # fmt: skip
+            facts = {
+                "endpoint": self.endpoint,
+                "pid": os.getpid(),
+                "key": public.decode(),
+                "version": reenact.__version__,
+            }
             temporary.write_text(json.dumps(facts))
 
     # ZAP: called by the authenticator's thread, for every connection
@@ -519,9 +535,12 @@ class Service:
         except Exception as error:  # no client's message ends the server
             log.exception("a request went wrong inside", extra={"facts": {"key": who}})
             self._refuse(
-                identity, id, "internal", "Something went wrong inside the server; see its log.",
+                identity,
+                id,
+                "internal",
+                "Something went wrong inside the server; see its log.",
                 repr(error)[:300],
-            )  # fmt: skip
+            )
 
     def _refuse(self, identity: bytes, id: str, code: str, said: str, detail: str = "") -> None:
         self._send(identity, protocol.encode_error(ProtocolError(code, said, detail, id)))
@@ -589,8 +608,9 @@ class Service:
                 job = self.store.job(request.job)
                 return {
                     **_public(job),
-                    "missing": self.store.missing(job.id), "files": self.store.results(job.id),
-                }  # fmt: skip
+                    "missing": self.store.missing(job.id),
+                    "files": self.store.results(job.id),
+                }
             case protocol.Events():
                 return self._events(identity, peer, id, request)
             case protocol.Cancel() | protocol.Pause():
@@ -630,10 +650,16 @@ class Service:
             if job.kind in ("personalize", "stylize") and job.state == "done"
             for f in self.store.results(job.id)
         ]
-        characters = [facts | {"who": task["who"][:200]}
-                      for task, f, facts in made if f["name"] == "character"]  # fmt: skip
-        styles = [facts | {"character": task["character"]["hash"]}
-                  for task, f, facts in made if f["name"] == "style"]  # fmt: skip
+        characters = [
+            facts | {"who": task["who"][:200]}
+            for task, f, facts in made
+            if f["name"] == "character"
+        ]
+        styles = [
+            facts | {"character": task["character"]["hash"]}
+            for task, f, facts in made
+            if f["name"] == "style"
+        ]
         return {
             "server": reenact.__version__,
             "version": protocol.VERSION,
@@ -651,13 +677,14 @@ class Service:
             "seconds": round(time.monotonic() - self.started, 1),
             "clients": len(self._peers),
             "jobs": dict(states),
-            "workers": {w.lane: {"pid": w.process.pid, "job": w.job}
-                        for w in self._workers.values()},
+            "workers": {
+                w.lane: {"pid": w.process.pid, "job": w.job} for w in self._workers.values()
+            },
             "device": self.device,
             "gpu": self.gpu,
             "store_bytes": self.store.used(),
             "store_limit": self.limits.store_bytes,
-        }  # fmt: skip
+        }
 
     def _submit(self, request: protocol.Submit, peer: Peer) -> dict[str, Any]:
         task = protocol.read_task(request)
@@ -826,8 +853,14 @@ class Service:
                 error.id = id
                 self._send(identity, protocol.encode_error(error))
             else:
-                self._refuse(identity, id, "no_space", "The server could not keep the file: its "
-                             "disk is full, or may not be written to.", str(error))  # fmt: skip
+                self._refuse(
+                    identity,
+                    id,
+                    "no_space",
+                    "The server could not keep the file: its "
+                    "disk is full, or may not be written to.",
+                    str(error),
+                )
 
         self.disk.queue.put(work)
         return None
@@ -859,8 +892,9 @@ class Service:
 
         def failed(error: OSError) -> None:
             peer.under_way -= 1
-            self._refuse(identity, id, "no_such_file", "The server has no such file any more.",
-                         str(error))  # fmt: skip
+            self._refuse(
+                identity, id, "no_such_file", "The server has no such file any more.", str(error)
+            )
 
         self.disk.queue.put(work)
         return None
@@ -924,9 +958,13 @@ class Service:
         task = protocol.build(protocol.Render, job.task)
         if any(part.path for _, part in protocol.parts(task)):
             return found  # what lies at a path may have changed since
-        alike = [other for other in self.store.jobs()
-                 if (other.kind, other.state) == ("render", "done") and other.id != job.id
-                 and _but_track(other.task) == _but_track(job.task)]  # fmt: skip
+        alike = [
+            other
+            for other in self.store.jobs()
+            if (other.kind, other.state) == ("render", "done")
+            and other.id != job.id
+            and _but_track(other.task) == _but_track(job.task)
+        ]
         for other in alike[:EARLIER]:
             for file in self.store.results(other.id):
                 if file["name"] == "frame":
@@ -964,9 +1002,10 @@ class Service:
                 self._end(worker, "failed", message["message"])
             case "no_space":
                 self._end(
-                    worker, "paused",
+                    worker,
+                    "paused",
                     f"{message['message']} Free some on the server and resume the job.",
-                )  # fmt: skip
+                )
             case "corrupt":
                 self.store.event(job, "note", {"text": "a stored file was damaged"})
                 self.store.forget(message["hash"])

@@ -220,8 +220,9 @@ class Store:
     def _know(self, hash: str, size: int) -> None:
         self.db.execute(
             "INSERT INTO files (hash, size, used) VALUES (?, ?, ?) "
-            "ON CONFLICT (hash) DO UPDATE SET used=excluded.used", (hash, size, time.time()),
-        )  # fmt: skip
+            "ON CONFLICT (hash) DO UPDATE SET used=excluded.used",
+            (hash, size, time.time()),
+        )
 
     def arrived(self, hash: str, size: int) -> list[str]:
         """A file is whole. Jobs that waited for nothing else are queued, and returned."""
@@ -302,8 +303,9 @@ class Store:
             "SELECT hash, size FROM files WHERE NOT pinned "
             "AND hash NOT IN (SELECT hash FROM results) "
             "AND hash NOT IN (SELECT hash FROM inputs JOIN jobs ON id=job "
-            f"WHERE state NOT IN ({placeholders})) ORDER BY used", FINISHED,
-        ).fetchall()  # fmt: skip
+            f"WHERE state NOT IN ({placeholders})) ORDER BY used",
+            FINISHED,
+        ).fetchall()
         for row in rows:
             if freed >= wanted:
                 break
@@ -333,8 +335,9 @@ class Store:
                 self._set_state(id, "waiting" if self.missing(id) else "queued")
             for (id,) in self.db.execute(
                 "SELECT id FROM jobs JOIN inputs ON job=id WHERE hash=? "
-                "AND state IN ('queued', 'running')", (hash,),
-            ).fetchall():  # fmt: skip
+                "AND state IN ('queued', 'running')",
+                (hash,),
+            ).fetchall():
                 self._set_state(id, "waiting")
 
     def pin(self, hash: str, pinned: bool = True) -> bool:
@@ -424,8 +427,9 @@ class Store:
         kinds = list(kinds)
         row = self.db.execute(
             f"SELECT * FROM jobs WHERE state='queued' AND kind IN ({','.join('?' * len(kinds))}) "
-            "ORDER BY turn LIMIT 1", kinds,
-        ).fetchone()  # fmt: skip
+            "ORDER BY turn LIMIT 1",
+            kinds,
+        ).fetchone()
         return None if row is None else _job(row)
 
     def set_state(self, id: str, state: str, reason: str = "") -> None:

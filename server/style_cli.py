@@ -54,9 +54,17 @@ def style(
     method_cli.check_output(output, ".style")
     examples = None if pictures is None else frames.open_clip(pictures)
     task = protocol.Stylize(
-        protocol.File(), output.stem, program, prompt, source,
-        None if examples is None else protocol.Clip(), clip or [], adaptive, steps, batch,
-    )  # fmt: skip
+        protocol.File(),
+        output.stem,
+        program,
+        prompt,
+        source,
+        None if examples is None else protocol.Clip(),
+        clip or [],
+        adaptive,
+        steps,
+        batch,
+    )
     tasks.check_style(task)  # what makes no sense is said before anything is sent
     if local:
         from core.character import load_character
@@ -73,8 +81,9 @@ def style(
 
             def place(name: str, number: int) -> Path | None:
                 return {
-                    "style": output, "preview.png": output.with_name(f"{output.stem}_preview.png")
-                }.get(name)  # fmt: skip
+                    "style": output,
+                    "preview.png": output.with_name(f"{output.stem}_preview.png"),
+                }.get(name)
 
             facts = remote.run(client, task, report, place)
     report.result(

@@ -168,9 +168,14 @@ def repair(
         work = output.with_name(output.name + ".work")
         with report.stage("repairing") as tick:
             made = shot.repair(
-                before, task.repairs, character=character, plate=plate, batch=task.batch,
-                work=work, progress=tick,
-            )  # fmt: skip
+                before,
+                task.repairs,
+                character=character,
+                plate=plate,
+                batch=task.batch,
+                work=work,
+                progress=tick,
+            )
         save_track(output, made)
         shutil.rmtree(work, ignore_errors=True)
     shown = shot.still_seen(before, made, repairs)
@@ -233,9 +238,19 @@ def render(
             tick(written, len(numbers))
 
         empty = _write(
-            track, rows, character, plate, pattern, task.name, task.batch, one_more,
-            finish(task), mix, task.colour_space, earlier,
-        )  # fmt: skip
+            track,
+            rows,
+            character,
+            plate,
+            pattern,
+            task.name,
+            task.batch,
+            one_more,
+            finish(task),
+            mix,
+            task.colour_space,
+            earlier,
+        )
     if empty:
         report.note(f"no face: {frames.format_numbers(empty)} (fully transparent)")
     if plate is not None and sheet:
@@ -271,15 +286,26 @@ def frame(
         only = decisive(track, int(rows.argmax()))
         track = _edited(task, track, character, named_directions(directions), only)
     _write(
-        track, rows, character, plate, pattern, task.name, 1, lambda number: None, finish(task),
-        mixed(task, track, character, style), task.colour_space,
-    )  # fmt: skip
+        track,
+        rows,
+        character,
+        plate,
+        pattern,
+        task.name,
+        1,
+        lambda number: None,
+        finish(task),
+        mixed(task, track, character, style),
+        task.colour_space,
+    )
 
 
 def mixed(
-    task: protocol.Render | protocol.Frame, track: LatentTrack, character: Character,
+    task: protocol.Render | protocol.Frame,
+    track: LatentTrack,
+    character: Character,
     style: Path | None,
-) -> Mix | None:  # fmt: skip
+) -> Mix | None:
     """How much of a style the frames of a track get; None without one."""
     from core.style import load_style, mix
 
@@ -325,20 +351,30 @@ def qc(
     work = output.with_name(output.name + ".work")
     with report.stage("measuring") as tick:
         found = quality.measure_shot(
-            track, who, plate,
+            track,
+            who,
+            plate,
             recognition.load_recogniser(recogniser)
-            if recogniser else recognition.proxy_recogniser(where),
+            if recogniser
+            else recognition.proxy_recogniser(where),
             rendered=rendered,
             face_model=recognition.load_face_model(face_model) if face_model else None,
-            limits=limits, batch=task.batch, work=work, progress=tick,
-        )  # fmt: skip
+            limits=limits,
+            batch=task.batch,
+            work=work,
+            progress=tick,
+        )
     versions = {"reenact": __version__, "torch": torch.__version__}
     title = task.name or track.source
     repairs = quality.repairs(found)
     facts = {
-        "name": title, "track": track.hash, "character": track.character, **quality.plain(found),
-        "repairs": repairs, "versions": versions,
-    }  # fmt: skip
+        "name": title,
+        "track": track.hash,
+        "character": track.character,
+        **quality.plain(found),
+        "repairs": repairs,
+        "versions": versions,
+    }
     where_from = reports.provenance(track, character, plate, rendered, versions)
     for name, text in zip(
         QC_FILES,
@@ -410,9 +446,12 @@ def edit(
 
 
 def _edited(
-    task: protocol.Edit | protocol.Frame, track: LatentTrack, character: Character,
-    directions: Mapping[str, Direction], only: np.ndarray | None = None,
-) -> LatentTrack:  # fmt: skip
+    task: protocol.Edit | protocol.Frame,
+    track: LatentTrack,
+    character: Character,
+    directions: Mapping[str, Direction],
+    only: np.ndarray | None = None,
+) -> LatentTrack:
     from core import editing, keyframes
 
     moves = [
@@ -465,10 +504,19 @@ def fit_directions(
 
 
 def _write(
-    track: LatentTrack, rows: Any, character: Character, plate: frames.Clip | None, pattern: str,
-    name: str, batch: int, done: Callable[[int], None], finish: Finish, mix: Mix | None,
-    space: str | None, earlier: Mapping[int, Sequence[Path]] = {},
-) -> list[int]:  # fmt: skip
+    track: LatentTrack,
+    rows: Any,
+    character: Character,
+    plate: frames.Clip | None,
+    pattern: str,
+    name: str,
+    batch: int,
+    done: Callable[[int], None],
+    finish: Finish,
+    mix: Mix | None,
+    space: str | None,
+    earlier: Mapping[int, Sequence[Path]] = {},
+) -> list[int]:
     import numpy as np
 
     from core import rendering
@@ -485,11 +533,21 @@ def _write(
         style = mix.digest()
         attributes["reenact:style"] = mix.style.hash
     return rendering.write_frames(
-        character.generator, track, np.flatnonzero(rows), pattern,
+        character.generator,
+        track,
+        np.flatnonzero(rows),
+        pattern,
         # With the version: frames of one shot must not be drawn by two.
-        digest(__version__, track.character, where, finish, style), attributes, plate, finish,
-        space, batch=batch, done=done, mix=mix, earlier=earlier,
-    )  # fmt: skip
+        digest(__version__, track.character, where, finish, style),
+        attributes,
+        plate,
+        finish,
+        space,
+        batch=batch,
+        done=done,
+        mix=mix,
+        earlier=earlier,
+    )
 
 
 def finish(task: protocol.Render | protocol.Frame) -> Finish:
@@ -505,8 +563,9 @@ def finish(task: protocol.Render | protocol.Frame) -> Finish:
             raise BadOption(f"{name} must be 0 to 1, not {getattr(task, name):g}.")
     if not 0 <= task.motion_blur <= 720:
         raise BadOption(f"motion blur must be 0 to 720 degrees, not {task.motion_blur:g}.")
-    return Finish("all" if task.layers == "all" else "basic", task.match, task.grain,
-                  task.motion_blur)  # fmt: skip
+    return Finish(
+        "all" if task.layers == "all" else "basic", task.match, task.grain, task.motion_blur
+    )
 
 
 def stylize(
@@ -547,17 +606,30 @@ def stylize(
                 report.note(f"{without} of the example pictures show no face and are not used")
             method = stylization.Examples(examples, clips, task.adaptive)
     return stylization.stylize(
-        character, method, output, report, name=task.name, device=device(), looked=looked,
+        character,
+        method,
+        output,
+        report,
+        name=task.name,
+        device=device(),
+        looked=looked,
         settings=stylization.Settings(task.steps, task.batch),
-    )  # fmt: skip
+    )
 
 
 def summarise_style(style: Style) -> dict[str, Any]:
     """The facts about a style that a person asks for first."""
     i = style.info
     error = None if i.alignment is None else round(i.alignment, 3)
-    return {"hash": style.hash, "parent": i.parent, "method": i.method, "steps": i.steps,
-            "complete": i.complete, "alignment": error, "last": i.losses[-1:]}  # fmt: skip
+    return {
+        "hash": style.hash,
+        "parent": i.parent,
+        "method": i.method,
+        "steps": i.steps,
+        "complete": i.complete,
+        "alignment": error,
+        "last": i.losses[-1:],
+    }
 
 
 def check_style(task: protocol.Stylize) -> None:

@@ -120,9 +120,13 @@ class EventReport:
             if now - last >= TOLD_SECONDS or done >= total:
                 last = now
                 self.front.tell(
-                    "progress", stage=title, done=done, total=total, figures=figures,
+                    "progress",
+                    stage=title,
+                    done=done,
+                    total=total,
+                    figures=figures,
                     gpu=gpu_memory(),
-                )  # fmt: skip
+                )
 
         self.front.check()
         self.front.tell("progress", stage=title, done=0, total=0, figures={}, gpu=gpu_memory())
@@ -174,10 +178,13 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
     out = folder / "out"
     out.mkdir(parents=True, exist_ok=True)
     with only_one(folder / "lock", "Another worker is still busy with this job.", 60):
-        here = {name: _fetch(root, folder / "in", name, part)
-                for name, part in protocol.parts(task)}  # fmt: skip
-        earlier = {int(number): [store.file_path(root, hash) for hash in hashes]
-                   for number, hashes in job.get("earlier", {}).items()}  # fmt: skip
+        here = {
+            name: _fetch(root, folder / "in", name, part) for name, part in protocol.parts(task)
+        }
+        earlier = {
+            int(number): [store.file_path(root, hash) for hash in hashes]
+            for number, hashes in job.get("earlier", {}).items()
+        }
         report = EventReport(front)
         front.tell("started", device=tasks.device())
         batch = getattr(task, "batch", 1)
@@ -198,17 +205,23 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
 
 
 def _do(
-    root: Path, task: protocol.Task, here: dict[str, Path], out: Path, report: EventReport,
-    characters: Characters, earlier: dict[int, list[Path]],
-) -> dict[str, Any]:  # fmt: skip
+    root: Path,
+    task: protocol.Task,
+    here: dict[str, Path],
+    out: Path,
+    report: EventReport,
+    characters: Characters,
+    earlier: dict[int, list[Path]],
+) -> dict[str, Any]:
     def made(name: str, path: Path, number: int = 0) -> None:
         hash, size = store.add_file(root, path)
         report.front.tell("file", name=name, number=number, hash=hash, size=size)
 
     clips = {
         name: open_clip(part, here[name])
-        for name, part in protocol.parts(task) if isinstance(part, protocol.Clip)
-    }  # fmt: skip
+        for name, part in protocol.parts(task)
+        if isinstance(part, protocol.Clip)
+    }
     for name, clip in clips.items():
         tasks.note_clip(clip, report)
         sent, ours = getattr(task, name), os.environ.get("OCIO", "")
@@ -225,15 +238,24 @@ def _do(
         for name in ("selection", "reconstruction"):
             made(f"{name}.png", out / f"result_{name}.png")
         made("character", stem)
-        return {"anchors": len(who.info.selected), "metric": who.info.metric,
-                "last": who.info.losses[-1:], "hash": who.hash}  # fmt: skip
+        return {
+            "anchors": len(who.info.selected),
+            "metric": who.info.metric,
+            "last": who.info.losses[-1:],
+            "hash": who.hash,
+        }
     if isinstance(task, protocol.Repair):
         path = out / "track.latents"
         facts = tasks.repair(
-            task, here["track"], path, report, clips.get("plate"),
+            task,
+            here["track"],
+            path,
+            report,
+            clips.get("plate"),
             characters.get(here["character"], task.character.hash or str(here["character"]))
-            if task.character else None,
-        )  # fmt: skip
+            if task.character
+            else None,
+        )
         made("track.latents", path)
         return facts
     if isinstance(task, protocol.FitDirections):
@@ -273,18 +295,35 @@ def _do(
         return {"frames": 1}
     if isinstance(task, protocol.Qc):
         facts = tasks.qc(
-            task, track, who, clips["plate"], out, report, clips.get("rendered"),
-            here.get("recogniser"), here.get("face_model"),
-        )  # fmt: skip
+            task,
+            track,
+            who,
+            clips["plate"],
+            out,
+            report,
+            clips.get("rendered"),
+            here.get("recogniser"),
+            here.get("face_model"),
+        )
         for name in tasks.QC_FILES:
             made(name, out / name)
         return facts
     movie = out / "preview.mp4" if task.movie else None
     sheet = out / "sheet.png" if task.sheet else None
     numbers, empty = tasks.render(
-        task, track, who, clips.get("plate"), pattern, report, movie, sheet, clips.get("truth"),
-        drawn, here.get("style"), earlier,
-    )  # fmt: skip
+        task,
+        track,
+        who,
+        clips.get("plate"),
+        pattern,
+        report,
+        movie,
+        sheet,
+        clips.get("truth"),
+        drawn,
+        here.get("style"),
+        earlier,
+    )
     for extra in (movie, sheet):
         if extra is not None:
             made(extra.name, extra)
@@ -292,9 +331,13 @@ def _do(
 
 
 def _stylize(
-    task: protocol.Stylize, who: Character, pictures: frames.Clip | None, out: Path,
-    report: EventReport, made: Callable[[str, Path], None],
-) -> dict[str, Any]:  # fmt: skip
+    task: protocol.Stylize,
+    who: Character,
+    pictures: frames.Clip | None,
+    out: Path,
+    report: EventReport,
+    made: Callable[[str, Path], None],
+) -> dict[str, Any]:
     path = out / "result.style"
 
     def looked() -> None:
@@ -310,9 +353,11 @@ def open_clip(clip: protocol.Clip, path: Path) -> frames.Clip:
     """The clip that lies at a path, under the name that people know it by."""
     first, _, last = clip.frames.partition("-")
     opened = frames.open_clip(
-        path, int(first) if first else None, int(last or first) if first else None,
+        path,
+        int(first) if first else None,
+        int(last or first) if first else None,
         clip.colour_space,
-    )  # fmt: skip
+    )
     return dataclasses.replace(opened, title=clip.name)
 
 

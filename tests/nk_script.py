@@ -101,8 +101,9 @@ def parse(text: str, pasted_under: Statement | None = None) -> list[Statement]:
         count = sum(int(n) for n in one.knob("inputs", "1").split("+"))
         stack = stacks[-1]
         if count > len(stack) and "inputs" in dict(one.knobs):
-            raise BadScript(f"{kind} {one.knob('name')} takes {count} inputs, "
-                            f"the stack has {len(stack)}")  # fmt: skip
+            raise BadScript(
+                f"{kind} {one.knob('name')} takes {count} inputs, the stack has {len(stack)}"
+            )
         for _ in range(min(count, len(stack))):
             one.inputs.append(made.get(stack.pop()))
         key = f"N{len(made)}"
@@ -136,8 +137,14 @@ def parse(text: str, pasted_under: Statement | None = None) -> list[Statement]:
         open_groups[-1].layers.append(words(layer)[0])
         return ""
 
-    commands = {"unknown": node, "end_group": end_group, "push": push, "stack": stack,
-                "add_layer": add_layer, **{name: lambda *_: "" for name in IGNORED}}  # fmt: skip
+    commands = {
+        "unknown": node,
+        "end_group": end_group,
+        "push": push,
+        "stack": stack,
+        "add_layer": add_layer,
+        **{name: lambda *_: "" for name in IGNORED},
+    }
     app.eval("interp eval script {catch {rename unknown {}}}")
     for name, call in commands.items():
         app.createcommand(f"nk_{name}", guarded(call))

@@ -139,9 +139,16 @@ def the_comp_leaves_the_plate_as_it_is_at_amount_0_and_renders_with_everything_o
     node = nuke.createNode(COMP, inpanel=False)
     node.setInput(0, plate)
     node.setInput(1, face)
-    for knob, value in (("erode", -3), ("soften", 4), ("match", 0.5), ("edge_blend", 0.5),
-                        ("shutter", 180), ("grain", 1), ("mouth_amount", 0.5),
-                        ("hair_amount", 0.5)):  # fmt: skip
+    for knob, value in (
+        ("erode", -3),
+        ("soften", 4),
+        ("match", 0.5),
+        ("edge_blend", 0.5),
+        ("shutter", 180),
+        ("grain", 1),
+        ("mouth_amount", 0.5),
+        ("hair_amount", 0.5),
+    ):
         node[knob].setValue(value)
     step = plate.width() / 20
     at = [(int(x * step) + 0.5, int(y * step) + 0.5) for x, y in ((3, 3), (8, 7), (15, 4))]

@@ -24,9 +24,12 @@ RGB = ("red", "green", "blue")
 RGBA = (*RGB, "alpha")
 LAYERS = {"rgb": RGB, "rgba": RGBA, "alpha": ("alpha",)}
 FUNCTIONS = {
-    "clamp": lambda v: np.clip(v, 0, 1), "sqrt": np.sqrt, "abs": np.abs,
-    "max": np.maximum, "min": np.minimum,
-}  # fmt: skip
+    "clamp": lambda v: np.clip(v, 0, 1),
+    "sqrt": np.sqrt,
+    "abs": np.abs,
+    "max": np.maximum,
+    "min": np.minimum,
+}
 
 
 def numbers(node: Node, knob: str, default: str) -> list[float]:
@@ -58,10 +61,12 @@ def plane(picture: Picture, channel: str = "alpha") -> np.ndarray:
 def merge(node: Node, under: Picture, over: Picture, mask: Picture | None = None) -> Picture:
     b, a = plane(under), plane(over)
     operations: dict[str, Callable] = {
-        "over": lambda A, B: A + B * (1 - a), "under": lambda A, B: A * (1 - b) + B,
-        "plus": lambda A, B: A + B, "minus": lambda A, B: A - B,
+        "over": lambda A, B: A + B * (1 - a),
+        "under": lambda A, B: A * (1 - b) + B,
+        "plus": lambda A, B: A + B,
+        "minus": lambda A, B: A - B,
         "average": lambda A, B: (A + B) / 2,
-    }  # fmt: skip
+    }
     operation = operations[node["operation"].value() or "over"]
     share = np.float32(number(node, "mix", "1"))
     if mask is not None:
@@ -153,16 +158,26 @@ def expression(node: Node, picture: Picture) -> Picture:
 
 def blur(node: Node, picture: Picture) -> Picture:
     sigma = number(node, "size", "0") / 2
-    return {**picture, **{c: gaussian_filter(picture[c], sigma, mode="constant")
-                          for c in channels(node, picture, "all")}}  # fmt: skip
+    return {
+        **picture,
+        **{
+            c: gaussian_filter(picture[c], sigma, mode="constant")
+            for c in channels(node, picture, "all")
+        },
+    }
 
 
 def erode(node: Node, picture: Picture) -> Picture:
     size = number(node, "size", "0")
     reach = 2 * round(abs(size)) + 1
     filter = grey_erosion if size > 0 else grey_dilation
-    return {**picture, **{c: filter(picture[c], (reach, reach), mode="constant")
-                          for c in channels(node, picture, "all")}}  # fmt: skip
+    return {
+        **picture,
+        **{
+            c: filter(picture[c], (reach, reach), mode="constant")
+            for c in channels(node, picture, "all")
+        },
+    }
 
 
 def reformat(node: Node, picture: Picture) -> Picture:
@@ -175,8 +190,9 @@ def stmap(node: Node, source: Picture, where: Picture) -> Picture:
     u, v = (where[c] for c in channels(node, where, "rgba", "uv")[:2])
     height, width = source["red"].shape
     x, y = (u * width - 0.5).astype(np.float32), ((1 - v) * height - 0.5).astype(np.float32)
-    return {c: cv2.remap(np.ascontiguousarray(p), x, y, cv2.INTER_LINEAR)
-            for c, p in source.items()}  # fmt: skip
+    return {
+        c: cv2.remap(np.ascontiguousarray(p), x, y, cv2.INTER_LINEAR) for c, p in source.items()
+    }
 
 
 def vector_blur(node: Node, picture: Picture) -> Picture:
@@ -187,15 +203,27 @@ def vector_blur(node: Node, picture: Picture) -> Picture:
     made = dict(picture)
     for c in channels(node, picture, "rgba"):
         made[c] = np.mean(
-            [cv2.remap(np.ascontiguousarray(picture[c]), x - t * u, y + t * v, cv2.INTER_LINEAR)
-             for t in (np.arange(16, dtype=np.float32) + 0.5) / 16], 0
-        )  # fmt: skip
+            [
+                cv2.remap(np.ascontiguousarray(picture[c]), x - t * u, y + t * v, cv2.INTER_LINEAR)
+                for t in (np.arange(16, dtype=np.float32) + 0.5) / 16
+            ],
+            0,
+        )
     return made
 
 
 NODES: dict[str, Callable[..., Picture]] = {
-    "Merge2": merge, "Grade": grade, "Multiply": multiply, "Premult": premult,
-    "Unpremult": unpremult, "Copy": copy, "Expression": expression, "Blur": blur,
-    "FilterErode": erode, "Shuffle": shuffle, "Reformat": reformat, "STMap": stmap,
+    "Merge2": merge,
+    "Grade": grade,
+    "Multiply": multiply,
+    "Premult": premult,
+    "Unpremult": unpremult,
+    "Copy": copy,
+    "Expression": expression,
+    "Blur": blur,
+    "FilterErode": erode,
+    "Shuffle": shuffle,
+    "Reformat": reformat,
+    "STMap": stmap,
     "VectorBlur": vector_blur,
-}  # fmt: skip
+}

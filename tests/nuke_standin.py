@@ -51,12 +51,25 @@ _CALLBACKS = "https://learn.foundry.com/nuke/developers/130/pythondevguide/callb
 _ROOT = "https://learn.foundry.com/nuke/content/reference_guide/other_nodes/root.html"
 # Classes and knobs that no harvested script had, and where they are described.
 DOCUMENTED = {
-    "Group": {**dict.fromkeys(("onCreate", "onDestroy", "knobChanged"), _CALLBACKS),
-              "help": "seen in NoOp, which has no knobs of its own"},
+    "Group": {
+        **dict.fromkeys(("onCreate", "onDestroy", "knobChanged"), _CALLBACKS),
+        "help": "seen in NoOp, which has no knobs of its own",
+    },
     "Root": dict.fromkeys(
-        ("first_frame", "last_frame", "proxy", "colorManagement", "OCIO_config",
-         "customOCIOConfigPath", "workingSpaceLUT", "fps", "frame"), _ROOT),
-}  # fmt: skip
+        (
+            "first_frame",
+            "last_frame",
+            "proxy",
+            "colorManagement",
+            "OCIO_config",
+            "customOCIOConfigPath",
+            "workingSpaceLUT",
+            "fps",
+            "frame",
+        ),
+        _ROOT,
+    ),
+}
 
 
 def knows(kind: str, knob: str) -> bool:
@@ -350,10 +363,19 @@ class Color_Knob(Unsigned_Knob):  # tile_color: one number
 
 
 _USER = {
-    "1": EvalString_Knob, "2": File_Knob, "3": Int_Knob, "4": Enumeration_Knob, "6": Boolean_Knob,
-    "7": Double_Knob, "12": XY_Knob, "20": Tab_Knob, "22": PyScript_Knob, "26": Text_Knob,
-    "41": Link_Knob, "43": Multiline_Eval_String_Knob,
-}  # fmt: skip
+    "1": EvalString_Knob,
+    "2": File_Knob,
+    "3": Int_Knob,
+    "4": Enumeration_Knob,
+    "6": Boolean_Knob,
+    "7": Double_Knob,
+    "12": XY_Knob,
+    "20": Tab_Knob,
+    "22": PyScript_Knob,
+    "26": Text_Knob,
+    "41": Link_Knob,
+    "43": Multiline_Eval_String_Knob,
+}
 
 
 def user_knob(definition: str) -> Knob:
@@ -406,27 +428,35 @@ def _user_definition(knob: Knob) -> str:
 # Types and defaults of native knobs that matter here; others keep their text.
 _NATIVE: dict[str, dict[str, Callable[[str], Knob]]] = {
     "Read": {
-        **dict.fromkeys(("file", "proxy"), File_Knob), "frame": EvalString_Knob,
+        **dict.fromkeys(("file", "proxy"), File_Knob),
+        "frame": EvalString_Knob,
         **dict.fromkeys(("first", "last", "origfirst", "origlast"), Int_Knob),
         **dict.fromkeys(("raw", "premultiplied", "auto_alpha", "origset"), Boolean_Knob),
         "frame_mode": lambda n: Enumeration_Knob(n, n, ("expression", "start at", "offset")),
         "reload": Script_Knob,
     },
     "Write": {
-        "file": File_Knob, **dict.fromkeys(("raw", "create_directories", "use_limit"), Boolean_Knob)
+        "file": File_Knob,
+        **dict.fromkeys(("raw", "create_directories", "use_limit"), Boolean_Knob),
     },
     "Switch": {"which": Double_Knob},
     "Input": {"number": Int_Knob},
     "Root": {
-        **dict.fromkeys(("first_frame", "last_frame", "frame"), Int_Knob), "proxy": Boolean_Knob,
+        **dict.fromkeys(("first_frame", "last_frame", "frame"), Int_Knob),
+        "proxy": Boolean_Knob,
         "customOCIOConfigPath": File_Knob,
     },
-}  # fmt: skip
+}
 _DEFAULTS = {
-    ("Read", "first"): 1, ("Read", "last"): 1, ("Read", "colorspace"): "default (sRGB)",
-    ("Root", "first_frame"): 1, ("Root", "last_frame"): 100, ("Root", "colorManagement"): "Nuke",
-    ("Root", "workingSpaceLUT"): "linear", ("Root", "OCIO_config"): "nuke-default",
-}  # fmt: skip
+    ("Read", "first"): 1,
+    ("Read", "last"): 1,
+    ("Read", "colorspace"): "default (sRGB)",
+    ("Root", "first_frame"): 1,
+    ("Root", "last_frame"): 100,
+    ("Root", "colorManagement"): "Nuke",
+    ("Root", "workingSpaceLUT"): "linear",
+    ("Root", "OCIO_config"): "nuke-default",
+}
 
 
 # -- nodes ---------------------------------------------------------------------------------------
@@ -633,29 +663,51 @@ class Session:
     def _module(self) -> types.ModuleType:
         module = types.ModuleType("nuke")
         names = {
-            "GUI": self._gui, "NUKE_VERSION_STRING": "15.1v3", "NUKE_VERSION_MAJOR": 15,
-            "INVISIBLE": FLAGS["INVISIBLE"], "allNodes": self._all_nodes,
-            "addOnScriptClose": self._close_calls.append, "addOnCreate": self._on_create,
+            "GUI": self._gui,
+            "NUKE_VERSION_STRING": "15.1v3",
+            "NUKE_VERSION_MAJOR": 15,
+            "INVISIBLE": FLAGS["INVISIBLE"],
+            "allNodes": self._all_nodes,
+            "addOnScriptClose": self._close_calls.append,
+            "addOnCreate": self._on_create,
             "createNode": self._create_node,
-            "delete": self._delete, "execute": self._execute, "executeInMainThread": self._later,
+            "delete": self._delete,
+            "execute": self._execute,
+            "executeInMainThread": self._later,
             "executeInMainThreadWithResult": self._now,
-            "frame": self._at, "getFilename": lambda *_: self.picked or None, "menu": self._menu,
-            "message": self._message, "modified": lambda: True, "nodeCopy": self._copy,
-            "nodePaste": self._paste, "pluginAddPath": self._add_path, "root": lambda: self._root,
-            "scriptClear": self._clear, "scriptOpen": self._open, "scriptSaveAs": self._save,
-            "thisKnob": lambda: self._this[-1][1], "thisNode": lambda: self._this[-1][0],
-            "toNode": self._find, "tprint": lambda text: self.said.append(text),
-            "show": lambda node: self.shown.append(node.name()), "zoomToFitSelected": lambda: None,
-            "undo": self._undo_one, "views": lambda: list(self._views),
-        }  # fmt: skip
+            "frame": self._at,
+            "getFilename": lambda *_: self.picked or None,
+            "menu": self._menu,
+            "message": self._message,
+            "modified": lambda: True,
+            "nodeCopy": self._copy,
+            "nodePaste": self._paste,
+            "pluginAddPath": self._add_path,
+            "root": lambda: self._root,
+            "scriptClear": self._clear,
+            "scriptOpen": self._open,
+            "scriptSaveAs": self._save,
+            "thisKnob": lambda: self._this[-1][1],
+            "thisNode": lambda: self._this[-1][0],
+            "toNode": self._find,
+            "tprint": lambda text: self.said.append(text),
+            "show": lambda node: self.shown.append(node.name()),
+            "zoomToFitSelected": lambda: None,
+            "undo": self._undo_one,
+            "views": lambda: list(self._views),
+        }
         for name, value in names.items():
             setattr(module, name, self._guarded(name, value) if callable(value) else value)
         for kind in (Node, Group, Root, Format, OutputContext, Menu, *_knob_classes()):
             setattr(module, kind.__name__, kind)
-        module.Undo = type("Undo", (), {
-            "disable": staticmethod(lambda: self._switch_undo(1)),
-            "enable": staticmethod(lambda: self._switch_undo(-1)),
-        })  # fmt: skip
+        module.Undo = type(
+            "Undo",
+            (),
+            {
+                "disable": staticmethod(lambda: self._switch_undo(1)),
+                "enable": staticmethod(lambda: self._switch_undo(-1)),
+            },
+        )
         return module
 
     @staticmethod

@@ -22,11 +22,18 @@ GATES = {"jaw": 0.9, "blink_l": 0.9, "blink_r": 0.9, "gaze_x": 0.9, "gaze_y": 0.
 
 # Parameter -> the measure that shows it, and the sign between them.
 SHOWN_BY = {
-    "jaw": ("jaw", 1), "blink_l": ("open_l", -1), "blink_r": ("open_r", -1),
-    "gaze_x": ("gaze_x", 1), "gaze_y": ("gaze_y", 1), "yaw": ("yaw", 1), "pitch": ("pitch", 1),
-    "roll": ("roll", -1), "smile": ("smile", 1), "mouth_skew": ("skew", 1),
+    "jaw": ("jaw", 1),
+    "blink_l": ("open_l", -1),
+    "blink_r": ("open_r", -1),
+    "gaze_x": ("gaze_x", 1),
+    "gaze_y": ("gaze_y", 1),
+    "yaw": ("yaw", 1),
+    "pitch": ("pitch", 1),
+    "roll": ("roll", -1),
+    "smile": ("smile", 1),
+    "mouth_skew": ("skew", 1),
     "brow_raise": ("brow", 1),
-}  # fmt: skip
+}
 
 
 def correlate(landmarks: np.ndarray, params: np.ndarray) -> dict[str, float]:

@@ -38,8 +38,10 @@ class Server:
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "server.cli", "serve", *self.options],
-                env=os.environ | {"REENACT_HOME": str(self.folder)}, stdout=log, stderr=log,
-            )  # fmt: skip
+                env=os.environ | {"REENACT_HOME": str(self.folder)},
+                stdout=log,
+                stderr=log,
+            )
         wait_for(lambda: (self.folder / "server.json").exists(), 60, "the server")
         return self
 

@@ -15,10 +15,11 @@ def pooling_network(
     entry = helper.make_tensor_value_info("input", TensorProto.FLOAT, [batch, channels, side, side])
     result = helper.make_tensor_value_info("output", TensorProto.FLOAT, [batch, pooled])
     nodes = [
-        helper.make_node("AveragePool", ["input"], ["p"], kernel_shape=[block] * 2,
-                         strides=[block] * 2),
+        helper.make_node(
+            "AveragePool", ["input"], ["p"], kernel_shape=[block] * 2, strides=[block] * 2
+        ),
         helper.make_node("Flatten", ["p"], ["output"]),
-    ]  # fmt: skip
+    ]
     return _write(path, nodes, entry, result, [])
 
 

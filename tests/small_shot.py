@@ -60,14 +60,23 @@ def small_shot(folder: Path) -> tuple[Path, Path, str]:
     save_track(
         track,
         LatentTrack(
-            character=who.hash, numbers=np.arange(FIRST, FIRST + FRAMES), state=state,
-            cut=np.arange(FRAMES) == 0, alpha=alpha,
-            delta=np.zeros((FRAMES, rows, len(MOVES)), np.float32), codes=codes, smooth=smooth,
-            rest=np.zeros((86, 3), np.float32), landmarks=landmarks, quads=quads,
-            amount=np.ones(FRAMES, np.float32), losses={},
+            character=who.hash,
+            numbers=np.arange(FIRST, FIRST + FRAMES),
+            state=state,
+            cut=np.arange(FRAMES) == 0,
+            alpha=alpha,
+            delta=np.zeros((FRAMES, rows, len(MOVES)), np.float32),
+            codes=codes,
+            smooth=smooth,
+            rest=np.zeros((86, 3), np.float32),
+            landmarks=landmarks,
+            quads=quads,
+            amount=np.ones(FRAMES, np.float32),
+            losses={},
             quality={"keypoint_error": np.ones(FRAMES, np.float32)},
             settings=json.loads(json.dumps(asdict(Settings(steps=8, neutral=None)))),
-            source=str(folder / "plate.####.png"), plate=PLATE,
+            source=str(folder / "plate.####.png"),
+            plate=PLATE,
         ),
-    )  # fmt: skip
+    )
     return character, track, str(folder / "plate.####.png")

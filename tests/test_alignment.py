@@ -64,8 +64,9 @@ def test_framing_follows_the_face(turn: float, scale: float, x: float, y: float)
     matrix = np.array([[c, s], [-s, c]])
     landmarks = face(30, 22, 71)
     moved = alignment.ffhq_quads((landmarks + 0.5) @ matrix + [x, y] - 0.5)[0]
-    np.testing.assert_allclose(moved, alignment.ffhq_quads(landmarks)[0] @ matrix + [x, y],
-                               atol=1e-6)  # fmt: skip
+    np.testing.assert_allclose(
+        moved, alignment.ffhq_quads(landmarks)[0] @ matrix + [x, y], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("scale", [2, 4])
@@ -106,26 +107,36 @@ def test_an_aligned_face_is_already_aligned(astronaut: tuple[torch.Tensor, np.nd
 def moving_quads(count: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     noise = rng.normal(0, 3, (count, 4))
-    return np.stack([
-        turned_square(100 + 2 * i + a, 80 + b, 150 + c, 0.1 + d / 50)
-        for i, (a, b, c, d) in enumerate(noise)
-    ])  # fmt: skip
+    return np.stack(
+        [
+            turned_square(100 + 2 * i + a, 80 + b, 150 + c, 0.1 + d / 50)
+            for i, (a, b, c, d) in enumerate(noise)
+        ]
+    )
 
 
 def test_smoothing_of_movement_is_scipys_on_the_quads_own_axes() -> None:
     t = np.arange(60) / 24
-    quads = np.stack([
-        turned_square(100 + 40 * np.sin(3 * s), 80 + 30 * np.sin(5 * s), 150 + 9 * np.sin(4 * s),
-                      0.1 + 0.2 * np.sin(2 * s)) for s in t
-    ])  # fmt: skip
+    quads = np.stack(
+        [
+            turned_square(
+                100 + 40 * np.sin(3 * s),
+                80 + 30 * np.sin(5 * s),
+                150 + 9 * np.sin(4 * s),
+                0.1 + 0.2 * np.sin(2 * s),
+            )
+            for s in t
+        ]
+    )
     smooth = alignment.smooth_quads(quads, np.arange(1001, 1061), np.zeros(60, bool))
     np.testing.assert_allclose(
         smooth.mean(1), gaussian_filter1d(quads.mean(1), 1.0, axis=0), atol=0.02
     )
     for corner, other in ((3, 0), (1, 0)):
         edge = quads[:, corner] - quads[:, other]
-        np.testing.assert_allclose(smooth[:, corner] - smooth[:, other],
-                                   gaussian_filter1d(edge, 3.0, axis=0), atol=0.02)  # fmt: skip
+        np.testing.assert_allclose(
+            smooth[:, corner] - smooth[:, other], gaussian_filter1d(edge, 3.0, axis=0), atol=0.02
+        )
     sides = np.linalg.norm(smooth - np.roll(smooth, 1, axis=1), axis=2)
     np.testing.assert_allclose(sides, sides[:, :1].repeat(4, 1))  # still squares
 
@@ -134,8 +145,12 @@ def test_smoothing_of_movement_is_scipys_on_the_quads_own_axes() -> None:
 def test_what_rests_but_for_noise_rests(noise: float) -> None:
     rng = np.random.default_rng(1)
     rest = turned_square(100, 80, 150, 0.1)
-    quads = np.stack([turned_square(100 + a, 80 + b, 150 + c, 0.1 + d / 150)
-                      for a, b, c, d in rng.normal(0, noise, (72, 4))])  # fmt: skip
+    quads = np.stack(
+        [
+            turned_square(100 + a, 80 + b, 150 + c, 0.1 + d / 150)
+            for a, b, c, d in rng.normal(0, noise, (72, 4))
+        ]
+    )
     smooth = alignment.smooth_quads(quads, np.arange(72), np.zeros(72, bool))
     assert np.hypot(*np.diff(smooth, axis=0).T).max() < 0.02 * noise
     assert np.abs(smooth - rest).max() < 0.6 * noise  # sqrt(1 / 72), and some for luck
@@ -146,8 +161,12 @@ def test_movement_among_noise_is_followed_without_lag(hertz: float) -> None:
     rng = np.random.default_rng(2)
     path = 20 * np.sin(2 * np.pi * hertz * np.arange(72) / 24)
     jitter = rng.normal(0, 0.2, (72, 2))
-    quads = np.stack([turned_square(100 + x + a, 80 + b, 150, 0.1)
-                      for x, (a, b) in zip(path, jitter, strict=True)])  # fmt: skip
+    quads = np.stack(
+        [
+            turned_square(100 + x + a, 80 + b, 150, 0.1)
+            for x, (a, b) in zip(path, jitter, strict=True)
+        ]
+    )
     x = alignment.smooth_quads(quads, np.arange(72), np.zeros(72, bool)).mean(1)[:, 0]
     plain = gaussian_filter1d(quads.mean(1)[:, 0], 1.0)
     truth = 100 + path
@@ -165,8 +184,10 @@ def test_a_head_at_rest_in_a_noisy_film_is_pasted_at_rest() -> None:
     """Sensor noise of 2 %: each frame's own quad trembles, the smoothed one by < 0.05 px."""
     still = performer.render(neutral(), 256).astype(np.float32) / 255
     rng = np.random.default_rng(0)
-    film = [(i, np.clip(still + rng.normal(0, 0.02, still.shape).astype(np.float32), 0, 1))
-            for i in range(20)]  # fmt: skip
+    film = [
+        (i, np.clip(still + rng.normal(0, 0.02, still.shape).astype(np.float32), 0, 1))
+        for i in range(20)
+    ]
     found = track(film)
     quads = alignment.ffhq_quads(found.landmarks)
     smooth = alignment.smooth_quads(quads, found.numbers, found.cut)
@@ -205,8 +226,9 @@ def test_smoothing_never_looks_across_a_cut(at: int) -> None:
     numbers, cut = np.arange(1, 31), np.arange(30) == at
     smooth = alignment.smooth_quads(quads, numbers, cut)
     none = np.zeros(30, bool)
-    apart = [alignment.smooth_quads(quads[s], numbers[s], none[s])
-             for s in (slice(at), slice(at, None))]  # fmt: skip
+    apart = [
+        alignment.smooth_quads(quads[s], numbers[s], none[s]) for s in (slice(at), slice(at, None))
+    ]
     np.testing.assert_array_equal(smooth, np.concatenate(apart))
 
 

@@ -93,8 +93,15 @@ FIR = torch.tensor([[1.0, 3, 3, 1]]).T @ torch.tensor([[1.0, 3, 3, 1]]) / 16
 class Layer:
     """One modulated convolution: OIHW weight as a correlation, or as what each pixel scatters."""
 
-    def __init__(self, weight: Tensor, affine: Tensor, affine_bias: Tensor, bias: Tensor,
-                 strength: Tensor | float = 0.0, noise: Tensor | float = 0.0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        weight: Tensor,
+        affine: Tensor,
+        affine_bias: Tensor,
+        bias: Tensor,
+        strength: Tensor | float = 0.0,
+        noise: Tensor | float = 0.0,
+    ) -> None:
         self.weight, self.bias = weight.double(), bias.double().reshape(1, -1, 1, 1)
         self.affine, self.affine_bias = affine.double(), affine_bias.double()
         self.noise = torch.as_tensor(strength * noise).double()
@@ -139,8 +146,9 @@ def textbook(
         if image is not None:
             wide = torch.zeros(len(z), 3, r + 3, r + 3, dtype=torch.float64)
             wide[:, :, 2 : r + 2 : 2, 2 : r + 2 : 2] = image
-            rgb = rgb + F.conv2d(wide.reshape(-1, 1, r + 3, r + 3), FIR.double()[None, None]
-                                 ).reshape(rgb.shape)  # fmt: skip
+            rgb = rgb + F.conv2d(
+                wide.reshape(-1, 1, r + 3, r + 3), FIR.double()[None, None]
+            ).reshape(rgb.shape)
         image = rgb
     assert image is not None
     return image
@@ -201,16 +209,20 @@ def rosinality(seed: int = 1) -> dict[str, Tensor]:
 def rosinality_pictures(state: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
     def layer(size: int, kind: str) -> Layer:
         k = SIZES.index(size)  # 0 at 4x4
-        names = {"up": f"convs.{2 * k - 2}", "conv": f"convs.{2 * k - 1}" if k else "conv1",
-                 "rgb": f"to_rgbs.{k - 1}" if k else "to_rgb1"}  # fmt: skip
+        names = {
+            "up": f"convs.{2 * k - 2}",
+            "conv": f"convs.{2 * k - 1}" if k else "conv1",
+            "rgb": f"to_rgbs.{k - 1}" if k else "to_rgb1",
+        }
         name = names[kind]
         conv = [state[f"{name}.conv.{part}"] for part in ("modulation.weight", "modulation.bias")]
         weight = state[f"{name}.conv.weight"][0]
         if kind == "rgb":
             return Layer(weight, *conv, state[f"{name}.bias"])
         noise = state[f"noises.noise_{2 * k - (kind == 'up')}"]
-        return Layer(weight, *conv, state[f"{name}.activate.bias"],
-                     state[f"{name}.noise.weight"], noise)  # fmt: skip
+        return Layer(
+            weight, *conv, state[f"{name}.activate.bias"], state[f"{name}.noise.weight"], noise
+        )
 
     dense = [(state[f"style.{i}.weight"], state[f"style.{i}.bias"]) for i in range(1, DEPTH + 1)]
     return lambda z: textbook(z, dense, state["input.input"], layer)
@@ -236,11 +248,14 @@ def test_training_checkpoints_give_the_averaged_generator(tmp_path: Path) -> Non
     parameters[0].sum().backward()
     optimiser.step()
     content = {
-        "g": raw, "d": {"final_linear.0.weight": torch.zeros(1)},
+        "g": raw,
+        "d": {"final_linear.0.weight": torch.zeros(1)},
         "g_ema": {f"module.{k}": v for k, v in averaged.items()},
-        "g_optim": optimiser.state_dict(), "d_optim": optimiser.state_dict(),
-        "args": argparse.Namespace(size=64, path=Path("lmdb"), lr=0.002), "ada_aug_p": 0.5,
-    }  # fmt: skip
+        "g_optim": optimiser.state_dict(),
+        "d_optim": optimiser.state_dict(),
+        "args": argparse.Namespace(size=64, path=Path("lmdb"), lr=0.002),
+        "ada_aug_p": 0.5,
+    }
     torch.save(content, tmp_path / "550000.pt")
     checkpoint = read_checkpoint(tmp_path / "550000.pt")
     assert checkpoint.format == "rosinality training checkpoint"
@@ -272,8 +287,10 @@ def test_a_child_without_mapping_needs_its_parent(tmp_path: Path) -> None:
         load_any(tmp_path / "child.pt")
     loaded, _ = load_any(tmp_path / "child.pt", parent)
     same(loaded_mapping(loaded), loaded_mapping(parent))
-    dense = [(parent.mapping.get_parameter(f"fc{i}.weight"),
-              parent.mapping.get_parameter(f"fc{i}.bias")) for i in range(DEPTH)]  # fmt: skip
+    dense = [
+        (parent.mapping.get_parameter(f"fc{i}.weight"), parent.mapping.get_parameter(f"fc{i}.bias"))
+        for i in range(DEPTH)
+    ]
     for i, (weight, bias) in enumerate(dense):
         state[f"style.{i + 1}.weight"], state[f"style.{i + 1}.bias"] = weight, bias
     same_pictures(loaded, rosinality_pictures(state))
@@ -295,10 +312,13 @@ def loaded_mapping(g: Generator) -> Generator:
     [
         ({"encoder.linear.weight": (4, 4), "encoder.linear.bias": (4,)}, {}, "W encoder"),
         ({"encoder.styles.0.linear.weight": (4, 4)}, {"encoder_type": "Encoder4Editing"}, "e4e"),
-        ({"encoder.styles.0.linear.weight": (4, 4)},
-         argparse.Namespace(encoder_type="GradualStyleEncoder"), "pSp"),
+        (
+            {"encoder.styles.0.linear.weight": (4, 4)},
+            argparse.Namespace(encoder_type="GradualStyleEncoder"),
+            "pSp",
+        ),
     ],
-)  # fmt: skip
+)
 def test_encoders_carry_a_generator(
     tmp_path: Path, encoder: dict, options: object, expected: str
 ) -> None:
@@ -307,8 +327,9 @@ def test_encoders_carry_a_generator(
         "state_dict": {"encoder.input_layer.0.weight": torch.zeros(64, 3, 3, 3)}
         | {k: torch.zeros(v) for k, v in encoder.items()}
         | {f"decoder.{k}": v for k, v in state.items()},
-        "opts": options, "latent_avg": row.repeat(10, 1),
-    }  # fmt: skip
+        "opts": options,
+        "latent_avg": row.repeat(10, 1),
+    }
     torch.save(content, tmp_path / "encoder.pt")
     checkpoint = read_checkpoint(tmp_path / "encoder.pt")
     assert checkpoint.encoder == expected
@@ -396,9 +417,15 @@ def tensorflow(
     static = {"num_channels": 3, "resolution": 64, "label_size": 0, "fmap_base": 16384} | options
 
     def network(name: str, variables: dict, **components: Network) -> Network:
-        return Network(version=4, name=name, static_kwargs=static, components=components,
-                       build_module_src=MALICIOUS, build_func_name="G",
-                       variables=[*variables.items()])  # fmt: skip
+        return Network(
+            version=4,
+            name=name,
+            static_kwargs=static,
+            components=components,
+            build_module_src=MALICIOUS,
+            build_func_name="G",
+            variables=[*variables.items()],
+        )
 
     parts = {"mapping": network("G_mapping", mapping), "synthesis": network("G_synth", synthesis)}
     with registered({"dnnlib.tflib.network.Network": Network}):
@@ -425,8 +452,14 @@ def tensorflow_pictures(variables: dict[str, np.ndarray]) -> Callable[[Tensor], 
         if kind == "rgb":
             return Layer(weight, affine, affine_bias, v[f"{name}/bias"])
         number = {"up": 2 * SIZES.index(r) - 1, "conv": 2 * SIZES.index(r)}[kind]
-        return Layer(weight, affine, affine_bias, v[f"{name}/bias"], v[f"{name}/noise_strength"],
-                     v[f"synthesis/noise{number}"])  # fmt: skip
+        return Layer(
+            weight,
+            affine,
+            affine_bias,
+            v[f"{name}/bias"],
+            v[f"{name}/noise_strength"],
+            v[f"synthesis/noise{number}"],
+        )
 
     dense = [(v[f"mapping/Dense{i}/weight"].T, v[f"mapping/Dense{i}/bias"]) for i in range(DEPTH)]
     return lambda z: textbook(z, dense, v["synthesis/4x4/Const/const"], layer)
@@ -458,8 +491,9 @@ class Persistent(nn.Module):
         from torch_utils.persistence import _reconstruct_persistent_obj
 
         state = dict(self.__dict__)
-        meta = dict(type="class", version=6, module_src=MALICIOUS, class_name=state.pop("kind"),
-                    state=state)  # fmt: skip
+        meta = dict(
+            type="class", version=6, module_src=MALICIOUS, class_name=state.pop("kind"), state=state
+        )
         return _reconstruct_persistent_obj, (meta,), None
 
 
@@ -492,9 +526,13 @@ def persistent(g: Generator, **attributes: object) -> Persistent:
 
     mapping = module("MappingNetwork", "mapping", z_dim=a.z_dim, c_dim=0, w_dim=a.w_dim)
     for i in range(a.mapping_layers):
-        dense = module("FullyConnectedLayer", f"mapping.fc{i}", activation="lrelu",
-                       weight_gain=a.mapping_rate / np.sqrt(a.w_dim), bias_gain=a.mapping_rate
-                       )  # fmt: skip
+        dense = module(
+            "FullyConnectedLayer",
+            f"mapping.fc{i}",
+            activation="lrelu",
+            weight_gain=a.mapping_rate / np.sqrt(a.w_dim),
+            bias_gain=a.mapping_rate,
+        )
         setattr(mapping, f"fc{i}", dense)
     synthesis = Persistent("SynthesisNetwork", w_dim=a.w_dim, img_resolution=a.resolution)
     for r in a.resolutions:
@@ -504,8 +542,9 @@ def persistent(g: Generator, **attributes: object) -> Persistent:
             if f"synthesis.b{r}.{layer}.weight" not in state:
                 continue
             name = f"synthesis.b{r}.{layer}"
-            conv = module("SynthesisLayer", name, activation="lrelu", conv_clamp=a.conv_clamp,
-                          **attributes)  # fmt: skip
+            conv = module(
+                "SynthesisLayer", name, activation="lrelu", conv_clamp=a.conv_clamp, **attributes
+            )
             conv.affine = module("FullyConnectedLayer", f"{name}.affine", activation="linear")
             if layer != "torgb":
                 conv.register_buffer("resample_filter", KERNEL.clone())
@@ -513,15 +552,24 @@ def persistent(g: Generator, **attributes: object) -> Persistent:
                 conv.weight.data = conv.weight.data.to(memory_format=torch.channels_last)
             setattr(block, layer, conv)
         setattr(synthesis, f"b{r}", block)
-    return Persistent("Generator", z_dim=a.z_dim, c_dim=0, mapping=mapping, synthesis=synthesis,
-                      _init_args=(), _init_kwargs=EasyDict(conv_clamp=a.conv_clamp))  # fmt: skip
+    return Persistent(
+        "Generator",
+        z_dim=a.z_dim,
+        c_dim=0,
+        mapping=mapping,
+        synthesis=synthesis,
+        _init_args=(),
+        _init_kwargs=EasyDict(conv_clamp=a.conv_clamp),
+    )
 
 
 def nvidia() -> AbstractContextManager[None]:
-    return registered({
-        "torch_utils.persistence._reconstruct_persistent_obj": _reconstruct_persistent_obj,
-        "dnnlib.util.EasyDict": EasyDict,
-    })  # fmt: skip
+    return registered(
+        {
+            "torch_utils.persistence._reconstruct_persistent_obj": _reconstruct_persistent_obj,
+            "dnnlib.util.EasyDict": EasyDict,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -533,9 +581,12 @@ def pickled(generator: Generator) -> bytes:
         d.b64.fromrgb = Persistent("Conv2dLayer")
         d.b64.fromrgb.weight = nn.Parameter(torch.zeros(8, 3, 1, 1))
         content = {
-            "G": persistent(randomised(seed=8)), "D": d, "G_ema": persistent(generator),
-            "training_set_kwargs": EasyDict(path="x", resolution=64), "augment_pipe": None,
-        }  # fmt: skip
+            "G": persistent(randomised(seed=8)),
+            "D": d,
+            "G_ema": persistent(generator),
+            "training_set_kwargs": EasyDict(path="x", resolution=64),
+            "augment_pipe": None,
+        }
         return pickle.dumps(content)
 
 
@@ -562,8 +613,11 @@ def test_clamp_rate_and_every_protocol(tmp_path: Path, protocol: int) -> None:
 def test_pti_and_stit_modules(tmp_path: Path, generator: Generator) -> None:
     with nvidia():
         torch.save(persistent(generator), tmp_path / "pti.pt")
-        stit = {"generator": persistent(generator), "pivots": torch.zeros(2, 10, WIDTH),
-                "quads": [np.zeros((4, 2))]}  # fmt: skip
+        stit = {
+            "generator": persistent(generator),
+            "pivots": torch.zeros(2, 10, WIDTH),
+            "quads": [np.zeros((4, 2))],
+        }
         torch.save(stit, tmp_path / "stit.pt")
     for name in ("pti", "stit"):
         checkpoint = read_checkpoint(tmp_path / f"{name}.pt")
@@ -724,11 +778,15 @@ def test_variants_that_would_give_other_pictures_are_refused(
         g.synthesis.b8.extra = nn.Parameter(torch.zeros(1))
 
     for change, said in (
-        (conditional, "conditional generator (10"), (activation, "activation is relu"),
-        (architecture, "resnet"), (kernel, r"[1, 3, 3, 1]"), (clamp, "clamps differ"),
-        (grey, "b8.torgb.weight is [1, 10, 1, 1]"), (missing, "blocks are missing"),
+        (conditional, "conditional generator (10"),
+        (activation, "activation is relu"),
+        (architecture, "resnet"),
+        (kernel, r"[1, 3, 3, 1]"),
+        (clamp, "clamps differ"),
+        (grey, "b8.torgb.weight is [1, 10, 1, 1]"),
+        (missing, "blocks are missing"),
         (embedding, "b8.extra"),
-    ):  # fmt: skip
+    ):
         with nvidia():
             module = persistent(generator)
             change(module)
@@ -741,9 +799,12 @@ def test_variants_that_would_give_other_pictures_are_refused(
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"label_size": 5}, "conditional"), ({"nonlinearity": "relu"}, "nonlinearity"),
-     ({"resample_kernel": [1, 2, 1]}, "resample_kernel")],
-)  # fmt: skip
+    [
+        ({"label_size": 5}, "conditional"),
+        ({"nonlinearity": "relu"}, "nonlinearity"),
+        ({"resample_kernel": [1, 2, 1]}, "resample_kernel"),
+    ],
+)
 def test_tensorflow_variants_are_refused(tmp_path: Path, options: dict, said: str) -> None:
     (tmp_path / "g.pkl").write_bytes(tensorflow(**options)[0])
     assert said in wrong(tmp_path / "g.pkl")
@@ -754,9 +815,14 @@ def test_tensorflow_variables_are_not_copied_without_end(tmp_path: Path) -> None
     array = np.zeros(2**18, np.float32)
     names = [f"mapping/Dense{i}/weight" for i in range(1000)]
     with registered({"dnnlib.tflib.network.Network": Network}):
-        own = Network(static_kwargs={}, components={}, variables=[
-            ("synthesis/8x8/Conv1/mod_weight", array), *((name, array) for name in names)
-        ])  # fmt: skip
+        own = Network(
+            static_kwargs={},
+            components={},
+            variables=[
+                ("synthesis/8x8/Conv1/mod_weight", array),
+                *((name, array) for name in names),
+            ],
+        )
         (tmp_path / "x.pkl").write_bytes(pickle.dumps((own, own, own)))
     tracemalloc.start()
     assert "repeated" in wrong(tmp_path / "x.pkl")
@@ -818,7 +884,7 @@ def refused(path: Path, data: bytes | None = None) -> str:
         (Runs(bytearray, 10**12), "bytes made from int"),
         (Runs(torch.hub.load, "someone/model", "x"), "torch.hub.load"),
     ],
-)  # fmt: skip
+)
 def test_calls_are_refused_by_name(
     tmp_path: Path, protocol: int, attack: Runs, name: str | None
 ) -> None:
@@ -843,8 +909,9 @@ def test_a_storage_within_a_pickle_is_not_trusted_either(tmp_path: Path) -> None
     attack = Runs(torch.storage._load_from_bytes, inner.getvalue())
     assert refused(tmp_path / "x.pkl", pickle.dumps(attack)) == "posix.system"
     inner = io.BytesIO()
-    torch.save(Runs(torch.storage._load_from_bytes, b""), inner,
-               _use_new_zipfile_serialization=False)  # fmt: skip
+    torch.save(
+        Runs(torch.storage._load_from_bytes, b""), inner, _use_new_zipfile_serialization=False
+    )
     attack = Runs(torch.storage._load_from_bytes, inner.getvalue())
     assert "storage within" in refused(tmp_path / "x.pkl", pickle.dumps(attack))
 
@@ -874,11 +941,13 @@ def test_a_storage_within_a_pickle_is_not_trusted_either(tmp_path: Path) -> None
         (b"\x8c\x05posix\x8c\x06system\x93.", "posix.system"),
         (b"\x8c\x0bcollections\x8c\x14OrderedDict.fromkeys\x93.", "OrderedDict.fromkeys"),
         (b"ctorch.nn.modules.linear\nLinear.__init__\n.", "Linear.__init__"),
-        (b"cnumpy.core.multiarray\n_reconstruct\n(cargparse\nNamespace\n)C\x01btR.", "array of "
-         "class argparse.Namespace"),
+        (
+            b"cnumpy.core.multiarray\n_reconstruct\n(cargparse\nNamespace\n)C\x01btR.",
+            "array of class argparse.Namespace",
+        ),
         (b"cnumpy\ndtype\n(X\x02\0\0\0O8\x89\x88tR.", "numpy array of type O8"),
     ],
-)  # fmt: skip
+)
 def test_instructions_are_refused_by_name(tmp_path: Path, code: bytes, name: str | None) -> None:
     data = b"\x80\x04" + code
     if name is None:
@@ -891,8 +960,11 @@ def test_instructions_are_refused_by_name(tmp_path: Path, code: bytes, name: str
 
 def test_objects_in_arrays_are_refused(tmp_path: Path) -> None:
     data = pickle.dumps(np.array([Runs(os.system, COMMAND)], dtype=object))
-    assert refused(tmp_path / "x.pkl", data) in ("numpy array of type O8", "a numpy array of type "
-                                                 "O8", "posix.system")  # fmt: skip
+    assert refused(tmp_path / "x.pkl", data) in (
+        "numpy array of type O8",
+        "a numpy array of type O8",
+        "posix.system",
+    )
     big = pickle.dumps(np.zeros(2, ">f4"))
     assert refused(tmp_path / "x.pkl", big) == "numbers in big-endian order"
     record = np.zeros(2, dtype=[("a", "f4")])
@@ -954,8 +1026,17 @@ def cyclic_module(pickler_breadth: int) -> bytes:
         return b"X" + struct.pack("<I", len(value)) + value.encode()
 
     def module(children: bytes) -> bytes:
-        return (ordered + b"}(" + text("class_name") + text("Generator") + text("state") + b"}"
-                + text("_modules") + children + b"su\x85R")  # fmt: skip
+        return (
+            ordered
+            + b"}("
+            + text("class_name")
+            + text("Generator")
+            + text("state")
+            + b"}"
+            + text("_modules")
+            + children
+            + b"su\x85R"
+        )
 
     if not pickler_breadth:  # }: memo 0, a dict that comes to hold the module it belongs to
         return b"\x80\x04" + module(b"}q\0") + b"q\x010h\0" + text("again") + b"h\x01s0h\x01."
@@ -1011,16 +1092,21 @@ def test_cyclic_containers_are_no_generators(tmp_path: Path) -> None:
 def test_tensors_stay_within_their_storage(
     tmp_path: Path, offset: int, shape: tuple, stride: tuple
 ) -> None:
-    storage = torch.storage.TypedStorage(wrap_storage=torch.zeros(4).untyped_storage(),
-                                         dtype=torch.float32, _internal=True)  # fmt: skip
+    storage = torch.storage.TypedStorage(
+        wrap_storage=torch.zeros(4).untyped_storage(), dtype=torch.float32, _internal=True
+    )
     attack = Runs(torch._utils._rebuild_tensor_v2, storage, offset, shape, stride, False, {})
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"g_ema": {"x": attack}}))
     with pytest.raises(UnreadableCheckpoint, match="tensor"):
         load_any(tmp_path / "x.pkl")
 
 
-def rezipped(source: Path, target: Path, change: Callable[[str, bytes], bytes | None],
-             compression: int = zipfile.ZIP_STORED) -> None:  # fmt: skip
+def rezipped(
+    source: Path,
+    target: Path,
+    change: Callable[[str, bytes], bytes | None],
+    compression: int = zipfile.ZIP_STORED,
+) -> None:
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
         for name in old.namelist():
             if (data := change(name, old.read(name))) is not None:
@@ -1126,8 +1212,12 @@ def test_cut_files_are_errors_at_every_length(tmp_path: Path, kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", FILES)
-@settings(max_examples=120, deadline=None, derandomize=True,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@settings(
+    max_examples=120,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(data=st.data())
 def test_damaged_files_load_or_are_errors(tmp_path: Path, kind: str, data: st.DataObject) -> None:
     damaged = bytearray(FILES[kind])
@@ -1139,8 +1229,12 @@ def test_damaged_files_load_or_are_errors(tmp_path: Path, kind: str, data: st.Da
         load_any(tmp_path / "x")
 
 
-@settings(max_examples=300, deadline=None, derandomize=True,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(data=st.data())
 def test_random_instructions_load_or_are_errors(tmp_path: Path, data: st.DataObject) -> None:
     """Programs of whole instructions get further than random bytes do."""

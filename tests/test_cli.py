@@ -34,8 +34,21 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-DEMO = ("demo", "--scan-frames", 28, "--frames", 4, "--size", 160, "--steps", 4, "--refine", 1,
-        "--style-steps", 1)  # fmt: skip
+DEMO = (
+    "demo",
+    "--scan-frames",
+    28,
+    "--frames",
+    4,
+    "--size",
+    160,
+    "--steps",
+    4,
+    "--refine",
+    1,
+    "--style-steps",
+    1,
+)
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +106,18 @@ def test_a_part_is_solved_again_and_the_rest_kept(demo: tuple[Path, str], tmp_pa
     (track,) = (folder / "demo").glob("*.latents")
     (character,) = (folder / "demo").glob("*.character")
     done = reenact(
-        "solve", folder / "demo/driving/driving.####.exr 1002-1003", "--character", character,
-        "--previous", track, "--steps", 3, "-o", tmp_path / "again.latents", cwd=tmp_path,
-    )  # fmt: skip
+        "solve",
+        folder / "demo/driving/driving.####.exr 1002-1003",
+        "--character",
+        character,
+        "--previous",
+        track,
+        "--steps",
+        3,
+        "-o",
+        tmp_path / "again.latents",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     old, new = load_track(track), load_track(tmp_path / "again.latents")
     assert new.numbers.tolist() == [1001, 1002, 1003, 1004]
@@ -112,14 +134,37 @@ def test_handles_are_solved_too(demo: tuple[Path, str], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert load_track(track).numbers.tolist() == [1002, 1003, 1004]
     assert not load_track(track).rest.any()
-    drawn = reenact("render", track, "-o", "out.####.exr", "--plate", plate, "--character",
-                    character, "--movie", "a.mp4", "--sheet", "a.png", "--truth",
-                    folder / "demo/truth/truth.####.exr 1003-1004", cwd=tmp_path)  # fmt: skip
+    drawn = reenact(
+        "render",
+        track,
+        "-o",
+        "out.####.exr",
+        "--plate",
+        plate,
+        "--character",
+        character,
+        "--movie",
+        "a.mp4",
+        "--sheet",
+        "a.png",
+        "--truth",
+        folder / "demo/truth/truth.####.exr 1003-1004",
+        cwd=tmp_path,
+    )
     assert drawn.returncode == 0, drawn.stderr
     assert [p.name for p in tmp_path.glob("*.exr")] == ["out.1003.exr"]  # handles are not
     elsewhere = folder / "demo/driving/driving.####.exr 1001-1001"
-    nothing = reenact("render", track, "-o", "out.####.exr", "--plate", elsewhere, "--character",
-                      character, cwd=tmp_path)  # fmt: skip
+    nothing = reenact(
+        "render",
+        track,
+        "-o",
+        "out.####.exr",
+        "--plate",
+        elsewhere,
+        "--character",
+        character,
+        cwd=tmp_path,
+    )
     assert nothing.returncode == 1
     assert "1002-1004" in nothing.stderr
     for wrong in (("--handles", 1, "--previous", track), ("--neutral", "1001")):
@@ -142,9 +187,19 @@ def test_what_a_track_does_not_fit_is_said_before_the_work(
     kept = np.isin(track.numbers, [1001, 1002])
     arrays = {
         name: getattr(track, name)[kept]
-        for name in ("numbers", "state", "cut", "alpha", "delta", "codes", "smooth", "landmarks",
-                     "quads", "amount")
-    }  # fmt: skip
+        for name in (
+            "numbers",
+            "state",
+            "cut",
+            "alpha",
+            "delta",
+            "codes",
+            "smooth",
+            "landmarks",
+            "quads",
+            "amount",
+        )
+    }
     tables = {
         name: {term: values[kept] for term, values in getattr(track, name).items()}
         for name in ("losses", "quality")

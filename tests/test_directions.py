@@ -49,8 +49,12 @@ def made() -> Directions:
     spread = dict.fromkeys(MEASURES, 0.1)
     return Directions(
         {"smile": Direction(FLAT, moves, spread, 0.9), "age": Direction(DEEP)},
-        "a" * 64, "b" * 64, dict.fromkeys(MEASURES, 0.05), "Ä person", ("A note.",),
-    )  # fmt: skip
+        "a" * 64,
+        "b" * 64,
+        dict.fromkeys(MEASURES, 0.05),
+        "Ä person",
+        ("A note.",),
+    )
 
 
 # -- files ---------------------------------------------------------------------------------------
@@ -137,8 +141,10 @@ def test_every_shape_that_others_publish(
 
 
 def test_several_in_one_file(tmp_path: Path) -> None:
-    torch.save({"Smiling": torch.from_numpy(FLAT)[None], "Young": torch.from_numpy(DEEP)},
-               tmp_path / "boundaries.pt")  # fmt: skip
+    torch.save(
+        {"Smiling": torch.from_numpy(FLAT)[None], "Young": torch.from_numpy(DEEP)},
+        tmp_path / "boundaries.pt",
+    )
     found = load_directions(tmp_path / "boundaries.pt").directions
     assert [*found] == ["Smiling", "Young"]
     np.testing.assert_array_equal(found["Young"].vector, DEEP)
@@ -183,8 +189,9 @@ def test_a_pickle_is_read_and_never_run(tmp_path: Path) -> None:
 def someone(base: str) -> Character:
     info = CharacterInfo("Someone", {}, base_hash=base, selected=[0])
     picture = np.zeros((8, 8, 3), np.uint8)
-    return Character(random_generator(), torch.ones(1, 512), torch.zeros(1, 86, 3), picture, info,
-                     "c" * 64)  # fmt: skip
+    return Character(
+        random_generator(), torch.ones(1, 512), torch.zeros(1, 86, 3), picture, info, "c" * 64
+    )
 
 
 def test_directions_of_another_family_are_warned_of(tmp_path: Path) -> None:

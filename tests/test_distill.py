@@ -293,8 +293,14 @@ def test_a_taught_mapping_starts_from_what_it_knows_and_hears_no_noise(
     for seed in (1, 2):
         torch.testing.assert_close(mapped(made, seed), mapped(quiet, 1))
     with pytest.raises(SystemExit, match="Delete it"):
-        distill.teach_mapping(tmp_path, again, base.base_encoder(), pictures, pictures,
-                              replace(recipe, taught_steps=1))  # fmt: skip
+        distill.teach_mapping(
+            tmp_path,
+            again,
+            base.base_encoder(),
+            pictures,
+            pictures,
+            replace(recipe, taught_steps=1),
+        )
     distill.teach_mapping(tmp_path, again, base.base_encoder(), pictures, pictures, recipe)
     for a, b in zip(made.parameters(), again.parameters(), strict=True):  # it was done
         assert torch.equal(a, b)
@@ -306,9 +312,18 @@ def test_all_stages_end_with_a_base_and_its_encoder(
     monkeypatch.setattr(distill, "SHARD", 8)
     monkeypatch.setattr(distill, "HELD_OUT", 8)
     (tmp_path / "align.npy").write_bytes((folder / "align.npy").read_bytes())
-    recipe = distill.Recipe(pictures=8, early_pictures=8, steps=2, encoder_steps=2,
-                            autoencoder_steps=2, mapping_steps=2, joint_steps=2,
-                            last_encoder_steps=2, teacher_steps=2, taught_steps=2)  # fmt: skip
+    recipe = distill.Recipe(
+        pictures=8,
+        early_pictures=8,
+        steps=2,
+        encoder_steps=2,
+        autoencoder_steps=2,
+        mapping_steps=2,
+        joint_steps=2,
+        last_encoder_steps=2,
+        teacher_steps=2,
+        taught_steps=2,
+    )
     monkeypatch.setattr(distill, "TAUGHT", 8192)
     distill.distill(tmp_path, recipe)
     made, header = load_generator(tmp_path / "base.safetensors")
@@ -319,8 +334,17 @@ def test_all_stages_end_with_a_base_and_its_encoder(
     encoder = base.WEncoder(128)
     encoder.load_state_dict(load_file(tmp_path / "encoder.safetensors"))
     stages = [next(iter(json.loads(line))) for line in (tmp_path / "log.jsonl").open()]
-    assert stages == ["step", "encoder_step", "autoencoder", "mapping", "joint", "last_encoder",
-                      "teacher", "taught", "psnr"]  # fmt: skip
+    assert stages == [
+        "step",
+        "encoder_step",
+        "autoencoder",
+        "mapping",
+        "joint",
+        "last_encoder",
+        "teacher",
+        "taught",
+        "psnr",
+    ]
     before = load_file(tmp_path / "base.safetensors")
     monkeypatch.setattr(distill, "loss", lambda *_: pytest.fail("trained again"))
     distill.distill(tmp_path, recipe)

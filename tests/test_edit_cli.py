@@ -33,8 +33,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     who = load_character(folder / "me.character")
     save_track(folder / "shot.latents", shot(who))
     anchors = who.anchors.numpy()
-    found = {"grin": Direction((anchors[2] - anchors[0]) / 4),
-             "turn": Direction((anchors[3] - anchors[4]) / 8)}  # fmt: skip
+    found = {
+        "grin": Direction((anchors[2] - anchors[0]) / 4),
+        "turn": Direction((anchors[3] - anchors[4]) / 8),
+    }
     save_directions(folder / "me.directions", Directions(found, owner=who.hash))
     return folder
 
@@ -45,12 +47,22 @@ def shot(who: Character, frames: int = 4) -> LatentTrack:
     codes = np.repeat((alpha @ who.anchors.numpy())[:, None], rows, 1)
     nothing = np.zeros(frames, np.float32)
     return LatentTrack(
-        who.hash, 1001 + np.arange(frames), np.ones(frames, np.uint8), np.arange(frames) == 0,
-        alpha, np.zeros((frames, rows, count), np.float32), codes, codes,
-        np.zeros((86, 3), np.float32), np.full((frames, 478, 3), np.nan, np.float32),
-        np.full((frames, 4, 2), np.nan), nothing + 1,
-        {"keypoints": nothing}, {"keypoint_error": nothing}, {},
-    )  # fmt: skip
+        who.hash,
+        1001 + np.arange(frames),
+        np.ones(frames, np.uint8),
+        np.arange(frames) == 0,
+        alpha,
+        np.zeros((frames, rows, count), np.float32),
+        codes,
+        codes,
+        np.zeros((86, 3), np.float32),
+        np.full((frames, 478, 3), np.nan, np.float32),
+        np.full((frames, 4, 2), np.nan),
+        nothing + 1,
+        {"keypoints": nothing},
+        {"keypoint_error": nothing},
+        {},
+    )
 
 
 def results(capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], list[str]]:
@@ -64,9 +76,10 @@ def test_the_server_edits_as_the_command_line_does(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: dict[str, Any] = {
-        "latents": folder / "shot.latents", "character": folder / "me.character",
+        "latents": folder / "shot.latents",
+        "character": folder / "me.character",
         "set_": ["grin@coarse+middle=0.5", "turn=1001:0:smooth,1003:1:hold,1004:-1"],
-    }  # fmt: skip
+    }
     edit_cli.edit(**asked, output=tmp_path / "a.latents", local=True, json=True)
     here, notes = results(capsys)
     edit_cli.edit(**asked, output=tmp_path / "b.latents", json=True)
@@ -82,12 +95,20 @@ def test_the_server_edits_as_the_command_line_does(
     assert a.parent == parent.hash
     grin, turn = load_directions(folder / "me.directions").directions.values()
     moved = a.smooth - parent.smooth
-    np.testing.assert_allclose(moved[:, 8:, :], np.array([0, 0.5, 1, -1])[:, None, None] *
-                               np.broadcast_to(turn.vector, (2, 512)), atol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        moved[:, 8:, :],
+        np.array([0, 0.5, 1, -1])[:, None, None] * np.broadcast_to(turn.vector, (2, 512)),
+        atol=1e-5,
+    )
     np.testing.assert_allclose(moved[0, :8], np.tile(grin.vector / 2, (8, 1)), atol=1e-5)
 
-    edit_cli.edit(folder / "shot.latents", tmp_path / "c.latents", folder / "me.character",
-                  moves=tmp_path / "b.latents", local=True)  # fmt: skip
+    edit_cli.edit(
+        folder / "shot.latents",
+        tmp_path / "c.latents",
+        folder / "me.character",
+        moves=tmp_path / "b.latents",
+        local=True,
+    )
     assert load_track(tmp_path / "c.latents").hash == a.hash  # the recipe replays
     capsys.readouterr()
     method_cli.inspect(tmp_path / "a.latents", json=True)
@@ -116,8 +137,9 @@ def test_a_frame_is_drawn_edited_without_a_file(folder: Path, tmp_path: Path) ->
     for name in ("shot", "edited"):
         given = load_track(folder / "shot.latents")
         if name == "edited":
-            tasks.edit(task, given, who, [folder / "me.directions"], tmp_path / "e.latents",
-                       Report(True))  # fmt: skip
+            tasks.edit(
+                task, given, who, [folder / "me.directions"], tmp_path / "e.latents", Report(True)
+            )
             given = load_track(tmp_path / "e.latents")
         tasks.frame(plain, given, who, None, str(tmp_path / f"{name}.####.exr"))
     pixels = {path.name: ImageBuf(str(path)).get_pixels() for path in tmp_path.glob("*.exr")}
@@ -141,9 +163,10 @@ def test_a_frame_of_a_long_track_needs_few_frames_to_be_edited(
     only = decisive(track, 30)
     assert only.tolist() == [*range(28, 35)]  # 3 sigma around its neighbours, but for the cut
     for name, drawn, edited in (
-        ("live", task, track), ("whole", plain, tasks._edited(task, track, who, named)),
+        ("live", task, track),
+        ("whole", plain, tasks._edited(task, track, who, named)),
         ("alone", plain, tasks._edited(task, track, who, named, np.array([30]))),
-    ):  # fmt: skip
+    ):
         tasks.frame(drawn, edited, who, None, str(tmp_path / f"{name}.####.exr"), None, files)
     live, whole, alone = (
         ImageBuf(str(tmp_path / f"{name}.1031.exr")).get_pixels()
@@ -183,12 +206,25 @@ def test_other_tools_directions_and_what_speaks_against_them(
     (age,) = load_directions(tmp_path / "age.directions").directions.values()
     np.testing.assert_array_equal(age.vector, torch.load(tmp_path / "age.pt")[0].numpy())
     for local in (True, False):
-        edit_cli.edit(folder / "shot.latents", tmp_path / "old.latents", folder / "me.character",
-                      [tmp_path / "age.pt"], ["age=1"], local=local, json=True)  # fmt: skip
+        edit_cli.edit(
+            folder / "shot.latents",
+            tmp_path / "old.latents",
+            folder / "me.character",
+            [tmp_path / "age.pt"],
+            ["age=1"],
+            local=local,
+            json=True,
+        )
         said, _ = results(capsys)
         assert said["spans"]["age"] < 0.5  # most of it lies where nothing was trained
-    edit_cli.edit(folder / "shot.latents", tmp_path / "old.latents", folder / "me.character",
-                  [tmp_path / "age.pt"], ["age=1"], local=True)  # fmt: skip
+    edit_cli.edit(
+        folder / "shot.latents",
+        tmp_path / "old.latents",
+        folder / "me.character",
+        [tmp_path / "age.pt"],
+        ["age=1"],
+        local=True,
+    )
     assert "% of it lies in the span" in capsys.readouterr().out
 
 
@@ -208,8 +244,9 @@ def test_options_of_an_edit(folder: Path, tmp_path: Path) -> None:
         '[{"direction": "a", "keys": [[3, 0.1, "hold"], [1, 2]], "rows": "fine"}]'
     )
     assert edit_cli.recalled(tmp_path / "moves.json") == (
-        [Move("a", "1:2.0:linear,3:0.1:hold", "fine")], None
-    )  # fmt: skip
+        [Move("a", "1:2.0:linear,3:0.1:hold", "fine")],
+        None,
+    )
     (tmp_path / "moves.json").write_text("{")
     with pytest.raises(BadEdit, match="JSON"):
         edit_cli.recalled(tmp_path / "moves.json")
@@ -218,8 +255,12 @@ def test_options_of_an_edit(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_edit_that_can_not_be_made_says_what_to_do(folder: Path, tmp_path: Path) -> None:
-    given = {"latents": folder / "shot.latents", "character": folder / "me.character",
-             "output": tmp_path / "new.latents", "local": True}  # fmt: skip
+    given = {
+        "latents": folder / "shot.latents",
+        "character": folder / "me.character",
+        "output": tmp_path / "new.latents",
+        "local": True,
+    }
     with pytest.raises(typer.BadParameter, match="--set or --moves"):
         edit_cli.edit(**given)
     with pytest.raises(typer.BadParameter, match="overwrite"):

@@ -158,9 +158,14 @@ def test_more_anchors_than_numbers_and_twins_among_them() -> None:
 
 @pytest.mark.parametrize(
     "keys",
-    [(), (Key(1, 0.0), Key(1, 1.0)), (Key(1, float("nan")),), (Key(1, 1e39),),
-     (Key(1, 0.0, "bounce"),)],
-)  # fmt: skip
+    [
+        (),
+        (Key(1, 0.0), Key(1, 1.0)),
+        (Key(1, float("nan")),),
+        (Key(1, 1e39),),
+        (Key(1, 0.0, "bounce"),),
+    ],
+)
 def test_keys_that_make_no_sense(keys: tuple[Key, ...]) -> None:
     with pytest.raises(WrongKeys, match=r"^a: "):
         edit(shot(), somebody(), NAMED, [Move("a", keys)])
@@ -170,8 +175,10 @@ def test_rows() -> None:
     assert rows_of("", 18).all()
     split = [rows_of(name, 18) for name in ("coarse", "middle", "fine")]
     assert [np.flatnonzero(s).tolist() for s in split] == [
-        [0, 1, 2, 3], [4, 5, 6, 7], list(range(8, 18))
-    ]  # fmt: skip
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        list(range(8, 18)),
+    ]
     assert np.flatnonzero(rows_of("0+fine", 10)).tolist() == [0, 8, 9]
     assert np.flatnonzero(rows_of("2-4", 10)).tolist() == [2, 3, 4]
     for wrong in ("10", "4-3", "0-10", "smooth", "-1", "+", "fine+", "1-2-3"):
@@ -186,8 +193,11 @@ def test_rows() -> None:
 
 def test_nothing_changes_where_amounts_are_zero() -> None:
     for moves in ([], [constant("a", 0.0)], [constant("a", 0.0), constant("b", -0.0, "fine")]):
-        same(edit(shot(), somebody(), NAMED, moves, "project"), shot(), ("task", "parent", "recipe",
-             "hash"))  # fmt: skip
+        same(
+            edit(shot(), somebody(), NAMED, moves, "project"),
+            shot(),
+            ("task", "parent", "recipe", "hash"),
+        )
     keyed = Move("a", (Key(1003, 0.0, "hold"), Key(1006, 1.0, "hold"), Key(1007, 0.0)))
     found = edit(shot(), somebody(), NAMED, [keyed])
     same(found, shot(), ("task", "parent", "recipe", "hash"), without=1006)
@@ -220,8 +230,9 @@ def test_only_the_rows_that_are_asked_for_are_moved() -> None:
     rows -= rows.mean(1, keepdims=True)
     deep = {"deep": Direction(np.float32(rows @ somebody().anchors.numpy()))}
     moved = edit(shot(), somebody(), deep, [constant("deep", 2.0)]).codes - shot().codes
-    np.testing.assert_allclose(moved, np.broadcast_to(2 * deep["deep"].vector, moved.shape),
-                               atol=2e-6)  # fmt: skip
+    np.testing.assert_allclose(
+        moved, np.broadcast_to(2 * deep["deep"].vector, moved.shape), atol=2e-6
+    )
 
 
 def test_frames_that_nobody_looks_at_can_be_left_out() -> None:

@@ -86,8 +86,9 @@ class Definition:
 
     def unit(self, name: str, x: Tensor, stride: int) -> Tensor:
         p = self.p
-        y = F.conv2d(self.norm(f"{name}.res_layer.0", x), p[f"{name}.res_layer.1.weight"],
-                     padding=1)  # fmt: skip
+        y = F.conv2d(
+            self.norm(f"{name}.res_layer.0", x), p[f"{name}.res_layer.1.weight"], padding=1
+        )
         y = self.prelu(f"{name}.res_layer.2", y)
         y = F.conv2d(y, p[f"{name}.res_layer.3.weight"], stride=stride, padding=1)
         y = self.norm(f"{name}.res_layer.4", y)

@@ -149,8 +149,9 @@ def test_batch_equals_singles(pictures: list[np.ndarray]) -> None:
     with torch.no_grad():
         together = mesh(crops)
         alone = [mesh(c[None]) for c in crops]
-    torch.testing.assert_close(together.landmarks, torch.cat([a.landmarks for a in alone]),
-                               atol=1e-3, rtol=0)  # fmt: skip
+    torch.testing.assert_close(
+        together.landmarks, torch.cat([a.landmarks for a in alone]), atol=1e-3, rtol=0
+    )
     torch.testing.assert_close(together.score, torch.cat([a.score for a in alone]))
 
 
@@ -207,8 +208,9 @@ def test_roi_of_landmarks_follows_a_similarity(
     np.testing.assert_allclose(upright, [x, y, 1.5 * side, 1.5 * side, 0], atol=1e-9)
     c, s = math.cos(turn), math.sin(turn)
     turned = face @ np.array([[c, s], [-s, c]]) * side + [x, y]
-    assert math.remainder(float(roi_from_landmarks(torch.tensor(turned))[0, 4]) - turn,
-                          2 * math.pi) == pytest.approx(0, abs=1e-6)  # fmt: skip
+    assert math.remainder(
+        float(roi_from_landmarks(torch.tensor(turned))[0, 4]) - turn, 2 * math.pi
+    ) == pytest.approx(0, abs=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
@@ -247,8 +249,12 @@ def test_sample_patch_is_bilinear_with_hard_edges(
                 continue
             i, j = int(x), int(y)
             fx, fy = x - i, y - j
-            for k, weight in (((j, i), (1 - fx) * (1 - fy)), ((j, i + 1), fx * (1 - fy)),
-                              ((j + 1, i), (1 - fx) * fy), ((j + 1, i + 1), fx * fy)):  # fmt: skip
+            for k, weight in (
+                ((j, i), (1 - fx) * (1 - fy)),
+                ((j, i + 1), fx * (1 - fy)),
+                ((j + 1, i), (1 - fx) * fy),
+                ((j + 1, i + 1), fx * fy),
+            ):
                 if weight:
                     expected[:, v, u] += weight * features[:, k[0], k[1]]
     got = sample_patch(torch.tensor(features)[None], torch.tensor(matrix)[None], 6, 7)
@@ -300,9 +306,11 @@ def test_keypoints_are_the_papers_66_points_and_outer_lips() -> None:
 def test_sides_are_the_subjects_own() -> None:
     found = reference.Graph()(skimage.data.astronaut())
     x = found.landmarks[:, 0]
-    for right, left in ((keypoints.RIGHT_EYE, keypoints.LEFT_EYE),
-                        (keypoints.RIGHT_IRIS, keypoints.LEFT_IRIS),
-                        (keypoints.RIGHT_EYEBROW, keypoints.LEFT_EYEBROW)):  # fmt: skip
+    for right, left in (
+        (keypoints.RIGHT_EYE, keypoints.LEFT_EYE),
+        (keypoints.RIGHT_IRIS, keypoints.LEFT_IRIS),
+        (keypoints.RIGHT_EYEBROW, keypoints.LEFT_EYEBROW),
+    ):
         assert x[[*right]].max() < x[[*left]].min()  # the subject's right is on the image's left
 
 

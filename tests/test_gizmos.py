@@ -97,8 +97,11 @@ def test_its_knobs_are_like_those_of_the_others(path: Path) -> None:
         assert (knob.name() in HIDDEN_NAMES) <= (not knob.visible())
     everything = {k for name, k in node.knobs if name == "addUserKnob"}
     for other in GIZMOS:  # the same knob, the same text
-        others = {u.name(): v for v in (v for n, v in group(other).knobs if n == "addUserKnob")
-                  for u in [user_knob(v)]}  # fmt: skip
+        others = {
+            u.name(): v
+            for v in (v for n, v in group(other).knobs if n == "addUserKnob")
+            for u in [user_knob(v)]
+        }
         for text in everything:
             name = user_knob(text).name()
             if name in SHARED and name in others:
@@ -114,9 +117,23 @@ def test_its_knobs_are_like_those_of_the_others(path: Path) -> None:
 
 
 SHARED = HIDDEN_NAMES | {
-    "state", "next", "first", "last", "input_range", "submit", "cancel", "resume", "source", "view",
-    "result_name", "folder", "at", "has_result", "versions", "open_results",
-}  # fmt: skip
+    "state",
+    "next",
+    "first",
+    "last",
+    "input_range",
+    "submit",
+    "cancel",
+    "resume",
+    "source",
+    "view",
+    "result_name",
+    "folder",
+    "at",
+    "has_result",
+    "versions",
+    "open_results",
+}
 
 
 @pytest.mark.parametrize(

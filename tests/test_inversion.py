@@ -80,8 +80,14 @@ def test_projection_finds_the_pictures_of_known_codes() -> None:
     generator, _, pictures = made()
     before = {k: v.clone() for k, v in generator.state_dict().items()}
     ticks: list[tuple[float, float]] = []
-    found = invert(generator, pictures, metric=BLOCKS, steps=120, pull=0.0,
-                   progress=lambda done, total: ticks.append((done, total)))  # fmt: skip
+    found = invert(
+        generator,
+        pictures,
+        metric=BLOCKS,
+        steps=120,
+        pull=0.0,
+        progress=lambda done, total: ticks.append((done, total)),
+    )
     with torch.no_grad():
         again = generator.synthesis(found.w)
         mean = generator.synthesis(spread_of(generator).mean[None]).expand_as(pictures)
@@ -108,8 +114,9 @@ def test_encoder_is_where_it_starts() -> None:
     assert asked == [3]
     better = invert(generator, pictures, encoder, metric=BLOCKS, steps=30)
     assert (better.losses < 0.6 * start.losses).all()
-    rows = invert(generator, pictures, lambda b: near[:, None].expand(-1, 10, -1),
-                  metric=BLOCKS, steps=0)  # fmt: skip
+    rows = invert(
+        generator, pictures, lambda b: near[:, None].expand(-1, 10, -1), metric=BLOCKS, steps=0
+    )
     assert torch.allclose(rows.w, start.w, atol=1e-3)
 
 
@@ -119,8 +126,10 @@ def test_pull_keeps_codes_likely() -> None:
     spread = spread_of(generator)
     sizes = [
         spread.whiten(invert(generator, noise, metric=BLOCKS, steps=25, pull=pull).w)
-        .square().mean() for pull in (0.0, 0.1, 10.0)
-    ]  # fmt: skip
+        .square()
+        .mean()
+        for pull in (0.0, 0.1, 10.0)
+    ]
     assert sizes[0] > sizes[1] > sizes[2]
 
 
@@ -131,8 +140,14 @@ def test_same_codes_again_and_in_other_batches() -> None:
     assert torch.equal(first.w, again.w)
     assert torch.equal(first.losses, again.losses)
     ticks: list[float] = []
-    single = invert(generator, pictures.half(), metric=BLOCKS, steps=8, batch=1,
-                    progress=lambda done, total: ticks.append(done / total))  # fmt: skip
+    single = invert(
+        generator,
+        pictures.half(),
+        metric=BLOCKS,
+        steps=8,
+        batch=1,
+        progress=lambda done, total: ticks.append(done / total),
+    )
     assert torch.allclose(single.losses, first.losses, rtol=0.02)
     assert ticks == pytest.approx([(i + 1) / 24 for i in range(24)])
 

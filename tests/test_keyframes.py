@@ -33,8 +33,10 @@ number = st.integers(-100, 1100)
 value = st.floats(-1000, 1000, allow_nan=False, width=32)
 some_keys = st.lists(
     st.builds(Key, number, value, st.sampled_from(EASINGS)),
-    min_size=1, max_size=6, unique_by=lambda key: key.number,
-)  # fmt: skip
+    min_size=1,
+    max_size=6,
+    unique_by=lambda key: key.number,
+)
 
 
 @settings(max_examples=50, deadline=None)

@@ -149,8 +149,9 @@ def test_the_face_covers_a_wider_driver_and_brings_no_backdrop(
     eroded = cv2.erode(outline.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
     assert wide[eroded].min() > 0.9
     assert narrow[eroded].min() < 0.3  # the test can tell
-    backdrop = (head < 0.01) & (matte.area([matte.grown(matte.curve(driver[[*FACE_OVAL]]), 6)],
-                                           window, 0) == 0)  # fmt: skip
+    backdrop = (head < 0.01) & (
+        matte.area([matte.grown(matte.curve(driver[[*FACE_OVAL]]), 6)], window, 0) == 0
+    )
     assert backdrop.mean() > 0.2
     assert wide[backdrop].max() < 0.02
     assert narrow[head < 0.01].max() < 0.02

@@ -56,8 +56,16 @@ def test_a_plate_becomes_frames_under_the_node(
 ) -> None:
     """While the node is renamed, copied, and its copy deleted."""
     nuke = session.module
-    node = shot(session, given, tmp_path, first=FIRST, last=FIRST + 2, handles=1, crops=True,
-                result_name="anna")  # fmt: skip
+    node = shot(
+        session,
+        given,
+        tmp_path,
+        first=FIRST,
+        last=FIRST + 2,
+        handles=1,
+        crops=True,
+        result_name="anna",
+    )
     plate = session.look(node, FIRST)  # no result yet: it shows the plate
     session.press(node, "submit")
     until(session, node, "running")
@@ -115,8 +123,11 @@ def test_a_preview_is_shown_beside_the_result(
     session: Session, server: Server, given: tuple[Path, str], tmp_path: Path
 ) -> None:
     node = shot(session, given, tmp_path, neutral="off")
-    for knob, value in {"colorManagement": "OCIO", "OCIO_config": "aces_1.2",
-                        "workingSpaceLUT": "scene_linear (ACES - ACEScg)"}.items():  # fmt: skip
+    for knob, value in {
+        "colorManagement": "OCIO",
+        "OCIO_config": "aces_1.2",
+        "workingSpaceLUT": "scene_linear (ACES - ACEScg)",
+    }.items():
         session.module.root()[knob].setValue(value)
     node.input(0)["colorspace"].setValue("default (sRGB - Texture)")
     session.module.frame(FIRST + 3)
@@ -142,8 +153,12 @@ def test_a_scan_becomes_a_character_that_the_next_node_finds(
     node = under(session, "ReenactPersonalize", scan)
     session.press(node, "submit")
     assert "agreed" in node["state"].value()  # nothing without consent
-    for knob, value in {"who": "nobody: synthetic", "agreed": True, "refine": 1,
-                        "result_name": "Anna B."}.items():  # fmt: skip
+    for knob, value in {
+        "who": "nobody: synthetic",
+        "agreed": True,
+        "refine": 1,
+        "result_name": "Anna B.",
+    }.items():
         session.set(node, knob, value)
     for quality, count, steps in (("preview", 60, 300), ("production", 250, 2000)):
         session.set(node, "quality", quality)
@@ -439,13 +454,18 @@ class Impatient(client.Client):
 
 
 def test_the_button_starts_the_server_and_goes_on(
-    session: Session, own_server: Server, given: tuple[Path, str], tmp_path: Path,
+    session: Session,
+    own_server: Server,
+    given: tuple[Path, str],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     command = tmp_path / "bin" / "reenact"
     command.parent.mkdir()
-    command.write_text(f"#!/bin/sh\nPYTHONPATH='{os.environ.get('PYTHONPATH', '')}' exec "
-                       f"'{sys.executable}' -m server.cli \"$@\"\n")  # fmt: skip
+    command.write_text(
+        f"#!/bin/sh\nPYTHONPATH='{os.environ.get('PYTHONPATH', '')}' exec "
+        f"'{sys.executable}' -m server.cli \"$@\"\n"
+    )
     command.chmod(0o755)
     monkeypatch.setattr(runs, "server_command", lambda: [str(command), "serve"])
     node = shot(session, given, tmp_path, first=FIRST, last=FIRST)
@@ -485,8 +505,11 @@ def test_a_terminal_submits_at_once_and_a_render_asks_no_server(
             nuke = farm.module
             nuke.scriptOpen(str(tmp_path / "busy.nk"))
             write = nuke.createNode("Write")
-            for knob, value in {"file": str(tmp_path / "out.%04d.exr"), "file_type": "exr",
-                                "raw": True}.items():  # fmt: skip
+            for knob, value in {
+                "file": str(tmp_path / "out.%04d.exr"),
+                "file_type": "exr",
+                "raw": True,
+            }.items():
                 write[knob].setValue(value)
             write.setInput(0, nuke.toNode("Reenact1"))
             nuke.execute(write, FIRST, FIRST + 1)

@@ -55,9 +55,10 @@ def test_one_file_looks_into_nuke() -> None:
 
 def test_the_boundary_is_small_and_typed() -> None:
     functions = [
-        line for line in ast.parse((PLUGIN / "host.py").read_text()).body
+        line
+        for line in ast.parse((PLUGIN / "host.py").read_text()).body
         if isinstance(line, ast.FunctionDef) and not line.name.startswith("_")
-    ]  # fmt: skip
+    ]
     assert 10 < len(functions) <= 25
     used = set()
     for path in PLUGIN.glob("*.py"):
@@ -102,8 +103,9 @@ def test_the_stand_in_is_strict() -> None:
         with pytest.raises(NameError):
             node["characte"]
         with pytest.raises(RuntimeError, match="no such knob"):
-            session._build(nuke_standin.nk_script.parse("Read {\n inputs 0\n flie a\n}\n"),
-                           session._root)  # fmt: skip
+            session._build(
+                nuke_standin.nk_script.parse("Read {\n inputs 0\n flie a\n}\n"), session._root
+            )
         with pytest.raises(RuntimeError, match="Unknown command"):
             nuke.createNode("Raed")
         with pytest.raises(RuntimeError, match="would hang"):
@@ -134,8 +136,11 @@ def test_the_stand_in_is_strict() -> None:
         with pytest.raises(ValueError, match="not attached"):
             node.name()
     with nuke_standin.running(gui=False) as session:
-        for call in (lambda: session.module.message("x"), lambda: session.module.menu("Nodes"),
-                     lambda: session.module.executeInMainThread(print)):  # fmt: skip
+        for call in (
+            lambda: session.module.message("x"),
+            lambda: session.module.menu("Nodes"),
+            lambda: session.module.executeInMainThread(print),
+        ):
             with pytest.raises(RuntimeError):
                 call()
 
@@ -158,26 +163,36 @@ def test_the_menu_makes_the_nodes() -> None:
         assert eval(session.panels["reenact.jobs"]).__name__ == "Jobs"
         commands = session.menus["Nodes"]._commands
         assert sorted(commands) == [
-            "Reenact/Comp", "Reenact/Edit", "Reenact/Personalize", "Reenact/Reenact",
-            "Reenact/Repair", "Reenact/Style",
-        ]  # fmt: skip
+            "Reenact/Comp",
+            "Reenact/Edit",
+            "Reenact/Personalize",
+            "Reenact/Reenact",
+            "Reenact/Repair",
+            "Reenact/Style",
+        ]
         for script, icon in commands.values():
             exec(script, {"nuke": session.module})
             assert (GIZMOS / icon).exists()
             assert (GIZMOS / icon.replace(".png", "@2x.png")).exists()
         names = [n.name() for n in session.module.allNodes()]
         assert names == [
-            "ReenactPersonalize1", "Reenact1", "ReenactRepair1", "ReenactEdit1", "ReenactStyle1",
+            "ReenactPersonalize1",
+            "Reenact1",
+            "ReenactRepair1",
+            "ReenactEdit1",
+            "ReenactStyle1",
             "ReenactComp1",
-        ]  # fmt: skip
+        ]
 
 
 def test_a_render_does_not_load_what_talks_to_the_server() -> None:
     """Opening a script on a farm imports the nodes' logic, and no sockets."""
-    code = ("import sys, types; nuke = sys.modules['nuke'] = types.ModuleType('nuke')\n"
-            "nuke.Node = object\n"
-            "import reenact.nodes\n"
-            "print('zmq' in sys.modules, 'reenact.client' in sys.modules)")  # fmt: skip
+    code = (
+        "import sys, types; nuke = sys.modules['nuke'] = types.ModuleType('nuke')\n"
+        "nuke.Node = object\n"
+        "import reenact.nodes\n"
+        "print('zmq' in sys.modules, 'reenact.client' in sys.modules)"
+    )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout == "False True\n"
 

@@ -25,12 +25,16 @@ from core.frames import Window
 from core.latent_track import FrameState, LatentTrack, save_track
 
 FIRST, LAST = 1001, 1002
-MATCHES = (Match(np.array([1.2, 0.9, 0.8]), np.array([0.02, -0.5, 0.03])),
-           Match(np.array([0.7, 1.1, 1.3]), np.array([-0.02, 0.01, 0.0])))  # fmt: skip
+MATCHES = (
+    Match(np.array([1.2, 0.9, 0.8]), np.array([0.02, -0.5, 0.03])),
+    Match(np.array([0.7, 1.1, 1.3]), np.array([-0.02, 0.01, 0.0])),
+)
 GRAIN = grain.Grain(
-    (np.array([0.0, 1.0]),) * 3, (np.array([0.03, 0.05]),) * 3,
-    np.pad(np.ones((3, 1, 1)), ((0, 0), (4, 4), (4, 4))), np.eye(3),
-)  # fmt: skip
+    (np.array([0.0, 1.0]),) * 3,
+    (np.array([0.03, 0.05]),) * 3,
+    np.pad(np.ones((3, 1, 1)), ((0, 0), (4, 4), (4, 4))),
+    np.eye(3),
+)
 RGB = ("red", "green", "blue")
 
 
@@ -63,9 +67,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     crop = cv2.resize(rng.uniform(-0.9, 0.9, (6, 6, 3)), (96, 96)).astype(np.float32)
     still = np.full((478, 2), [6.0, 0.0])
     made = Made(
-        plate, str(folder / "face.####.exr"), quad, torch.from_numpy(crop).permute(2, 0, 1),
-        rendering.Sight(quad, face, face, head, still), frames.open_clip(plate),
-    )  # fmt: skip
+        plate,
+        str(folder / "face.####.exr"),
+        quad,
+        torch.from_numpy(crop).permute(2, 0, 1),
+        rendering.Sight(quad, face, face, head, still),
+        frames.open_clip(plate),
+    )
     for number, match in zip((FIRST, LAST), MATCHES, strict=True):
         write_patch(made, made.face, number, match, rendering.Finish())
     return made
@@ -75,10 +83,12 @@ def face_points() -> np.ndarray:
     """`[478, 2]` a mesh whose outline, eyes and lips are ellipses, in sides of the square."""
     points = np.random.default_rng(1).normal(0.5, 0.1, (478, 2))
     for ring, x, y, w, h in (
-        (FACE_OVAL, 0.5, 0.5, 0.3, 0.36), (RIGHT_EYE, 0.36, 0.4, 0.07, 0.035),
-        (LEFT_EYE, 0.64, 0.4, 0.07, 0.035), (OUTER_LIPS, 0.5, 0.68, 0.13, 0.07),
+        (FACE_OVAL, 0.5, 0.5, 0.3, 0.36),
+        (RIGHT_EYE, 0.36, 0.4, 0.07, 0.035),
+        (LEFT_EYE, 0.64, 0.4, 0.07, 0.035),
+        (OUTER_LIPS, 0.5, 0.68, 0.13, 0.07),
         (INNER_LIPS, 0.5, 0.68, 0.09, 0.03),
-    ):  # fmt: skip
+    ):
         turn = np.linspace(0, 2 * np.pi, len(ring), endpoint=False)
         points[[*ring]] = np.stack([x + w * np.sin(turn), y - h * np.cos(turn)], 1)
     return points
@@ -92,11 +102,16 @@ def write_patch(
     patch = rendering.patch(made.crop, sight, made.clip, 1.0, finish, GRAIN, number)
     assert patch is not None
     frames.write_exr(
-        frames.frame_path(pattern, number), patch.rgba, window=patch.window,
-        display=(made.clip.width, made.clip.height), layers=patch.layers,
-        attributes={"reenact:matchGain": tuple(match.gain.tolist()),
-                    "reenact:matchOffset": tuple(match.offset.tolist())},
-    )  # fmt: skip
+        frames.frame_path(pattern, number),
+        patch.rgba,
+        window=patch.window,
+        display=(made.clip.width, made.clip.height),
+        layers=patch.layers,
+        attributes={
+            "reenact:matchGain": tuple(match.gain.tolist()),
+            "reenact:matchOffset": tuple(match.offset.tolist()),
+        },
+    )
 
 
 def read(session: Session, pattern: str) -> Node:
@@ -123,10 +138,18 @@ def rgb(picture: Picture) -> np.ndarray:
 
 
 EVERYTHING = {
-    "erode": -3, "soften": 4, "mouth_amount": 0.5, "hair_amount": 0.5, "parts_grow": 3,
-    "parts_soften": 2, "match": 0.7, "edge_blend": 0.6, "edge_width": 5, "shutter": 180,
+    "erode": -3,
+    "soften": 4,
+    "mouth_amount": 0.5,
+    "hair_amount": 0.5,
+    "parts_grow": 3,
+    "parts_soften": 2,
+    "match": 0.7,
+    "edge_blend": 0.6,
+    "edge_width": 5,
+    "shutter": 180,
     "grain": 0.8,
-}  # fmt: skip
+}
 
 
 def test_amount_0_is_the_plate_bit_for_bit(session: Session, made: Made, tmp_path: Path) -> None:
@@ -292,26 +315,52 @@ def flat(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     striped = (alpha * (x % 7 < 3)).astype(np.float16)
     plate, face = str(folder / "plate.1001.exr"), str(folder / "face.1001.exr")
     frames.write_exr(plate, np.tile(shade, (height, width, 1)), half=False)
-    frames.write_exr(face, np.dstack([alpha[..., None] * shade, alpha]), half=False,
-                     layers={"parts.mouth": striped, "parts.eyes": striped})  # fmt: skip
+    frames.write_exr(
+        face,
+        np.dstack([alpha[..., None] * shade, alpha]),
+        half=False,
+        layers={"parts.mouth": striped, "parts.eyes": striped},
+    )
     return plate, face
 
 
 @settings(max_examples=16, deadline=None)
 @example(0, 0.0, 1.0, 1.0, 1.0, 1.0, 8.0, 0)  # the edge's colours come from the face alone
 @given(
-    st.integers(-8, 8), st.floats(0, 6), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1),
-    st.floats(0, 1), st.floats(1, 10), st.integers(0, 5),
-)  # fmt: skip
+    st.integers(-8, 8),
+    st.floats(0, 6),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.floats(1, 10),
+    st.integers(0, 5),
+)
 def test_no_knob_of_the_matte_makes_a_dark_edge(
-    flat: tuple[str, str], erode: int, soften: float, face: float, mouth: float, amount: float,
-    blend: float, width: float, grow: int,
-) -> None:  # fmt: skip
+    flat: tuple[str, str],
+    erode: int,
+    soften: float,
+    face: float,
+    mouth: float,
+    amount: float,
+    blend: float,
+    width: float,
+    grow: int,
+) -> None:
     """A face of the plate's colour is not to be seen, whatever is done to its matte."""
     with nuke_standin.running(gui=False) as session:
-        node = comp(session, *flat, erode=erode, soften=soften, face_amount=face, amount=amount,
-                    mouth_amount=mouth, edge_blend=blend, edge_width=width,
-                    parts_grow=grow)  # fmt: skip
+        node = comp(
+            session,
+            *flat,
+            erode=erode,
+            soften=soften,
+            face_amount=face,
+            amount=amount,
+            mouth_amount=mouth,
+            edge_blend=blend,
+            edge_width=width,
+            parts_grow=grow,
+        )
         plate, shown = session.look(node.input(0), FIRST), session.look(node, FIRST)
         np.testing.assert_allclose(rgb(shown), rgb(plate), atol=1e-5)
 
@@ -349,8 +398,11 @@ def test_the_edge_takes_the_plates_colour_and_the_middle_keeps_its_own(
 
 def test_a_larger_crop_is_put_into_its_place(session: Session, made: Made, tmp_path: Path) -> None:
     image = frames.read_frame(made.clip, FIRST).pixels
-    large = warp(torch.from_numpy(image).permute(2, 0, 1)[None],
-                 torch.from_numpy(made.quad)[None].float(), 256)[0]  # fmt: skip
+    large = warp(
+        torch.from_numpy(image).permute(2, 0, 1)[None],
+        torch.from_numpy(made.quad)[None].float(),
+        256,
+    )[0]
     path = tmp_path / "crop.1001.exr"
     frames.write_exr(path, large.permute(1, 2, 0).numpy().copy(), half=False)
     node = comp(session, made.plate, made.face, use_crop=True)
@@ -393,8 +445,11 @@ def test_a_farm_without_the_plugin_renders_the_same(made: Made, tmp_path: Path) 
         farm.plugin_path.clear()
         nuke.scriptOpen(str(tmp_path / "shot.nk"))
         write = nuke.createNode("Write")
-        for knob, value in {"file": str(tmp_path / "out.%04d.exr"), "file_type": "exr",
-                            "raw": True}.items():  # fmt: skip
+        for knob, value in {
+            "file": str(tmp_path / "out.%04d.exr"),
+            "file_type": "exr",
+            "raw": True,
+        }.items():
             write[knob].setValue(value)
         write.setInput(0, nuke.toNode("ReenactComp1"))
         nuke.execute(write, FIRST, LAST)
@@ -418,15 +473,27 @@ def shot(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, np.ndarray]:
     quads[2] = np.nan
     count = len(quads)
     path = tmp_path_factory.mktemp("track") / "track.latents"
-    save_track(path, LatentTrack(
-        character="", numbers=np.arange(FIRST, FIRST + count),
-        state=np.full(count, FrameState.SOLVED, np.uint8), cut=np.arange(count) == 0,
-        alpha=np.ones((count, 1), np.float32), delta=np.zeros((count, ROWS, 1), np.float32),
-        codes=np.zeros((count, ROWS, 512), np.float32),
-        smooth=np.zeros((count, ROWS, 512), np.float32), rest=np.zeros((86, 3), np.float32),
-        landmarks=np.zeros((count, 478, 3), np.float32), quads=quads,
-        amount=np.ones(count, np.float32), losses={}, quality={}, settings={}, plate=PLATE,
-    ))  # fmt: skip
+    save_track(
+        path,
+        LatentTrack(
+            character="",
+            numbers=np.arange(FIRST, FIRST + count),
+            state=np.full(count, FrameState.SOLVED, np.uint8),
+            cut=np.arange(count) == 0,
+            alpha=np.ones((count, 1), np.float32),
+            delta=np.zeros((count, ROWS, 1), np.float32),
+            codes=np.zeros((count, ROWS, 512), np.float32),
+            smooth=np.zeros((count, ROWS, 512), np.float32),
+            rest=np.zeros((86, 3), np.float32),
+            landmarks=np.zeros((count, 478, 3), np.float32),
+            quads=quads,
+            amount=np.ones(count, np.float32),
+            losses={},
+            quality={},
+            settings={},
+            plate=PLATE,
+        ),
+    )
     return str(path), quads
 
 
@@ -491,8 +558,9 @@ def test_a_transform_moves_as_the_corner_pin_does(
             (rotate,), (scale,) = (points(node, k, number) for k in ("rotate", "scale"))
             cos, sin = scale * np.cos(np.radians(rotate)), scale * np.sin(np.radians(rotate))
             matrix = np.array([[cos, sin], [-sin, cos]])  # rows: counter-clockwise
-            np.testing.assert_allclose((still - center) @ matrix + center + translate,
-                                       wanted[number - FIRST], atol=2e-2)  # fmt: skip
+            np.testing.assert_allclose(
+                (still - center) @ matrix + center + translate, wanted[number - FIRST], atol=2e-2
+            )
             turns.append(rotate)
         assert np.ptp(turns) == pytest.approx(30, abs=0.01)  # and not 330
 

@@ -55,8 +55,14 @@ def solved(tmp_path_factory: pytest.TempPathFactory, running: Server) -> Path:
     ):
         nuke = session.module
         node = under(session, "Reenact", read_node(session, pattern, FIRST, LAST + 1))
-        for knob, value in {"character": character.as_posix(), "neutral": "off", "steps": 2,
-                            "first": FIRST, "last": LAST, "handles": 1}.items():  # fmt: skip
+        for knob, value in {
+            "character": character.as_posix(),
+            "neutral": "off",
+            "steps": 2,
+            "first": FIRST,
+            "last": LAST,
+            "handles": 1,
+        }.items():
             node[knob].setValue(value)
         nuke.scriptSaveAs(str(folder / "shot.nk"))
         session.press(node, "submit")
@@ -133,10 +139,11 @@ def test_without_a_track_above_it_is_said_what_to_do(session: Session) -> None:
     node = under(session, "Reenact", plate)
     end = under(session, "NoOp")
     for source, sentence in (
-        (None, "no Reenact node above"), (plate, "no Reenact node above"),
+        (None, "no Reenact node above"),
+        (plate, "no Reenact node above"),
         (under(session, "ReenactPersonalize", plate), "no Reenact node above"),
         (node, "Reenact1 has no latent track yet. Submit it first, or disable it."),
-    ):  # fmt: skip
+    ):
         end.setInput(0, source)
         with pytest.raises(logic().Wrong, match=sentence):
             logic().upstream(end)
@@ -162,8 +169,12 @@ def test_keys_of_sliders_become_amounts_of_frames_and_edits_stack(
     node["smile"].fromScript("{curve L x1001 0 x1003 1.5 x1004 -1 x1006 0.25}")
     node["mouth"].fromScript("0.5")
     session.set(node, "rows", "coarse+middle")
-    for knob, value in {"extra_file": str(solved / "age.directions"), "first": FIRST + 1,
-                        "last": FIRST + 2, "crops": True}.items():  # fmt: skip
+    for knob, value in {
+        "extra_file": str(solved / "age.directions"),
+        "first": FIRST + 1,
+        "last": FIRST + 2,
+        "crops": True,
+    }.items():
         session.set(node, knob, value)
     node["extra"].fromScript("{curve L x1002 1 x1003 0}")
     before = session.look(node, FIRST)
@@ -241,8 +252,10 @@ def test_a_terminal_edits_and_previews_at_once(
         session.press(node, "submit")
         assert node["job_state"].value() == "done"
         (made,) = Path(node["run"].value()).glob("*.exr")
-        same(ImageBuf(node.node("Preview")["file"].value()).get_pixels()[..., :4],
-             ImageBuf(str(made)).get_pixels()[..., :4])  # fmt: skip
+        same(
+            ImageBuf(node.node("Preview")["file"].value()).get_pixels()[..., :4],
+            ImageBuf(str(made)).get_pixels()[..., :4],
+        )
 
 
 def test_sliders_are_drawn_live_as_submit_would(
@@ -308,13 +321,24 @@ def test_a_frozen_server_holds_nobody_up_and_overtaken_frames_are_not_shown(
     session.pump(lambda: look() and not live.busy(), 60, "the end")
     assert len(set(shown)) == 2  # nothing, then the last one
     with server.client() as client:
-        kept = client.send([reenact["track"].value(), reenact["character"].value(),
-                            str(solved / "anna.directions")])  # fmt: skip
+        kept = client.send(
+            [
+                reenact["track"].value(),
+                reenact["character"].value(),
+                str(solved / "anna.directions"),
+            ]
+        )
         above = logic()._shot(node)
         wanted = protocol.Frame(
-            kept[0], kept[1], FIRST, above.plate, "", above.source.working, directions=kept[2:],
+            kept[0],
+            kept[1],
+            FIRST,
+            above.plate,
+            "",
+            above.source.working,
+            directions=kept[2:],
             moves=[protocol.Move("smile", "-2")],
-        )  # fmt: skip
+        )
         client.collect(client.submit(wanted), tmp_path, "wanted")
     there = ImageBuf(str(tmp_path / f"wanted_v001/wanted_v001.{FIRST}.exr"))
     same(ImageBuf(shown[-1]).get_pixels(), there.get_pixels())

@@ -148,8 +148,10 @@ def test_what_is_no_nuke_is_refused_and_says_what_to_give(env: Environment, tmp_
         assert "/usr/local/Nuke" in caught.value.mend
     done = subprocess.run(
         [sys.executable, ROOT / "install.py", "nuke", tmp_path],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"\n{tmp_path} is no Nuke 14 to 17\nWhat to do: give the folder")
 
@@ -187,9 +189,13 @@ def run_plugin(python: Path, env: Environment, code: str, *arguments: str, more:
     """Runs code as Nuke would with the plugin on sys.path, `more` being folders before it."""
     path = os.pathsep.join(filter(None, [more, str(env.root / "nuke_plugin")]))
     done = subprocess.run(
-        [python, "-s", "-c", code, *arguments], capture_output=True, text=True, timeout=60,
-        env={"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}, check=False,
-    )  # fmt: skip
+        [python, "-s", "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
+        check=False,
+    )
     return done.stdout.strip() if not done.returncode else done.stderr
 
 
@@ -349,10 +355,16 @@ TEXTS = st.lists(
         st.sampled_from([b"\n", b"\r\n", b"\r"]),
     )
 ).map(lambda lines: b"".join(text + end for text, end in lines))
-CONTENTS = st.none() | st.binary(max_size=60) | st.builds(
-    lambda bom, text, rest: bom + text + rest,
-    st.sampled_from([b"", b"\xef\xbb\xbf", b"\xff\xfe"]), TEXTS, st.binary(max_size=8),
-)  # fmt: skip
+CONTENTS = (
+    st.none()
+    | st.binary(max_size=60)
+    | st.builds(
+        lambda bom, text, rest: bom + text + rest,
+        st.sampled_from([b"", b"\xef\xbb\xbf", b"\xff\xfe"]),
+        TEXTS,
+        st.binary(max_size=8),
+    )
+)
 
 
 @given(content=CONTENTS, moved=st.booleans())
@@ -527,8 +539,11 @@ def test_nuke_starts_whatever_is_wrong_with_the_plugin(
     shutil.copy(ROOT / "nuke_plugin/init.py", plugin)
     done = subprocess.run(
         [find_interpreter("3.9") or sys.executable, "-c", NUKE, plugin / "init.py"],
-        env={"PYTHONPATH": str(plugin)}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        env={"PYTHONPATH": str(plugin)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     first, *registered, left = done.stdout.splitlines()
     assert first == f"{(tmp_path / 'gizmos').as_posix()} False"
     assert registered == ([] if said else ["registered"])

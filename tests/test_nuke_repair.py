@@ -207,14 +207,18 @@ def test_what_is_wrong_with_a_list_is_said_with_its_line(
         )
         said("clear_repairs")
         for action, knobs in (
-            ("replace", {"repair_from": "1001-1002"}), ("solve", {"repair_part": "mouth"}),
-            ("solve", {"repair_part": "whole face"}), ("amount", {"repair_amount": 0.25}),
-        ):  # fmt: skip
+            ("replace", {"repair_from": "1001-1002"}),
+            ("solve", {"repair_part": "mouth"}),
+            ("solve", {"repair_part": "whole face"}),
+            ("amount", {"repair_amount": 0.25}),
+        ):
             said("add_repair", repair_action=action, **knobs)
         assert node["repairs"].value().splitlines() == [
-            "replace 1003-1004 from 1001-1002", "solve 1003-1004 only mouth", "solve 1003-1004",
+            "replace 1003-1004 from 1001-1002",
+            "solve 1003-1004 only mouth",
+            "solve 1003-1004",
             "amount 1003-1004 keys 0.25",
-        ]  # fmt: skip
+        ]
         said("submit", repairs="amount 1003-1004 keys 0.25")
         amount = load_track(node["track"].value()).amount
         assert np.flatnonzero(amount != 1).tolist() == [2, 3]
@@ -222,8 +226,10 @@ def test_what_is_wrong_with_a_list_is_said_with_its_line(
         # Another amount of two frames: the others are not drawn again.
         with server.client() as client:
             drawn = next(job["id"] for job in client.jobs() if job["kind"] == "render")
-            stored = {file["number"]: store.file_path(server.folder / "store", file["hash"])
-                      for file in client.status(drawn)["files"]}  # fmt: skip
+            stored = {
+                file["number"]: store.file_path(server.folder / "store", file["hash"])
+                for file in client.status(drawn)["files"]
+            }
         for path in stored.values():
             assert frames.copy_exr(path, path, {"mark": "drawn before"})
         said("submit", repairs="amount 1003-1004 keys 0.5")
@@ -268,16 +274,25 @@ some_frames = st.sets(st.sampled_from(NUMBERS), min_size=1).map(as_ranges)
 some_repairs = st.one_of(
     st.fixed_dictionaries(
         {"do": st.just("solve"), "frames": some_frames},
-        optional={"only": st.just("mouth, eyes"), "steps": st.integers(1, 99),
-                  "reason": st.just("It is # wrong")},
+        optional={
+            "only": st.just("mouth, eyes"),
+            "steps": st.integers(1, 99),
+            "reason": st.just("It is # wrong"),
+        },
     ),
-    st.fixed_dictionaries({"do": st.just("interpolate"), "frames": some_frames},
-                          optional={"ease": st.sampled_from(["linear", "smooth"])}),
-    st.fixed_dictionaries({"do": st.just("replace"), "frames": some_frames, "from": some_frames},
-                          optional={"blend": st.integers(0, 9)}),
-    st.fixed_dictionaries({"do": st.just("amount"), "keys": st.just("1001:0:smooth,1009:1")},
-                          optional={"frames": some_frames}),
-)  # fmt: skip
+    st.fixed_dictionaries(
+        {"do": st.just("interpolate"), "frames": some_frames},
+        optional={"ease": st.sampled_from(["linear", "smooth"])},
+    ),
+    st.fixed_dictionaries(
+        {"do": st.just("replace"), "frames": some_frames, "from": some_frames},
+        optional={"blend": st.integers(0, 9)},
+    ),
+    st.fixed_dictionaries(
+        {"do": st.just("amount"), "keys": st.just("1001:0:smooth,1009:1")},
+        optional={"frames": some_frames},
+    ),
+)
 
 
 @settings(max_examples=50, deadline=None)

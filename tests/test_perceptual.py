@@ -264,8 +264,9 @@ def test_gradients_are_the_slope_of_the_distance(faces: list[Tensor], size: int)
     for direction, step in ((gradient, 1e-3), (smooth_noise(1, size, seed=7), 1e-2)):
         direction = direction / direction.norm()
         with torch.no_grad():
-            up, down = EMBEDDED.distance(torch.cat([a + step * direction, a - step * direction]),
-                                         b.expand(2, -1, -1, -1))  # fmt: skip
+            up, down = EMBEDDED.distance(
+                torch.cat([a + step * direction, a - step * direction]), b.expand(2, -1, -1, -1)
+            )
         slope = float((gradient * direction).sum())
         assert float(up - down) / (2 * step) == pytest.approx(slope, rel=0.02, abs=1e-4)
 

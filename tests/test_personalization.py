@@ -116,9 +116,14 @@ def test_anchors_are_searched_for_and_tuned_on_as_told(
     for encoder in (None, MeanEncoder(base.mapping(torch.zeros(1, 512))[0])):
         with pytest.raises(KeyboardInterrupt):
             personalization.personalize(
-                clip, tmp_path / "me.character", Told(), consent=CONSENT, base=base,
-                encoder=encoder, settings=replace(SETTINGS, refine=None, mask=encoder is None),
-            )  # fmt: skip
+                clip,
+                tmp_path / "me.character",
+                Told(),
+                consent=CONSENT,
+                base=base,
+                encoder=encoder,
+                settings=replace(SETTINGS, refine=None, mask=encoder is None),
+            )
     assert {*searched[: len(searched) // 2]} == {150}
     assert {*searched[len(searched) // 2 :]} == {60}
     assert [(how.features, how.background) for how in tuned] == [(5, 0.2), (1, 1)]
@@ -147,9 +152,12 @@ class MeanEncoder(torch.nn.Module):
 def test_an_encoder_needs_its_generator(scan: str, tmp_path: Path) -> None:
     with pytest.raises(personalization.EncoderOfNothing, match="--base"):
         personalization.personalize(
-            open_clip(scan), tmp_path / "me.character", Told(), consent=CONSENT,
+            open_clip(scan),
+            tmp_path / "me.character",
+            Told(),
+            consent=CONSENT,
             encoder=MeanEncoder(torch.zeros(512)),
-        )  # fmt: skip
+        )
 
 
 def test_nobody_becomes_a_character_without_a_name(scan: str, tmp_path: Path) -> None:

@@ -116,8 +116,11 @@ LIMITED = {
     "at": st.none() | st.lists(FLOATS, min_size=2, max_size=2),
 }
 PLAIN: dict[Any, st.SearchStrategy[Any]] = {
-    str: TEXT, int: WHOLE, float: FLOATS, bool: st.booleans()
-}  # fmt: skip
+    str: TEXT,
+    int: WHOLE,
+    float: FLOATS,
+    bool: st.booleans(),
+}
 
 
 def values(hint: Any) -> st.SearchStrategy[Any]:
@@ -323,8 +326,11 @@ def edit(**changes: Any) -> dict[str, Any]:
         ("solve", solve(plate=None), "malformed"),
         ("solve", solve(plate={**STILL, "path": "/a"}), "malformed"),
         ("solve", solve(plate={**STILL, "numbers": [1, 2]}), "malformed"),
-        ("solve", solve(plate={**STILL, "numbers": [1, 1], "files": STILL["files"] * 2}),
-         "malformed"),
+        (
+            "solve",
+            solve(plate={**STILL, "numbers": [1, 1], "files": STILL["files"] * 2}),
+            "malformed",
+        ),
         ("solve", solve(plate={**STILL, "numbers": [-1]}), "malformed"),
         ("solve", solve(plate={**STILL, "files": [NAMED]}), "malformed"),
         ("solve", solve(plate={**STILL, "suffix": ".mov"}), "bad_value"),
@@ -348,7 +354,7 @@ def edit(**changes: Any) -> dict[str, Any]:
         ("fit_directions", {"samples": 0}, "bad_value"),
         ("solve", solve(at=[1.0, "2"]), "malformed"),
     ],
-)  # fmt: skip
+)
 def test_what_no_task_may_be(kind: str, task: dict[str, Any], code: str) -> None:
     assert refusal(lambda: read_task(Submit(kind, task))).code == code
 
@@ -457,18 +463,86 @@ def templates() -> list[bytes]:
 
 DEEP = [b"[" * n + b"]" * n for n in (5, 900, 990, 5000)] + [b'{"a":' * 5000, b"[" * 50_000]
 TOKENS = [
-    b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999", b"1e-999", b"9" * 400, b"-0", b"-0.0",
-    b"9" * 6000, b"1." + b"3" * 3000, b"9007199254740992", b"0x1", b"01", b"null", b"true",
-    b"false", b"{}", b"[]", b'""', b'"\\ud800"', b'"\\udfff\\ud800"', b'"\\u0000"', b'"\\u12"',
-    b'"\xed\xa0\x80"', b"\xef\xbb\xbf", b'"../../etc/passwd"', b'"__class__"', b"'a'", b"//", b",",
-    b'"a":', b"\0", b'"' + b"x" * 5000 + b'"', b"[" + b"0," * 3000 + b"0]", b'{"a":1,"a":2}', *DEEP,
-]  # fmt: skip
+    b"NaN",
+    b"Infinity",
+    b"-Infinity",
+    b"1e999",
+    b"-1e999",
+    b"1e-999",
+    b"9" * 400,
+    b"-0",
+    b"-0.0",
+    b"9" * 6000,
+    b"1." + b"3" * 3000,
+    b"9007199254740992",
+    b"0x1",
+    b"01",
+    b"null",
+    b"true",
+    b"false",
+    b"{}",
+    b"[]",
+    b'""',
+    b'"\\ud800"',
+    b'"\\udfff\\ud800"',
+    b'"\\u0000"',
+    b'"\\u12"',
+    b'"\xed\xa0\x80"',
+    b"\xef\xbb\xbf",
+    b'"../../etc/passwd"',
+    b'"__class__"',
+    b"'a'",
+    b"//",
+    b",",
+    b'"a":',
+    b"\0",
+    b'"' + b"x" * 5000 + b'"',
+    b"[" + b"0," * 3000 + b"0]",
+    b'{"a":1,"a":2}',
+    *DEEP,
+]
 VALUES: list[Any] = [
-    None, True, False, 0, -1, 1, 2**31, 2**53, 2**63, -(2**64), 10**400, 0.0, -0.5, 1e308, 5e-324,
-    "", "a", "..", "/", "\0", "\ud800", "\udfff\ud800", "\U0010ffff" * 41, "x" * 4097, HASH_A,
-    ".exr", ".mov", "1-50", "9" * 4000, [], {}, [[]], [{}] * 40, ["a"] * 500, [0] * 1000,
-    {"a": 1}, {"path": "/a"}, {"hash": HASH_A, "size": 1}, {"__init__": 1}, dict.fromkeys("xyz"),
-]  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**31,
+    2**53,
+    2**63,
+    -(2**64),
+    10**400,
+    0.0,
+    -0.5,
+    1e308,
+    5e-324,
+    "",
+    "a",
+    "..",
+    "/",
+    "\0",
+    "\ud800",
+    "\udfff\ud800",
+    "\U0010ffff" * 41,
+    "x" * 4097,
+    HASH_A,
+    ".exr",
+    ".mov",
+    "1-50",
+    "9" * 4000,
+    [],
+    {},
+    [[]],
+    [{}] * 40,
+    ["a"] * 500,
+    [0] * 1000,
+    {"a": 1},
+    {"path": "/a"},
+    {"hash": HASH_A, "size": 1},
+    {"__init__": 1},
+    dict.fromkeys("xyz"),
+]
 FIELDS = ["self", "__class__", "\ud800", "", "x" * 5000, "task", "path", "files", "number", "id"]
 
 
@@ -482,10 +556,14 @@ class Hostile:
             b'{"reenact":1,"type":"ping","id":"a","body":' + b'{"a":' * 200_000,
             b'"' + b"x" * (MAX_HEADER - 2) + b'"',
             b'{"reenact":1,"id":"a","type":"held","body":{"hashes":["'
-            + b'","'.join([b"a"] * 250_000) + b'"]}}',
-            b"9" * MAX_HEADER, b"1e" + b"9" * (MAX_HEADER - 2), b"\xff" * (MAX_HEADER + 1),
-            b'{"reenact":' + b"9" * 500_000 + b"}", b'{"a":1,' * 140_000,
-        ]  # fmt: skip
+            + b'","'.join([b"a"] * 250_000)
+            + b'"]}}',
+            b"9" * MAX_HEADER,
+            b"1e" + b"9" * (MAX_HEADER - 2),
+            b"\xff" * (MAX_HEADER + 1),
+            b'{"reenact":' + b"9" * 500_000 + b"}",
+            b'{"a":1,' * 140_000,
+        ]
 
     def below(self, n: int) -> int:
         return int(self.rng.integers(n))
@@ -685,9 +763,10 @@ def test_the_document_has_every_code() -> None:
             name = getattr(call.func, "attr", getattr(call.func, "id", ""))
             at = {"ProtocolError": 0, "ServerError": 0, "_refuse": 2}.get(name, len(call.args))
             raised |= {
-                a.value for a in call.args[at : at + 1]
+                a.value
+                for a in call.args[at : at + 1]
                 if isinstance(a, ast.Constant) and isinstance(a.value, str)
-            }  # fmt: skip
+            }
     assert {"version", "too_large", "malformed", "unknown_kind", "bad_value"} < raised
     assert {"no_such_file", "no_such_job", "credit"} < raised
     text = DOCUMENT.read_text(encoding="utf-8")
@@ -733,9 +812,13 @@ except ProtocolError as error:
 
 def run_alone(interpreter: str, code: str) -> str:
     done = subprocess.run(
-        [interpreter, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT,
+        [interpreter, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
         env={"PYTHONPATH": str(PLUGIN), "PYTHONDONTWRITEBYTECODE": "1"},
-    )  # fmt: skip
+    )
     return done.stdout.strip()
 
 

@@ -56,8 +56,17 @@ def test_a_table_of_two_tracks_and_a_report_of_each(shot: Path) -> None:
         assert facts["character"] in report
         assert "nobody: synthetic" in report  # who agreed
     served = json.loads((shot / "shot_qc" / "qc.json").read_text())
-    again = ("qc", "shot.latents", "--local", "-o", "again", "--batch", "3", "--limit",
-             "clipping=99")  # fmt: skip
+    again = (
+        "qc",
+        "shot.latents",
+        "--local",
+        "-o",
+        "again",
+        "--batch",
+        "3",
+        "--limit",
+        "clipping=99",
+    )
     killed = subprocess.Popen([sys.executable, "-m", "server.cli", *again], cwd=shot)
     kept = shot / "again" / "shot_qc.work"
     wait_for(lambda: list(kept.glob("*/3.npz")), 120, "six frames")

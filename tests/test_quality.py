@@ -27,8 +27,16 @@ from core.repair import check
 
 WRONG_ROW, LOST_ROW = WRONG - FIRST, LOST - FIRST
 COMPARED = (
-    "landmarks", "right_eye", "left_eye", "lips", "head", "mouth", "smile", "lids", "pose",
-)  # fmt: skip
+    "landmarks",
+    "right_eye",
+    "left_eye",
+    "lips",
+    "head",
+    "mouth",
+    "smile",
+    "lids",
+    "pose",
+)
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +131,12 @@ def test_rendered_frames_measure_as_drawn_ones(
     frames.write_png(tmp_path / "wide.1004.png", np.zeros((20, 40, 3)))
     with pytest.raises(quality.NothingToMeasure, match="40x20"):
         measure_shot(
-            track, who, plate, proxy_recogniser(),
+            track,
+            who,
+            plate,
+            proxy_recogniser(),
             rendered=frames.open_clip(str(tmp_path / "wide.####.png")),
-        )  # fmt: skip
+        )
 
 
 def test_patches_are_judged_merged_over_their_plate(
@@ -216,13 +227,19 @@ def test_a_users_networks_take_the_place_of_the_proxies(
     crop = next(cut_out(plate, [WRONG], track.quads[row], 256))[None].float()
     with torch.no_grad():
         sides = [
-            model.fit(p, look(torch.nn.functional.interpolate(
-                p, (64, 64), mode="bilinear", antialias=True)).landmarks)
+            model.fit(
+                p,
+                look(
+                    torch.nn.functional.interpolate(p, (64, 64), mode="bilinear", antialias=True)
+                ).landmarks,
+            )
             for p in (crop, made[row])
-        ]  # fmt: skip
+        ]
     expected = [((a - b) ** 2).mean().item() for a, b in zip(*sides, strict=True)]
-    for name, value in (("expression_distance", 10 * expected[0]),
-                        ("pose_distance", 100 * expected[1])):  # fmt: skip
+    for name, value in (
+        ("expression_distance", 10 * expected[0]),
+        ("pose_distance", 100 * expected[1]),
+    ):
         assert found.measures[name][WRONG_ROW] == pytest.approx(value, rel=1e-3)
     assert quality.summary(found)["ID"] == pytest.approx(top.mean(), abs=1e-4)
 
@@ -357,8 +374,10 @@ def test_a_limit_that_was_given_is_the_only_one() -> None:
     numbers, state = np.arange(1, 31), np.full(30, FrameState.SOLVED, np.uint8)
 
     def found(**limits: float) -> list[tuple[int, str]]:
-        return [(m.number, m.measure)
-                for m in quality.mark(numbers, state, np.ones(30), values, limits)[1]]  # fmt: skip
+        return [
+            (m.number, m.measure)
+            for m in quality.mark(numbers, state, np.ones(30), values, limits)[1]
+        ]
 
     usual = [(4, "pose"), (6, "identity"), (10, "mouth")]
     assert found() == usual
@@ -373,10 +392,12 @@ def test_a_frame_that_jumps_is_marked_and_not_its_neighbours() -> None:
 
 def test_repairs_join_frames_that_need_the_same() -> None:
     mouth = {3: 20.0, 4: 20.0, 5: 20.0, 8: 20.0}
-    found = marked(table(30, mouth=mouth, lids={8: 30.0, 12: -30.0}, jitter={20: 9.0, 0: 9.0},
-                         identity={25: 0.5}))  # fmt: skip
-    entries = [{k: e[k] for k in e if k not in ("reason", "steps")}
-               for e in quality.repairs(found)]  # fmt: skip
+    found = marked(
+        table(
+            30, mouth=mouth, lids={8: 30.0, 12: -30.0}, jitter={20: 9.0, 0: 9.0}, identity={25: 0.5}
+        )
+    )
+    entries = [{k: e[k] for k in e if k not in ("reason", "steps")} for e in quality.repairs(found)]
     assert entries == [
         {"do": "solve", "frames": "2-8", "only": "mouth"},
         {"do": "solve", "frames": "7-11"},
@@ -423,13 +444,24 @@ def still(found: Quality) -> LatentTrack:
     """A track of the frames that were measured, all of them alike."""
     count = len(found.numbers)
     return LatentTrack(
-        character="c" * 64, numbers=found.numbers, state=found.state, cut=found.cut,
-        alpha=np.ones((count, 1), np.float32), delta=np.zeros((count, 2, 1), np.float32),
-        codes=np.zeros((count, 2, 4), np.float32), smooth=np.zeros((count, 2, 4), np.float32),
-        rest=np.zeros((86, 3), np.float32), landmarks=np.zeros((count, 478, 3), np.float32),
-        quads=np.zeros((count, 4, 2)), amount=np.ones(count, np.float32), losses={}, quality={},
-        settings={}, source="", plate=(8, 8),
-    )  # fmt: skip
+        character="c" * 64,
+        numbers=found.numbers,
+        state=found.state,
+        cut=found.cut,
+        alpha=np.ones((count, 1), np.float32),
+        delta=np.zeros((count, 2, 1), np.float32),
+        codes=np.zeros((count, 2, 4), np.float32),
+        smooth=np.zeros((count, 2, 4), np.float32),
+        rest=np.zeros((86, 3), np.float32),
+        landmarks=np.zeros((count, 478, 3), np.float32),
+        quads=np.zeros((count, 4, 2)),
+        amount=np.ones(count, np.float32),
+        losses={},
+        quality={},
+        settings={},
+        source="",
+        plate=(8, 8),
+    )
 
 
 # -- files ---------------------------------------------------------------------------------------

@@ -52,8 +52,9 @@ def test_a_recogniser_gets_rgb_from_minus_1_to_1_where_the_template_says(
     # Red says where a pixel lies from left to right, green from top to bottom; blue is black.
     size = 160
     at = (torch.arange(size) + 0.5) / size * 2 - 1
-    ramps = torch.stack([at.expand(size, size), at[:, None].expand(size, size),
-                         torch.full((size, size), -1.0)])  # fmt: skip
+    ramps = torch.stack(
+        [at.expand(size, size), at[:, None].expand(size, size), torch.full((size, size), -1.0)]
+    )
     pictures = ramps[None].repeat(len(landmarks), 1, 1, 1)
     seen = known.embed(pictures, landmarks).reshape(-1, 3, 7, 7)
     quads = recognition.recognition_quads(recognition.five_points(landmarks, size))

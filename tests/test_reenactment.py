@@ -290,8 +290,11 @@ def test_frames_that_gain_no_more_are_done(character):
     hook = character.generator.synthesis.register_forward_pre_hook(count)
     steps = []
     for tolerance in (0.0, 1e9):  # a batch may stop never, or once patience has run out
-        solve(character, clip, replace(STILL, first_steps=6, patience=2, tolerance=tolerance,
-                                       start="retrieval"))  # fmt: skip
+        solve(
+            character,
+            clip,
+            replace(STILL, first_steps=6, patience=2, tolerance=tolerance, start="retrieval"),
+        )
         steps.append(drawn)
         drawn = 0
     hook.remove()
@@ -821,8 +824,11 @@ def test_a_killed_solve_goes_on_to_the_same_track(character, tmp_path, killed, s
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     run = subprocess.run(
         [sys.executable, "-c", _CHILD, here, tmp_path, str(killed), str(torch.get_num_threads())],
-        capture_output=True, text=True, env=environment, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
     assert run.returncode == -signal.SIGKILL, run.stderr
     partial = load_track(path)
     assert not partial.complete

@@ -132,9 +132,12 @@ def drawn(plate: tuple, path: Path, finish: rendering.Finish, **more: object) ->
     placed = rendering.patch(crop, sight_of(crop, quad, moves=6.0), clip, finish=finish, **more)
     assert placed is not None
     frames.write_exr(
-        path, placed.rgba, window=placed.window, display=(clip.width, clip.height),
+        path,
+        placed.rgba,
+        window=placed.window,
+        display=(clip.width, clip.height),
         layers=placed.layers,
-    )  # fmt: skip
+    )
     return placed, OpenEXR.File(str(path), separate_channels=True)
 
 
@@ -152,8 +155,10 @@ def test_another_reader_finds_the_layers_by_name_and_type(plate: tuple, tmp_path
         "matte.head parts.eyes parts.inner parts.iris parts.mouth render.B render.G render.R"
     )
     types = {name: c.pixels.dtype for name, c in channels.items()}
-    assert types == {**dict.fromkeys(half.split(), np.float16),
-                     **dict.fromkeys(["stmap.u", "stmap.v"], np.float32)}  # fmt: skip
+    assert types == {
+        **dict.fromkeys(half.split(), np.float16),
+        **dict.fromkeys(["stmap.u", "stmap.v"], np.float32),
+    }
 
     def layer(*names: str) -> np.ndarray:
         return np.stack([channels[n].pixels.astype(np.float32) for n in names], -1)
@@ -339,16 +344,26 @@ def test_only_frames_that_look_otherwise_after_a_repair_are_drawn_again(
     def write(name: str, track: LatentTrack, task: str, *earlier: str) -> list[int]:
         """The frames that were drawn: a copy keeps the mark that its source was given."""
         pattern = str(tmp_path / name / "out.####.exr")
-        there = {n: [Path(frames.frame_path(str(tmp_path / e / "out.####.exr"), n))
-                     for e in earlier] for n in numbers}  # fmt: skip
+        there = {
+            n: [Path(frames.frame_path(str(tmp_path / e / "out.####.exr"), n)) for e in earlier]
+            for n in numbers
+        }
         rendering.write_frames(
-            generator, track, np.arange(8), pattern, task,
-            {"reenact:track": name} | ({} if earlier else {"made": "here"}), clip,
-            rendering.Finish(match=0.5, grain=0.5), batch=1, earlier=there,
-        )  # fmt: skip
+            generator,
+            track,
+            np.arange(8),
+            pattern,
+            task,
+            {"reenact:track": name} | ({} if earlier else {"made": "here"}),
+            clip,
+            rendering.Finish(match=0.5, grain=0.5),
+            batch=1,
+            earlier=there,
+        )
         made = frames.open_clip(pattern)
-        return [n for n in numbers
-                if ("made" in frames.read_frame(made, n).metadata) != bool(earlier)]  # fmt: skip
+        return [
+            n for n in numbers if ("made" in frames.read_frame(made, n).metadata) != bool(earlier)
+        ]
 
     assert write("first", before, "t") == numbers
     assert write("fresh", after, "t") == numbers
@@ -360,8 +375,9 @@ def test_only_frames_that_look_otherwise_after_a_repair_are_drawn_again(
     assert write("second", after, "t", "bad", "first") == [1003, 1004, 1005, 1008]
     assert write("other", before, "u", "first") == numbers  # another plate, style, finish
     for number in numbers:
-        ours, theirs = (oiio.ImageBuf(str(tmp_path / n / f"out.{number}.exr"))
-                        for n in ("second", "fresh"))  # fmt: skip
+        ours, theirs = (
+            oiio.ImageBuf(str(tmp_path / n / f"out.{number}.exr")) for n in ("second", "fresh")
+        )
         assert ours.spec().channelformats == theirs.spec().channelformats
         assert ours.roi_full == theirs.roi_full
         assert (ours.roi.xbegin, ours.roi.ybegin) == (theirs.roi.xbegin, theirs.roi.ybegin)
@@ -481,10 +497,14 @@ def test_a_frame_is_the_same_whatever_else_is_drawn(
         for name in ("made", "driver", "head", "moves"):
             np.testing.assert_allclose(getattr(alone, name), getattr(every[row], name), atol=1e-4)
     # Nothing comes over the cut.
-    before = LatentTrack(**{
-        f.name: value[:5] if isinstance(value := getattr(track, f.name), np.ndarray)
-        and f.name != "rest" else value for f in fields(track)
-    })  # fmt: skip
+    before = LatentTrack(
+        **{
+            f.name: value[:5]
+            if isinstance(value := getattr(track, f.name), np.ndarray) and f.name != "rest"
+            else value
+            for f in fields(track)
+        }
+    )
     *_, last = rendering.sights(generator, before, np.arange(5))
     np.testing.assert_allclose(last.made, every[4].made, atol=1e-4)
     np.testing.assert_allclose(last.moves, every[4].moves, atol=1e-2)
@@ -514,9 +534,12 @@ def test_mattes_and_matches_follow_what_moves_and_do_not_flicker(tmp_path: Path)
     seen = [sight_of(picture, quad) for picture in drawn]
     mesh = np.stack([from_square(sight.made, quad) for sight in seen])
     track = replace(
-        track_of(base, list(range(1001, 1001 + count)), quad), smooth=smooth, codes=smooth,
-        landmarks=np.pad(mesh - 0.5, ((0, 0), (0, 0), (0, 1))).astype(np.float32), fps=24.0,
-    )  # fmt: skip
+        track_of(base, list(range(1001, 1001 + count)), quad),
+        smooth=smooth,
+        codes=smooth,
+        landmarks=np.pad(mesh - 0.5, ((0, 0), (0, 0), (0, 1))).astype(np.float32),
+        fps=24.0,
+    )
     pattern = str(tmp_path / "out.####.exr")
     rendering.write_frames(base, track, np.arange(count), pattern, "t", {}, plate)
     written = [*frames.read_frames(frames.open_clip(pattern))]

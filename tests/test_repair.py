@@ -149,10 +149,12 @@ def expanded(frames: str) -> np.ndarray:
 
 @given(st.lists(repairs(), min_size=1, max_size=4))
 @example(
-    [{"do": "hold", "frames": "1001", "from": "1001"},
-     {"do": "hold", "frames": "1017", "from": "1015"},
-     {"do": "hold", "frames": "1001, 1015, 1019", "from": "1001"}]
-)  # fmt: skip
+    [
+        {"do": "hold", "frames": "1001", "from": "1001"},
+        {"do": "hold", "frames": "1017", "from": "1015"},
+        {"do": "hold", "frames": "1001, 1015, 1019", "from": "1001"},
+    ]
+)
 @settings(max_examples=25, deadline=None)
 def test_nothing_else_changes_and_codes_stay_in_p_plus(
     tmp_path_factory: pytest.TempPathFactory, entries: list[dict[str, Any]]
@@ -228,8 +230,12 @@ def test_a_held_code_is_eased_into_and_out_of() -> None:
     made = repair(TRACK, [entry])
     before, held, after = TRACK.weights[rows_of(TRACK, 1015, 1003, 1023)].astype(np.float64)
     share = {1: 7 / 27, 2: 20 / 27}  # 3 t^2 - 2 t^3 in thirds
-    for number, end, steps in ((1016, before, 1), (1017, before, 2), (1021, after, 2),
-                               (1022, after, 1)):  # fmt: skip
+    for number, end, steps in (
+        (1016, before, 1),
+        (1017, before, 2),
+        (1021, after, 2),
+        (1022, after, 1),
+    ):
         expected = end + share[steps] * (held - end)
         assert made.weights[made.index(number)] == pytest.approx(expected, abs=1e-6)
     for number in (1018, 1019, 1020):
@@ -240,8 +246,10 @@ def test_a_held_code_is_eased_into_and_out_of() -> None:
 
 def test_at_a_cut_there_is_nothing_to_ease_from() -> None:
     made = repair(TRACK, [{"do": "hold", "frames": "1027-1033", "from": 1003, "blend": 1}])
-    at = [np.array_equal(made.codes[made.index(n)], TRACK.codes[TRACK.index(1003)])
-          for n in range(1027, 1034)]  # fmt: skip
+    at = [
+        np.array_equal(made.codes[made.index(n)], TRACK.codes[TRACK.index(1003)])
+        for n in range(1027, 1034)
+    ]
     assert at == [False, True, True, True, True, True, False]
 
 
@@ -328,11 +336,13 @@ def test_what_the_low_pass_spread_is_told() -> None:
         ({"do": "hold", "frames": "1004"}, r"Repair 2 \(hold\): it needs 'from'"),
         ({"do": "interpolate"}, "needs 'frames'"),
         ({"do": "amount"}, "needs 'keys'"),
-        ({"do": "hold", "frames": "1004", "from": 1013}, "frame 1013 is not in the track, which "
-         "has 1001-1012, 1015-1042"),
+        (
+            {"do": "hold", "frames": "1004", "from": 1013},
+            "frame 1013 is not in the track, which has 1001-1012, 1015-1042",
+        ),
         ({"do": "interpolate", "frames": "1004-10100"}, "frame 10100 is not"),
         ({"do": "interpolate", "frames": "1009-1004"}, "ends before it starts"),
-        ({"do": "interpolate", "frames": "soon"}, 'as in "1020-1035, 1040", not \'soon\''),
+        ({"do": "interpolate", "frames": "soon"}, "as in \"1020-1035, 1040\", not 'soon'"),
         ({"do": "interpolate", "frames": True}, "must be frames"),
         ({"do": "interpolate", "frames": 1004, "ease": "slow"}, "one of linear, smooth, hold"),
         ({"do": "interpolate", "frames": "1040-1042"}, "no frame after 1040-1042"),
@@ -349,7 +359,7 @@ def test_what_the_low_pass_spread_is_told() -> None:
         ({"do": "solve", "frames": 1004, "weights": {"mouth": -1}}, "mouth must be a number fro"),
         ({"do": "solve", "frames": 1004, "steps": 0}, "steps must be a whole number from 1"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_repair(entry: Any, said: str) -> None:
     with pytest.raises(WrongRepair, match=said):
         check([{"do": "interpolate", "frames": 1004}, entry], TRACK)
@@ -499,9 +509,10 @@ def reenact(
 
     def run(*arguments: object, code: int = 0) -> dict[str, Any]:
         monkeypatch.setattr(
-            sys, "argv",
+            sys,
+            "argv",
             ["reenact", "repair", *map(str, (folder / "shot.latents", *arguments)), "--json"],
-        )  # fmt: skip
+        )
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main()
@@ -537,15 +548,21 @@ def test_a_repair_is_a_new_version(reenact: Reenact, folder: Path, tmp_path: Pat
         ((), 2, "Give --list, or one repair with --do"),
         (("--list", "none.json"), 1, "none.json can't be read"),
         (("--do", "hold", "--frames", "1003"), 1, "Repair 1 (hold): it needs 'from'"),
-        (("--do", "hold", "--frames", "1003", "--from", "1001", "-o", "FOLDER/shot.latents"), 1,
-         "no version is overwritten"),
+        (
+            ("--do", "hold", "--frames", "1003", "--from", "1001", "-o", "FOLDER/shot.latents"),
+            1,
+            "no version is overwritten",
+        ),
         (("--do", "solve", "--frames", "1003"), 2, "give the driving clip with --plate"),
         (("--do", "solve", "--frames", "1003", "--weight", "mouth"), 2, "NAME=NUMBER"),
-        (("--do", "solve", "--frames", "1003", "--plate", "FOLDER/plate.####.png 1005-1008"), 1,
-         "1003"),
+        (
+            ("--do", "solve", "--frames", "1003", "--plate", "FOLDER/plate.####.png 1005-1008"),
+            1,
+            "1003",
+        ),
         (("--do", "amount", "--keys", "soon"), 1, "no key"),
     ],
-)  # fmt: skip
+)
 def test_wrong_repairs_are_a_sentence(
     reenact: Reenact, folder: Path, arguments: tuple[str, ...], code: int, said: str
 ) -> None:
@@ -567,8 +584,14 @@ def test_the_server_repairs_as_the_command_does(
     server = Server(tmp_path / "home").start()
     monkeypatch.setenv("REENACT_HOME", str(tmp_path / "home"))
     try:
-        made = reenact("--list", tmp_path / "list.json", "--plate", folder / "plate.####.png",
-                       "-o", tmp_path / "made.latents")["result"]  # fmt: skip
+        made = reenact(
+            "--list",
+            tmp_path / "list.json",
+            "--plate",
+            folder / "plate.####.png",
+            "-o",
+            tmp_path / "made.latents",
+        )["result"]
         with server.client() as client:
             wrong = client.submit(protocol.Repair(client.send([folder / "shot.latents"])[0], [{}]))
             assert finish(client, wrong)["reason"].startswith("Repair 1: do is None")

@@ -51,12 +51,25 @@ def made_up(count: int = 40, first: int = 1001) -> Quality:
         cv2.circle(card, (60 + 8 * i % 300, 110), 40, (200, 160, 120), -1)
         card += rng.integers(0, 20, card.shape, np.uint8)  # pictures do not pack as flats do
         cards.append(quality.jpeg(card, 88))
-    metrics = {"identity": "proxy: none", "pose_distance": HOSTILE, "expression_distance": "x",
-               "niqe": "y"}  # fmt: skip
+    metrics = {
+        "identity": "proxy: none",
+        "pose_distance": HOSTILE,
+        "expression_distance": "x",
+        "niqe": "y",
+    }
     return Quality(
-        numbers, state, t == 0, measures, signals, bounds, marks, metrics, (1.0, 1.2),
-        (f"A note {HOSTILE}",), cards,
-    )  # fmt: skip
+        numbers,
+        state,
+        t == 0,
+        measures,
+        signals,
+        bounds,
+        marks,
+        metrics,
+        (1.0, 1.2),
+        (f"A note {HOSTILE}",),
+        cards,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -156,10 +169,13 @@ def test_curves_are_broken_where_there_is_nothing(found: Quality) -> None:
 
 def test_worst_frames_first_and_a_sane_size() -> None:
     long = made_up(200)
-    many = replace(long, marks=tuple(
-        quality.Mark(int(n), "lips", 9.0, 4.0, f"bad {n}", float(i))
-        for i, n in enumerate(long.numbers)
-    ))  # fmt: skip
+    many = replace(
+        long,
+        marks=tuple(
+            quality.Mark(int(n), "lips", 9.0, 4.0, f"bad {n}", float(i))
+            for i, n in enumerate(long.numbers)
+        ),
+    )
     text = report.page("long", many, [])
     assert len(text) < 10e6
     ids = re.findall(r'id="frame-(\d+)"', text)
@@ -172,11 +188,15 @@ def test_a_very_short_shot_has_a_report(count: int) -> None:
     short = made_up(40)
     cut = slice(5, 5 + count)
     few = replace(
-        short, numbers=short.numbers[cut], state=short.state[cut], cut=short.cut[cut],
-        measures={n: v[cut] for n, v in short.measures.items()}, marks=(),
+        short,
+        numbers=short.numbers[cut],
+        state=short.state[cut],
+        cut=short.cut[cut],
+        measures={n: v[cut] for n, v in short.measures.items()},
+        marks=(),
         signals={n: (a[cut], b[cut]) for n, (a, b) in short.signals.items()},
         cards=short.cards[cut],
-    )  # fmt: skip
+    )
     read = Reader(report.page("short", few, []))
     assert "No frame is marked." in " ".join(read.text)
 
@@ -190,11 +210,20 @@ def browse(page: str, folder: Path, *options: str) -> tuple[str, str]:
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr",
-        "--virtual-time-budget=3000", *options, path.as_uri(),
-    ]  # fmt: skip
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={folder / 'profile'}",
+        "--enable-logging=stderr",
+        "--virtual-time-budget=3000",
+        *options,
+        path.as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout, "\n".join(e for e in done.stderr.splitlines() if "CONSOLE" in e)
 

@@ -125,8 +125,9 @@ def test_the_server_gives_what_the_command_line_gives(
         who = load_character(character)
         out = str(tmp_path / "local.####.exr")
         empty = protocol.Render(File(), File(), name="track")
-        tasks.render(empty, load_track(track), who, frames.open_clip(pattern), out,
-                     Report(machine=True))  # fmt: skip
+        tasks.render(
+            empty, load_track(track), who, frames.open_clip(pattern), out, Report(machine=True)
+        )
         for number in manifest["frames"]:
             there, here = (frames.frame_path(p, number) for p in (manifest["pattern"], out))
             assert Path(there).read_bytes() == Path(here).read_bytes()
@@ -158,21 +159,41 @@ def test_the_client_in_the_pythons_of_nuke(
     python = interpreter(version, "pip")
     packages = tmp_path / "packages"
     installed = subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:",
-         "--target", packages, f"pyzmq=={zmq.__version__}"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--target",
+            packages,
+            f"pyzmq=={zmq.__version__}",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if installed.returncode:
         pytest.skip(f"pyzmq can't be had for Python {version}: {installed.stderr[-200:]}")
     character, pattern = inputs(folder)
     plugin = Path(protocol.__file__).parents[1]
     done = subprocess.run(
-        [python, "-c", SESSION, tmp_path / "shots", character, pattern, "1001",
-         str(1000 + FRAMES)],
-        capture_output=True, text=True, check=False, timeout=200, cwd=tmp_path,
-        env=os.environ | {"REENACT_HOME": str(server.folder), "PYTHONDONTWRITEBYTECODE": "1",
-                          "PYTHONPATH": f"{plugin}{os.pathsep}{packages}"},
-    )  # fmt: skip
+        [python, "-c", SESSION, tmp_path / "shots", character, pattern, "1001", str(1000 + FRAMES)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+        cwd=tmp_path,
+        env=os.environ
+        | {
+            "REENACT_HOME": str(server.folder),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": f"{plugin}{os.pathsep}{packages}",
+        },
+    )
     assert not done.returncode, done.stderr
     ran, unwanted, made = json.loads(done.stdout)
     assert (f"{ran[0]}.{ran[1]}", unwanted, made["state"]) == (version, [], "done")
@@ -217,8 +238,11 @@ def test_a_pause_keeps_what_is_solved(
             client.resume(job)
             assert finish(client, job)["state"] == "done"
             news: list[dict[str, object]] = []
-            wait_for(lambda: news.extend(pump.drain()) or any(
-                e.get("state") == "done" for e in news), 30, "the pump")  # fmt: skip
+            wait_for(
+                lambda: news.extend(pump.drain()) or any(e.get("state") == "done" for e in news),
+                30,
+                "the pump",
+            )
         pump.close()
         numbers = [e["n"] for e in news if e.get("job") == job]
         assert numbers == sorted(numbers)
@@ -229,8 +253,20 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
 ) -> None:
     character, pattern = inputs(folder)
     track = tmp_path / "shot.latents"
-    command = [sys.executable, "-m", "server.cli", "solve", pattern, "--character", str(character),
-               "-o", str(track), "--batch", "2", "--json"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "server.cli",
+        "solve",
+        pattern,
+        "--character",
+        str(character),
+        "-o",
+        str(track),
+        "--batch",
+        "2",
+        "--json",
+    ]
     environment = os.environ | {"REENACT_HOME": str(server.folder)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
@@ -266,8 +302,9 @@ def test_each_gpu_has_its_workers(
             client.submit(dataclasses.replace(task, steps=steps))
         wait_for(
             lambda: sorted(j["state"] for j in client.jobs()) == ["queued"] + 2 * ["running"],
-            30, "two at once",
-        )  # fmt: skip
+            30,
+            "two at once",
+        )
         workers = client.ask(protocol.Health())["workers"]
         assert sorted(workers) == ["long 0", "long 1"]
         for name, facts in workers.items():
@@ -331,13 +368,15 @@ def test_a_job_at_which_workers_die_fails_with_the_reason(own_server: Server, fo
         for death in range(1, 4):
             wait_for(
                 lambda: client.ask(protocol.Health())["workers"].get("long", {}).get("job"),
-                60, "a worker",
-            )  # fmt: skip
+                60,
+                "a worker",
+            )
             kill_worker(client)
             wait_for(
-                lambda death=death: sum(
-                    e["type"] == "note" for e in client.events(job)) == death, 60, "its death",
-            )  # fmt: skip
+                lambda death=death: sum(e["type"] == "note" for e in client.events(job)) == death,
+                60,
+                "its death",
+            )
         status = finish(client, job)
         assert status["state"] == "failed"
         assert "died 3 times at the start (signal 9" in status["reason"]
@@ -544,8 +583,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     path.mkdir()
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(path)],
-        capture_output=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        check=False,
+    )
     if done.returncode:
         pytest.skip("only root may mount a small disk")
     yield path
@@ -749,8 +789,9 @@ def test_limits_are_named(server: Server, folder: Path, tmp_path: Path) -> None:
             solve.plate, numbers=list(range(4001)), files=solve.plate.files[:1] * 4001
         )
         with pytest.raises(ServerError, match=r"4001 frames, 4000 are allowed"):
-            client.ask(protocol.Submit("solve", dataclasses.asdict(
-                dataclasses.replace(solve, plate=long))))  # fmt: skip
+            client.ask(
+                protocol.Submit("solve", dataclasses.asdict(dataclasses.replace(solve, plate=long)))
+            )
         for path in ("/etc/passwd", "../../x.png", f"{folder}/plate.####.png", "x.png"):
             clip = protocol.Clip(path=path)
             with pytest.raises(ServerError, match="may not read files there") as raised:
@@ -847,9 +888,11 @@ def test_shared_storage_is_read_in_place(tmp_path: Path, folder: Path, local: Pa
             shutil.copyfile(pattern.replace("####", "1001"), outside)
             (folder / "link.1001.png").symlink_to(outside)
             with pytest.raises(ServerError, match="link leads out"):
-                client.submit(protocol.Solve(
-                    protocol.Clip(path=str(folder / "link.####.png")), File(path=str(character))
-                ))  # fmt: skip
+                client.submit(
+                    protocol.Solve(
+                        protocol.Clip(path=str(folder / "link.####.png")), File(path=str(character))
+                    )
+                )
             (folder / "link.1001.png").unlink()
     finally:
         assert running.stop() == 0
@@ -889,8 +932,24 @@ def test_a_worker_killed_in_tuning_gives_the_same_character(
 @pytest.mark.timeout(600)
 def test_a_demo_killed_five_times_ends_with_the_same_frames(tmp_path: Path) -> None:
     """Each time with its server and workers, wherever they are."""
-    command = [sys.executable, "-m", "server.cli", "demo", "--scan-frames", "28", "--frames", "4",
-               "--size", "128", "--steps", "8", "--refine", "1", "--style-steps", "0"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "server.cli",
+        "demo",
+        "--scan-frames",
+        "28",
+        "--frames",
+        "4",
+        "--size",
+        "128",
+        "--steps",
+        "8",
+        "--refine",
+        "1",
+        "--style-steps",
+        "0",
+    ]
 
     def run(folder: Path, kill_after: float | None = None) -> float:
         environment = os.environ | {"REENACT_HOME": str(folder / "home")}

@@ -231,17 +231,25 @@ def test_a_known_target_is_reached_and_the_face_stays(tmp_path: Path) -> None:
     who = character(tmp_path)
     model = colours(torch.eye(4))
     settings = Settings(steps=12, samples=16, rate=3e-3, check_every=6)
-    made = stylize(who, Prompt("something red", "something", [model]), tmp_path / "red.style",
-                   Quiet(), settings=settings)  # fmt: skip
+    made = stylize(
+        who,
+        Prompt("something red", "something", [model]),
+        tmp_path / "red.style",
+        Quiet(),
+        settings=settings,
+    )
     plain, drawn = both(who, made)
     moved = colour(drawn) - colour(plain)
     assert moved[0] - moved[1:].max() > 0.1  # towards red, and not just brighter
     assert made.info.losses[-1]["direction"] > 0.8
     assert alignment(drawn, plain) < 0.8 * alignment(plain.roll(1, 0), plain)
     assert made.info.method == {
-        "kind": "prompt", "prompt": "something red", "source": "something",
-        "clip": ["colours"], "layers": None,
-    }  # fmt: skip
+        "kind": "prompt",
+        "prompt": "something red",
+        "source": "something",
+        "clip": ["colours"],
+        "layers": None,
+    }
     # As published, neither the mapping nor any toRGB learns.
     before, after = who.generator.state_dict(), made.generator.state_dict()
     changed = {k for k in after if (after[k] - before[k]).abs().max() > 2e-3}
@@ -254,8 +262,9 @@ def test_every_clip_model_is_followed(tmp_path: Path) -> None:
     who = character(tmp_path)
     models = [colours(torch.eye(4)), colours(torch.eye(4), (-1, -1, 1))]
     settings = Settings(steps=12, samples=16, rate=3e-3, check_every=12)
-    made = stylize(who, Prompt("red", "grey", models), tmp_path / "two.style", Quiet(),
-                   settings=settings)  # fmt: skip
+    made = stylize(
+        who, Prompt("red", "grey", models), tmp_path / "two.style", Quiet(), settings=settings
+    )
     plain, drawn = both(who, made)
     red, green, blue = (colour(drawn) - colour(plain)).tolist()
     assert min(red, blue) - green > 0.05
@@ -267,8 +276,13 @@ def test_pictures_give_a_direction_too(tmp_path: Path) -> None:
     plain = reconstruct(who.generator, who.anchors)
     warm = (plain + torch.tensor([0.4, -0.2, -0.2])[:, None, None]).clamp(-1, 1)
     settings = Settings(steps=12, samples=16, rate=5e-3, check_every=6)
-    made = stylize(who, Examples(warm, [colours(torch.eye(4))]), tmp_path / "w.style", Quiet(),
-                   settings=settings)  # fmt: skip
+    made = stylize(
+        who,
+        Examples(warm, [colours(torch.eye(4))]),
+        tmp_path / "w.style",
+        Quiet(),
+        settings=settings,
+    )
     plain, drawn = both(who, made)
     moved = colour(drawn) - colour(plain)
     # toRGB does not learn, and blue and green can't fall as far as the pictures' do.
@@ -296,8 +310,13 @@ def test_layers_are_those_that_move_most(tmp_path: Path) -> None:
     generator.float()
     assert choose_layers(generator, codes.float(), [model], [target], 2) == wanted
     method = Prompt("red", "grey", [model], layers=1)
-    made = stylize(who, method, tmp_path / "one.style", Quiet(),
-                   settings=Settings(steps=1, samples=8, rate=1e-2))  # fmt: skip
+    made = stylize(
+        who,
+        method,
+        tmp_path / "one.style",
+        Quiet(),
+        settings=Settings(steps=1, samples=8, rate=1e-2),
+    )
     before, after = who.generator.state_dict(), made.generator.state_dict()
     changed = {k for k in after if (after[k] - before[k]).abs().max() > 2e-3}
     assert len({tuple(name.split(".")[:3]) for name in changed if "conv" in name}) == 1
@@ -309,11 +328,21 @@ def tiny_clip(folder: Path) -> None:
     open_clip = pytest.importorskip("open_clip")
     sizes: dict[str, Any] = {
         "embed_dim": 32,
-        "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16,
-                       "patch_size": 8},
-        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2,
-                     "layers": 1},
-    }  # fmt: skip
+        "vision_cfg": {
+            "image_size": 32,
+            "layers": 2,
+            "width": 32,
+            "head_width": 16,
+            "patch_size": 8,
+        },
+        "text_cfg": {
+            "context_length": 16,
+            "vocab_size": 49408,
+            "width": 32,
+            "heads": 2,
+            "layers": 1,
+        },
+    }
     torch.manual_seed(0)
     vision = open_clip.CLIPVisionCfg(**sizes["vision_cfg"])
     model = open_clip.CLIP(32, vision, open_clip.CLIPTextCfg(**sizes["text_cfg"]))
@@ -336,9 +365,12 @@ def test_open_clip_leads_a_style(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert float(direction @ text_direction(model, "a bronze statue", "a photo")) < -0.999
     who = character(tmp_path, blotches())
     made = stylize(
-        who, Prompt("a bronze statue", "a photo", [model], layers=6), tmp_path / "x.style", Quiet(),
+        who,
+        Prompt("a bronze statue", "a photo", [model], layers=6),
+        tmp_path / "x.style",
+        Quiet(),
         settings=Settings(steps=16, samples=16, rate=1e-2, check_every=4),
-    )  # fmt: skip
+    )
     figures = [entry["direction"] for entry in made.info.losses]
     assert figures[-1] > max(0.2, figures[0])
     assert made.info.method["clip"] == ["tiny"]
@@ -454,11 +486,15 @@ def test_killed_and_gone_on_is_the_same_style(tmp_path: Path) -> None:
     here = Path(__file__).parent
 
     def start(wait: bool, *names: str) -> subprocess.Popen[str]:
-        text = SCRIPT.format(paths=[str(here), str(here.parent)], wait=wait,
-                             who=str(tmp_path / "a.character"),
-                             names=[str(tmp_path / name) for name in names])  # fmt: skip
-        return subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE,
-                                stdout=subprocess.PIPE, text=True)  # fmt: skip
+        text = SCRIPT.format(
+            paths=[str(here), str(here.parent)],
+            wait=wait,
+            who=str(tmp_path / "a.character"),
+            names=[str(tmp_path / name) for name in names],
+        )
+        return subprocess.Popen(
+            [sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     killed = start(True, "killed.style")
     assert killed.stdout is not None
@@ -534,8 +570,9 @@ def test_a_nada_child_is_a_style(tmp_path: Path) -> None:
     checkpoints.save_rosinality(tmp_path / "full.pt", child)
     full = torch.load(tmp_path / "full.pt", weights_only=True)
     # As its training script writes it: no mean of W.
-    torch.save({"g_ema": full["g_ema"], "g_optim": {}, "reenact": full["reenact"]},
-               tmp_path / "child.pt")  # fmt: skip
+    torch.save(
+        {"g_ema": full["g_ema"], "g_optim": {}, "reenact": full["reenact"]}, tmp_path / "child.pt"
+    )
     read = load_style(tmp_path / "child.pt", who)
     left, right = read.generator.state_dict(), child.state_dict()
     assert all(torch.equal(left[k], right[k]) for k in right)
@@ -589,9 +626,14 @@ def test_every_frame_is_drawn_by_its_own_mix(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("amount", "first", "last", "what"),
-    [("1.2", None, None, "between 0"), ("0:1,9:-.1", None, None, "between 0"),
-     ("1", 20, None, "20 to 64"), ("1", 32, 8, "32 to 8"), ("1", 4, 128, "4 to 128")],
-)  # fmt: skip
+    [
+        ("1.2", None, None, "between 0"),
+        ("0:1,9:-.1", None, None, "between 0"),
+        ("1", 20, None, "20 to 64"),
+        ("1", 32, 8, "32 to 8"),
+        ("1", 4, 128, "4 to 128"),
+    ],
+)
 def test_mixes_that_make_no_sense(
     amount: str, first: int | None, last: int | None, what: str
 ) -> None:
@@ -608,12 +650,22 @@ def test_a_frame_is_rendered_by_its_amount(tmp_path: Path) -> None:
     rows, two = who.generator.architecture.num_ws, np.zeros(2, np.float32)
     codes = codes_of(who, 2)[:, None].repeat(1, rows, 1).numpy()
     track = LatentTrack(
-        character=who.hash, numbers=np.array([1001, 1002]), state=np.ones(2, np.uint8),
-        cut=np.zeros(2, bool), alpha=np.zeros((2, 5), np.float32),
-        delta=np.zeros((2, rows, 5), np.float32), codes=codes, smooth=codes,
-        rest=np.zeros((86, 3), np.float32), landmarks=np.zeros((2, 478, 3), np.float32),
-        quads=np.full((2, 4, 2), np.nan), amount=two + 1, losses={}, quality={}, settings={},
-    )  # fmt: skip
+        character=who.hash,
+        numbers=np.array([1001, 1002]),
+        state=np.ones(2, np.uint8),
+        cut=np.zeros(2, bool),
+        alpha=np.zeros((2, 5), np.float32),
+        delta=np.zeros((2, rows, 5), np.float32),
+        codes=codes,
+        smooth=codes,
+        rest=np.zeros((86, 3), np.float32),
+        landmarks=np.zeros((2, 478, 3), np.float32),
+        quads=np.full((2, 4, 2), np.nan),
+        amount=two + 1,
+        losses={},
+        quality={},
+        settings={},
+    )
     drawn: dict[tuple[str, int], np.ndarray] = {}
     for name in ("plain", "s.style", "child.pt"):  # a StyleGAN-NADA child is one, too
         for number in track.numbers:

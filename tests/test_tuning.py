@@ -66,8 +66,14 @@ def test_gradient_is_that_of_equation_1() -> None:
     generator, w, pictures = task(4)
     settings = replace(PLAIN, steps=2, rate=0.0)
     seen: list[float] = []
-    tune(generator, w, pictures, BLOCKS, settings,
-         progress=lambda done, total, **figures: seen.append(figures["loss"]))  # fmt: skip
+    tune(
+        generator,
+        w,
+        pictures,
+        BLOCKS,
+        settings,
+        progress=lambda done, total, **figures: seen.append(figures["loss"]),
+    )
     # Both steps together see every picture once, and nothing moves.
     assert np.mean(seen) == pytest.approx(mean_loss(generator, w, pictures), rel=1e-5)
 
@@ -93,8 +99,16 @@ def test_resumed_is_bit_for_bit_the_same(tmp_path: Path) -> None:
             if done == stop:
                 raise Cancelled
 
-        return tune(generator, w, pictures, BLOCKS, PLAIN, held_out=held_out, folder=folder,
-                    progress=progress)  # fmt: skip
+        return tune(
+            generator,
+            w,
+            pictures,
+            BLOCKS,
+            PLAIN,
+            held_out=held_out,
+            folder=folder,
+            progress=progress,
+        )
 
     whole = run(None, None)
     for stop in (1, 5, 8):
@@ -130,8 +144,9 @@ except KeyboardInterrupt:
 
 def start(folder: Path, often: bool) -> subprocess.Popen[str]:
     here = Path(__file__).parent
-    text = SCRIPT.format(paths=[str(here), str(here.parent)], folder=str(folder), often=often,
-                         settings=asdict(PLAIN))  # fmt: skip
+    text = SCRIPT.format(
+        paths=[str(here), str(here.parent)], folder=str(folder), often=often, settings=asdict(PLAIN)
+    )
     return subprocess.Popen(
         [sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

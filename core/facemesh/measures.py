@@ -6,9 +6,20 @@ All are ratios or angles, so they do not depend on the picture's size.
 import numpy as np
 
 MEASURES = (
-    "jaw", "smile", "skew", "open_r", "open_l", "lids", "wink", "gaze_x", "gaze_y", "brow", "yaw",
-    "pitch", "roll",
-)  # fmt: skip
+    "jaw",
+    "smile",
+    "skew",
+    "open_r",
+    "open_l",
+    "lids",
+    "wink",
+    "gaze_x",
+    "gaze_y",
+    "brow",
+    "yaw",
+    "pitch",
+    "roll",
+)
 
 # Pairs of upper and lower lid points, then the corners of the eye.
 _RIGHT_LIDS = (((159, 145), (158, 153), (160, 144)), (33, 133))

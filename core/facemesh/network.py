@@ -217,12 +217,18 @@ def _square_roi(centre: Tensor, extent: Tensor, level: Tensor) -> Tensor:
     return torch.stack([centre[:, 0], centre[:, 1], side, side, rotation], 1)
 
 
-def aligned_roi(size: int, batch: int = 1, *, device: torch.device | str | None = None,
-                dtype: torch.dtype = torch.float32) -> Tensor:  # fmt: skip
+def aligned_roi(
+    size: int,
+    batch: int = 1,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """`ALIGNED_ROI` for square aligned pictures of `size` px, as `[batch, 5]`."""
     x, y, w, h, rotation = ALIGNED_ROI
-    roi = torch.tensor([[x * size, y * size, w * size, h * size, rotation]],
-                       device=device, dtype=dtype)  # fmt: skip
+    roi = torch.tensor(
+        [[x * size, y * size, w * size, h * size, rotation]], device=device, dtype=dtype
+    )
     return roi.expand(batch, -1)
 
 
@@ -283,8 +289,9 @@ class FaceDetector(nn.Module):
 
     def _search(self, image: Tensor, squares: list[tuple[float, float, float]]) -> Detections:
         """Runs the detector on squares (centre x, centre y, side) and merges what it finds."""
-        roi = torch.tensor([[x, y, s, s, 0.0] for x, y, s in squares],
-                           device=image.device, dtype=image.dtype)  # fmt: skip
+        roi = torch.tensor(
+            [[x, y, s, s, 0.0] for x, y, s in squares], device=image.device, dtype=image.dtype
+        )
         grid = _roi_grid(roi, DETECTOR_CROP, image.shape[2], image.shape[3])
         pictures = image.expand(len(roi), -1, -1, -1)
         crop = F.grid_sample(pictures, grid, "bilinear", "zeros", align_corners=False)

@@ -133,8 +133,10 @@ class _Translation:
     ) -> tuple[int, int, int, int]:
         """TensorFlow's SAME padding as (left, right, top, bottom); the odd pixel goes last."""
         pads = []
-        for size, k, s in ((self.shapes[index][2], kernel[1], stride[1]),
-                           (self.shapes[index][1], kernel[0], stride[0])):  # fmt: skip
+        for size, k, s in (
+            (self.shapes[index][2], kernel[1], stride[1]),
+            (self.shapes[index][1], kernel[0], stride[0]),
+        ):
             total = max((math.ceil(size / s) - 1) * s + (k - 1) * dilation + 1 - size, 0)
             pads += [total // 2, total - total // 2]
         return tuple(pads)  # type: ignore[return-value]
@@ -167,8 +169,9 @@ class _Translation:
     def _op_dequantize(self, op: Any, inputs: list[int], output: int) -> None:
         self.constants[output] = self.constants[inputs[0]].astype(np.float32)
 
-    def _convolution(self, options: Any, inputs: list[int], weight: np.ndarray, groups: int,
-                     padding: int) -> torch.fx.Node:  # fmt: skip
+    def _convolution(
+        self, options: Any, inputs: list[int], weight: np.ndarray, groups: int, padding: int
+    ) -> torch.fx.Node:
         stride = (options.StrideH(), options.StrideW())
         kernel = (weight.shape[2], weight.shape[3])
         if (options.DilationHFactor(), options.DilationWFactor()) != (1, 1):
@@ -181,8 +184,16 @@ class _Translation:
                 pad = (top, left)
             else:
                 source = self._call(F.pad, source, (left, right, top, bottom))
-        node = self._call(F.conv2d, source, self._buffer(inputs[1], weight),
-                          self._buffer(inputs[2]), stride, pad, 1, groups)  # fmt: skip
+        node = self._call(
+            F.conv2d,
+            source,
+            self._buffer(inputs[1], weight),
+            self._buffer(inputs[2]),
+            stride,
+            pad,
+            1,
+            groups,
+        )
         return self._activate(node, options.FusedActivationFunction())
 
     def _op_conv_2d(self, op: Any, inputs: list[int], output: int) -> torch.fx.Node:
@@ -237,8 +248,9 @@ class _Translation:
         order = [int(v) for axis in (2, 1, 3) for v in pads[axis]]  # F.pad: W, H, C of NCHW
         return self._call(F.pad, self.nodes[inputs[0]], order)
 
-    def _arithmetic(self, function: Callable[..., Tensor], options: Any,
-                    inputs: list[int]) -> torch.fx.Node:  # fmt: skip
+    def _arithmetic(
+        self, function: Callable[..., Tensor], options: Any, inputs: list[int]
+    ) -> torch.fx.Node:
         node = self._call(function, self._value(inputs[0]), self._value(inputs[1]))
         return self._activate(node, options.FusedActivationFunction())
 
@@ -258,8 +270,9 @@ class _Translation:
         return self._call(torch.sigmoid, self.nodes[inputs[0]])
 
     def _op_reshape(self, op: Any, inputs: list[int], output: int) -> torch.fx.Node:
-        node = self._call(torch.reshape, self._in_file_order(inputs[0]),
-                          (-1, *self.shapes[output][1:]))  # fmt: skip
+        node = self._call(
+            torch.reshape, self._in_file_order(inputs[0]), (-1, *self.shapes[output][1:])
+        )
         if len(self.shapes[output]) == 4:
             node = self._call(torch.permute, node, (0, 3, 1, 2))
         return node
@@ -286,26 +299,40 @@ class _Translation:
         weight = self.constants[inputs[1]].transpose(3, 0, 1, 2)  # OHWI -> IOHW
         if [*weight.shape[:1:-1]] != stride:
             raise UnsupportedModel(f"{self.path}: transposed convolution with overlap.")
-        return self._call(F.conv_transpose2d, self.nodes[inputs[0]],
-                          self._buffer(inputs[1], weight), self._buffer(inputs[2]),
-                          (stride[1], stride[0]))  # fmt: skip
+        return self._call(
+            F.conv_transpose2d,
+            self.nodes[inputs[0]],
+            self._buffer(inputs[1], weight),
+            self._buffer(inputs[2]),
+            (stride[1], stride[0]),
+        )
 
-    def _op_landmarks2transformmatrix(self, op: Any, inputs: list[int],
-                                      output: int) -> torch.fx.Node:  # fmt: skip
+    def _op_landmarks2transformmatrix(
+        self, op: Any, inputs: list[int], output: int
+    ) -> torch.fx.Node:
         o = self._custom_options(op)
         return self._call(
-            landmarks_to_matrix, self.nodes[inputs[0]],
+            landmarks_to_matrix,
+            self.nodes[inputs[0]],
             [int(i) for i in o["subset_idxs"]],
-            int(o["left_rotation_idx"]), int(o["right_rotation_idx"]),
-            float(o["target_rotation_radians"]), float(o["scale_x"]), float(o["scale_y"]),
-            int(o["output_width"]), int(o["output_height"]),
-        )  # fmt: skip
+            int(o["left_rotation_idx"]),
+            int(o["right_rotation_idx"]),
+            float(o["target_rotation_radians"]),
+            float(o["scale_x"]),
+            float(o["scale_y"]),
+            int(o["output_width"]),
+            int(o["output_height"]),
+        )
 
-    def _op_transformtensorbilinear(self, op: Any, inputs: list[int],
-                                    output: int) -> torch.fx.Node:  # fmt: skip
+    def _op_transformtensorbilinear(self, op: Any, inputs: list[int], output: int) -> torch.fx.Node:
         o = self._custom_options(op)
-        return self._call(sample_patch, self.nodes[inputs[0]], self.nodes[inputs[1]],
-                          int(o["output_height"]), int(o["output_width"]))  # fmt: skip
+        return self._call(
+            sample_patch,
+            self.nodes[inputs[0]],
+            self.nodes[inputs[1]],
+            int(o["output_height"]),
+            int(o["output_width"]),
+        )
 
     def _op_transformlandmarks(self, op: Any, inputs: list[int], output: int) -> torch.fx.Node:
         return self._call(transform_landmarks, self.nodes[inputs[0]], self.nodes[inputs[1]])
@@ -356,11 +383,23 @@ def landmarks_to_matrix(
     zero, one = torch.zeros_like(c), torch.ones_like(c)
     # shift to the centre * rotate back * scale * shift the patch's middle to the origin
     rows = [
-        c * sx, s * sy, zero, centre_x - c * sx * width / 2 - s * sy * height / 2,
-        -s * sx, c * sy, zero, centre_y + s * sx * width / 2 - c * sy * height / 2,
-        zero, zero, one, zero,
-        zero, zero, zero, one,
-    ]  # fmt: skip
+        c * sx,
+        s * sy,
+        zero,
+        centre_x - c * sx * width / 2 - s * sy * height / 2,
+        -s * sx,
+        c * sy,
+        zero,
+        centre_y + s * sx * width / 2 - c * sy * height / 2,
+        zero,
+        zero,
+        one,
+        zero,
+        zero,
+        zero,
+        zero,
+        one,
+    ]
     return torch.stack(rows, 1).reshape(-1, 4, 4)
 
 

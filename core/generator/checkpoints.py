@@ -96,9 +96,14 @@ class Checkpoint:
         w_dim = self.tensors["synthesis.b4.conv1.affine.weight"].shape[-1]
         z_dim = self.tensors["mapping.fc0.weight"].shape[-1] if depth else w_dim
         return Architecture(
-            max(channels), dict(sorted(channels.items())), z_dim, w_dim, depth,
-            self.mapping_rate, self.conv_clamp,
-        )  # fmt: skip
+            max(channels),
+            dict(sorted(channels.items())),
+            z_dim,
+            w_dim,
+            depth,
+            self.mapping_rate,
+            self.conv_clamp,
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -183,10 +188,14 @@ def build(
                 f"makes {parent.architecture.w_dim}: choose the parent it was fine-tuned from."
             )
         architecture = Architecture(
-            architecture.resolution, architecture.channels, parent.architecture.z_dim,
-            architecture.w_dim, parent.architecture.mapping_layers,
-            parent.architecture.mapping_rate, architecture.conv_clamp,
-        )  # fmt: skip
+            architecture.resolution,
+            architecture.channels,
+            parent.architecture.z_dim,
+            architecture.w_dim,
+            parent.architecture.mapping_layers,
+            parent.architecture.mapping_rate,
+            architecture.conv_clamp,
+        )
         tensors |= {f"mapping.{k}": v for k, v in parent.mapping.state_dict().items()}
         notes.append("The mapping network is the parent's.")
     elif "mapping.w_avg" not in tensors:
@@ -267,8 +276,9 @@ def _safetensors(path: Path) -> Checkpoint:
             raise _Wrong("a Reenact generator with a damaged header. Import it again.") from error
         with safe_open(path, "pt") as file:  # in the stored precision
             tensors = {name: file.get_tensor(name) for name in names}
-        return Checkpoint(path, "Reenact generator", tensors, a.mapping_rate, a.conv_clamp,
-                          notes=notes)  # fmt: skip
+        return Checkpoint(
+            path, "Reenact generator", tensors, a.mapping_rate, a.conv_clamp, notes=notes
+        )
     if "conv1.conv.weight" not in names and "synthesis.b4.const" not in names:
         raise _Wrong(_what(names))
     with safe_open(path, "pt") as file:
@@ -377,8 +387,9 @@ def _flat(
         _check_kernel(tensors.pop(name))
     convolutions = {k: a for k, a in attributes.items() if k.startswith("synthesis.b")}
     _only(convolutions, "activation", {"lrelu", "linear"})  # linear is that of the affine layers
-    _only({k: a for k, a in attributes.items() if k.startswith("mapping.fc")}, "activation",
-          {"lrelu"})  # fmt: skip
+    _only(
+        {k: a for k, a in attributes.items() if k.startswith("mapping.fc")}, "activation", {"lrelu"}
+    )
     _only(convolutions, "architecture", {"skip"})
     clamps = _values(convolutions, "conv_clamp")
     clamp = clamps.pop() if clamps else None
@@ -388,8 +399,14 @@ def _flat(
     if not (isinstance(rate, (int, float)) and 0 < rate <= 1):
         raise _Wrong(f"a generator with an impossible mapping rate ({rate}).")
     _without_noise(tensors)
-    return Checkpoint(path, format_name, tensors, float(rate),
-                      None if clamp is None else float(clamp), notes=notes)  # fmt: skip
+    return Checkpoint(
+        path,
+        format_name,
+        tensors,
+        float(rate),
+        None if clamp is None else float(clamp),
+        notes=notes,
+    )
 
 
 def _without_noise(tensors: dict[str, Tensor]) -> None:
@@ -474,8 +491,11 @@ def _tensorflow(path: Path, network: object) -> Checkpoint:
         raise _Wrong("a conditional generator. Only generators without classes can be used.")
     if any("/Skip/" in name for name in names) or any("ToRGB_lod" in name for name in names):
         raise _Wrong("a variant of StyleGAN2 that is not supported: not the skip architecture.")
-    for key, usual in (("nonlinearity", "lrelu"), ("mapping_nonlinearity", "lrelu"),
-                       ("normalize_latents", True)):  # fmt: skip
+    for key, usual in (
+        ("nonlinearity", "lrelu"),
+        ("mapping_nonlinearity", "lrelu"),
+        ("normalize_latents", True),
+    ):
         if options.get(key, usual) != usual:
             raise _Wrong(f"a variant of StyleGAN2 that is not supported: its {key} differs.")
     kernel = options.get("resample_kernel") or [1, 3, 3, 1]
@@ -707,16 +727,23 @@ def _no_checkpoint(head: bytes) -> str | None:
     if head.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the file itself. Fetch it with `git lfs pull`."
     for magic, name in (
-        (b"\x1f\x8b", "a gzip archive"), (b"\xfd7zXZ", "an xz archive"), (b"7z\xbc\xaf", "a 7-Zip"
-        " archive"), (b"Rar!", "a RAR archive"), (b"BZh", "a bzip2 archive"),
+        (b"\x1f\x8b", "a gzip archive"),
+        (b"\xfd7zXZ", "an xz archive"),
+        (b"7z\xbc\xaf", "a 7-Zip archive"),
+        (b"Rar!", "a RAR archive"),
+        (b"BZh", "a bzip2 archive"),
         (b"\x28\xb5\x2f\xfd", "a zstd archive"),
-    ):  # fmt: skip
+    ):
         if head.startswith(magic):
             return f"{name}. Unpack it first."
     for magic, name in (
-        (b"\x89HDF", "an HDF5 file"), (b"\x89PNG", "a picture"), (b"\xff\xd8\xff", "a picture"),
-        (b"%PDF", "a PDF"), (b"GGUF", "a language model (GGUF)"), (b"\x93NUMPY", "a numpy array"),
-    ):  # fmt: skip
+        (b"\x89HDF", "an HDF5 file"),
+        (b"\x89PNG", "a picture"),
+        (b"\xff\xd8\xff", "a picture"),
+        (b"%PDF", "a PDF"),
+        (b"GGUF", "a language model (GGUF)"),
+        (b"\x93NUMPY", "a numpy array"),
+    ):
         if head.startswith(magic):
             return f"{name}, not a generator's checkpoint."
     if not head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":
@@ -735,18 +762,22 @@ _OTHERS = (  # names of tensors -> what has them; the first that fits is it
     (r"conditioner\.embedders\.1\.", "an SDXL checkpoint, a diffusion model"),
     (r"model\.diffusion_model\.|cond_stage_model\.", "a Stable Diffusion checkpoint"),
     (r"lora_(unet|te)|.*lora_(up|down|A|B)\.", "a LoRA of a diffusion model"),
-    (r"(down|up)_blocks\.\d+\.(resnets|attentions)|.*transformer_blocks\.\d+|time_embed",
-     "a diffusion model's network"),
+    (
+        r"(down|up)_blocks\.\d+\.(resnets|attentions)|.*transformer_blocks\.\d+|time_embed",
+        "a diffusion model's network",
+    ),
     (r"(synthesis\.)?L\d+_\d+_\d+\.|synthesis\.input\.", _stylegan3()),
     (r"final_linear\.\d|final_conv\.0|b\d+\.fromrgb\.|b4\.out\.", "a discriminator"),
     (r"generator\.progression\.|g_synthesis\.", "a StyleGAN1 generator"),
-    (r"(encoder\.)?styles\.\d+\.convs\.|encoder\.(input_layer|body)\.", "a face encoder without "
-     "the generator that it belongs to"),
+    (
+        r"(encoder\.)?styles\.\d+\.convs\.|encoder\.(input_layer|body)\.",
+        "a face encoder without the generator that it belongs to",
+    ),
     (r"input_layer\.\d|output_layer\.\d", "a face recognition network (ArcFace, IR-SE-50)"),
     (r"lin\d\.model\.|net\.slice\d\.|lins\.\d", "LPIPS weights"),
     (r"visual\.|text_model\.|transformer\.resblocks", "a CLIP model"),
     (r"features\.\d+\.|classifier\.\d|layer[1-4]\.\d|fc\.weight", "an image classifier"),
-)  # fmt: skip
+)
 
 
 def _what(names: Iterable[str], kind: str = "") -> str:

@@ -85,8 +85,14 @@ class Dense(nn.Module):
         activate: leaky ReLU after it.
     """
 
-    def __init__(self, inputs: int, outputs: int, bias: float = 0.0, rate: float = 1.0,
-                 activate: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        bias: float = 0.0,
+        rate: float = 1.0,
+        activate: bool = False,
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs) / rate)
         self.bias = nn.Parameter(torch.full((outputs,), bias / rate))
@@ -143,8 +149,16 @@ class ModulatedConv(nn.Module):
 
     fir: Tensor
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, w_dim: int, *, demodulate: bool,
-                 upsample: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        w_dim: int,
+        *,
+        demodulate: bool,
+        upsample: bool = False,
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
         self.affine = Dense(w_dim, inputs, bias=1.0)
@@ -193,8 +207,15 @@ class SynthesisLayer(ModulatedConv):
 
     noise_const: Tensor
 
-    def __init__(self, inputs: int, outputs: int, resolution: int, w_dim: int,
-                 clamp: float | None, upsample: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        resolution: int,
+        w_dim: int,
+        clamp: float | None,
+        upsample: bool = False,
+    ) -> None:
         super().__init__(inputs, outputs, 3, w_dim, demodulate=True, upsample=upsample)
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.register_buffer("noise_const", torch.randn(resolution, resolution))
@@ -245,8 +266,9 @@ class Block(nn.Module):
         self.conv1 = SynthesisLayer(outputs, outputs, resolution, a.w_dim, a.conv_clamp)
         self.torgb = ToRGB(outputs, a.w_dim, a.conv_clamp)
         fir = 2 * torch.tensor(_FIR)
-        self.register_buffer("fir", (fir[:, None] * fir[None]).expand(3, 1, 4, 4).clone(),
-                             persistent=False)  # fmt: skip
+        self.register_buffer(
+            "fir", (fir[:, None] * fir[None]).expand(3, 1, 4, 4).clone(), persistent=False
+        )
         self.first = not inputs
 
     def forward(
@@ -259,8 +281,9 @@ class Block(nn.Module):
             x = x.contiguous(memory_format=torch.channels_last)
         else:
             x = self.conv0(x.to(dtype), ws[:, 0], noise)
-            image = F.conv_transpose2d(image, self.fir.to(image.dtype), stride=2, padding=1,
-                                       groups=3)  # fmt: skip
+            image = F.conv_transpose2d(
+                image, self.fir.to(image.dtype), stride=2, padding=1, groups=3
+            )
             layer = 1
         x = self.conv1(x, ws[:, layer], noise)
         rgb = self.torgb(x, ws[:, layer + 1]).to(ws.dtype)

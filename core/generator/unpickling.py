@@ -173,8 +173,11 @@ class _Global:
 
 def _check_key(key: object) -> None:
     # Others may be slow or dangerous to hash: deep tuples overflow C's stack.
-    if not (key is None or isinstance(key, (str, bytes, bool)) or (
-        type(key) is int and abs(key) < 2**60)):  # fmt: skip
+    if not (
+        key is None
+        or isinstance(key, (str, bytes, bool))
+        or (type(key) is int and abs(key) < 2**60)
+    ):
         raise _Refuse(f"a dictionary key of type {_kind(key)}")
 
 
@@ -237,8 +240,9 @@ def _storage_from_bytes(raw: object, /) -> Storage:
     """A storage inside a bare pickle is a whole old-style torch file of its own."""
     if not isinstance(raw, bytes):
         raise _Damaged(f"a storage is made of {_kind(raw)}")
-    inner = _legacy(BytesIO(raw), len(raw), lambda start, size: raw[start : start + size],
-                    nested=True)  # fmt: skip
+    inner = _legacy(
+        BytesIO(raw), len(raw), lambda start, size: raw[start : start + size], nested=True
+    )
     if not isinstance(inner, Storage):
         raise _Damaged(f"a storage's own file holds {_kind(inner)}")
     return inner
@@ -284,10 +288,18 @@ def _path(*parts: object) -> str:
 
 
 _STORAGES = {
-    "Float": torch.float32, "Double": torch.float64, "Half": torch.float16,
-    "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
-    "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool, "Untyped": torch.uint8,
-}  # fmt: skip
+    "Float": torch.float32,
+    "Double": torch.float64,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+    "Untyped": torch.uint8,
+}
 _CALLABLE: dict[str, Callable[..., object]] = {
     "collections.OrderedDict": _dict,
     "dnnlib.util.EasyDict": _dict,
@@ -307,13 +319,19 @@ _CALLABLE: dict[str, Callable[..., object]] = {
     "numpy.core.multiarray._reconstruct": _empty_array,
     "numpy.core.multiarray.scalar": _scalar,
     "numpy.core.numeric._frombuffer": _array,
-    **{f"pathlib.{c}": _path for c in ("PosixPath", "WindowsPath", "PurePosixPath",
-                                        "PureWindowsPath")},
-}  # fmt: skip
+    **{
+        f"pathlib.{c}": _path
+        for c in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+    },
+}
 _INSTANCES = {"argparse.Namespace", "dnnlib.tflib.network.Network"}
 _VALUES = {"numpy.ndarray", *(str(d) for d in _STORAGES.values())}  # names that are only mentioned
-_ALIASES = {"__builtin__.": "builtins.", "numpy._core.": "numpy.core.", "torch.cuda.": "torch.",
-            "torch.storage.UntypedStorage": "torch.UntypedStorage"}  # fmt: skip
+_ALIASES = {
+    "__builtin__.": "builtins.",
+    "numpy._core.": "numpy.core.",
+    "torch.cuda.": "torch.",
+    "torch.storage.UntypedStorage": "torch.UntypedStorage",
+}
 
 
 def _import(module: object, name: object, *, nested: bool) -> _Global:

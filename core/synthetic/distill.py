@@ -283,9 +283,11 @@ def load_pictures(paths: list[Path]) -> Pictures:
     """Reads shards."""
     shards = [np.load(p) for p in paths]
     return Pictures(
-        *(torch.from_numpy(np.concatenate([s[k] for s in shards]))
-          for k in ("normals", "pictures", "points"))
-    )  # fmt: skip
+        *(
+            torch.from_numpy(np.concatenate([s[k] for s in shards]))
+            for k in ("normals", "pictures", "points")
+        )
+    )
 
 
 def latents(normals: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -429,8 +431,14 @@ def train(folder: Path, recipe: Recipe, data: Pictures, held_out: Pictures) -> G
             _log(folder, line)
             total, count, logged = 0.0, 0, time.monotonic()
         if now - saved > CHECKPOINT_SECONDS or last:
-            _keep(path, task, step=step + 1, generator=generator.state_dict(),
-                  average=average.state_dict(), optimiser=optimiser.state_dict())  # fmt: skip
+            _keep(
+                path,
+                task,
+                step=step + 1,
+                generator=generator.state_dict(),
+                average=average.state_dict(),
+                optimiser=optimiser.state_dict(),
+            )
             write_png(folder / "pairs.png", pair_sheet(average, held_out))
             saved = time.monotonic()
     return average
@@ -457,8 +465,10 @@ def score(generator: Generator, data: Pictures, size: int) -> dict[str, float]:
         whole.append(error.mean((1, 2, 3)))
         eyes.append((error * eye).sum((1, 2, 3)) / eye.sum((1, 2, 3)) / 3)
     names = ("psnr", "eye_psnr")
-    return {n: round(float((-10 * torch.cat(e).log10()).mean()), 2)
-            for n, e in zip(names, (whole, eyes), strict=True)}  # fmt: skip
+    return {
+        n: round(float((-10 * torch.cat(e).log10()).mean()), 2)
+        for n, e in zip(names, (whole, eyes), strict=True)
+    }
 
 
 def _autocast(device: torch.device) -> torch.autocast:
@@ -566,20 +576,36 @@ def train_encoder(
         _follow(average, encoder, step)
         last = step + 1 == steps
         if last or time.monotonic() - saved > 120:
-            line = {"encoder_step": step + 1, "loss": round(float(error.detach()), 4),
-                    "psnr": round(encoded_psnr(average, generator, held_out), 2)}  # fmt: skip
+            line = {
+                "encoder_step": step + 1,
+                "loss": round(float(error.detach()), 4),
+                "psnr": round(encoded_psnr(average, generator, held_out), 2),
+            }
             _log(folder, line)
-            _keep(path, task, step=step + 1, encoder=encoder.state_dict(),
-                  average=average.state_dict(), optimiser=optimiser.state_dict())  # fmt: skip
+            _keep(
+                path,
+                task,
+                step=step + 1,
+                encoder=encoder.state_dict(),
+                average=average.state_dict(),
+                optimiser=optimiser.state_dict(),
+            )
             saved = time.monotonic()
     return average
 
 
 def train_jointly(
-    folder: Path, name: str, generator: Generator, encoder: WEncoder, data: Pictures,
-    held_out: Pictures, steps: int, rates: tuple[float, float], mapped: int = 0,
-    landmarks: float = 0
-) -> tuple[Generator, WEncoder]:  # fmt: skip
+    folder: Path,
+    name: str,
+    generator: Generator,
+    encoder: WEncoder,
+    data: Pictures,
+    held_out: Pictures,
+    steps: int,
+    rates: tuple[float, float],
+    mapped: int = 0,
+    landmarks: float = 0,
+) -> tuple[Generator, WEncoder]:
     """Trains generator and encoder together, as an autoencoder of the rendered pictures.
 
     A step's pictures are made from the encoder's w, some of them from the mapping's.
@@ -654,8 +680,14 @@ def train_jointly(
             _log(folder, line)
             total, count, logged = 0.0, 0, time.monotonic()
         if now - saved > CHECKPOINT_SECONDS or last:
-            _keep(path, task, step=step + 1, both=both.state_dict(),
-                  average=average.state_dict(), optimiser=optimiser.state_dict())  # fmt: skip
+            _keep(
+                path,
+                task,
+                step=step + 1,
+                both=both.state_dict(),
+                average=average.state_dict(),
+                optimiser=optimiser.state_dict(),
+            )
             saved = time.monotonic()
     return mean_generator, mean_encoder
 
@@ -713,9 +745,14 @@ def _metric(generator: Generator, w: Tensor, data: Pictures) -> Tensor:
 
 
 def fit_mapping(
-    folder: Path, generator: Generator, encoder: WEncoder, data: Pictures, held_out: Pictures,
-    steps: int, rate: float
-) -> None:  # fmt: skip
+    folder: Path,
+    generator: Generator,
+    encoder: WEncoder,
+    data: Pictures,
+    held_out: Pictures,
+    steps: int,
+    rate: float,
+) -> None:
     """Teaches the mapping, in place, the w that the encoder finds in the rendered pictures.
 
     Without the synthesis network a step is so cheap that each picture is seen many times. An error
@@ -756,8 +793,11 @@ def fit_mapping(
         optimiser.step()
         errors.append(float(error.detach()))
         if (step + 1) % 1000 == 0 or step + 1 == steps:
-            line = {"mapping": step + 1, "error": round(float(np.mean(errors)), 4),
-                    **score(generator, held_out, size)}  # fmt: skip
+            line = {
+                "mapping": step + 1,
+                "error": round(float(np.mean(errors)), 4),
+                **score(generator, held_out, size),
+            }
             errors = []
             _log(folder, line)
     _keep(path, task, mapping=mapping.state_dict())
@@ -790,9 +830,17 @@ def _orthogonal(matrix: Tensor) -> Tensor:
 
 
 def regress(
-    folder: Path, name: str, network: nn.Sequential, x: Tensor, y: Tensor, metric: Tensor,
-    steps: int, batch: int, rate: float, decay: float = 0
-) -> None:  # fmt: skip
+    folder: Path,
+    name: str,
+    network: nn.Sequential,
+    x: Tensor,
+    y: Tensor,
+    metric: Tensor,
+    steps: int,
+    batch: int,
+    rate: float,
+    decay: float = 0,
+) -> None:
     """Teaches a network of dense layers, in place, y of x.
 
     Matrices move by Muon, biases by Adam.
@@ -837,9 +885,13 @@ def regress(
 
 
 def teach_mapping(
-    folder: Path, generator: Generator, encoder: WEncoder, data: Pictures, held_out: Pictures,
-    recipe: Recipe
-) -> None:  # fmt: skip
+    folder: Path,
+    generator: Generator,
+    encoder: WEncoder,
+    data: Pictures,
+    held_out: Pictures,
+    recipe: Recipe,
+) -> None:
     """Teaches the mapping, in place, w of more draws than were ever rendered.
 
     Mirrored pictures are left out: MediaPipe's alignment is not symmetric, so that a mirrored
@@ -869,8 +921,18 @@ def teach_mapping(
     torch.manual_seed(recipe.seed)
     teacher = _dense([known.shape[1], 512, 512, w.shape[1]]).to(device)
     centre = w.mean(0)
-    regress(folder, "teacher", teacher, (known - mean) / spread, w - centre, metric, steps[0], 768,
-            2e-2, 0.03)  # fmt: skip
+    regress(
+        folder,
+        "teacher",
+        teacher,
+        (known - mean) / spread,
+        w - centre,
+        metric,
+        steps[0],
+        768,
+        2e-2,
+        0.03,
+    )
 
     draws, taught = [normals], [(known - mean) / spread]
     for seed in range(TAUGHT // 8192):
@@ -941,18 +1003,38 @@ def distill(folder: Path, recipe: Recipe) -> None:
         generator.mapping.w_avg.copy_(generator.mapping(z.to(device)).mean(0))
     encoder = train_encoder(folder, generator, early, held_out, recipe.encoder_steps, 1e-3)
     generator, encoder = train_jointly(
-        folder, "autoencoder", generator, encoder, data.first(recipe.autoencoder_pictures),
-        held_out, recipe.autoencoder_steps, (2e-2, 1e-3),
-    )  # fmt: skip
+        folder,
+        "autoencoder",
+        generator,
+        encoder,
+        data.first(recipe.autoencoder_pictures),
+        held_out,
+        recipe.autoencoder_steps,
+        (2e-2, 1e-3),
+    )
     fit_mapping(folder, generator, encoder, data, held_out, recipe.mapping_steps, 4e-2)
     generator, encoder = train_jointly(
-        folder, "joint", generator, encoder, data, held_out, recipe.joint_steps, (4e-3, 2e-4),
-        mapped=4, landmarks=5.0,
-    )  # fmt: skip
+        folder,
+        "joint",
+        generator,
+        encoder,
+        data,
+        held_out,
+        recipe.joint_steps,
+        (4e-3, 2e-4),
+        mapped=4,
+        landmarks=5.0,
+    )
     generator, encoder = train_jointly(
-        folder, "last_encoder", generator, encoder, data, held_out, recipe.last_encoder_steps,
+        folder,
+        "last_encoder",
+        generator,
+        encoder,
+        data,
+        held_out,
+        recipe.last_encoder_steps,
         (0, 3e-4),
-    )  # fmt: skip
+    )
     teach_mapping(folder, generator, encoder, data, held_out, recipe)
     write_png(folder / "pairs.png", pair_sheet(generator, held_out))
     with torch.no_grad():

@@ -62,11 +62,17 @@ def transform(way: Way) -> str:
     middles = {number: _middle(corners) for number, corners in way.face.items()}
     moved = {number: (x - middle[0], y - middle[1]) for number, (x, y) in middles.items()}
     sizes = {number: _side(corners) / side for number, corners in way.face.items()}
-    return _node("Transform", [
-        f"translate {_keys(moved)}", f"rotate {{{_curve(turns)}}}",
-        f"scale {{{_curve(sizes)}}}", f"center {{{middle[0]:.4f} {middle[1]:.4f}}}",
-        f"invert_matrix {_flag(way.inverse)}", "name FaceTransform1",
-    ])  # fmt: skip
+    return _node(
+        "Transform",
+        [
+            f"translate {_keys(moved)}",
+            f"rotate {{{_curve(turns)}}}",
+            f"scale {{{_curve(sizes)}}}",
+            f"center {{{middle[0]:.4f} {middle[1]:.4f}}}",
+            f"invert_matrix {_flag(way.inverse)}",
+            "name FaceTransform1",
+        ],
+    )
 
 
 def stmap(way: Way) -> str:
@@ -80,22 +86,28 @@ def stmap(way: Way) -> str:
     knobs = ["addUserKnob {20 User}"]
     for name, quad in (("to", target), ("from", source)):
         for k in (0, 1, 3):
-            knobs += [f"addUserKnob {{12 {name}{k + 1}}}",
-                      f"{name}{k + 1} {_keys(_corner(quad, k))}"]  # fmt: skip
+            knobs += [
+                f"addUserKnob {{12 {name}{k + 1}}}",
+                f"{name}{k + 1} {_keys(_corner(quad, k))}",
+            ]
     area = "((to2.x-to1.x)*(to4.y-to1.y)-(to2.y-to1.y)*(to4.x-to1.x))"
     right = f"((x+0.5-to1.x)*(to4.y-to1.y)-(y+0.5-to1.y)*(to4.x-to1.x))/{area}"
     up = f"((to2.x-to1.x)*(y+0.5-to1.y)-(to2.y-to1.y)*(x+0.5-to1.x))/{area}"
     for i, axis in enumerate("xy"):
-        knobs.append(f"expr{i} (from1.{axis}+along*(from2.{axis}-from1.{axis})"
-                     f"+up*(from4.{axis}-from1.{axis}))/{way.size[i]}")  # fmt: skip
+        knobs.append(
+            f"expr{i} (from1.{axis}+along*(from2.{axis}-from1.{axis})"
+            f"+up*(from4.{axis}-from1.{axis}))/{way.size[i]}"
+        )
     knobs += ["temp_name0 along", f"temp_expr0 {right}", "temp_name1 up", f"temp_expr1 {up}"]
     drawn = _node("Expression", [*knobs, "name FaceMap1"])
     return f"{drawn}push 0\n" + _node("STMap", ["inputs 2", "uv rgb", "name FaceSTMap1"])
 
 
 KINDS: Dict[str, Callable[[Way], str]] = {
-    "corner_pin": corner_pin, "transform": transform, "stmap": stmap,
-}  # fmt: skip
+    "corner_pin": corner_pin,
+    "transform": transform,
+    "stmap": stmap,
+}
 
 
 def _node(kind: str, knobs: Sequence[str]) -> str:

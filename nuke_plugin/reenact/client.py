@@ -127,9 +127,11 @@ class Client:
     """
 
     def __init__(
-        self, name: str = "script", deadline: float = 30.0,
+        self,
+        name: str = "script",
+        deadline: float = 30.0,
         server: Optional[Tuple[str, str]] = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         try:
             from reenact.pyzmq import zmq  # not before: Nuke's renders need none
         except ImportError as error:
@@ -157,9 +159,11 @@ class Client:
         return self
 
     def __exit__(
-        self, kind: Optional[Type[BaseException]], error: Optional[BaseException],
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
         trace: Optional[TracebackType],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.close()
 
     # -- requests
@@ -191,9 +195,10 @@ class Client:
         job = self.ask(protocol.Submit(kind, dataclasses.asdict(task)))
         if job["missing"]:
             raise ServerError(
-                "missing", "The server lacks files of this job. Send them again.",
+                "missing",
+                "The server lacks files of this job. Send them again.",
                 " ".join(job["missing"][:20]),
-            )  # fmt: skip
+            )
         return str(job["id"])
 
     def status(self, job: str) -> Dict[str, Any]:
@@ -280,9 +285,13 @@ class Client:
         return files
 
     def send_clip(
-        self, pattern: PathLike, numbers: Iterable[int] = (), colour_space: Optional[str] = None,
-        progress: Optional[Progress] = None, frames: str = "",
-    ) -> Clip:  # fmt: skip
+        self,
+        pattern: PathLike,
+        numbers: Iterable[int] = (),
+        colour_space: Optional[str] = None,
+        progress: Optional[Progress] = None,
+        frames: str = "",
+    ) -> Clip:
         """Uploads a clip.
 
         Args:
@@ -296,9 +305,13 @@ class Client:
         paths = [frame_file(str(pattern), n) for n in numbers] or [str(pattern)]
         suffix = Path(paths[0]).suffix.lower()
         return Clip(
-            suffix, numbers, self.send(paths, progress), colour_space=colour_space,
-            name=str(pattern)[-protocol.MAX_TEXT :], frames=frames,
-        )  # fmt: skip
+            suffix,
+            numbers,
+            self.send(paths, progress),
+            colour_space=colour_space,
+            name=str(pattern)[-protocol.MAX_TEXT :],
+            frames=frames,
+        )
 
     def receive(
         self, files: Iterable[Tuple[File, PathLike]], progress: Optional[Progress] = None
@@ -351,9 +364,14 @@ class Client:
         target = version_for(Path(folder), name, job)
         pattern = target / f"{target.name}.####.exr"
         manifest: Dict[str, Any] = {
-            "job": job, "state": "", "reason": "", "folder": str(target),
-            "pattern": str(pattern), "frames": [], "files": [],
-        }  # fmt: skip
+            "job": job,
+            "state": "",
+            "reason": "",
+            "folder": str(target),
+            "pattern": str(pattern),
+            "frames": [],
+            "files": [],
+        }
         for event in self.follow(job):
             if event["type"] == "file":
                 frame = event["name"] == "frame"
@@ -788,8 +806,14 @@ class Pump:
                     up = self._connection(up, True)
                     if isinstance(body, ProtocolError):
                         del watched[job]
-                        self._news.put({"job": job, "type": "error", "code": body.code,
-                                        "message": body.message})  # fmt: skip
+                        self._news.put(
+                            {
+                                "job": job,
+                                "type": "error",
+                                "code": body.code,
+                                "message": body.message,
+                            }
+                        )
                         continue
                     for event in body["events"]:
                         watched[job] = event["n"]

@@ -277,8 +277,12 @@ def show_files(read: Node, pattern: str, first: int, last: int) -> None:
     """Points a Read inside one of our nodes to other files."""
     with _no_undo():
         read["file"].setValue(pattern)
-        for knob, number in (("first", first), ("origfirst", first), ("last", last),
-                             ("origlast", last)):  # fmt: skip
+        for knob, number in (
+            ("first", first),
+            ("origfirst", first),
+            ("last", last),
+            ("origlast", last),
+        ):
             read[knob].setValue(number)
         cast("nuke.Script_Knob", read["reload"]).execute()
 

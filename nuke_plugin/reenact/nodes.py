@@ -26,24 +26,47 @@ POLL_SECONDS = 0.2
 SETTLED_SECONDS = 0.25  # without a change, after which a frame is drawn live
 RED, PLAIN = 0xAA2222FF, 0x4C5A7AFF  # of the tile
 LABELS = {
-    "start": "Start server", "retry": "Try again", "log": "Show log", "resume": "Resume",
-    "locate": "Locate character", "preview": "Try again",
-}  # fmt: skip
+    "start": "Start server",
+    "retry": "Try again",
+    "log": "Show log",
+    "resume": "Resume",
+    "locate": "Locate character",
+    "preview": "Try again",
+}
 
 # Quality tiers: frames to choose, steps of tuning.
 TIERS = {"preview": (60, 300), "production": (250, 2000)}
 
 # Sliders of ReenactEdit, and the directions that they move along.
 SLIDERS = {
-    "smile": "smile", "mouth": "jaw", "lids": "lids", "gaze_x": "gaze_x", "gaze_y": "gaze_y",
-    "brow": "brow", "yaw": "yaw", "pitch": "pitch", "roll": "roll",
-}  # fmt: skip
+    "smile": "smile",
+    "mouth": "jaw",
+    "lids": "lids",
+    "gaze_x": "gaze_x",
+    "gaze_y": "gaze_y",
+    "brow": "brow",
+    "yaw": "yaw",
+    "pitch": "pitch",
+    "roll": "roll",
+}
 
 # Knobs whose change is drawn live.
 LIVE = {
-    *SLIDERS, "extra", "extra_file", "extra_name", "directions", "rows", "edge", "limit", "live",
-    "style", "style_amount", "style_from", "style_to", "sibling",
-}  # fmt: skip
+    *SLIDERS,
+    "extra",
+    "extra_file",
+    "extra_name",
+    "directions",
+    "rows",
+    "edge",
+    "limit",
+    "live",
+    "style",
+    "style_amount",
+    "style_from",
+    "style_to",
+    "sibling",
+}
 
 # Measures that a ReenactRepair has limits for.
 LIMITED = ("landmarks", "mouth", "lids", "gaze", "pose", "jitter")
@@ -82,8 +105,11 @@ def on_create(node: Node) -> None:
         host.put(node, "reenact_id", id)
         host.put(node, "run", "")
         _show(node, News(id, "", "Not submitted."))
-    host.put(node, "versions", f"plugin {__version__}, protocol {protocol.VERSION}, "
-             f"Nuke {host.project().nuke}")  # fmt: skip
+    host.put(
+        node,
+        "versions",
+        f"plugin {__version__}, protocol {protocol.VERSION}, Nuke {host.project().nuke}",
+    )
     _nodes[id] = node
     if host.gui():
         _opened.append(node)  # not yet whole: its inside comes later
@@ -147,9 +173,16 @@ def measure(node: Node) -> None:
         limits = {name: float(host.get(node, f"limit_{name}")) for name in LIMITED}
         settings = {"limits": {name: limit for name, limit in limits.items() if limit > 0}}
         wanted = repairs.Repairs(
-            "qc", str(_folder(node)), f"{_name(node)}_qc", shot.source, settings, shot.character,
-            shot.first, shot.last, shot=shot,
-        )  # fmt: skip
+            "qc",
+            str(_folder(node)),
+            f"{_name(node)}_qc",
+            shot.source,
+            settings,
+            shot.character,
+            shot.first,
+            shot.last,
+            shot=shot,
+        )
         _start(node, _run(node, wanted))
 
 
@@ -224,8 +257,12 @@ def next_step(node: Node) -> None:
     elif step == "retry":
         run = _runs.get(_id(node))
         kind = run.order.kind if run is not None and run.order is not None else ""
-        again = {"stylize": make_style, "qc": measure, "preview": preview,
-                 "repaired_frame": preview}  # fmt: skip
+        again = {
+            "stylize": make_style,
+            "qc": measure,
+            "preview": preview,
+            "repaired_frame": preview,
+        }
         again.get(kind, submit)(node)
     elif step == "resume":
         resume(node)
@@ -308,9 +345,10 @@ def of_jobs() -> Dict[str, Tuple[str, Optional[Path]]]:
     where its character's picture is, if one was made."""
     return {
         job: (host.name(_nodes[id]), _picture(_nodes[id]))
-        for id, run in _runs.items() if id in _nodes and _is(_nodes[id], id)
+        for id, run in _runs.items()
+        if id in _nodes and _is(_nodes[id], id)
         for job in run.jobs
-    }  # fmt: skip
+    }
 
 
 def _picture(node: Node) -> Optional[Path]:
@@ -362,10 +400,14 @@ def order(node: Node, only: Optional[int] = None) -> Order:
         if not who or not host.get(node, "agreed"):
             raise Wrong("Name the person and tick that they agreed to be scanned.")
         count, steps = TIERS[str(host.get(node, "quality"))]
-        settings.update(name=name, who=who, scope=str(host.get(node, "scope")),
-                        count=int(host.get(node, "count")) or count,
-                        steps=int(host.get(node, "steps")) or steps,
-                        refine=int(host.get(node, "refine")) or None)  # fmt: skip
+        settings.update(
+            name=name,
+            who=who,
+            scope=str(host.get(node, "scope")),
+            count=int(host.get(node, "count")) or count,
+            steps=int(host.get(node, "steps")) or steps,
+            refine=int(host.get(node, "refine")) or None,
+        )
         source = _source(node, name, folder, first, last)
         return Order("personalize", str(folder), name, source, settings, first=first, last=last)
     character = str(host.get(node, "character"))
@@ -526,9 +568,18 @@ def _change(node: Node, only: Optional[int] = None) -> shots.Change:
         first, last = shot.first, shot.last
     _check_inside(shot, first, last)
     change = shots.Change(
-        "edit", str(folder), name, shot.source, {}, shot.character, first, last,
-        bool(host.get(node, "crops")), shot, look=shot.look,
-    )  # fmt: skip
+        "edit",
+        str(folder),
+        name,
+        shot.source,
+        {},
+        shot.character,
+        first,
+        last,
+        bool(host.get(node, "crops")),
+        shot,
+        look=shot.look,
+    )
     if host.has(node, "style"):
         return dataclasses.replace(change, kind="style", look=_look(node, shot))
     files = [str(host.get(node, "directions")) or shot.directions]
@@ -542,8 +593,11 @@ def _change(node: Node, only: Optional[int] = None) -> shots.Change:
     for knob, direction in sliders.items():
         amounts = shots.keyframes(shot.numbers, _values(node, knob, shot))
         moves += [protocol.Move(direction, amount, rows) for amount in amounts if amount != "0"]
-    settings = {"moves": moves, "edge": str(host.get(node, "edge")),
-                "limit": float(host.get(node, "limit"))}  # fmt: skip
+    settings = {
+        "moves": moves,
+        "edge": str(host.get(node, "edge")),
+        "limit": float(host.get(node, "limit")),
+    }
     return dataclasses.replace(change, settings=settings, directions=files)
 
 
@@ -561,15 +615,25 @@ def _repairs(node: Node, only: Optional[int] = None) -> repairs.Repairs:
     if not listed:
         raise Wrong("The list is empty. Measure the shot, or Add what is to be repaired.")
     wanted = repairs.Repairs(
-        "repair", str(_folder(node)), name, shot.source,
-        {"repairs": [entry for _, entry in listed]}, shot.character, shot.first, shot.last,
-        bool(host.get(node, "crops")), shot, look=shot.look, lines=[line for line, _ in listed],
-    )  # fmt: skip
+        "repair",
+        str(_folder(node)),
+        name,
+        shot.source,
+        {"repairs": [entry for _, entry in listed]},
+        shot.character,
+        shot.first,
+        shot.last,
+        bool(host.get(node, "crops")),
+        shot,
+        look=shot.look,
+        lines=[line for line, _ in listed],
+    )
     if only is None:
         return wanted
     _check_inside(shot, only, only)
-    return dataclasses.replace(wanted, kind="repaired_frame", name=f"{name}_preview", first=only,
-                               last=only, crops=False)  # fmt: skip
+    return dataclasses.replace(
+        wanted, kind="repaired_frame", name=f"{name}_preview", first=only, last=only, crops=False
+    )
 
 
 def _show_version(node: Node) -> None:
@@ -599,10 +663,11 @@ def _look(node: Node, shot: shots.Shot) -> Dict[str, Any]:
     else:
         raise Wrong("The curve of the amount has more keys than can be sent. Make it smoother.")
     return {
-        "style": style, "style_amount": amount,
+        "style": style,
+        "style_amount": amount,
         "sibling": bool(host.get(node, "sibling")),
         **{knob: None if value == "all" else int(value) for knob, value in ends.items()},
-    }  # fmt: skip
+    }
 
 
 def _values(node: Node, knob: str, shot: shots.Shot) -> List[float]:
@@ -620,8 +685,16 @@ def _new_style(node: Node) -> shots.Change:
         raise Wrong("Say what the style is to look like: by a program, a prompt or pictures.")
     pictures = how.pop("pictures")
     settings = {"name": name, "steps": int(host.get(node, "steps")), **how}
-    return shots.Change("stylize", str(_folder(node)), name, shot.source, settings, shot.character,
-                        shot=shot, pictures=pictures)  # fmt: skip
+    return shots.Change(
+        "stylize",
+        str(_folder(node)),
+        name,
+        shot.source,
+        settings,
+        shot.character,
+        shot=shot,
+        pictures=pictures,
+    )
 
 
 # -- runs ----------------------------------------------------------------------------------------

@@ -36,8 +36,11 @@ class Jobs(qt.QtWidgets.QWidget):  # type: ignore[misc]  # Qt has no types here
         layout.addWidget(self.table)
         row = qt.QtWidgets.QHBoxLayout()
         layout.addLayout(row)
-        for label, call in (("Show node", self.show_node), ("Cancel", self.cancel),
-                            ("Resume", self.resume)):  # fmt: skip
+        for label, call in (
+            ("Show node", self.show_node),
+            ("Cancel", self.cancel),
+            ("Resume", self.resume),
+        ):
             button = qt.QtWidgets.QPushButton(label)
             button.clicked.connect(call)
             row.addWidget(button)

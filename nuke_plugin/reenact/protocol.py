@@ -230,14 +230,18 @@ class FitDirections:
     batch: int = 8
 
 
-Task = Union[
-    Personalize, Solve, Render, Frame, Repair, Qc, Stylize, Edit, FitDirections
-]  # fmt: skip
+Task = Union[Personalize, Solve, Render, Frame, Repair, Qc, Stylize, Edit, FitDirections]
 TASKS: Dict[str, Type[Any]] = {
-    "personalize": Personalize, "solve": Solve, "render": Render, "frame": Frame,
-    "repair": Repair, "qc": Qc, "stylize": Stylize, "edit": Edit,
+    "personalize": Personalize,
+    "solve": Solve,
+    "render": Render,
+    "frame": Frame,
+    "repair": Repair,
+    "qc": Qc,
+    "stylize": Stylize,
+    "edit": Edit,
     "fit_directions": FitDirections,
-}  # fmt: skip
+}
 
 
 # -- requests and their answers ------------------------------------------------------------------
@@ -337,15 +341,41 @@ class Health:
 
 
 REQUESTS: Dict[str, Type[Any]] = {
-    "hello": Hello, "ping": Ping, "bye": Bye, "submit": Submit, "status": Status, "list": List_,
-    "events": Events, "cancel": Cancel, "pause": Pause, "resume": Resume, "delete": Delete,
-    "held": Held, "upload": Upload, "download": Download, "verify": Verify,
+    "hello": Hello,
+    "ping": Ping,
+    "bye": Bye,
+    "submit": Submit,
+    "status": Status,
+    "list": List_,
+    "events": Events,
+    "cancel": Cancel,
+    "pause": Pause,
+    "resume": Resume,
+    "delete": Delete,
+    "held": Held,
+    "upload": Upload,
+    "download": Download,
+    "verify": Verify,
     "health": Health,
-}  # fmt: skip
+}
 Request = Union[
-    Hello, Ping, Bye, Submit, Status, List_, Events, Cancel, Pause, Resume, Delete, Held, Upload,
-    Download, Verify, Health,
-]  # fmt: skip
+    Hello,
+    Ping,
+    Bye,
+    Submit,
+    Status,
+    List_,
+    Events,
+    Cancel,
+    Pause,
+    Resume,
+    Delete,
+    Held,
+    Upload,
+    Download,
+    Verify,
+    Health,
+]
 NAMES = {kind: name for name, kind in REQUESTS.items()}
 
 

@@ -24,10 +24,10 @@ except ImportError as error:
     try:
         import zmq.auth
     except ImportError as vendored:
+        installer = Path(__file__).resolve().parents[2] / "install.py"
         raise ImportError(
-            "Reenact has no pyzmq that loads in Python {}.{} on {} ({}). Run: python3 {} nuke"
-            .format(*sys.version_info[:2], sys.platform, vendored,
-                    Path(__file__).resolve().parents[2] / "install.py")
-        ) from error  # fmt: skip
+            "Reenact has no pyzmq that loads in Python {}.{} on {} ({}). "
+            "Run: python3 {} nuke".format(*sys.version_info[:2], sys.platform, vendored, installer)
+        ) from error
     finally:
         sys.path.remove(str(FOLDER))

@@ -29,9 +29,12 @@ DRAWN_ALIKE = ("colour_space", "style", "style_amount", "style_from", "style_to"
 
 # What a repair may have beside its frames, and what it must have.
 WORDS: Dict[str, Tuple[str, ...]] = {
-    "solve": ("only", "steps"), "interpolate": ("ease",), "hold": ("from", "blend"),
-    "replace": ("from", "blend"), "amount": ("keys",),
-}  # fmt: skip
+    "solve": ("only", "steps"),
+    "interpolate": ("ease",),
+    "hold": ("from", "blend"),
+    "replace": ("from", "blend"),
+    "amount": ("keys",),
+}
 NEEDED = {"hold": "from", "replace": "from", "amount": "keys"}
 
 _RANGE = re.compile(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?")
@@ -215,20 +218,31 @@ class RepairRun(ShotRun):
             have_plate(client, above.plate, above.source)
             plate = between(above.plate, order.first, order.last)
             name = Path(above.track).parent.name
-            self._submit(client, order, protocol.Qc(track, character, plate, name=name,
-                                                    **order.settings))  # fmt: skip
+            self._submit(
+                client, order, protocol.Qc(track, character, plate, name=name, **order.settings)
+            )
             return
         render, more = self._drawing(client, order, send)
         task = protocol.Repair(render.track, **order.settings)
         solved = [
-            number for entry in task.repairs if entry["do"] == "solve"
-            for span in ranges(entry["frames"]) for number in span
-        ]  # fmt: skip
+            number
+            for entry in task.repairs
+            if entry["do"] == "solve"
+            for span in ranges(entry["frames"])
+            for number in span
+        ]
         if solved:
             plate = between(above.plate, min(solved), max(solved))
             task = dataclasses.replace(task, plate=plate, character=render.character)
-        version = self._submit(client, order, task, self._key(order, render), lines=order.lines,
-                               render=dataclasses.asdict(render), **more)  # fmt: skip
+        version = self._submit(
+            client,
+            order,
+            task,
+            self._key(order, render),
+            lines=order.lines,
+            render=dataclasses.asdict(render),
+            **more,
+        )
         mark = version / f".node-{self.id}"
         if order.kind == "repair" and not mark.exists():
             write_file(mark, b"")
@@ -249,9 +263,13 @@ class RepairRun(ShotRun):
         if plain["kind"] == "repaired_frame":  # the track stays that of the version that is shown
             render = protocol.build(protocol.Render, plain["render"])
             frame = protocol.Frame(
-                track, render.character, plain["first"], render.plate, version.name,
+                track,
+                render.character,
+                plain["first"],
+                render.plate,
+                version.name,
                 **{name: getattr(render, name) for name in DRAWN_ALIKE},
-            )  # fmt: skip
+            )
             self._frames(client, version, frame, "Preview", "")
         else:
             path = version / "track.latents"
@@ -274,9 +292,10 @@ class RepairRun(ShotRun):
         worst = "".join(f", {number} the most" for number in found["summary"]["worst"])
         text = f"{len(marked) or 'None'} of {len(found['frames'])} frames stand out{worst}."
         knobs = {
-            "marked": as_ranges(marked), "report": (version / "report.html").as_posix(),
+            "marked": as_ranges(marked),
+            "report": (version / "report.html").as_posix(),
             "suggested": "\n".join(map(as_line, found["repairs"])),
-        }  # fmt: skip
+        }
         self._say("done", text, result=Result(knobs, curves))
 
 

@@ -130,9 +130,13 @@ FIRST = {"reenact": "solve", "preview": "solve", "style": "render", "repaired_fr
 
 # What to do about an error, by its code; about others, to try again.
 STEPS = {
-    "no_server": "start", "no_character": "locate", "job": "log", "version": "", "no_pyzmq": "",
+    "no_server": "start",
+    "no_character": "locate",
+    "job": "log",
+    "version": "",
+    "no_pyzmq": "",
     "not_made": "",
-}  # fmt: skip
+}
 
 
 class Stopped(Exception):
@@ -152,13 +156,22 @@ class Run(Thread):
     """
 
     def __init__(
-        self, id: str, tell: Callable[[News], None], order: Optional[Order] = None,
-        folder: str = "", again: bool = False, start: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        id: str,
+        tell: Callable[[News], None],
+        order: Optional[Order] = None,
+        folder: str = "",
+        again: bool = False,
+        start: bool = False,
+    ) -> None:
         super().__init__(daemon=True, name=f"reenact {id[:8]}")
         self.id, self.order, self.folder, self.again, self.start_server = (
-            id, order, folder, again, start,
-        )  # fmt: skip
+            id,
+            order,
+            folder,
+            again,
+            start,
+        )
         self._tell, self._told = tell, 0.0
         self._cancelled, self._left = Event(), Event()
         self._job = self._view = ""
@@ -222,18 +235,23 @@ class Run(Thread):
         version = version_for(Path(order.folder), order.name, self._job + key)
         self.folder, self.again = str(version), True
         plain = {
-            "kind": order.kind, "first": order.first, "last": order.last, "crops": order.crops,
-            "task": dataclasses.asdict(task), **more,
-        }  # fmt: skip
+            "kind": order.kind,
+            "first": order.first,
+            "last": order.last,
+            "crops": order.crops,
+            "task": dataclasses.asdict(task),
+            **more,
+        }
         write_file(version / "run.json", json.dumps(plain).encode())
         self._say("queued", "Submitted.", result=Result({"run": self.folder}))
         return version
 
     def _send_clip(self, client: Client, source: Source) -> Clip:
         common: Dict[str, Any] = {
-            "colour_space": source.space or None, "config": source.config,
+            "colour_space": source.space or None,
+            "config": source.config,
             "name": source.name[-protocol.MAX_TEXT :],
-        }  # fmt: skip
+        }
         numbers, paths = source.numbers, source.paths
         suffix = Path(paths[0]).suffix.lower()
         if suffix in MOVIES:
@@ -287,8 +305,11 @@ class Run(Thread):
                 name.capitalize(): (str(version / f"{name}.png"), 1, 1)
                 for name in ("selection", "reconstruction")
             }
-            self._say("done", f"{character.name} is ready{self._view}.", result=Result(
-                {**_shown(character), "has_result": True}, reads=reads))  # fmt: skip
+            self._say(
+                "done",
+                f"{character.name} is ready{self._view}.",
+                result=Result({**_shown(character), "has_result": True}, reads=reads),
+            )
 
     def _reenact(
         self, client: Client, version: Path, solve: protocol.Solve, plain: Dict[str, Any]
@@ -322,9 +343,14 @@ class Run(Thread):
         return made[0] if made else client.send([path])[0]
 
     def _frames(
-        self, client: Client, folder: Path, task: protocol.Task, read: str, suffix: str,
+        self,
+        client: Client,
+        folder: Path,
+        task: protocol.Task,
+        read: str,
+        suffix: str,
         more: Optional[Result] = None,
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         """Draws frames into a folder and shows them, as many as there are, and what else changes
         with them; whether all came."""
         pattern = str(folder / f"{Path(self.folder).name}{suffix}.####.exr")
@@ -351,9 +377,12 @@ class Run(Thread):
         return whole
 
     def _follow(
-        self, client: Client, task: protocol.Task, place: Callable[[Dict[str, Any]], Path],
+        self,
+        client: Client,
+        task: protocol.Task,
+        place: Callable[[Dict[str, Any]], Path],
         stopped: Optional[Callable[[News], None]] = None,
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         """Has a job done and fetches its files; False where it stopped, which is told.
 
         Raises:
@@ -520,9 +549,13 @@ def start_server(client: Client) -> None:
     environment = {k: v for k, v in os.environ.items() if k not in foreign}
     with log.open("ab") as output:
         process = subprocess.Popen(
-            server_command(), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            start_new_session=True, env=environment,
-        )  # fmt: skip
+            server_command(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=environment,
+        )
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until:
         if _answers(client):

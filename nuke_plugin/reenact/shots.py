@@ -85,9 +85,15 @@ def shot(track: str, character: str) -> Shot:
     plain = json.loads((Path(track).parent / "run.json").read_text())
     plate = plain["plate"] if "plate" in plain else plain["task"]["plate"]
     return Shot(
-        track, character, protocol.build(Clip, plate), Source(**plain["source"]),
-        int(plain["first"]), int(plain["last"]), numbers(track), plain.get("look", {}),
-    )  # fmt: skip
+        track,
+        character,
+        protocol.build(Clip, plate),
+        Source(**plain["source"]),
+        int(plain["first"]),
+        int(plain["last"]),
+        numbers(track),
+        plain.get("look", {}),
+    )
 
 
 def keyframes(frames: Sequence[int], values: Sequence[float], near: float = NEAR) -> List[str]:
@@ -175,9 +181,12 @@ def have_plate(client: Client, plate: Clip, source: Source) -> None:
 
 
 def directions(
-    client: Client, order: Change, character: File, send: Callable[[str], File],
+    client: Client,
+    order: Change,
+    character: File,
+    send: Callable[[str], File],
     told: Callable[[str], None],
-) -> List[File]:  # fmt: skip
+) -> List[File]:
     """The files that an edit takes; those of its character are found where there are none yet.
 
     Raises:
@@ -275,8 +284,14 @@ class ShotRun(Run):
         else:
             files = directions(client, order, render.character, send, self._finding)
             edit = protocol.Edit(render.track, render.character, files, **order.settings)
-            self._submit(client, order, edit, self._key(order, render),
-                         render=dataclasses.asdict(render), **more)  # fmt: skip
+            self._submit(
+                client,
+                order,
+                edit,
+                self._key(order, render),
+                render=dataclasses.asdict(render),
+                **more,
+            )
 
     def _drawing(
         self, client: Client, order: Change, send: Sender
@@ -289,13 +304,19 @@ class ShotRun(Run):
         name = Path(above.track).parent.name
         plate = between(above.plate, order.first, order.last)
         render = protocol.Render(
-            track, character, plate, name=name, colour_space=above.source.working or None,
+            track,
+            character,
+            plate,
+            name=name,
+            colour_space=above.source.working or None,
             **_looked(order.look, send),
-        )  # fmt: skip
+        )
         return render, {
-            "plate": dataclasses.asdict(above.plate), "look": order.look,
-            "source": dataclasses.asdict(above.source), "character": above.character,
-        }  # fmt: skip
+            "plate": dataclasses.asdict(above.plate),
+            "look": order.look,
+            "source": dataclasses.asdict(above.source),
+            "character": above.character,
+        }
 
     def _key(self, order: Change, render: protocol.Render) -> str:
         """Sets versions apart whose tracks are the same and that are drawn in other styles."""
@@ -323,9 +344,12 @@ class ShotRun(Run):
         self._draw(client, plain, track)
 
     def _draw(
-        self, client: Client, plain: Dict[str, Any], track: Optional[File],
+        self,
+        client: Client,
+        plain: Dict[str, Any],
+        track: Optional[File],
         shown: Optional[Result] = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Draws a version; its own track, if it has made one.
 
         Args:
@@ -469,9 +493,14 @@ def draw_now(client: Client, id: str, change: Change) -> News:
 
 
 def draw(
-    client: Client, send: Sender, id: str, change: Change, say: Callable[[str], None],
-    overtaken: Callable[[], bool], jobs: List[str],
-) -> Optional[News]:  # fmt: skip
+    client: Client,
+    send: Sender,
+    id: str,
+    change: Change,
+    say: Callable[[str], None],
+    overtaken: Callable[[], bool],
+    jobs: List[str],
+) -> Optional[News]:
     """Has one frame drawn, and fetches it; None where it was overtaken meanwhile.
 
     Args:
@@ -492,8 +521,15 @@ def draw(
     track, character = send(above.track), send(above.character)
     plate = between(above.plate, frame, frame)
     have_plate(client, plate, above.source)
-    task = protocol.Frame(track, character, frame, plate, Path(above.track).parent.name,
-                          above.source.working or None, **_looked(change.look, send))  # fmt: skip
+    task = protocol.Frame(
+        track,
+        character,
+        frame,
+        plate,
+        Path(above.track).parent.name,
+        above.source.working or None,
+        **_looked(change.look, send),
+    )
     if change.kind == "edit":
         files = directions(client, change, character, send, say)
         task = dataclasses.replace(task, directions=files, **change.settings)
