@@ -34,8 +34,9 @@ from core.generator import Generator
 from core.media import colour
 from core.media.clip import SPACE_ATTRIBUTE, Clip, Window
 from core.media.numbering import frame_path
+from core.media.pictures import read_attribute
 from core.media.read import read_frames
-from core.media.write import copy_exr, read_attribute, write_exr
+from core.media.write import copy_exr, write_exr
 from core.render import colour_match, motion
 from core.render import grain as grains
 from core.render import matte as mattes

@@ -27,8 +27,9 @@ from torch import Tensor
 from core.base.keyframes import KeyframeError
 from core.face.keypoints import KEYPOINTS
 from core.generator import checkpoints
+from core.media.pictures import read_attribute
 from core.media.read import open_clip, read_frame
-from core.media.write import read_attribute, write_png
+from core.media.write import write_png
 from core.personalize.character import Character, CharacterInfo, load_character, save_character
 from core.personalize.tuning import reconstruct
 from core.render.frames import pictures, styled
