@@ -90,10 +90,10 @@ def repair(
         }
         entries = [{name: value for name, value in entry.items() if value is not None}]
     track = load_track(latents)
-    solved = [r.rows for r in shot.check(entries, track) if isinstance(r, shot.Solve)]
+    solved = [r.frames for r in shot.check(entries, track) if isinstance(r, shot.Solve)]
     output = output or next_version(latents)
     method_cli.check_output(output, ".latents")
-    shot.made_before(output, track, entries)
+    shot.existing_repair(output, track, entries)
     clip = None
     if solved:
         if plate is None:

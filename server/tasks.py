@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # torch loads when a task runs
     from core.edit import editing
     from core.edit.directions import Direction
     from core.personalize.character import Character
-    from core.render.frames import PatchOptions
+    from core.render.patch import PatchOptions
     from core.solve.latent_track import LatentTrack
     from core.stylize.style import Mix, Style
 
@@ -163,7 +163,7 @@ def repair(
 
     before = load_track(track)
     repairs = shot.check(task.repairs, before)
-    made = shot.made_before(output, before, task.repairs)
+    made = shot.existing_repair(output, before, task.repairs)
     if made is None:
         if character is not None:
             generator = character.generator.to(device())
@@ -181,13 +181,13 @@ def repair(
             )
         save_track(output, made)
         shutil.rmtree(work, ignore_errors=True)
-    shown = shot.still_seen(before, made, repairs)
+    shown = shot.affected_neighbours(before, made, repairs)
     if shown:
         report.note(
             f"what was repaired still shows in frames beside it, {format_numbers(shown)}: "
             "they were smoothed together. Repair them too to be rid of it."
         )
-    numbers = before.numbers[shot.changed(repairs)].tolist()
+    numbers = before.numbers[shot.changed_frames(repairs)].tolist()
     return summarise(made) | {"repaired": format_numbers(numbers)}
 
 
@@ -284,9 +284,9 @@ def frame(
             f"has {format_numbers(track.numbers.tolist())}."
         )
     if task.moves:
-        from core.render.frames import decisive
+        from core.render.geometry import deciding_frames
 
-        only = decisive(track, int(rows.argmax()))
+        only = deciding_frames(track, int(rows.argmax()))
         track = _edited(task, track, character, named_directions(directions), only)
     _write(
         track,
@@ -526,7 +526,7 @@ def _write(
 ) -> list[int]:
     import numpy as np
 
-    from core.render import frames
+    from core.render.frames import FrameFiles, write_frames
 
     character.generator.to(device())
     where = (plate and (plate.shown, plate.colour_space), space)
@@ -539,27 +539,24 @@ def _write(
     if mix is not None:
         style = mix.digest()
         attributes["reenact:style"] = mix.style.hash
-    return frames.write_frames(
+    # With the version: frames of one shot must not be drawn by two.
+    key = digest(__version__, track.character, where, finish, style)
+    return write_frames(
         character.generator,
         track,
         np.flatnonzero(rows),
-        pattern,
-        # With the version: frames of one shot must not be drawn by two.
-        digest(__version__, track.character, where, finish, style),
-        attributes,
+        FrameFiles(pattern, key, attributes, space, earlier),
         plate,
         finish,
-        space,
+        mix=mix,
         batch=batch,
         done=done,
-        mix=mix,
-        earlier=earlier,
     )
 
 
 def finish(task: protocol.Render | protocol.Frame) -> PatchOptions:
-    """`core.render.frames.PatchOptions` of a task, checked."""
-    from core.render.frames import PatchOptions
+    """`core.render.patch.PatchOptions` of a task, checked."""
+    from core.render.patch import PatchOptions
 
     if isinstance(task, protocol.Frame):
         return PatchOptions("basic")  # at once, and as the face is

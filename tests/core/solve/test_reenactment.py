@@ -20,9 +20,10 @@ from scipy.spatial.transform import Rotation
 from small_character import MOVES, SIZE, small_character
 
 from core.face.aligned_clip import NoFaceError
-from core.face.alignment import MAX_GAP, shot_runs, warp
+from core.face.alignment import warp
 from core.face.keypoints import INNER_LIPS, KEYPOINTS, OUTER_LIPS
 from core.face.landmarks import detect_averaged, detect_landmarks, group_keypoints, keypoint_error
+from core.face.temporal import MAX_GAP, shot_runs
 from core.media.read import open_clip
 from core.media.write import write_png
 from core.personalize.character import load_character, save_character
