@@ -426,15 +426,15 @@ def edit(
     """Edits a track, and says how far outside of the anchors' hull its weights lie then."""
     import numpy as np
 
-    from core.edit.directions import by_name, concerns, load_directions
+    from core.edit.directions import compatibility_notes, load_directions, merge_directions
     from core.edit.editing import coordinates, dilation
     from core.solve.latent_track import save_track
 
     files = [load_directions(path) for path in directions]
     for file in files:
-        for concern in concerns(file, character):
+        for concern in compatibility_notes(file, character):
             report.note(concern)
-    named = by_name(files)
+    named = merge_directions(files)
     edited = _edited(task, track, character, named)
     save_track(output, edited)
     anchors = character.anchors.cpu().numpy()
@@ -473,7 +473,7 @@ def named_directions(paths: Sequence[Path]) -> dict[str, Direction]:
     """The directions of several files."""
     from core.edit import directions
 
-    return directions.by_name([directions.load_directions(path) for path in paths])
+    return directions.merge_directions([directions.load_directions(path) for path in paths])
 
 
 def fit_directions(
