@@ -115,8 +115,7 @@ def moves_from_json(value: Any) -> tuple[Move, ...]:
 
 
 def coordinates(vector: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, float]:
-    """Returns the change of the anchors' weights that is nearest to a direction and keeps their
-    sum.
+    """Returns the change of the anchors' weights nearest to a direction that keeps their sum.
 
     Args:
         vector: `[512]` or `[L, 512]`, a direction of W or W+.
@@ -133,8 +132,10 @@ def coordinates(vector: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, fl
 
 
 def dilation(weights: np.ndarray) -> np.ndarray:
-    """Returns how far weights `[F, L, N]` lie outside of the anchors' hull: the least beta of eq.
-    6.
+    """Returns how far weights lie outside of the anchors' hull: the least beta of eq. 6.
+
+    Args:
+        weights: `[F, L, N]`.
 
     Returns:
         `[F]`, 0 inside of the hull. The solver stays below its own beta, 0.02.

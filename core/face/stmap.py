@@ -47,8 +47,14 @@ def _stmap(
     source: tuple[int, int],
     origin: tuple[int, int] = (0, 0),
 ) -> np.ndarray:
-    """Returns u, v `[h, w, 2]` into a source (width, height), by an affine map `[1, 2, 3]` from
-    result px to source px."""
+    """Returns u, v `[h, w, 2]` into a source (width, height).
+
+    Args:
+        matrix: `[1, 2, 3]`, the affine map from result px to source px.
+        shape: height and width of the result.
+        source: width and height.
+        origin: x and y of the result's first pixel.
+    """
     m = matrix[0].double().numpy()
     y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
     x, y = x + origin[0], y + origin[1]

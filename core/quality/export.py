@@ -19,8 +19,8 @@ def summary(quality: Quality) -> dict[str, Any]:
 
     def mean(name: str) -> float | None:
         values = quality.measures[name]
-        known = values[np.isfinite(values)]
-        return round(float(known.mean()), 4) if len(known) else None
+        finite = values[np.isfinite(values)]
+        return round(float(finite.mean()), 4) if len(finite) else None
 
     marked = quality.marked
     driver, result = quality.jitter

@@ -76,11 +76,11 @@ def mark(
 
 def mark_bounds(m: Measure, values: np.ndarray) -> tuple[float, float]:
     """Returns lower and upper limit of a measure: its own, or where a frame stands out."""
-    known = values[np.isfinite(values)]
+    finite = values[np.isfinite(values)]
     low, high = (-math.inf, math.inf) if m.limit is None else _interval(m.bad, m.limit)
-    if len(known) >= FEWEST:
-        middle = float(np.median(known))
-        deviation = 1.4826 * float(np.median(np.abs(known - middle)))
+    if len(finite) >= FEWEST:
+        middle = float(np.median(finite))
+        deviation = 1.4826 * float(np.median(np.abs(finite - middle)))
         reach = max(DEVIATIONS * deviation, m.least)
         high = min(high, middle + reach) if m.bad in ("high", "both") else high
         low = max(low, middle - reach) if m.bad in ("low", "both") else low

@@ -543,11 +543,11 @@ def latent_position(codes: np.ndarray, anchors: Tensor) -> tuple[np.ndarray, np.
         0. And `[F]` the distance of its farthest layer to P, at the nearest weights, in percent of
         the anchors' root mean square distance from their mean.
     """
-    known = anchors.detach().cpu().double()
-    middle = known.mean(0)
-    rms = (known - middle).square().sum(1).mean().sqrt()
+    points = anchors.detach().cpu().double()
+    middle = points.mean(0)
+    rms = (points - middle).square().sum(1).mean().sqrt()
     given = torch.from_numpy(np.asarray(codes)).double()
-    weights = (given - middle) @ torch.linalg.pinv(known - middle, rtol=1e-6) + 1 / len(known)
-    inside = nearest_weights(weights, BETA) @ known
+    weights = (given - middle) @ torch.linalg.pinv(points - middle, rtol=1e-6) + 1 / len(points)
+    inside = nearest_weights(weights, BETA) @ points
     distance = (given - inside).norm(dim=-1).amax(1) / rms
     return (-weights.amin((1, 2))).clamp(min=0).numpy(), 100 * distance.numpy()

@@ -50,11 +50,11 @@ def niqe(rgb: np.ndarray) -> float:
         features.append(_features(_normalised(luma, window), block))
         luma = _halved(luma)
     every = np.concatenate(features, 1)
-    known = every[np.isfinite(every).all(1)]
-    if len(known) < 2:  # flat blocks have NaN features
+    finite = every[np.isfinite(every).all(1)]
+    if len(finite) < 2:  # flat blocks have NaN features
         return float("nan")
     difference = mean - np.nanmean(every, 0)
-    both = (covariance + np.cov(known, rowvar=False)) / 2
+    both = (covariance + np.cov(finite, rowvar=False)) / 2
     return float(np.sqrt(difference @ np.linalg.pinv(both) @ difference))
 
 

@@ -208,8 +208,8 @@ def model_quads(points: Tensor) -> Tensor:
     Returns:
         `[B, 4, 2]` quads, px of the pictures.
     """
-    known = torch.from_numpy(np.concatenate([_FACE, np.ones((5, 1))], 1)).to(points.device)
-    camera = torch.linalg.pinv(known) @ points.double()  # [B, 4, 2]
+    model = torch.from_numpy(np.concatenate([_FACE, np.ones((5, 1))], 1)).to(points.device)
+    camera = torch.linalg.pinv(model) @ points.double()  # [B, 4, 2]
     scale = camera[:, :3].norm(dim=1).mean(1)
     corners = _square(_MODEL_SIDE).to(points.device) - _MODEL_SIDE / 2
     return (camera[:, None, 3] + corners * (scale / _UNIT)[:, None, None]).to(points)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -162,11 +161,12 @@ def write_frames(
             place = partial(patch, picture, geometry, plate, amount, options, grain, number, space)
             yield number, partial(_write_patch, path, place, plate, facts)
 
-    with closing(_in_background(writes(), batch)) as written:
-        for number, placed in written:
-            if not placed:
-                empty.append(number)
-            done(number)
+    def written(number: int, placed: bool) -> None:
+        if not placed:
+            empty.append(number)
+        done(number)
+
+    _write_in_background(writes(), batch, written)
     return empty
 
 
@@ -257,19 +257,24 @@ def _write_patch(
     return placed is not None
 
 
-def _in_background(
-    writes: Iterable[tuple[int, Callable[[], bool]]], batch: int
-) -> Iterator[tuple[int, bool]]:
+def _write_in_background(
+    writes: Iterable[tuple[int, Callable[[], bool]]],
+    batch: int,
+    written: Callable[[int, bool], None],
+) -> None:
     """Writes frames in a thread while the next ones are drawn.
 
     Args:
         writes: frame numbers and what writes each; drawing happens where this is iterated.
         batch: frames that may wait to be written.
-
-    Yields:
-        Each frame's number and what its write returned, in order.
+        written: called in order with each frame's number and what its write returned.
     """
     waiting: deque[tuple[int, Future[bool]]] = deque()
+
+    def finish_first() -> None:
+        number, write = waiting.popleft()
+        written(number, write.result())
+
     # One thread: on a disk that is nearly full two writes at once would both fail.
     pool = ThreadPoolExecutor(1)
     try:
@@ -277,10 +282,8 @@ def _in_background(
             waiting.append((number, pool.submit(write)))
             # Up to a batch waits, so that the next one is drawn while these are written.
             while len(waiting) > batch or (waiting and waiting[0][1].done()):
-                first, written = waiting.popleft()
-                yield first, written.result()
+                finish_first()
         while waiting:
-            first, written = waiting.popleft()
-            yield first, written.result()
+            finish_first()
     finally:
         pool.shutdown(cancel_futures=True)  # a run that stops or fails leaves whole frames
