@@ -375,6 +375,7 @@ def test_a_heading_sorts(shown: Page, file: Path, found: Quality) -> None:
     assert order(shown) == found.numbers.tolist()
     index = {int(n): i for i, n in enumerate(found.numbers)}
     button = heading("jitter")
+    height = shown.evaluate("document.body.scrollHeight")
     for direction in (-1, 1):
         shown.click(*shown.centre(button))
         frames = order(shown)
@@ -384,6 +385,9 @@ def test_a_heading_sorts(shown: Page, file: Path, found: Quality) -> None:
         assert (np.diff(np.round(jitter[:-2], 2)) * direction >= 0).all()
         said = shown.evaluate(f"document.querySelector({button!r}).parentElement.ariaSort")
         assert said == ("descending" if direction < 0 else "ascending")
+        assert shown.evaluate("document.body.scrollHeight") == height
+    shown.evaluate("document.querySelector('.scroll').scrollLeft = 0")
+    assert shown.evaluate(PAGE_FAULTS) == []
     shown.click(*shown.centre(heading("State")))
     assert order(shown)[-1] == found.numbers[30]  # the one that is held
     # A row that has moved shows its own frame.
