@@ -22,15 +22,15 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from performer_signals import correlate
 
-from core.facemesh import aligned_roi, crop_roi, face_mesh, to_picture
-from core.frames import write_png
+from core.face.network import aligned_roi, crop_roi, face_mesh, to_picture
+from core.face.perceptual import embedded_metric
 from core.generator.storage import load_generator
-from core.inversion import invert
-from core.perceptual import embedded_metric
+from core.media.write import write_png
+from core.personalize.inversion import invert
+from core.personalize.tuning import psnr
 from core.synthetic.base import WEncoder
 from core.synthetic.distill import Pictures, generate, load_pictures, pair_sheet, score
 from core.synthetic.parameters import from_normal
-from core.tuning import psnr
 
 SIZE = 256  # pictures are enlarged to this before the mesh network sees them
 

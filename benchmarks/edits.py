@@ -29,12 +29,11 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from speed import people
 
-from core.character import Character, CharacterInfo, load_character
-from core.directions import (
+from core.edit.directions import (
     AMOUNTS,
     TRUNCATION,
     Directions,
-    Settings,
+    DirectionSettings,
     facts,
     find_in_character,
     find_in_generator,
@@ -44,13 +43,14 @@ from core.directions import (
     sheet,
     table,
 )
-from core.facemesh.measures import measure
-from core.frames import write_png
+from core.face.landmarks import detect_landmarks
+from core.face.measures import measure
+from core.face.perceptual import embedded_metric
 from core.generator import Generator
-from core.objective import look
-from core.perceptual import embedded_metric
-from core.quality import TOP
-from core.recognition import proxy_recogniser
+from core.media.write import write_png
+from core.personalize.character import Character, CharacterInfo, load_character
+from core.quality.definitions import TOP
+from core.quality.recognition import proxy_recogniser
 from core.synthetic.base import base_generator
 from core.synthetic.distill import latents
 from server.reporting import Report
@@ -77,7 +77,9 @@ def someone() -> Character:
 def embedded(drawn: Tensor) -> Tensor:
     """What the proxy recogniser knows pictures by, `[B, D]`."""
     embed = proxy_recogniser().embed
-    return torch.cat([embed(part, look(part).landmarks.detach()) for part in drawn.split(8)])
+    return torch.cat(
+        [embed(part, detect_landmarks(part).landmarks.detach()) for part in drawn.split(8)]
+    )
 
 
 def identity(who: Character, found: Directions, codes: Tensor) -> None:
@@ -115,7 +117,7 @@ def rows(generator: Generator, found: Directions, codes: Tensor, own: Tensor) ->
         for amount in AMOUNTS:
             made = pictures(generator, codes + amount * vector) if amount else rest
             with torch.no_grad():
-                parts = [look(part).landmarks for part in made.split(8)]
+                parts = [detect_landmarks(part).landmarks for part in made.split(8)]
             seen.append(measure(torch.cat(parts).numpy()))
             if abs(amount) == 1:
                 far.setdefault(name, []).append(metric.distance(made, rest).numpy())
@@ -155,7 +157,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     report, random = Report(), torch.Generator().manual_seed(1)
-    settings = Settings(arguments.samples)
+    settings = DirectionSettings(arguments.samples)
     base, folder = base_generator(), arguments.folder
     who = load_character(arguments.character) if arguments.character else someone()
     for name in ("embedded generator", who.info.name):

@@ -20,8 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from mediapipe_reference import CropGraph
 
-from core.facemesh import FaceMesh
-from core.facemesh.network import CROP
+from core.face.network import CROP, FaceMesh
 from core.synthetic import performer
 
 BATCHES = (1, 8, 32)

@@ -38,14 +38,21 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from core import frames, personalization, preview, reenactment, rendering, selection
-from core.aligned_clip import align_clip
-from core.character import load_character
-from core.facemesh.measures import measure
-from core.latent_track import LatentTrack
-from core.objective import Objective, look_closely
-from core.recognition import proxy_recogniser
-from core.reenactment import Settings
+from core.face.aligned_clip import align_clip
+from core.face.landmarks import detect_averaged
+from core.face.measures import measure
+from core.media.read import open_clip
+from core.media.write import write_png
+from core.personalize import selection
+from core.personalize.character import load_character
+from core.personalize.pipeline import PersonalizeSettings, personalize
+from core.quality.recognition import proxy_recogniser
+from core.render import frames, preview
+from core.solve.driving import driving_from_clip
+from core.solve.latent_track import LatentTrack
+from core.solve.objective import Objective
+from core.solve.settings import SolveSettings
+from core.solve.shot import solve_shot
 from core.synthetic import performer
 from core.synthetic.parameters import HIGH, INDEX, LOW
 from server.demo import FIRST, FPS, film
@@ -68,7 +75,7 @@ FEW = 24  # frames trained on where selection is compared with even spacing
 LONG = 240  # frames of the performance that the driving clip is the liveliest part of
 WINK = 4  # frames of the performance, up to so many before and after the middle one, in part
 
-DEFAULT = Settings()
+DEFAULT = SolveSettings()
 ABLATIONS = {
     "absolute keypoints": dataclasses.replace(DEFAULT, objective=Objective(grouped=False)),
     "no pixel losses": dataclasses.replace(DEFAULT, objective=Objective(mouth=0, eyes=0)),
@@ -77,7 +84,7 @@ ABLATIONS = {
     "no secants": dataclasses.replace(DEFAULT, secants=0),
     "shapes at rest left in": dataclasses.replace(DEFAULT, neutral=None),
     "no smoothing": dataclasses.replace(DEFAULT, smoothing=0.0),
-    "the paper's settings": Settings.paper(),
+    "the paper's settings": SolveSettings.paper(),
 }
 
 
@@ -102,7 +109,7 @@ class Seen:
 
 def seen(pictures: Tensor) -> Seen:
     """Closely: one look's own error would count as that of what is looked at."""
-    landmarks = torch.cat([look_closely(p.float()).landmarks for p in pictures.split(8)])
+    landmarks = torch.cat([detect_averaged(p.float()).landmarks for p in pictures.split(8)])
     return Seen(pictures.float(), landmarks.numpy())
 
 
@@ -161,12 +168,12 @@ def winking(motion: np.ndarray) -> int:
 def personalized(scan: str, path: Path, count: int, report: Report) -> Path:
     """The character of a scan, made where it is not there yet."""
     if not path.exists():
-        personalization.personalize(
-            frames.open_clip(scan),
+        personalize(
+            open_clip(scan),
             path,
             report,
             consent={"who": "nobody: a synthetic person"},
-            settings=personalization.Settings(count=count, steps=STEPS, refine=20),
+            settings=PersonalizeSettings(count=count, steps=STEPS, refine=20),
         )
     return path
 
@@ -251,10 +258,8 @@ class Case:
         self.pairs = pairs
         self.characters = [load_character(p.character) for p in pairs]
         size = self.characters[0].generator.architecture.resolution
-        self.driving = [
-            reenactment.driving_from_clip(frames.open_clip(p.plate), size=size) for p in pairs
-        ]
-        truths = [align_clip(frames.open_clip(p.truth), size).pictures for p in pairs]
+        self.driving = [driving_from_clip(open_clip(p.plate), size=size) for p in pairs]
+        truths = [align_clip(open_clip(p.truth), size).pictures for p in pairs]
         self.truths = [seen(t) for t in truths]
         self.drivers = [seen(d.pictures) for d in self.driving]
         self.motions = [p.motion for p in pairs]
@@ -272,11 +277,11 @@ class Case:
         row(name, results, self.truths, self.drivers, self.motions)
 
     def solve(
-        self, name: str, settings: Settings = DEFAULT
+        self, name: str, settings: SolveSettings = DEFAULT
     ) -> tuple[list[LatentTrack], list[Seen]]:
         """Solves all pairs and prints the row; tracks and what is seen in their pictures."""
         tracks = [
-            reenactment.solve(
+            solve_shot(
                 who,
                 drive,
                 settings,
@@ -287,7 +292,7 @@ class Case:
             for p, who, drive in zip(self.pairs, self.characters, self.driving, strict=True)
         ]
         results = [
-            seen(torch.stack(list(rendering.pictures(c.generator, t.smooth))))
+            seen(torch.stack(list(frames.pictures(c.generator, t.smooth))))
             for c, t in zip(self.characters, tracks, strict=True)
         ]
         self.row(name, results)
@@ -315,10 +320,8 @@ def main() -> None:
     case = Case("reenactment", pairs("target", TRAINED, wink=False))
     tracks, _ = case.solve("default")
     for p, who, track in zip(case.pairs, case.characters, tracks, strict=True):
-        sheet = preview.sheet(
-            who.generator, track, frames.open_clip(p.plate), frames.open_clip(p.truth)
-        )
-        frames.write_png(p.character.with_name("sheet.png"), sheet)
+        sheet = preview.sheet(who.generator, track, open_clip(p.plate), open_clip(p.truth))
+        write_png(p.character.with_name("sheet.png"), sheet)
     if not options.ablations:
         return
     for name, settings in ABLATIONS.items():

@@ -20,8 +20,9 @@ import cv2
 import numpy as np
 import OpenImageIO as oiio
 
-from core.colour import from_network, resolve, texture_space, to_network
-from core.frames import open_clip, read_frames, write_exr, write_movie
+from core.media.colour import from_network, resolve, texture_space, to_network
+from core.media.read import open_clip, read_frames
+from core.media.write import write_exr, write_movie
 
 LENGTH = 2000
 MARKS = (100, 1000, LENGTH)

@@ -40,15 +40,20 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import torchvision_ops  # noqa: F401
 
-from core import reenactment
-from core import tuning as tune
-from core.character import Character, CharacterInfo
-from core.facemesh.keypoints import KEYPOINTS
+from core.face.keypoints import KEYPOINTS
+from core.face.landmarks import Observation, detect_averaged, detect_keypoints, detect_landmarks
+from core.face.perceptual import Metric, lpips_metric, metric, trunk_file
 from core.generator import Generator, config_f, half_precision
-from core.latent_space import delta_loss, soften, sum_loss, to_raw, to_weights
-from core.objective import View, face_keypoints, look, look_closely, picture_losses, total
-from core.perceptual import Metric, lpips_metric, metric, trunk_file
-from core.selection import farthest_first, pairwise_distances
+from core.personalize import tuning as tune
+from core.personalize.character import Character, CharacterInfo
+from core.personalize.selection import farthest_first, pairwise_distances
+from core.solve.driving import Driving
+from core.solve.latent_space import delta_loss, soften, sum_loss, to_raw, to_weights
+from core.solve.objective import picture_losses, total_loss
+from core.solve.observe import mean_crop_bias
+from core.solve.optimise import _converged
+from core.solve.settings import MAX_RESOLUTION, SolveSettings
+from core.solve.shot import solve_shot
 from core.synthetic import performer
 from core.synthetic.base import base_generator
 from core.synthetic.distill import latents
@@ -116,7 +121,7 @@ def tuning() -> None:
     seconds = {}
     half = half_precision("cpu") is not None  # as in personalize
     for batch in (8, 1):
-        settings = tune.Settings(steps=200 // batch, batch=batch, half=half)
+        settings = tune.TuningSettings(steps=200 // batch, batch=batch, half=half)
         tune.tune(
             generator, w, pictures, metric("embedded"), dataclasses.replace(settings, steps=2)
         )
@@ -142,7 +147,7 @@ RATES = (0.15, 0.3, 0.6, 1.2)  # of plain Adam, over the weight of one anchor in
 
 
 def solving() -> None:
-    generator, settings = base_generator(), reenactment.Settings()
+    generator, settings = base_generator(), SolveSettings()
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         anchors = generator.mapping(latents(people(64), random))
@@ -151,10 +156,10 @@ def solving() -> None:
         share = (places % 1)[:, None]
         moving = poses[places.long()] * (1 - share) + poses[places.long() + 1] * share
         pictures = generator.synthesis(moving).clamp(-1, 1)
-        keypoints = face_keypoints(generator.synthesis(anchors))
+        keypoints = detect_keypoints(generator.synthesis(anchors))
     thumbnail, info = np.zeros((8, 8, 3), np.uint8), CharacterInfo("speed", {})
     character = Character(generator, anchors, keypoints, thumbnail, info)
-    driving = reenactment.Driving(
+    driving = Driving(
         np.arange(SHOT),
         pictures,
         np.ones(SHOT, bool),
@@ -169,12 +174,12 @@ def solving() -> None:
 
     counter = generator.synthesis.register_forward_pre_hook(counted)
     start = time.perf_counter()
-    track = reenactment.solve(character, driving, settings)
+    track = solve_shot(character, driving, settings)
     ours = (time.perf_counter() - start) / SHOT
     counter.remove()
     terms = {name: torch.from_numpy(values) for name, values in track.losses.items()}
-    reached = total(terms, settings.objective)
-    bias = reenactment._bias(character)[list(KEYPOINTS)]  # single looks are off by it
+    reached = total_loss(terms, settings.objective)
+    bias = mean_crop_bias(character)[list(KEYPOINTS)]  # single looks are off by it
     rest = torch.from_numpy(track.rest) + bias
     trials = [plain_shot(character, pictures[:TRIED], reached[:TRIED], rest, r) for r in RATES]
     best = min(range(len(RATES)), key=lambda i: (trials[i][2], trials[i][0]))
@@ -199,9 +204,7 @@ def solving() -> None:
         anchors = large.mapping(torch.randn(64, 512, generator=random))
     batch = settings.batch
     half = half_precision("cpu")
-    step, look_only = step_seconds(
-        large, anchors, pictures[:batch], reenactment.MAX_RESOLUTION, half
-    )
+    step, look_only = step_seconds(large, anchors, pictures[:batch], MAX_RESOLUTION, half)
     plain_step, _ = step_seconds(large, anchors, pictures[:1], 1024)
     ours = (drawn[True] * step + drawn[False] * look_only) / batch / SHOT
     row(
@@ -215,8 +218,8 @@ def solving() -> None:
 def loss_of(
     generator: Generator,
     anchors: Tensor,
-    driving: View,
-    centre: View,
+    driving: Observation,
+    centre: Observation,
     alpha: Tensor,
     delta: Tensor,
     size: int,
@@ -224,12 +227,12 @@ def loss_of(
     half: torch.dtype | None = None,
 ) -> Tensor:
     """Eq. 10 of some frames, `[B]`."""
-    objective = reenactment.Settings().objective
+    objective = SolveSettings().objective
     softened = soften(alpha[:, None] + delta)
     codes = to_weights(softened) @ anchors
-    made = look(generator.synthesis(codes, stop_at=size, half=half, half_from=4))
+    made = detect_landmarks(generator.synthesis(codes, stop_at=size, half=half, half_from=4))
     terms = picture_losses(made, driving, centre, objective, rest)
-    return total(terms | {"delta": delta_loss(delta), "sum": sum_loss(softened)}, objective)
+    return total_loss(terms | {"delta": delta_loss(delta), "sum": sum_loss(softened)}, objective)
 
 
 def plain_shot(
@@ -242,9 +245,9 @@ def plain_shot(
     """
     generator, anchors = character.generator, character.anchors
     rows, count = generator.architecture.num_ws, len(anchors)
-    size, settings = generator.architecture.resolution, reenactment.Settings()
+    size, settings = generator.architecture.resolution, SolveSettings()
     with torch.no_grad():
-        centre = look(generator.synthesis(anchors.mean(0, keepdim=True)))
+        centre = detect_landmarks(generator.synthesis(anchors.mean(0, keepdim=True)))
     raw = to_raw(torch.full((1, rows, count), 1 / count))
     steps = short = 0
     reached = 0.0
@@ -258,13 +261,13 @@ def plain_shot(
         ]
         optimiser = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.99))
         with torch.no_grad():
-            driving = look_closely(picture[None])
+            driving = detect_averaged(picture[None])
         history: list[Tensor] = []
         for step in range(MOST + 1):
             loss = loss_of(generator, anchors, driving, centre, alpha, delta, size, rest).sum()
             now = loss.detach()[None]
             history.append(torch.minimum(now, history[-1]) if history else now)
-            alone = not torch.isfinite(goal) and reenactment._converged(history, settings)
+            alone = not torch.isfinite(goal) and _converged(history, settings)
             if float(now) <= float(goal) or step == MOST or alone:
                 short += float(now) > float(goal)
                 reached += float(history[-1]) / len(pictures)
@@ -293,8 +296,8 @@ def step_seconds(
     raw = to_raw(torch.full((len(pictures), rows, count), 1 / count))
     alpha, delta = raw.mean(1).requires_grad_(), torch.zeros_like(raw).requires_grad_()
     with torch.no_grad():
-        driving = look(pictures)
-        centre = look(generator.synthesis(anchors.mean(0, keepdim=True), stop_at=size))
+        driving = detect_landmarks(pictures)
+        centre = detect_landmarks(generator.synthesis(anchors.mean(0, keepdim=True), stop_at=size))
     times: dict[bool, list[float]] = {True: [], False: []}
     for gradients in (True, False) * 3:
         with torch.set_grad_enabled(gradients):

@@ -35,7 +35,7 @@ import zmq
 from reenact.client import Client
 from reenact.protocol import CHUNK, File
 
-from core.frames import write_exr
+from core.media.write import write_exr
 from server import home
 
 ROOT = Path(__file__).resolve().parents[1]

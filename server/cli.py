@@ -16,8 +16,12 @@ from rich.markup import escape
 from rich.progress import track as progress
 from typer.exceptions import TyperException
 
-from core import frames
-from core.errors import ReenactError
+from core.base.errors import ReenactError
+from core.media.clip import Clip
+from core.media.errors import FrameError
+from core.media.numbering import format_numbers
+from core.media.read import open_clip, read_network_frames
+from core.media.write import write_png
 from server import (
     demo,
     edit_cli,
@@ -106,7 +110,7 @@ def track(
     ] = None,
 ) -> None:
     """Follows a face through a clip and writes an overlay sheet of it."""
-    opened = frames.open_clip(clip, colour_space=colour_space)
+    opened = open_clip(clip, colour_space=colour_space)
     sheet = sheet or Path(f"{Path(opened.path).name.split('.')[0]}_track.png")
     # Before the work, not after it.
     if sheet.suffix.lower() != ".png" or sheet.is_dir():
@@ -115,7 +119,7 @@ def track(
 
 
 def track_clip(
-    clip: frames.Clip,
+    clip: Clip,
     sheet: Path,
     at: tuple[float, float] | None = None,
 ) -> None:
@@ -123,25 +127,26 @@ def track_clip(
 
     Args:
         clip: from `open_clip`.
-        sheet: PNG to write; see `core.sheets.track_sheet`.
+        sheet: PNG to write; see `core.face.sheets.track_sheet`.
         at: plate px of the person to follow.
     """
-    from core import facemesh, sheets
+    from core.face.sheets import track_sheet
+    from core.face.tracking import track_face
 
     tasks.note_clip(clip, Report())
     clipped: dict[int, float] = {}
-    broken: list[frames.FrameError] = []
+    broken: list[FrameError] = []
 
     def pictures() -> Iterator[tuple[int, np.ndarray]]:
         try:
-            for frame in frames.read_network_frames(clip):
+            for frame in read_network_frames(clip):
                 if frame.clipping.above:
                     clipped[frame.number] = frame.clipping.fraction_above
                 yield frame.number, frame.srgb
-        except frames.FrameError as error:
+        except FrameError as error:
             broken.append(error)
 
-    found = facemesh.track(
+    found = track_face(
         progress(pictures(), "  tracking", total=len(clip.numbers), console=console),
         at=at,
         pixel_aspect=clip.pixel_aspect,
@@ -158,7 +163,7 @@ def track_clip(
         ("cuts at", found.numbers[found.cut]),
     ):
         if len(numbers):
-            console.print(f"  {title}: {frames.format_numbers(numbers.tolist())}")
+            console.print(f"  {title}: {format_numbers(numbers.tolist())}")
     if clipped:
         worst = max(clipped, key=clipped.__getitem__)
         console.print(
@@ -166,7 +171,7 @@ def track_clip(
             f"most in {worst} ({100 * clipped[worst]:.1f} % of its pixels)"
         )
     if total:
-        frames.write_png(sheet, sheets.track_sheet(clip, found))
+        write_png(sheet, track_sheet(clip, found))
         console.print(f"  overlay sheet: {escape(str(sheet))}")
     if broken:
         raise broken[0]

@@ -11,7 +11,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from core import frames
+from core.media.numbering import frame_path
+from core.media.write import read_attribute, write_exr
 from server import method_cli, style_cli
 from server.reporting import Report
 
@@ -40,7 +41,7 @@ def demo(
     preview, and two styles of the character with what they make of the same track. What is already
     there is kept.
     """
-    from core.style import style_info
+    from core.stylize.style import style_info
     from core.synthetic import performer
 
     report = Report(json)
@@ -114,22 +115,22 @@ def film(name: str, motion: np.ndarray, folder: Path, size: int, report: Report)
     Returns:
         The clip's pattern.
     """
-    from core import colour
+    from core.media import colour
     from core.synthetic import performer
 
     pattern = str(folder / name / f"{name}.####.exr")
     task = hashlib.sha256(motion.tobytes() + bytes([size % 256, size // 256])).hexdigest()
-    wanted = {Path(frames.frame_path(pattern, FIRST + i)) for i in range(len(motion))}
+    wanted = {Path(frame_path(pattern, FIRST + i)) for i in range(len(motion))}
     for old in set(Path(pattern).parent.glob(f"{name}.*.exr")) - wanted:
         old.unlink()  # it would be taken for a frame of this one
     space = colour.scene_linear_space()
     attributes = {"reenact:task": task, "FramesPerSecond": FPS}
 
     def draw(i: int) -> None:
-        path = Path(frames.frame_path(pattern, FIRST + i))
-        if frames.attribute(path, "reenact:task") != task:
+        path = Path(frame_path(pattern, FIRST + i))
+        if read_attribute(path, "reenact:task") != task:
             picture = performer.render(motion[i], size).astype(np.float32) / 127.5 - 1
-            frames.write_exr(path, colour.from_network(picture, space), attributes=attributes)
+            write_exr(path, colour.from_network(picture, space), attributes=attributes)
 
     with report.stage(f"film {name}") as tick, ThreadPoolExecutor(os.cpu_count()) as pool:
         for i, _ in enumerate(pool.map(draw, range(len(motion)))):

@@ -335,7 +335,7 @@ def check_server() -> Check:
 
 def check_clip() -> Check:
     """CLIP is for styles by sentences alone: without it the doctor says how to get it."""
-    from core import clip_model
+    from core.stylize import clip_model
 
     here = [name for name in clip_model.MODELS if clip_model.is_here(name)]
     absent = [name for name in clip_model.DEFAULT if name not in here]

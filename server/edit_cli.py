@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 from reenact import protocol
 
-from core import keyframes
-from core.errors import ReenactError
+from core.base import keyframes
+from core.base.errors import ReenactError
 from server import remote, tasks
 from server.method_cli import Batch, Json, Local, check_output, find_character
 from server.reporting import Report
@@ -47,7 +47,7 @@ def directions(
 
     Ends with a table of what an amount of 1 moves. `reenact inspect` shows it again.
     """
-    from core import directions as core_directions
+    from core.edit import directions as core_directions
 
     report = Report(json)
     output = output or Path(source or "base").with_suffix(core_directions.SUFFIX)
@@ -66,7 +66,7 @@ def directions(
     character = source if source is not None and source.suffix == ".character" else None
     base = source if character is None else None
     if local:
-        from core.character import load_character
+        from core.personalize.character import load_character
 
         who = None if character is None else load_character(character)
         facts = tasks.fit_directions(task, who, base, output, sheet, report)
@@ -126,8 +126,8 @@ def edit(
 
     The new track remembers what was done and to which track; nothing is solved again.
     """
-    from core.editing import check_recipe
-    from core.latent_track import load_track
+    from core.edit.editing import check_recipe
+    from core.solve.latent_track import load_track
 
     report = Report(json)
     track = load_track(latents)
@@ -150,7 +150,7 @@ def edit(
     if long and not local:
         raise typer.BadParameter(f"{long[0]} has too many keys for the server: add --local")
     if local:
-        from core.character import load_character
+        from core.personalize.character import load_character
 
         who = load_character(character)
         track = load_track(latents, who.hash)
@@ -171,7 +171,7 @@ def setting(text: str) -> protocol.Move:
     """The move of a --set option, `NAME[@ROWS]=AMOUNT`.
 
     Raises:
-        WrongKeys: the amount is neither a number nor keyframes.
+        KeyframeError: the amount is neither a number nor keyframes.
     """
     target, equals, amount = text.partition("=")
     name, at, rows = target.strip().partition("@")
@@ -185,25 +185,25 @@ def recalled(path: Path) -> tuple[list[protocol.Move], Mapping[str, Any] | None]
     """The moves of a JSON file, or of the edit that made a track; and that edit's recipe.
 
     Raises:
-        BadEdit: the file holds neither.
-        WrongKeys: a move's keys are none.
+        EditError: the file holds neither.
+        KeyframeError: a move's keys are none.
     """
-    from core import editing
-    from core.latent_track import load_track
+    from core.edit import editing
+    from core.solve.latent_track import load_track
 
     recipe = None
     if path.suffix == ".latents":
         recipe = next((step for step in load_track(path).recipe if step["do"] == "edit"), None)
         if recipe is None:
-            raise editing.BadEdit(f"{path} was not made by an edit.")
+            raise editing.EditError(f"{path} was not made by an edit.")
         value = recipe["moves"]
     else:
         try:
             value = json_.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise editing.BadEdit(f"{path} can't be read: {error.strerror or error}.") from error
+            raise editing.EditError(f"{path} can't be read: {error.strerror or error}.") from error
         except ValueError as error:
-            raise editing.BadEdit(f"{path} can't be read as JSON: {error}.") from error
+            raise editing.EditError(f"{path} can't be read as JSON: {error}.") from error
     moves = [
         protocol.Move(m.direction, keyframes.as_text(m.keys), m.rows)
         for m in editing.moves_from_json(value)
@@ -224,7 +224,7 @@ def _beside(character: Path) -> Path:
 
 def _ours(files: list[Path], folder: Path) -> list[Path]:
     """The files in Reenact's own format; others are converted into the folder."""
-    from core import directions
+    from core.edit import directions
 
     paths = []
     for i, path in enumerate(files):

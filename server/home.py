@@ -21,7 +21,7 @@ from pathlib import Path
 import zmq.auth
 from reenact.client import home as home  # one place says where it is
 
-from core.errors import ReenactError
+from core.base.errors import ReenactError
 from server.installer import try_lock
 
 

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from reenact import protocol
 
-from core import frames, keyframes
-from core.errors import ReenactError
-from core.files import check_place
+from core.base import keyframes
+from core.base.errors import ReenactError
+from core.base.files import check_writable
+from core.media.clip import Clip
+from core.media.numbering import format_numbers, frame_path
+from core.media.read import open_clip, with_handles
 from server import remote, tasks
 from server.reporting import Report
 
 if TYPE_CHECKING:  # torch loads in the commands that need it
-    from core.latent_track import LatentTrack
+    from core.solve.latent_track import LatentTrack
 
 Json = Annotated[bool, typer.Option("--json", help="Lines of JSON instead of bars")]
 Local = Annotated[bool, typer.Option("--local", help="Work in this process, without a server")]
@@ -79,7 +82,7 @@ def personalize(
     """
     report = Report(json)
     check_output(output, ".character")
-    clip = frames.open_clip(scan, colour_space=colour_space)
+    clip = open_clip(scan, colour_space=colour_space)
     tasks.note_clip(clip, report)
     task = protocol.Personalize(
         protocol.Clip(),
@@ -155,16 +158,16 @@ def solve(
         raise typer.BadParameter("--previous needs no --at: it knows whose face was followed")
     report = Report(json)
     check_output(output, ".latents")
-    clip = frames.open_clip(plate, colour_space=colour_space)
+    clip = open_clip(plate, colour_space=colour_space)
     if handles:
-        clip = frames.with_handles(clip, handles)
+        clip = with_handles(clip, handles)
     tasks.note_clip(clip, report)
     task = protocol.Solve(
         protocol.Clip(), protocol.File(), None, preset, neutral or "", steps, point(at, clip), batch
     )
     tasks.settings(task)  # what makes no sense is said before anything is sent
     if local:
-        from core.character import load_character
+        from core.personalize.character import load_character
 
         who = load_character(character)
         facts = tasks.summarise(tasks.solve(task, clip, who, output, report, previous))
@@ -235,7 +238,7 @@ def render(
     With a plate, only frames in its range are drawn: handles are not delivered. Frames that are
     already there are kept; the same command goes on after Ctrl-C.
     """
-    from core.latent_track import load_track
+    from core.solve.latent_track import load_track
 
     if "#" not in output or Path(output).suffix.lower() != ".exr":
         raise typer.BadParameter(f"-o needs a pattern like out.####.exr, not {output}")
@@ -244,11 +247,11 @@ def render(
     report = Report(json)
     for path in (output, movie, sheet):
         if path is not None:
-            check_place(path)
+            check_writable(path)
     track = load_track(latents)
     character = character or find_character(track.character, latents)
-    clip = None if plate is None else frames.open_clip(plate, colour_space=colour_space)
-    known = frames.open_clip(truth) if truth else None
+    clip = None if plate is None else open_clip(plate, colour_space=colour_space)
+    known = open_clip(truth) if truth else None
     task = protocol.Render(
         protocol.File(),
         protocol.File(),
@@ -270,7 +273,7 @@ def render(
     tasks.finish(task)  # what makes no sense is said before anything is sent
     keyframes.parse(style_amount, "--style-amount")
     if local:
-        from core.character import load_character
+        from core.personalize.character import load_character
 
         who = load_character(character)
         track = load_track(latents, who.hash)
@@ -291,7 +294,7 @@ def render(
 
             def place(name: str, number: int) -> Path | None:
                 if name == "frame":
-                    return Path(frames.frame_path(output, number))
+                    return Path(frame_path(output, number))
                 return {"preview.mp4": movie, "sheet.png": sheet}.get(name)
 
             facts = remote.run(client, task, report, place)
@@ -306,9 +309,9 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Says what a character, a latent track, a style or a file of directions holds."""
-    from core import directions
-    from core.character import load_character
-    from core.latent_track import load_track
+    from core.edit import directions
+    from core.personalize.character import load_character
+    from core.solve.latent_track import load_track
 
     report = Report(json)
     rows: list[dict[str, Any]] = []
@@ -319,7 +322,7 @@ def inspect(
             facts |= {"parent": track.parent, "recipe": list(track.recipe)}
         rows = frame_terms(track) if terms else []
     elif file.suffix == ".style":
-        from core.style import style_info
+        from core.stylize.style import style_info
 
         facts = dataclasses.asdict(style_info(file))
         facts["losses"] = facts["losses"][-1:]
@@ -333,7 +336,7 @@ def inspect(
         facts["resolution"] = who.generator.architecture.resolution
         losses = facts.pop("losses")
         facts["last_losses"] = losses[-1] if losses else None
-        facts["selected"] = frames.format_numbers(facts["selected"])
+        facts["selected"] = format_numbers(facts["selected"])
     text = "\n".join(f"{k:16s} {v}" for k, v in facts.items())
     if rows:
         facts["terms"] = rows
@@ -348,7 +351,7 @@ def frame_terms(track: LatentTrack) -> list[dict[str, Any]]:
     error, px of 192; None where the solver did not see a face."""
     import numpy as np
 
-    from core.latent_track import FrameState
+    from core.solve.latent_track import FrameState
 
     tables = {**track.losses, **track.quality}
     return [
@@ -370,7 +373,7 @@ def find_character(wanted: str, track: Path) -> Path:
     Raises:
         CharacterMissing: it is in neither.
     """
-    from core.character import NotACharacter, character_hash
+    from core.personalize.character import NotACharacterError, character_hash
 
     folders = list(dict.fromkeys([track.resolve().parent, Path.cwd()]))
     for folder in folders:
@@ -378,7 +381,7 @@ def find_character(wanted: str, track: Path) -> Path:
             try:
                 if character_hash(path) == wanted:
                     return path
-            except NotACharacter:
+            except NotACharacterError:
                 continue
     raise CharacterMissing(
         f"The character of {track} (hash {wanted[:12]}) is not in "
@@ -391,11 +394,11 @@ def check_output(path: Path, suffix: str) -> None:
 
     Raises:
         typer.BadParameter: another suffix.
-        core.files.NoPlace: there is no place for it.
+        core.base.files.NotWritableError: there is no place for it.
     """
     if path.suffix != suffix:
         raise typer.BadParameter(f"-o must name a {suffix} file, not {path}")
-    check_place(path)
+    check_writable(path)
 
 
 def named_numbers(option: str, texts: list[str]) -> dict[str, float]:
@@ -410,7 +413,7 @@ def named_numbers(option: str, texts: list[str]) -> dict[str, float]:
     return values
 
 
-def point(text: str | None, clip: frames.Clip) -> list[float] | None:
+def point(text: str | None, clip: Clip) -> list[float] | None:
     """The point of an --at option, plate px."""
     if text is None:
         return None

@@ -87,8 +87,9 @@ def sample(
     import torch
     import torch.nn.functional as F
 
-    from core import frames, sheets
     from core.generator import checkpoints
+    from core.media.contact_sheet import contact_sheet
+    from core.media.write import write_png
 
     generator, _ = checkpoints.load_any(file, _parent(parent))
     a = generator.architecture
@@ -101,7 +102,7 @@ def sample(
             drawn = (drawn.clamp(-1, 1) + 1) * 127.5 + 0.5
             pictures.extend(drawn.byte().permute(0, 2, 3, 1).numpy())
     labels = [f"{seed}: {i}" for i in range(count)]
-    frames.write_png(output, sheets.contact_sheet(pictures, labels))
+    write_png(output, contact_sheet(pictures, labels))
     console.print(f"written: {escape(str(output))}")
 
 

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from core.files import atomic_write
+from core.base.files import atomic_write
 from server import doctor, nuke
 from server.environment import Environment
 from server.installer import Failure, exclusive, make_environment, pip, runs

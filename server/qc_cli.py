@@ -11,9 +11,11 @@ from typing import Annotated, Any
 import typer
 from reenact import protocol
 
-from core import frames
-from core.errors import ReenactError
-from core.files import atomic_write
+from core.base.errors import ReenactError
+from core.base.files import atomic_write
+from core.media.clip import Clip
+from core.media.errors import ClipError
+from core.media.read import open_clip
 from server import remote, tasks
 from server.method_cli import Batch, ColourSpace, Json, Local, find_character, named_numbers
 from server.reporting import Report
@@ -78,7 +80,7 @@ def qc(
     `reenact repair` takes once you have looked through it. With --table, qc_table.csv and
     qc_table.json beside these folders hold a line for each track and their mean.
     """
-    from core.latent_track import load_track
+    from core.solve.latent_track import load_track
 
     for name, clips in (("plate", plate), ("rendered", rendered)):
         if clips and len(clips) != len(latents):
@@ -96,7 +98,7 @@ def qc(
         keep_edited(folders[i])
         clip = driving(track.source, path, plate[i] if plate else None, colour_space)
         tasks.note_clip(clip, report)
-        made = frames.open_clip(rendered[i]) if rendered else None
+        made = open_clip(rendered[i]) if rendered else None
         who = character or find_character(track.character, path)
         task = protocol.Qc(
             protocol.File(),
@@ -108,7 +110,7 @@ def qc(
         )
         tasks.checked_limits(task)  # what makes no sense is said before anything is sent
         if local:
-            from core.character import load_character
+            from core.personalize.character import load_character
 
             loaded = load_character(who)
             facts = tasks.qc(
@@ -138,8 +140,8 @@ def _remote(
     task: protocol.Qc,
     track: Path,
     character: Path,
-    plate: frames.Clip,
-    rendered: frames.Clip | None,
+    plate: Clip,
+    rendered: Clip | None,
     recogniser: Path | None,
     face_model: Path | None,
     folder: Path,
@@ -162,17 +164,17 @@ def _remote(
         return remote.run(client, task, report, place)
 
 
-def driving(source: str, track: Path, given: str | None, colour_space: str | None) -> frames.Clip:
+def driving(source: str, track: Path, given: str | None, colour_space: str | None) -> Clip:
     """The clip that a track was solved on.
 
     Raises:
         PlateMissing: none was given, and it is not where it was.
     """
     if given is not None:
-        return frames.open_clip(given, colour_space=colour_space)
+        return open_clip(given, colour_space=colour_space)
     try:
-        return frames.open_clip(source, colour_space=colour_space)
-    except frames.ClipError as error:
+        return open_clip(source, colour_space=colour_space)
+    except ClipError as error:
         raise PlateMissing(
             f"The clip that {track} was solved on is not at {source or 'any known place'}. Say "
             "where it is with --plate."

@@ -14,8 +14,8 @@ from typing import Any
 from reenact import protocol
 from reenact.client import Client, ServerError, find_server
 
-from core import frames
-from core.errors import ReenactError
+from core.base.errors import ReenactError
+from core.media.clip import Clip
 from server import home
 from server.reporting import Report
 
@@ -93,7 +93,7 @@ def _start(client: Client) -> None:
     raise JobFailed(f"The server does not start. Its log is {log}. --local works without one.")
 
 
-def clip(client: Client, opened: frames.Clip, report: Report) -> protocol.Clip:
+def clip(client: Client, opened: Clip, report: Report) -> protocol.Clip:
     """Sends a clip's frames in its range, or says where the server can read them."""
     path, suffix = os.path.abspath(opened.path), Path(opened.path).suffix.lower()
     range_ = f"{opened.first}-{opened.last}"

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from reenact import protocol
 
-from core import frames
-from core.files import next_version
+from core.base.files import next_version
+from core.media.read import open_clip
 from server import method_cli, remote, tasks
 from server.reporting import Report
 
@@ -67,9 +67,9 @@ def repair(
     """
     import numpy as np
 
-    from core import keyframes
-    from core import repair as shot
-    from core.latent_track import load_track
+    from core.base import keyframes
+    from core.edit import repair as shot
+    from core.solve.latent_track import load_track
 
     if (list_ is None) == (do is None):
         raise typer.BadParameter("Give --list, or one repair with --do.")
@@ -100,15 +100,15 @@ def repair(
             raise typer.BadParameter("To solve frames again, give the driving clip with --plate")
         # Of the plate no more is read, or sent, than is solved.
         wanted = [int(track.numbers[row]) for rows in solved for row in rows]
-        clip = frames.open_clip(plate, colour_space=colour_space)
+        clip = open_clip(plate, colour_space=colour_space)
         within = (max(min(wanted), clip.first), min(max(wanted), clip.last))
         if within[0] <= within[1]:
-            clip = frames.open_clip(clip.path, *within, colour_space)
+            clip = open_clip(clip.path, *within, colour_space)
         shot.check_plate(clip, track, np.concatenate(solved))
         character = character or method_cli.find_character(track.character, latents)
     task = protocol.Repair(protocol.File(), entries, batch=batch)
     if local:
-        from core.character import load_character
+        from core.personalize.character import load_character
 
         who = load_character(character) if solved and character else None
         facts = tasks.repair(task, latents, output, report, clip, who)

@@ -34,7 +34,7 @@ from reenact import protocol
 from reenact.protocol import CHUNK, CREDIT, ProtocolError
 from zmq.auth.thread import ThreadAuthenticator
 
-from core.files import atomic_write
+from core.base.files import atomic_write
 from server import home
 from server.store import Job, Store, StoreFull, file_path
 

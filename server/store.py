@@ -28,7 +28,7 @@ from typing import Any
 from reenact import protocol
 from reenact.protocol import FINISHED, ProtocolError, file_hash
 
-from core.errors import ReenactError
+from core.base.errors import ReenactError
 
 SCHEMA = 1
 EVENT_BYTES = 1 << 19  # of one answer with events, about

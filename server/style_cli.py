@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from reenact import protocol
 
-from core import frames
+from core.media.read import open_clip
 from server import method_cli, remote, tasks
 from server.reporting import Report
 
@@ -52,7 +52,7 @@ def style(
     """
     report = Report(json)
     method_cli.check_output(output, ".style")
-    examples = None if pictures is None else frames.open_clip(pictures)
+    examples = None if pictures is None else open_clip(pictures)
     task = protocol.Stylize(
         protocol.File(),
         output.stem,
@@ -67,7 +67,7 @@ def style(
     )
     tasks.check_style(task)  # what makes no sense is said before anything is sent
     if local:
-        from core.character import load_character
+        from core.personalize.character import load_character
 
         who = load_character(character)
         facts = tasks.summarise_style(tasks.stylize(task, who, output, report, examples))

@@ -14,21 +14,23 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from reenact import __version__, protocol
 
-from core import frames
-from core.digest import digest
-from core.errors import ReenactError
-from core.files import atomic_write
+from core.base.digest import digest
+from core.base.errors import ReenactError
+from core.base.files import atomic_write
+from core.media.clip import Clip, missing_numbers
+from core.media.numbering import format_numbers
+from core.media.write import write_png
 
 if TYPE_CHECKING:  # torch loads when a task runs
     import numpy as np
 
-    from core import editing
-    from core.character import Character
-    from core.directions import Direction
-    from core.latent_track import LatentTrack
-    from core.personalization import Report
-    from core.rendering import Finish
-    from core.style import Mix, Style
+    from core.base.progress import Report
+    from core.edit import editing
+    from core.edit.directions import Direction
+    from core.personalize.character import Character
+    from core.render.frames import PatchOptions
+    from core.solve.latent_track import LatentTrack
+    from core.stylize.style import Mix, Style
 
 
 QC_FILES = ("report.html", "qc.csv", "qc.json", "repairs.json")
@@ -59,27 +61,28 @@ def device() -> str:
 
 def personalize(
     task: protocol.Personalize,
-    scan: frames.Clip,
+    scan: Clip,
     output: Path,
     report: Report,
     base: Path | None = None,
     encoder: Path | None = None,
 ) -> Character:
     """Makes a character; its pictures come beside it, and its work folder while it is made."""
-    from core import personalization
     from core.generator.encoders import load_encoder
     from core.generator.storage import load_generator
+    from core.personalize import pipeline
+    from core.personalize.pipeline import SCOPE, PersonalizeSettings
 
-    return personalization.personalize(
+    return pipeline.personalize(
         scan,
         output,
         report,
         base=None if base is None else load_generator(base)[0],
         encoder=None if encoder is None else load_encoder(encoder),
-        settings=personalization.Settings(
+        settings=PersonalizeSettings(
             task.count, task.steps, task.refine, task.metric, task.batch, task.mask
         ),
-        consent={"who": task.who, "scope": task.scope or personalization.SCOPE},
+        consent={"who": task.who, "scope": task.scope or SCOPE},
         name=task.name,
         at=point(task.at, scan),
         device=device(),
@@ -88,45 +91,45 @@ def personalize(
 
 def solve(
     task: protocol.Solve,
-    plate: frames.Clip,
+    plate: Clip,
     character: Character,
     output: Path,
     report: Report,
     previous: Path | None = None,
 ) -> LatentTrack:
     """Solves a shot; the partial track lies at the output while it is solved."""
-    from core import reenactment
-    from core.latent_track import load_track
+    from core.solve.driving import driving_from_clip, driving_from_track
+    from core.solve.latent_track import load_track
+    from core.solve.settings import MAX_RESOLUTION
+    from core.solve.shot import solve_shot
 
-    size = min(reenactment.MAX_RESOLUTION, character.generator.architecture.resolution)
+    size = min(MAX_RESOLUTION, character.generator.architecture.resolution)
     before: LatentTrack | None = None if previous is None else load_track(previous)
     if before is not None:
         _check_previous(before, plate)
     with report.stage("tracking") as tick:
         if before is None:
-            driving = reenactment.driving_from_clip(
+            driving = driving_from_clip(
                 plate, at=point(task.at, plate), size=size, device=device(), progress=tick
             )
         else:
-            driving = reenactment.driving_from_track(plate, before, plate.numbers, size)
+            driving = driving_from_track(plate, before, plate.numbers, size)
     who = dataclasses.replace(character, generator=character.generator.to(device()))
     with report.stage("solving") as tick:
-        return reenactment.solve(
-            who, driving, settings(task), path=output, previous=before, progress=tick
-        )
+        return solve_shot(who, driving, settings(task), path=output, previous=before, progress=tick)
 
 
-def _check_previous(track: LatentTrack, plate: frames.Clip) -> None:
+def _check_previous(track: LatentTrack, plate: Clip) -> None:
     """Refuses a track of which a clip's frames can't be solved again."""
-    from core.repair import edited
+    from core.edit.repair import edited
 
     _check_complete(track, "The previous track")
     track.check_plate(plate)
     absent = sorted({*plate.numbers} - {*track.numbers.tolist()})
     if absent:
         raise NotInTrack(
-            f"The previous track has no {frames.format_numbers(absent)}, only "
-            f"{frames.format_numbers(track.numbers.tolist())}. Give the range to solve again."
+            f"The previous track has no {format_numbers(absent)}, only "
+            f"{format_numbers(track.numbers.tolist())}. Give the range to solve again."
         )
     if edited(track):
         raise BadOption(
@@ -145,7 +148,7 @@ def repair(
     track: Path,
     output: Path,
     report: Report,
-    plate: frames.Clip | None = None,
+    plate: Clip | None = None,
     character: Character | None = None,
 ) -> dict[str, Any]:
     """Repairs a track; what is solved in part lies in the output's work folder meanwhile.
@@ -155,8 +158,8 @@ def repair(
     """
     import shutil
 
-    from core import repair as shot
-    from core.latent_track import load_track, save_track
+    from core.edit import repair as shot
+    from core.solve.latent_track import load_track, save_track
 
     before = load_track(track)
     repairs = shot.check(task.repairs, before)
@@ -181,23 +184,23 @@ def repair(
     shown = shot.still_seen(before, made, repairs)
     if shown:
         report.note(
-            f"what was repaired still shows in frames beside it, {frames.format_numbers(shown)}: "
+            f"what was repaired still shows in frames beside it, {format_numbers(shown)}: "
             "they were smoothed together. Repair them too to be rid of it."
         )
     numbers = before.numbers[shot.changed(repairs)].tolist()
-    return summarise(made) | {"repaired": frames.format_numbers(numbers)}
+    return summarise(made) | {"repaired": format_numbers(numbers)}
 
 
 def render(
     task: protocol.Render,
     track: LatentTrack,
     character: Character,
-    plate: frames.Clip | None,
+    plate: Clip | None,
     pattern: str,
     report: Report,
     movie: Path | None = None,
     sheet: Path | None = None,
-    truth: frames.Clip | None = None,
+    truth: Clip | None = None,
     done: Callable[[int], None] = lambda number: None,
     style: Path | None = None,
     earlier: Mapping[int, Sequence[Path]] = {},
@@ -211,7 +214,7 @@ def render(
     """
     import numpy as np
 
-    from core import preview
+    from core.render import preview
 
     _check_complete(track, task.name or "The track")
     numbers = [int(n) for n in track.numbers]
@@ -221,11 +224,11 @@ def render(
     if not numbers:
         raise NothingToRender(
             f"The plate has none of the frames of the track, "
-            f"{frames.format_numbers(track.numbers.tolist())}. Choose the clip it was solved on."
+            f"{format_numbers(track.numbers.tolist())}. Choose the clip it was solved on."
         )
     if len(numbers) < len(track.numbers):
         others = sorted({*track.numbers.tolist()} - {*numbers})
-        report.note(f"not in the plate, not rendered: {frames.format_numbers(others)}")
+        report.note(f"not in the plate, not rendered: {format_numbers(others)}")
     rows = np.isin(track.numbers, numbers)
     mix = mixed(task, track, character, style)
     with report.stage("rendering") as tick:
@@ -252,9 +255,9 @@ def render(
             earlier,
         )
     if empty:
-        report.note(f"no face: {frames.format_numbers(empty)} (fully transparent)")
+        report.note(f"no face: {format_numbers(empty)} (fully transparent)")
     if plate is not None and sheet:
-        frames.write_png(sheet, preview.sheet(character.generator, track, plate, truth, mix=mix))
+        write_png(sheet, preview.sheet(character.generator, track, plate, truth, mix=mix))
     if plate is not None and movie:
         with report.stage("preview") as tick:
             preview.movie(pattern, plate, numbers, movie, tick)
@@ -265,7 +268,7 @@ def frame(
     task: protocol.Frame,
     track: LatentTrack,
     character: Character,
-    plate: frames.Clip | None,
+    plate: Clip | None,
     pattern: str,
     style: Path | None = None,
     directions: Sequence[Path] = (),
@@ -278,10 +281,10 @@ def frame(
     if not rows.any() or (plate is not None and task.number not in plate.numbers):
         raise NotInTrack(
             f"Frame {task.number} is not in the {'plate' if rows.any() else 'track'}. The track "
-            f"has {frames.format_numbers(track.numbers.tolist())}."
+            f"has {format_numbers(track.numbers.tolist())}."
         )
     if task.moves:
-        from core.rendering import decisive
+        from core.render.frames import decisive
 
         only = decisive(track, int(rows.argmax()))
         track = _edited(task, track, character, named_directions(directions), only)
@@ -307,7 +310,7 @@ def mixed(
     style: Path | None,
 ) -> Mix | None:
     """How much of a style the frames of a track get; None without one."""
-    from core.style import load_style, mix
+    from core.stylize.style import load_style, mix
 
     if style is None:
         return None
@@ -319,10 +322,10 @@ def qc(
     task: protocol.Qc,
     track: LatentTrack,
     character: Character,
-    plate: frames.Clip,
+    plate: Clip,
     output: Path,
     report: Report,
-    rendered: frames.Clip | None = None,
+    rendered: Clip | None = None,
     recogniser: Path | None = None,
     face_model: Path | None = None,
 ) -> dict[str, Any]:
@@ -340,8 +343,11 @@ def qc(
 
     import torch
 
-    from core import quality, recognition
-    from core import report as reports
+    from core.quality import recognition
+    from core.quality import report as reports
+    from core.quality.export import as_csv, plain, summary
+    from core.quality.marks import suggested_repairs
+    from core.quality.measure import measure_shot
 
     limits = checked_limits(task)
     _check_complete(track, task.name)
@@ -350,7 +356,7 @@ def qc(
     who = dataclasses.replace(character, anchors=character.anchors.to(where))
     work = output.with_name(output.name + ".work")
     with report.stage("measuring") as tick:
-        found = quality.measure_shot(
+        found = measure_shot(
             track,
             who,
             plate,
@@ -366,12 +372,12 @@ def qc(
         )
     versions = {"reenact": __version__, "torch": torch.__version__}
     title = task.name or track.source
-    repairs = quality.repairs(found)
+    repairs = suggested_repairs(found)
     facts = {
         "name": title,
         "track": track.hash,
         "character": track.character,
-        **quality.plain(found),
+        **plain(found),
         "repairs": repairs,
         "versions": versions,
     }
@@ -380,7 +386,7 @@ def qc(
         QC_FILES,
         (
             reports.page(title, found, where_from),
-            quality.as_csv(found),
+            as_csv(found),
             json.dumps(facts, allow_nan=False),
             json.dumps(repairs, indent=2, ensure_ascii=False),
         ),
@@ -389,7 +395,7 @@ def qc(
         with atomic_write(output / name) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
     shutil.rmtree(work, ignore_errors=True)
-    return {**quality.summary(found), "metrics": dict(found.metrics)}
+    return {**summary(found), "metrics": dict(found.metrics)}
 
 
 def checked_limits(task: protocol.Qc) -> dict[str, float]:
@@ -398,7 +404,7 @@ def checked_limits(task: protocol.Qc) -> dict[str, float]:
     Raises:
         BadOption: of no measure, or no number from 0.
     """
-    from core.quality import MEASURES
+    from core.quality.definitions import MEASURES
 
     there = [name for name, m in MEASURES.items() if m.bad]
     for name, limit in task.limits.items():
@@ -420,9 +426,9 @@ def edit(
     """Edits a track, and says how far outside of the anchors' hull its weights lie then."""
     import numpy as np
 
-    from core.directions import by_name, concerns, load_directions
-    from core.editing import coordinates, dilation
-    from core.latent_track import save_track
+    from core.edit.directions import by_name, concerns, load_directions
+    from core.edit.editing import coordinates, dilation
+    from core.solve.latent_track import save_track
 
     files = [load_directions(path) for path in directions]
     for file in files:
@@ -452,7 +458,8 @@ def _edited(
     directions: Mapping[str, Direction],
     only: np.ndarray | None = None,
 ) -> LatentTrack:
-    from core import editing, keyframes
+    from core.base import keyframes
+    from core.edit import editing
 
     moves = [
         editing.Move(m.direction, keyframes.parse(m.amount, m.direction), m.rows)
@@ -464,7 +471,7 @@ def _edited(
 
 def named_directions(paths: Sequence[Path]) -> dict[str, Direction]:
     """The directions of several files."""
-    from core import directions
+    from core.edit import directions
 
     return directions.by_name([directions.load_directions(path) for path in paths])
 
@@ -478,11 +485,11 @@ def fit_directions(
     report: Report,
 ) -> dict[str, Any]:
     """Finds the directions of a character, a base generator or the embedded one."""
-    from core import directions
+    from core.edit import directions
     from core.generator.checkpoints import load_any
     from core.synthetic.base import base_generator
 
-    settings = directions.Settings(
+    settings = directions.DirectionSettings(
         task.samples, max(task.samples // 64, 2), max(task.samples // 48, 2), task.seed, task.batch
     )
     if character is not None:
@@ -497,7 +504,7 @@ def fit_directions(
         found = directions.find_in_generator(generator, report, settings, name)
     directions.save_directions(output, found)
     if sheet is not None:
-        frames.write_png(sheet, directions.sheet(generator, code, found))
+        write_png(sheet, directions.sheet(generator, code, found))
     for note in found.notes:
         report.note(note)
     return directions.facts(found)
@@ -507,19 +514,19 @@ def _write(
     track: LatentTrack,
     rows: Any,
     character: Character,
-    plate: frames.Clip | None,
+    plate: Clip | None,
     pattern: str,
     name: str,
     batch: int,
     done: Callable[[int], None],
-    finish: Finish,
+    finish: PatchOptions,
     mix: Mix | None,
     space: str | None,
     earlier: Mapping[int, Sequence[Path]] = {},
 ) -> list[int]:
     import numpy as np
 
-    from core import rendering
+    from core.render import frames
 
     character.generator.to(device())
     where = (plate and (plate.shown, plate.colour_space), space)
@@ -532,7 +539,7 @@ def _write(
     if mix is not None:
         style = mix.digest()
         attributes["reenact:style"] = mix.style.hash
-    return rendering.write_frames(
+    return frames.write_frames(
         character.generator,
         track,
         np.flatnonzero(rows),
@@ -550,12 +557,12 @@ def _write(
     )
 
 
-def finish(task: protocol.Render | protocol.Frame) -> Finish:
-    """`core.rendering.Finish` of a task, checked."""
-    from core.rendering import Finish
+def finish(task: protocol.Render | protocol.Frame) -> PatchOptions:
+    """`core.render.frames.PatchOptions` of a task, checked."""
+    from core.render.frames import PatchOptions
 
     if isinstance(task, protocol.Frame):
-        return Finish("basic")  # at once, and as the face is
+        return PatchOptions("basic")  # at once, and as the face is
     if task.layers not in ("all", "basic"):
         raise BadOption(f"layers must be all or basic, not {task.layers}.")
     for name in ("match", "grain"):
@@ -563,7 +570,7 @@ def finish(task: protocol.Render | protocol.Frame) -> Finish:
             raise BadOption(f"{name} must be 0 to 1, not {getattr(task, name):g}.")
     if not 0 <= task.motion_blur <= 720:
         raise BadOption(f"motion blur must be 0 to 720 degrees, not {task.motion_blur:g}.")
-    return Finish(
+    return PatchOptions(
         "all" if task.layers == "all" else "basic", task.match, task.grain, task.motion_blur
     )
 
@@ -573,7 +580,7 @@ def stylize(
     character: Character,
     output: Path,
     report: Report,
-    pictures: frames.Clip | None = None,
+    pictures: Clip | None = None,
     looked: Callable[[], None] = lambda: None,
 ) -> Style:
     """Makes a style; its preview comes beside it, and its work folder while it is made.
@@ -586,26 +593,26 @@ def stylize(
         pictures: the example pictures.
         looked: called when there is a better style at the output.
     """
-    from core import stylization
-    from core.clip_model import DEFAULT, load_clip
+    from core.stylize import training
+    from core.stylize.clip_model import DEFAULT, load_clip
 
     check_style(task)
-    method: stylization.Method
+    method: training.Method
     if task.program:
-        method = stylization.Program(task.program)
+        method = training.Program(task.program)
     else:
         models = tuple(task.clip) or (DEFAULT if task.prompt else ())
         clips = [load_clip(name, device()) for name in models]
         if task.prompt:
-            method = stylization.Prompt(task.prompt, task.source, clips, task.adaptive)
+            method = training.Prompt(task.prompt, task.source, clips, task.adaptive)
         else:
             assert pictures is not None
             size = character.generator.architecture.resolution
-            examples, without = stylization.align_examples(pictures, size, device())
+            examples, without = training.align_examples(pictures, size, device())
             if without:
                 report.note(f"{without} of the example pictures show no face and are not used")
-            method = stylization.Examples(examples, clips, task.adaptive)
-    return stylization.stylize(
+            method = training.Examples(examples, clips, task.adaptive)
+    return training.stylize(
         character,
         method,
         output,
@@ -613,7 +620,7 @@ def stylize(
         name=task.name,
         device=device(),
         looked=looked,
-        settings=stylization.Settings(task.steps, task.batch),
+        settings=training.StylizeSettings(task.steps, task.batch),
     )
 
 
@@ -637,7 +644,7 @@ def check_style(task: protocol.Stylize) -> None:
     Raises:
         BadOption: a style that can't be made.
     """
-    from core.pixel_programs import PROGRAMS
+    from core.stylize.pixel_programs import PROGRAMS
 
     if sum([bool(task.program), bool(task.prompt), task.pictures is not None]) != 1:
         raise BadOption(
@@ -653,7 +660,7 @@ def check_style(task: protocol.Stylize) -> None:
         raise BadOption("Adaptive layers are chosen by CLIP: name a model of it, too.")
 
 
-def point(at: list[float] | None, clip: frames.Clip) -> tuple[float, float] | None:
+def point(at: list[float] | None, clip: Clip) -> tuple[float, float] | None:
     """The point that picks a person, plate px, checked."""
     if at is None:
         return None
@@ -664,8 +671,8 @@ def point(at: list[float] | None, clip: frames.Clip) -> tuple[float, float] | No
 
 
 def settings(task: protocol.Solve) -> Any:
-    """`core.reenactment.Settings` of a task."""
-    from core.reenactment import Settings
+    """`core.solve.settings.SolveSettings` of a task."""
+    from core.solve.settings import SolveSettings
 
     if task.preset not in ("default", "paper"):
         raise BadOption(f"The preset must be default or paper, not {task.preset}.")
@@ -674,7 +681,7 @@ def settings(task: protocol.Solve) -> Any:
         changes["neutral"] = _neutral(task.neutral)
     if task.steps is not None:
         changes |= {"steps": task.steps, "first_steps": task.steps}
-    plain = Settings.paper() if task.preset == "paper" else Settings()
+    plain = SolveSettings.paper() if task.preset == "paper" else SolveSettings()
     return dataclasses.replace(plain, **changes)
 
 
@@ -692,7 +699,7 @@ def summarise(track: LatentTrack) -> dict[str, Any]:
     """The facts about a track that a person asks for first."""
     import numpy as np
 
-    from core.latent_track import FrameState
+    from core.solve.latent_track import FrameState
 
     states = {s.name.lower(): int((track.state == s).sum()) for s in FrameState}
     error = track.quality["keypoint_error"]
@@ -702,7 +709,7 @@ def summarise(track: LatentTrack) -> dict[str, Any]:
         "character": track.character,
         "source": track.source,
         "frames": len(track.numbers),
-        "range": frames.format_numbers(track.numbers.tolist()),
+        "range": format_numbers(track.numbers.tolist()),
         "states": {k: v for k, v in states.items() if v},
         "keypoint_error": round(float(np.mean(error[known])), 3) if known.any() else None,
         "worst_frame": worst,
@@ -710,10 +717,10 @@ def summarise(track: LatentTrack) -> dict[str, Any]:
     }
 
 
-def note_clip(clip: frames.Clip, report: Report) -> None:
+def note_clip(clip: Clip, report: Report) -> None:
     """Says what a user should know about a clip before the work."""
-    absent = frames.missing(clip)
+    absent = missing_numbers(clip)
     if absent:
-        report.note(f"missing frames: {frames.format_numbers(absent)}")
+        report.note(f"missing frames: {format_numbers(absent)}")
     for note in clip.notes:
         report.note(note)

@@ -28,13 +28,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 from reenact import protocol
 
-from core import frames
-from core.errors import ReenactError
+from core.base.errors import ReenactError
+from core.media import read
+from core.media.clip import Clip
+from core.media.numbering import frame_path
 from server import store, tasks
 from server.home import only_one
 
 if TYPE_CHECKING:
-    from core.character import Character
+    from core.personalize.character import Character
     from server.reporting import Tick
 
 TOLD_SECONDS = 0.2  # between messages of progress
@@ -101,7 +103,7 @@ class Front:
 
 
 class EventReport:
-    """A job's report (`core.personalization.Report`): progress goes to the front end."""
+    """A job's report (`core.base.progress.Report`): progress goes to the front end."""
 
     def __init__(self, front: Front) -> None:
         self.front = front
@@ -152,7 +154,7 @@ class Characters:
 
     def get(self, path: Path, key: str) -> Character:
         """The character of a file, by a key that changes with its content."""
-        from core.character import load_character
+        from core.personalize.character import load_character
 
         if key in self._kept:
             self._kept.move_to_end(key)
@@ -275,7 +277,7 @@ def _do(
         return tasks.summarise(track)
     if isinstance(task, protocol.Stylize):
         return _stylize(task, who, clips.get("pictures"), out, report, made)
-    from core.latent_track import load_track
+    from core.solve.latent_track import load_track
 
     track = load_track(here["track"], who.hash)
     directions = [path for name, path in here.items() if name.startswith("directions.")]
@@ -287,7 +289,7 @@ def _do(
     pattern = str(out / "out.####.exr")
 
     def drawn(number: int) -> None:
-        made("frame", Path(frames.frame_path(pattern, number)), number)
+        made("frame", Path(frame_path(pattern, number)), number)
 
     if isinstance(task, protocol.Frame):
         tasks.frame(task, track, who, clips.get("plate"), pattern, here.get("style"), directions)
@@ -333,7 +335,7 @@ def _do(
 def _stylize(
     task: protocol.Stylize,
     who: Character,
-    pictures: frames.Clip | None,
+    pictures: Clip | None,
     out: Path,
     report: EventReport,
     made: Callable[[str, Path], None],
@@ -349,10 +351,10 @@ def _stylize(
     return tasks.summarise_style(style)
 
 
-def open_clip(clip: protocol.Clip, path: Path) -> frames.Clip:
+def open_clip(clip: protocol.Clip, path: Path) -> Clip:
     """The clip that lies at a path, under the name that people know it by."""
     first, _, last = clip.frames.partition("-")
-    opened = frames.open_clip(
+    opened = read.open_clip(
         path,
         int(first) if first else None,
         int(last or first) if first else None,
@@ -377,7 +379,7 @@ def _fetch(root: Path, folder: Path, name: str, part: protocol.File | protocol.C
         return path
     pattern = folder / name / f"{name}.####{part.suffix}"
     for number, file in zip(part.numbers, part.files, strict=True):
-        path = Path(frames.frame_path(str(pattern), number))
+        path = Path(frame_path(str(pattern), number))
         if not path.exists():
             store.place(root, file, path)
     return pattern

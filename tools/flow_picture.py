@@ -4,7 +4,7 @@ from html import escape
 from pathlib import Path
 
 WIDTH, HEIGHT = 150, 46  # px of a box
-COLUMN, ROW = 190, 86  # px from one box to the next
+COLUMN, ROW = 210, 86  # px from one box to the next
 LEFT, TOP = 20, 40  # px before the first one
 FILE, STEP, PROCESS = "#f3efe4", "#dbe7f5", "#e3f0df"  # fill of files, rooms of core, processes
 
@@ -109,7 +109,7 @@ def picture() -> str:
     body = "\n".join([headings, *parts])
     return f"""<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height:g}">
 <style>
-text {{ font: 14px sans-serif; text-anchor: middle; fill: #222; }}
+text {{ font-family: sans-serif; font-size: 14px; text-anchor: middle; fill: #222; }}
 .small {{ font-size: 11px; fill: #555; }}
 .head {{ text-anchor: start; font-weight: bold; }}
 rect, path {{ stroke: #667; stroke-width: 1.2; }}

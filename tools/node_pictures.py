@@ -1,6 +1,6 @@
 """Draws every node's properties, all tabs side by side, from gizmos/ into docs/nodes/.
 
-Nuke's own panel looks like it, roughly. The parser is the tests' (`tests/nk_script.py`).
+Nuke's own panel looks like it, roughly. The parser is the tests' (`tests/support/nk_script.py`).
 """
 
 import os

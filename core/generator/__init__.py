@@ -3,9 +3,9 @@
 from core.generator.network import (
     Architecture,
     Generator,
-    Mapping,
+    MappingNetwork,
     Noise,
-    Synthesis,
+    SynthesisNetwork,
     config_f,
     half_precision,
 )
@@ -13,9 +13,9 @@ from core.generator.network import (
 __all__ = [
     "Architecture",
     "Generator",
-    "Mapping",
+    "MappingNetwork",
     "Noise",
-    "Synthesis",
+    "SynthesisNetwork",
     "config_f",
     "half_precision",
 ]

@@ -26,16 +26,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from core.files import atomic_write
+from core.base.files import atomic_write
 from core.generator import storage
 from core.generator.network import Architecture, Generator
-from core.generator.network import Mapping as MappingNetwork
-from core.generator.storage import NotAGenerator
+from core.generator.network import MappingNetwork as MappingNetwork
+from core.generator.storage import NotAGeneratorError
 from core.generator.unpickling import (
     Array,
     Instance,
     StoredTensor,
-    UnreadableCheckpoint,
+    UnreadableCheckpointError,
     read_pickle,
 )
 
@@ -51,7 +51,7 @@ _KERNEL = torch.tensor([1.0, 3.0, 3.0, 1.0])
 _State = Mapping[str, StoredTensor | Tensor]
 
 
-class NeedsParent(NotAGenerator):
+class NeedsParentError(NotAGeneratorError):
     """The file holds a synthesis network only, and needs the mapping of the one it came from."""
 
 
@@ -130,23 +130,23 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         The generator's tensors and what is known about them.
 
     Raises:
-        NotAGenerator: the file is something else; the message says what.
-        UnreadableCheckpoint: missing, cut short or damaged.
-        RefusedPickle: a pickle that asks for anything but tensors.
+        NotAGeneratorError: the file is something else; the message says what.
+        UnreadableCheckpointError: missing, cut short or damaged.
+        RefusedPickleError: a pickle that asks for anything but tensors.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
             head = file.read(1024)
     except OSError as error:
-        raise UnreadableCheckpoint(f"{path} can't be read: {error.strerror}.") from error
+        raise UnreadableCheckpointError(f"{path} can't be read: {error.strerror}.") from error
     try:
         if (kind := _no_checkpoint(head)) is not None:
             raise _Wrong(kind)
         checkpoint = _safetensors(path) if head[8:9] == b"{" else _found(path, read_pickle(path))
         _check(checkpoint)
     except _Wrong as wrong:
-        raise NotAGenerator(f"{path} is {wrong}") from wrong
+        raise NotAGeneratorError(f"{path} is {wrong}") from wrong
     return checkpoint
 
 
@@ -163,8 +163,8 @@ def load_any(path: str | Path, parent: Generator | None = None) -> tuple[Generat
         `storage.save_generator`: `source`, `source_format`, and `notes` where there are some.
 
     Raises:
-        NeedsParent: a synthesis network without `parent`.
-        NotAGenerator, UnreadableCheckpoint, RefusedPickle: as for `read_checkpoint`.
+        NeedsParentError: a synthesis network without `parent`.
+        NotAGeneratorError, UnreadableCheckpointError, RefusedPickleError: as for `read_checkpoint`.
     """
     return build(read_checkpoint(path), parent)
 
@@ -178,12 +178,12 @@ def build(
     architecture = checkpoint.architecture
     if not checkpoint.has_mapping:
         if parent is None:
-            raise NeedsParent(
+            raise NeedsParentError(
                 f"{checkpoint.path} holds a synthesis network only. Name the generator that it "
                 "was fine-tuned from, too (--parent FILE): its mapping network goes with it."
             )
         if parent.architecture.w_dim != architecture.w_dim:
-            raise NotAGenerator(
+            raise NotAGeneratorError(
                 f"{checkpoint.path} takes {architecture.w_dim} latent numbers, but the parent "
                 f"makes {parent.architecture.w_dim}: choose the parent it was fine-tuned from."
             )
@@ -250,7 +250,7 @@ def _check(checkpoint: Checkpoint) -> None:
                 f"{[*wanted.shape]}."
             )
         if not got.is_floating_point() or not got.sum(dtype=torch.float64).isfinite():
-            raise UnreadableCheckpoint(
+            raise UnreadableCheckpointError(
                 f"{checkpoint.path} is damaged: {name} has values that are no numbers. Download "
                 "or copy it again."
             )
@@ -265,7 +265,7 @@ def _safetensors(path: Path) -> Checkpoint:
             header = file.metadata() or {}
             names = list(file.keys())
     except (OSError, SafetensorError) as error:
-        raise UnreadableCheckpoint(
+        raise UnreadableCheckpointError(
             f"{path} is cut short or damaged ({error}). Download or copy it again."
         ) from error
     if header.get("format") == storage.FORMAT:
@@ -677,11 +677,11 @@ def save_rosinality(path: str | Path, generator: Generator) -> list[str]:
         What other programs will not know about it, as sentences.
 
     Raises:
-        NotAGenerator: z and w differ in length, which the format can't say.
+        NotAGeneratorError: z and w differ in length, which the format can't say.
     """
     a = generator.architecture
     if a.z_dim != a.w_dim:
-        raise NotAGenerator(
+        raise NotAGeneratorError(
             f"A generator with {a.z_dim} numbers in z and {a.w_dim} in w can't be written as "
             "rosinality .pt, which has one length for both. Keep it as .safetensors."
         )

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.errors import ReenactError
+from core.base.errors import ReenactError
 from core.generator.checkpoints import encoder_kind
-from core.generator.network import Dense
+from core.generator.network import FullyConnectedLayer
 from core.generator.unpickling import Instance, StoredTensor, read_pickle
 
 INPUT_SIZE = 256
@@ -28,7 +28,7 @@ _FINE, _MIDDLE, _COARSE = 6, 20, 23  # units whose features the pyramid takes
 _MIDDLE_ROW, _FINE_ROW = 3, 7  # the rows of w+ from which on it takes the finer ones
 
 
-class NotAnEncoder(ReenactError):
+class NotAnEncoderError(ReenactError):
     """The file holds no encoder that can be loaded here."""
 
 
@@ -72,7 +72,7 @@ class _Style(nn.Module):
         for _ in range(halvings):
             layers += [nn.Conv2d(channels, channels, 3, 2, 1), nn.LeakyReLU()]
         self.convs = nn.Sequential(*layers)
-        self.linear = Dense(channels, channels)
+        self.linear = FullyConnectedLayer(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.convs(x).flatten(1))
@@ -109,7 +109,7 @@ class Encoder(nn.Module):
                 inputs = width
         self.body = nn.ModuleList(units)
         if kind == "W encoder":
-            self.linear = Dense(inputs, inputs)
+            self.linear = FullyConnectedLayer(inputs, inputs)
         else:
             halvings = (4 + (i >= _MIDDLE_ROW) + (i >= _FINE_ROW) for i in range(rows))
             self.styles = nn.ModuleList(_Style(inputs, n) for n in halvings)
@@ -127,10 +127,10 @@ class Encoder(nn.Module):
             w `[B, w_dim]`. Of an e4e encoder the common code, without its offsets per row.
 
         Raises:
-            NotAnEncoder: a pSp encoder, whose rows have no common code.
+            NotAnEncoderError: a pSp encoder, whose rows have no common code.
         """
         if self.kind == "pSp":
-            raise NotAnEncoder(
+            raise NotAnEncoderError(
                 "This pSp encoder gives w+ codes, which do not lie in W, where anchors must. Use "
                 "a W encoder (HyperStyle) or an e4e one."
             )
@@ -144,10 +144,10 @@ class Encoder(nn.Module):
         """The code in W+, `[B, rows, w_dim]`, of pictures as for `forward`.
 
         Raises:
-            NotAnEncoder: a W encoder; expand its w instead.
+            NotAnEncoderError: a W encoder; expand its w instead.
         """
         if self.kind == "W encoder":
-            raise NotAnEncoder("A W encoder gives one w for all rows: call it for that.")
+            raise NotAnEncoderError("A W encoder gives one w for all rows: call it for that.")
         fine, middle, coarse = self._features(pictures)
         middle = _enlarged(coarse, self.latlayer1(middle))
         fine = _enlarged(middle, self.latlayer2(fine))
@@ -188,14 +188,14 @@ def load_encoder(path: str | Path) -> Encoder:
         The encoder in float32 on the CPU, in evaluation mode.
 
     Raises:
-        NotAnEncoder: no encoder in it, or one of another architecture.
-        UnreadableCheckpoint: missing, cut short or damaged.
-        RefusedPickle: it asks for anything but tensors.
+        NotAnEncoderError: no encoder in it, or one of another architecture.
+        UnreadableCheckpointError: missing, cut short or damaged.
+        RefusedPickleError: it asks for anything but tensors.
     """
     content = read_pickle(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(content, dict) or not isinstance(state, dict):
-        raise NotAnEncoder(f"{path} holds no encoder's tensors. Choose a pSp-like checkpoint.")
+        raise NotAnEncoderError(f"{path} holds no encoder's tensors. Choose a pSp-like checkpoint.")
     tensors = {
         name.removeprefix("encoder."): value
         for name, value in state.items()
@@ -209,7 +209,7 @@ def load_encoder(path: str | Path) -> Encoder:
         squeezed = [tensors[f"body.{i}.res_layer.5.fc1.weight"].shape[0] for i in range(24)]
         w_dim = tensors["linear.bias" if kind == "W encoder" else "styles.0.linear.bias"].shape[0]
     except (KeyError, IndexError) as error:
-        raise NotAnEncoder(
+        raise NotAnEncoderError(
             f"{path} holds no IR-SE-50 encoder ({error} is missing). Choose a checkpoint of pSp, "
             "e4e or HyperStyle's W encoder."
         ) from error
@@ -219,7 +219,7 @@ def load_encoder(path: str | Path) -> Encoder:
     for name in expected.keys() | tensors.keys():
         wanted, got = expected.get(name), tensors.get(name)
         if wanted is None or got is None or tuple(got.shape) != tuple(wanted.shape):
-            raise NotAnEncoder(
+            raise NotAnEncoderError(
                 f"{path} holds an encoder of another architecture: {name} is "
                 f"{'missing' if got is None else [*got.shape]}, not "
                 f"{'wanted' if wanted is None else [*wanted.shape]}. Choose a checkpoint of pSp, "
@@ -244,7 +244,7 @@ def _mean(content: Mapping[str, object], kind: Kind, w_dim: int, rows: int) -> T
             return mean[0]
         if mean.shape == (rows, w_dim):
             return mean
-        raise NotAnEncoder(
+        raise NotAnEncoderError(
             f"The checkpoint's latent_avg is {[*mean.shape]}, which does not fit its encoder of "
             f"{rows or 1} rows of {w_dim}. Download it again."
         )

@@ -74,7 +74,7 @@ def config_f(resolution: int) -> Architecture:
     return Architecture(resolution, {r: min(32768 // r, 512) for r in sizes})
 
 
-class Dense(nn.Module):
+class FullyConnectedLayer(nn.Module):
     """Fully connected layer with run-time weight scaling ("equalised learning rate").
 
     Args:
@@ -105,7 +105,7 @@ class Dense(nn.Module):
         return F.leaky_relu(x, _SLOPE) * _GAIN if self.activate else x
 
 
-class Mapping(nn.Module):
+class MappingNetwork(nn.Module):
     """z -> w."""
 
     w_avg: Tensor
@@ -115,7 +115,9 @@ class Mapping(nn.Module):
         self.layers = architecture.mapping_layers
         sizes = [architecture.z_dim] + [architecture.w_dim] * self.layers
         for i in range(self.layers):
-            layer = Dense(sizes[i], sizes[i + 1], rate=architecture.mapping_rate, activate=True)
+            layer = FullyConnectedLayer(
+                sizes[i], sizes[i + 1], rate=architecture.mapping_rate, activate=True
+            )
             self.add_module(f"fc{i}", layer)
         self.register_buffer("w_avg", torch.zeros(architecture.w_dim))
 
@@ -161,7 +163,7 @@ class ModulatedConv(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
-        self.affine = Dense(w_dim, inputs, bias=1.0)
+        self.affine = FullyConnectedLayer(w_dim, inputs, bias=1.0)
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.demodulate = demodulate
         self.upsample = upsample
@@ -249,7 +251,7 @@ class ToRGB(ModulatedConv):
         return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
 
 
-class Block(nn.Module):
+class SynthesisBlock(nn.Module):
     """One resolution: up-sampling layer (above 4), layer, and its share of the picture."""
 
     fir: Tensor
@@ -290,7 +292,7 @@ class Block(nn.Module):
         return x, rgb if image is None else image + rgb
 
 
-class Synthesis(nn.Module):
+class SynthesisNetwork(nn.Module):
     """w or w+ -> picture."""
 
     def __init__(self, architecture: Architecture) -> None:
@@ -298,7 +300,7 @@ class Synthesis(nn.Module):
         self.architecture = architecture
         inputs = 0
         for resolution in architecture.resolutions:
-            self.add_module(f"b{resolution}", Block(inputs, resolution, architecture))
+            self.add_module(f"b{resolution}", SynthesisBlock(inputs, resolution, architecture))
             inputs = architecture.channels[resolution]
 
     def forward(
@@ -355,8 +357,8 @@ class Generator(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        self.mapping = Mapping(architecture)
-        self.synthesis = Synthesis(architecture)
+        self.mapping = MappingNetwork(architecture)
+        self.synthesis = SynthesisNetwork(architecture)
         self.synthesis.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, z: Tensor, truncation: float = 1.0) -> Tensor:

@@ -14,15 +14,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from core.errors import ReenactError
-from core.files import atomic_write
+from core.base.errors import ReenactError
+from core.base.files import atomic_write
 from core.generator.network import Architecture, Generator
 
 FORMAT = "reenact.generator"
 VERSION = 1
 
 
-class NotAGenerator(ReenactError):
+class NotAGeneratorError(ReenactError):
     """The file is not a generator that can be loaded here."""
 
 
@@ -63,24 +63,26 @@ def load_generator(path: str | Path) -> tuple[Generator, dict[str, str]]:
         The generator in float32 on the CPU, in evaluation mode, and the file's header.
 
     Raises:
-        NotAGenerator: no such file, another kind of file, a damaged or a newer one.
+        NotAGeneratorError: no such file, another kind of file, a damaged or a newer one.
     """
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise NotAGenerator(f"{path} can't be read as a generator: {error}") from error
+        raise NotAGeneratorError(f"{path} can't be read as a generator: {error}") from error
     if header.get("format") != FORMAT:
-        raise NotAGenerator(f"{path} is a safetensors file, but not a Reenact generator.")
+        raise NotAGeneratorError(f"{path} is a safetensors file, but not a Reenact generator.")
     try:
         if int(header["version"]) > VERSION:
-            raise NotAGenerator(
+            raise NotAGeneratorError(
                 f"{path} was written by a newer Reenact. Update this one to load it."
             )
         generator = build(header["architecture"], tensors)
     except (KeyError, ValueError) as error:
-        raise NotAGenerator(f"{path} is damaged: its header and tensors do not fit.") from error
+        raise NotAGeneratorError(
+            f"{path} is damaged: its header and tensors do not fit."
+        ) from error
     return generator, header
 
 

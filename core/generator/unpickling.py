@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.errors import ReenactError
+from core.base.errors import ReenactError
 
 # Ten times what the largest known checkpoints have.
 MAX_OPERATIONS = 1_000_000
@@ -37,11 +37,11 @@ MAX_DIMENSIONS = 16
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of torch's old files
 
 
-class UnreadableCheckpoint(ReenactError):
+class UnreadableCheckpointError(ReenactError):
     """The file is cut short, damaged, or not of a kind that is read here."""
 
 
-class RefusedPickle(UnreadableCheckpoint):
+class RefusedPickleError(UnreadableCheckpointError):
     """The file asks for something that no checkpoint needs.
 
     Attributes:
@@ -132,12 +132,12 @@ class StoredTensor:
         """The tensor, a view of the storage's numbers.
 
         Raises:
-            UnreadableCheckpoint: the file ends before, or was changed since it was opened.
+            UnreadableCheckpointError: the file ends before, or was changed since it was opened.
         """
         try:
             return self.storage.numbers.as_strided(self.shape, self.stride, self.offset)
         except (_Damaged, OSError) as error:
-            raise UnreadableCheckpoint(
+            raise UnreadableCheckpointError(
                 f"The checkpoint's numbers can't be read: {error}."
             ) from error
 
@@ -570,8 +570,8 @@ def read_pickle(path: str | Path) -> object:
         and `Array`. It may be cyclic or share parts: walk it with bounds.
 
     Raises:
-        RefusedPickle: it asks for something that is not on the list.
-        UnreadableCheckpoint: missing, cut short, damaged, or no such file.
+        RefusedPickleError: it asks for something that is not on the list.
+        UnreadableCheckpointError: missing, cut short, damaged, or no such file.
     """
     path = Path(path)
     try:
@@ -594,12 +594,14 @@ def read_pickle(path: str | Path) -> object:
                 return _legacy(file, size, read_at)
             return content
     except _Refuse as error:
-        raise RefusedPickle(path, str(error)) from error
+        raise RefusedPickleError(path, str(error)) from error
     except OSError as error:
-        raise UnreadableCheckpoint(f"{path} can't be read: {error.strerror or error}.") from error
+        raise UnreadableCheckpointError(
+            f"{path} can't be read: {error.strerror or error}."
+        ) from error
     except (_Damaged, ValueError, struct.error, OverflowError) as error:
         # ValueError: pickletools' word for instructions it does not know or that end early
-        raise UnreadableCheckpoint(
+        raise UnreadableCheckpointError(
             f"{path} is cut short or damaged ({error}). Download or copy it again."
         ) from error
 

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from core.errors import ReenactError
+from core.base.errors import ReenactError
 from core.generator import Generator
 from core.generator.storage import load_generator
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-class BaseMissing(ReenactError):
+class BaseMissingError(ReenactError):
     """The package came without its base generator."""
 
 
@@ -78,7 +78,7 @@ def base_generator() -> Generator:
     """The shipped generator: float32, CPU, evaluation mode; shared, so copy it to change it.
 
     Raises:
-        BaseMissing: the weights are not in the package.
+        BaseMissingError: the weights are not in the package.
     """
     return load_generator(_weights("base.safetensors"))[0]
 
@@ -88,7 +88,7 @@ def base_encoder() -> WEncoder:
     """The shipped generator's encoder: float32, CPU, evaluation mode.
 
     Raises:
-        BaseMissing: the weights are not in the package.
+        BaseMissingError: the weights are not in the package.
     """
     encoder = WEncoder(base_generator().architecture.resolution)
     tensors = load_file(_weights("encoder.safetensors"))
@@ -100,7 +100,7 @@ def base_encoder() -> WEncoder:
 def _weights(name: str) -> Path:
     path = WEIGHTS / name
     if not path.is_file():
-        raise BaseMissing(
+        raise BaseMissingError(
             f"{path} is missing: this copy of Reenact has no base generator. Get a complete copy, "
             "or make one with: python -m core.synthetic.distill FOLDER"
         )

@@ -44,17 +44,17 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from core import cpu
-from core.alignment import ffhq_points, quads_from_points, warp
-from core.digest import digest
-from core.facemesh import crop_roi, face_detector, face_mesh, to_picture
-from core.files import atomic_write
-from core.frames import write_png
+from core.base import cpu
+from core.base.digest import digest
+from core.base.files import atomic_write
+from core.face.alignment import ffhq_points, quads_from_points, warp
+from core.face.landmarks import detect_landmarks
+from core.face.network import crop_roi, face_detector, face_mesh, to_picture
 from core.generator import Architecture, Generator, half_precision
-from core.generator.network import Dense
+from core.generator.network import FullyConnectedLayer
 from core.generator.storage import save_generator
-from core.objective import look
-from core.sheets import contact_sheet
+from core.media.contact_sheet import contact_sheet
+from core.media.write import write_png
 from core.synthetic import performer
 from core.synthetic.base import WEncoder
 from core.synthetic.parameters import HIGH, LOW, MOTION, NAMES, PARAMETERS, from_normal, mirror
@@ -341,9 +341,9 @@ def landmark_loss(result: Tensor, target: Tensor) -> Tensor:
     """Mean distance of the meshes that the landmark network sees in pictures `[B, 3, R, R]`, as a
     share of the distance between the outer eye corners."""
     with torch.no_grad():
-        wanted = look(target).landmarks[..., :2]
+        wanted = detect_landmarks(target).landmarks[..., :2]
         span = (wanted[:, 263] - wanted[:, 33]).norm(dim=1)
-    distance = (look(result).landmarks[..., :2] - wanted).norm(dim=2).mean(1)
+    distance = (detect_landmarks(result).landmarks[..., :2] - wanted).norm(dim=2).mean(1)
     return (distance / span).mean()
 
 
@@ -946,7 +946,7 @@ def teach_mapping(
     pupil = _dense([len(PARAMETERS), *[w.shape[1]] * mapping.layers]).append(nn.LeakyReLU(0.2))
     layers = [
         *zip(
-            (m for m in mapping.children() if isinstance(m, Dense)),
+            (m for m in mapping.children() if isinstance(m, FullyConnectedLayer)),
             (m for m in pupil.to(device) if isinstance(m, nn.Linear)),
             strict=True,
         )

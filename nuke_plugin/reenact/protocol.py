@@ -169,7 +169,7 @@ class Repair:
     """Repairs parts of a track. File: `track.latents`."""
 
     track: File
-    repairs: List[Dict[str, Any]]  # a repair list, see `core/repair.py`
+    repairs: List[Dict[str, Any]]  # a repair list, see `core/edit/repair.py`
     plate: Optional[Clip] = None  # this and the character are needed where frames are solved
     character: Optional[File] = None
     batch: int = 8

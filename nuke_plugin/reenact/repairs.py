@@ -6,7 +6,7 @@
     replace 1050-1052 from 1010-1012
     amount 1060-1070 keys 1060:1:smooth,1070:0
 
-`core/repair.py` says what they do. Nothing of Nuke.
+`core/edit/repair.py` says what they do. Nothing of Nuke.
 """
 
 import dataclasses

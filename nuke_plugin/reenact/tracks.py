@@ -34,7 +34,7 @@ class Places:
 
 
 def numbers(path: PathLike) -> List[int]:
-    """The frames of a track (`core.latent_track`), increasing.
+    """The frames of a track (`core.solve.latent_track`), increasing.
 
     Raises:
         OSError: the file can't be read.

@@ -1,0 +1,93 @@
+"""Safetensors files that say what they are and notice when they were changed.
+
+Arrays, and a header of strings: `format`, `version`, the caller's own entries, and `sha256` over
+all of it. Characters and latent tracks are such files. Needs no torch; reading runs no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from core.base.errors import ReenactError
+from core.base.files import atomic_write
+
+
+def write(
+    path: str | Path,
+    format: str,
+    version: int,
+    entries: Mapping[str, str],
+    arrays: Mapping[str, np.ndarray],
+) -> None:
+    """Writes a file, atomically. The same contents always get the same digest.
+
+    Raises:
+        OSError: what the file system said; an older file at `path` is untouched.
+    """
+    header = {**entries, "format": format, "version": str(version)}
+    header["sha256"] = _digest(header, arrays)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(save(dict(arrays), header))
+
+
+def read(
+    path: str | Path, format: str, version: int, wrong: type[ReenactError], kind: str
+) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Reads a file whose contents are those that were written.
+
+    Args:
+        path: the file.
+        format: that it must have.
+        version: that it must have.
+        wrong: raised where it is no such file.
+        kind: what it should be, for people: "latent track".
+
+    Returns:
+        Its header and its arrays.
+
+    Raises:
+        wrong: no such file, another kind of file, a damaged one or one of another version.
+    """
+    try:
+        with safe_open(path, "np") as file:
+            header = file.metadata() or {}
+            if header.get("format") != format:
+                raise wrong(f"{path} is a safetensors file, but not a {kind}. Choose another.")
+            if not header.get("version", "").isdecimal():
+                raise wrong(f"{path} is damaged: it has no version. Copy or make it again.")
+            if int(header["version"]) > version:
+                raise wrong(f"{path} was written by a newer Reenact. Update this one to load it.")
+            if int(header["version"]) < version:
+                raise wrong(
+                    f"{path} was written by an older Reenact. Make it anew, under another name."
+                )
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, TypeError, AttributeError) as error:  # the latter: bfloat16
+        raise wrong(
+            f"{path} can't be read as a {kind}: {error}. If it was cut off while being copied, "
+            "copy it again."
+        ) from error
+    if header.get("sha256") != _digest(header, arrays):
+        raise wrong(
+            f"{path} is damaged: its contents are not those that were written. Copy or make it "
+            "again."
+        )
+    return header, arrays
+
+
+def _digest(header: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
+    """sha256 over the header (without its own) and all arrays."""
+    entries = {name: entry for name, entry in header.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

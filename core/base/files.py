@@ -1,0 +1,88 @@
+"""Writing files so that nobody ever sees half of one."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from core.base.errors import ReenactError
+
+
+class NotWritableError(ReenactError):
+    """A file can't be written where it is to be."""
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuses a place where no file can be written, before work is spent on it.
+
+    Raises:
+        NotWritableError: it is a folder, below a file, or where there are no rights.
+    """
+    path = Path(path).absolute()
+    if path.is_dir():
+        raise NotWritableError(f"{path} is a folder. Name a file.")
+    folder = next(one for one in path.parents if one.exists())
+    if not folder.is_dir():
+        raise NotWritableError(
+            f"{path} can't be written: {folder} is a file. Choose another place."
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise NotWritableError(
+            f"{path} can't be written: no rights in {folder}. Choose another place."
+        )
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to; `path` appears whole, or not at all.
+
+    The temporary file is hidden, keeps the suffix (writers pick their format by it) and lies in
+    the same folder, so that the rename is atomic; missing folders are made. On leaving the block
+    it is flushed to disk and renamed over `path`; if the block raises, it is removed and what
+    stood at `path` before stays. A process killed inside the block leaves only the hidden file.
+
+    Raises:
+        OSError: what the file system said; `path` is unchanged.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not by tempfile: its files are private (0600), and renders are read by other users.
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
+    try:
+        yield temporary
+        _flush(temporary, os.O_RDWR)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # Windows has no handle for a folder
+        _flush(path.parent, os.O_RDONLY)
+
+
+def next_version(path: str | Path) -> Path:
+    """The name of the next version of a file: `shot.latents`, then `shot_v001.latents`, ....
+
+    Args:
+        path: any version of it, with or without a number.
+
+    Returns:
+        A path beside it, one number above the highest that is there.
+    """
+    path = Path(path)
+    stem = re.sub(r"_v\d+$", "", path.stem)
+    pattern = re.compile(rf"{re.escape(stem)}_v(\d+){re.escape(path.suffix)}")
+    there = [pattern.fullmatch(other.name) for other in path.absolute().parent.iterdir()]
+    last = max((int(found[1]) for found in there if found), default=0)
+    return path.with_name(f"{stem}_v{last + 1:03d}{path.suffix}")
+
+
+def _flush(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,137 @@
+"""Keyframes: a value that changes over the frames of a shot.
+
+As text, `NUMBER:VALUE[:EASING]` with commas or spaces between them, or one value for all frames:
+
+    0.5    1001:0,1010:1    1001:0:smooth 1010:1:hold 1020:0
+
+As JSON, a list of `[number, value, easing]`: what `json.dumps` makes of keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from core.base.errors import ReenactError
+
+EASINGS = ("linear", "smooth", "hold")
+MAX_NUMBER = 10**9  # of a frame
+
+
+class KeyframeError(ReenactError):
+    """What was given are no keyframes; the message begins with what they are of, if that is known.
+
+    Args:
+        said: a sentence and what to do.
+        of: what the keys are of: a direction, an option.
+    """
+
+    def __init__(self, said: str, of: str = "") -> None:
+        super().__init__(f"{of}: {said}" if of else said)
+
+
+class Key(NamedTuple):
+    """A value at a frame, and how it goes from there to the next key."""
+
+    number: int  # of the frame
+    value: float
+    easing: str = (
+        "linear"  # "smooth": 3 t^2 - 2 t^3, at rest in both keys; "hold": jumps at the next
+    )
+
+
+def parse(text: str, of: str = "") -> tuple[Key, ...]:
+    """Reads keys from text.
+
+    Args:
+        text: as above; the order of the keys does not matter.
+        of: what they are of, for the error.
+
+    Returns:
+        Keys by increasing number. A value alone is a single key, which holds for all frames.
+
+    Raises:
+        KeyframeError: it is something else.
+    """
+    words = text.replace(",", " ").split()
+    plain: list[list[Any]] = []
+    try:
+        for word in words:
+            parts = word.split(":")
+            if len(words) == len(parts) == 1:
+                parts.insert(0, "0")
+            number, value, *easing = parts
+            plain.append([int(number), float(value), *easing])
+    except ValueError:
+        raise KeyframeError(
+            f"{word!r} in {text!r} is no key. Write NUMBER:VALUE or NUMBER:VALUE:EASING, as in "
+            "1001:0:smooth,1010:1, or one value for all frames.",
+            of,
+        ) from None
+    return from_plain(plain, of)
+
+
+def from_plain(plain: Any, of: str = "") -> tuple[Key, ...]:
+    """Keys of their JSON form, in any order.
+
+    Args:
+        plain: a list of `[number, value, easing]`.
+        of: what they are of, for the error.
+
+    Raises:
+        KeyframeError: it is something else, values are not finite, or two keys have one number.
+    """
+    try:
+        keys = sorted(Key(*key) for key in plain)
+    except TypeError:
+        raise KeyframeError(
+            f"{plain!r} are no keys. They are a list of [number, value, easing].", of
+        ) from None
+    if not keys:
+        raise KeyframeError("There are no keys. Give one value at least, as in 1 or 1001:1.", of)
+    for key in keys:
+        if type(key.number) is not int or type(key.value) not in (int, float):
+            raise KeyframeError(f"{list(key)} is no key: it is [number, value, easing].", of)
+        if abs(key.number) > MAX_NUMBER:
+            raise KeyframeError(f"Frame {key.number} is too far: at most {MAX_NUMBER}.", of)
+        if not abs(key.value) <= np.finfo(np.float32).max:
+            raise KeyframeError(f"The value {key.value} at frame {key.number} is not finite.", of)
+        if key.easing not in EASINGS:
+            raise KeyframeError(
+                f"No easing is called {key.easing!r}. Choose one of {', '.join(EASINGS)}.", of
+            )
+    numbers = [key.number for key in keys]
+    for number in numbers:
+        if numbers.count(number) > 1:
+            raise KeyframeError(f"Frame {number} has two keys. Keep one of them.", of)
+    return tuple(keys)
+
+
+def as_text(keys: Sequence[Key]) -> str:
+    """What `parse` reads the same keys from."""
+    return ",".join(f"{key.number}:{float(key.value)!r}:{key.easing}" for key in keys)
+
+
+def at(keys: Sequence[Key], numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+    """The value at every frame.
+
+    Args:
+        keys: at least one, by increasing number.
+        numbers: F frame numbers, in any order.
+
+    Returns:
+        `[F]` float32: the keys' own values at their frames, between them as each key's easing has
+        it, before the first and after the last constant.
+    """
+    frames = np.asarray(numbers, np.int64)
+    places = np.array([key.number for key in keys], np.int64)
+    values = np.array([key.value for key in keys], np.float64)
+    before = np.clip(np.searchsorted(places, frames, "right") - 1, 0, len(keys) - 1)
+    after = np.minimum(before + 1, len(keys) - 1)
+    span = np.maximum(places[after] - places[before], 1)
+    t = np.clip((frames - places[before]) / span, 0, 1)
+    easing = np.array([key.easing for key in keys])[before]
+    t = np.select([easing == "hold", easing == "smooth"], [0 * t, t * t * (3 - 2 * t)], t)
+    return ((1 - t) * values[before] + t * values[after]).astype(np.float32)

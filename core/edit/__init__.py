@@ -1,0 +1,1 @@
+"""Editing and repairing a latent track."""

@@ -1,0 +1,614 @@
+"""Directions of a generator's latent space: what to add to a code so that one thing changes.
+
+Files: ours (`NAME.directions`, sealed safetensors of format "reenact.directions": one array per
+direction, and the table of what they move), and those that others publish: InterFaceGAN's .npy and
+the .pt of PTI, e4e and STIT. No pickle is ever run.
+
+Finding, without a label of anybody's face: pictures are drawn, and the landmark network says what
+they do (`core.face.measures`). The regression of w on these measures is, for each of them, the
+mean change of w when it rises and the others stay. In a generator of many people, what pictures
+look like at a glance is made to stay as well, which keeps complexion and backdrop. Then what the
+directions really move is measured, and they are mixed so that each moves its own measure by one
+unit and the others, on average, not.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core.base import container
+from core.base.digest import digest
+from core.base.errors import ReenactError
+from core.base.progress import Progress, Report
+from core.face.landmarks import detect_landmarks
+from core.face.measures import MEASURES, measure
+from core.generator import Generator
+from core.generator.unpickling import Array, StoredTensor, UnreadableCheckpointError, read_pickle
+from core.media.contact_sheet import contact_sheet
+from core.media.write import to_bytes
+from core.personalize.character import Character
+from core.solve.settings import MAX_RESOLUTION
+from core.synthetic.base import base_generator
+
+FORMAT = "reenact.directions"
+VERSION = 1
+SUFFIX = ".directions"
+FOREIGN = (".npy", ".pt", ".pth")
+MAX_BYTES = 8 << 20  # of a foreign file; the largest known one has 300 kB, generators far more
+
+TRUNCATION = 0.7  # psi of pictures drawn from a generator's own z
+REACH = 1.25  # how far codes drawn from P reach beyond the hull, times its size
+# Eyes shut together in most pictures, so that one lid alone is made of both and their difference.
+ONE_LID = {"open_r": -1.0, "open_l": 1.0}
+FITTED = tuple(name for name in MEASURES if name not in ONE_LID)
+AMOUNTS = (-2.0, -1.0, 0.0, 1.0, 2.0)  # of sheets, and of the check
+
+_APART = 0.05  # of the largest singular value of effects: mixtures that move less are left alone
+_LOOK_SIDE = 8  # px of a picture at a glance
+_MOST_WINK = 2.0  # units of wink that one lid alone may take
+_LOOKS = 8  # principal components of it that are held
+_ROUNDS = 2  # of mixing
+_LEAST_UNIT = 1e-4  # standard deviation below which a measure does not vary
+_LEAST_SLOPE = 0.1  # by which a direction must move its own measure before it is scaled up to 1
+_STYLEGAN1 = re.compile(r"(stylegan|pggan)_")  # names of InterFaceGAN's published boundaries
+
+
+class NotDirectionsError(ReenactError):
+    """The file holds no directions that can be used here."""
+
+
+class NothingFoundError(ReenactError):
+    """The generator's pictures don't differ in anything that is measured."""
+
+
+class DirectionsNotWrittenError(ReenactError):
+    """The directions could not be written; what stood there before still does."""
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """What is added to a code at an amount of 1."""
+
+    vector: np.ndarray  # [512] float32 for all rows of w+, or [L, 512]
+    # Mean change of each measure at an amount of 1, in its unit; and how much that differs from
+    # picture to picture (standard deviation). Empty: not known.
+    moves: Mapping[str, float] = field(default_factory=dict)
+    spread: Mapping[str, float] = field(default_factory=dict)
+    # R^2 of the own measure's change against the amount, over amounts of -2 to 2. None: not known.
+    fit: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """Directions of one generator, by name."""
+
+    directions: Mapping[str, Direction]
+    owner: str = ""  # hash of the character or of the generator's tensors; empty: not known
+    base: str = ""  # of an owning character's base generator
+    units: Mapping[str, float] = field(default_factory=dict)  # measure -> its unit, see `measure`
+    source: str = ""  # what they were found in, for people
+    notes: tuple[str, ...] = ()  # sentences for the user
+    hash: str = ""  # of the file that they were read from
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+def save_directions(path: str | Path, directions: Directions) -> None:
+    """Writes directions, atomically.
+
+    Raises:
+        ValueError: vectors that are no directions.
+        DirectionsNotWrittenError: what the file system said; an older file at `path` is untouched.
+    """
+    arrays = {
+        name: np.ascontiguousarray(d.vector, np.float32)
+        for name, d in directions.directions.items()
+    }
+    for name, vector in arrays.items():
+        _check(vector, name)
+    table = {
+        name: {"moves": dict(d.moves), "spread": dict(d.spread), "fit": d.fit}
+        for name, d in directions.directions.items()
+    }
+    entries = {
+        "table": json.dumps(table, allow_nan=False),
+        "units": json.dumps(dict(directions.units), allow_nan=False),
+        "notes": json.dumps(list(directions.notes)),
+        "owner": directions.owner,
+        "base": directions.base,
+        "source": directions.source,
+    }
+    try:
+        container.write(path, FORMAT, VERSION, entries, arrays)
+    except OSError as error:
+        raise DirectionsNotWrittenError(
+            f"{path} could not be written: {error.strerror or error}. Check the free space and "
+            "your rights in that folder, and run again."
+        ) from error
+
+
+def load_directions(path: str | Path) -> Directions:
+    """Reads directions of any of the kinds, told apart by their content.
+
+    A foreign file has one direction, called as the file is, or a dict of several. Shapes (512,),
+    (1, 512), (L, 512) and (1, L, 512) are taken; where all rows are the same, one is kept, so that
+    it suits generators of any depth.
+
+    Raises:
+        NotDirectionsError: no such file, another kind of file, a damaged one, or vectors that
+            can't be directions.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+        size = path.stat().st_size
+    except OSError as error:
+        raise NotDirectionsError(f"{path} can't be read: {error.strerror or error}.") from error
+    if head[8:9] == b"{":
+        return _ours(path)
+    if size > MAX_BYTES:
+        raise NotDirectionsError(f"{path} has {size >> 20} MiB, far more than directions have.")
+    notes = []
+    try:
+        if head[:6] == b"\x93NUMPY":
+            # Mapped, so that a header which promises more than the file has takes no memory.
+            raw: dict[str, np.ndarray] = {
+                path.stem: np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+            }
+        else:
+            raw = _unpickled(read_pickle(path), path.stem)
+        found = {name: Direction(_plain(array, name)) for name, array in raw.items()}
+    except (ValueError, TypeError, EOFError, OSError, UnreadableCheckpointError) as error:
+        raise NotDirectionsError(
+            f"{path} holds no directions: {error} Known are Reenact's own files, InterFaceGAN's "
+            ".npy and the .pt of PTI, e4e and STIT."
+        ) from error
+    if not found:
+        raise NotDirectionsError(f"{path} holds no directions: it has no arrays of numbers.")
+    if _STYLEGAN1.match(path.name):
+        notes.append(
+            f"{path.name} is named like InterFaceGAN's boundaries, which belong to StyleGAN1 and "
+            "PGGAN: in a StyleGAN2 they mean nothing. Find your own, or use those of PTI or e4e."
+        )
+    elif any(a.dtype == np.float64 and a.shape == (1, 512) for a in raw.values()):
+        notes.append(
+            f"{path.name} has the form of InterFaceGAN's published boundaries, which belong to "
+            "StyleGAN1; only if it was made for your StyleGAN2 does it mean anything."
+        )
+    return Directions(found, source=path.name, notes=tuple(notes))
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a file is another tool's directions, by its suffix and size; a .pt may be more."""
+    return path.suffix in FOREIGN and path.is_file() and path.stat().st_size <= MAX_BYTES
+
+
+def by_name(files: Iterable[Directions]) -> dict[str, Direction]:
+    """The directions of several files.
+
+    Raises:
+        NotDirectionsError: two of them have one name and are not the same.
+    """
+    found: dict[str, Direction] = {}
+    for file in files:
+        for name, direction in file.directions.items():
+            other = found.setdefault(name, direction)
+            if not np.array_equal(other.vector, direction.vector):
+                raise NotDirectionsError(
+                    f"There are two directions called {name}. Give one of their files alone, or "
+                    "rename it."
+                )
+    return found
+
+
+def concerns(directions: Directions, character: Character) -> list[str]:
+    """What speaks against using directions on a character, as sentences; its own have nothing."""
+    said = list(directions.notes)
+    base = character.info.base_hash
+    source = directions.source or "These directions"
+    if directions.owner == "" and base == generator_hash(base_generator()):
+        said.append(
+            f"{source}: directions of another generator, and {character.info.name} was made from "
+            "the embedded one: there they mean nothing. Find its own: reenact directions."
+        )
+    elif directions.owner not in ("", character.hash, base) and directions.base != base:
+        said.append(
+            f"{source}: found in another generator than {character.info.name} comes from, so they "
+            "mean other things here, if any. Find its own: reenact directions."
+        )
+    return said
+
+
+def generator_hash(generator: Generator) -> str:
+    """What a character remembers its base by: `core.base.digest` of the tensors."""
+    return digest(*generator.state_dict().values())
+
+
+def _ours(path: Path) -> Directions:
+    header, arrays = container.read(path, FORMAT, VERSION, NotDirectionsError, "file of directions")
+    try:
+        table = json.loads(header["table"])
+        for name, vector in arrays.items():
+            _check(vector, name)
+        found = {name: Direction(arrays[name], **table[name]) for name in table}
+        return Directions(
+            found,
+            header["owner"],
+            header["base"],
+            json.loads(header["units"]),
+            header["source"],
+            tuple(json.loads(header["notes"])),
+            header["sha256"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise NotDirectionsError(f"{path} is damaged: {error}. Copy or make it again.") from error
+
+
+def _unpickled(content: object, name: str) -> dict[str, np.ndarray]:
+    """The arrays of a pickle, by name."""
+    match content:
+        case StoredTensor():
+            return {name: content.load().float().numpy()}
+        case Array(value=np.ndarray() as value):
+            return {name: value}
+        case dict():
+            parts = (_unpickled(v, k) for k, v in content.items() if isinstance(k, str))
+            return {k: v for part in parts for k, v in part.items()}
+    return {}
+
+
+def _plain(array: np.ndarray, name: str) -> np.ndarray:
+    """`[512]` or `[L, 512]` float32."""
+    if array.dtype.kind != "f":
+        raise ValueError(f"{name} is of type {array.dtype}.")
+    vector = array.reshape(array.shape[1:]) if array.ndim > 1 and len(array) == 1 else array
+    if vector.ndim == 2 and len(vector) and (vector == vector[0]).all():
+        vector = vector[0]
+    vector = np.ascontiguousarray(vector, np.float32)
+    _check(vector, name)
+    return vector
+
+
+def _check(vector: np.ndarray, name: str) -> None:
+    """Raises ValueError where something can't be a direction."""
+    rows = vector.shape[0] if vector.ndim == 2 else 1
+    if vector.dtype != np.float32 or vector.ndim not in (1, 2) or not 1 <= rows <= 26:
+        raise ValueError(f"{name} is {vector.dtype} {[*vector.shape]}, not [512] or [L, 512].")
+    if vector.shape[-1] < 2 or not np.isfinite(vector).all() or not vector.any():
+        raise ValueError(f"{name} has values that are no numbers, or is 0.")
+
+
+# -- finding -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DirectionSettings:
+    """How directions are looked for."""
+
+    samples: int = 768  # pictures that they are fitted to
+    mixed: int = 12  # codes on which is measured what they move, to mix them
+    checked: int = 16  # other codes, on which the result is measured
+    seed: int = 0
+    batch: int = 8  # pictures at once
+
+
+def find_in_character(
+    character: Character, report: Report, settings: DirectionSettings | None = None
+) -> Directions:
+    """Finds the directions of a character: one for each of `MEASURES` that it can do, and `lids`.
+
+    One unit is the standard deviation of the measure over the anchors' pictures, so an amount of 1
+    is a usual step for this person's scan. Codes are drawn from P.
+
+    Args:
+        character: its generator on the device to work on.
+        report: told of progress.
+        settings: how.
+    """
+    settings = settings or DirectionSettings()
+    anchors = character.anchors.to(_device(character.generator))
+
+    def draw(count: int, random: torch.Generator) -> Tensor:
+        return sample_p(anchors, count, random)
+
+    return _find(
+        character.generator,
+        draw,
+        anchors,
+        report,
+        settings,
+        owner=character.hash,
+        base=character.info.base_hash,
+        source=character.info.name,
+    )
+
+
+def find_in_generator(
+    generator: Generator,
+    report: Report,
+    settings: DirectionSettings | None = None,
+    source: str = "",
+) -> Directions:
+    """Finds the directions of a generator, which characters made from it can use.
+
+    One unit is the standard deviation of the measure over its pictures at a truncation of .7.
+
+    Args:
+        generator: on the device to work on.
+        report: told of progress.
+        settings: how.
+        source: what it is called, for people.
+    """
+    width = generator.architecture.z_dim
+
+    def draw(count: int, random: torch.Generator) -> Tensor:
+        z = torch.randn(count, width, generator=random).to(_device(generator))
+        with torch.no_grad():
+            return generator.mapping(z, TRUNCATION)
+
+    return _find(
+        generator,
+        draw,
+        None,
+        report,
+        settings or DirectionSettings(),
+        owner=generator_hash(generator),
+        source=source,
+    )
+
+
+def sample_p(anchors: Tensor, count: int, random: torch.Generator) -> Tensor:
+    """Codes of P `[count, 512]`: as in MyStyle each mixes three anchors, by weights that are drawn
+    evenly and normalised; from the centre they are moved out by up to `REACH`, beyond the hull.
+
+    Args:
+        anchors: `[N, 512]`.
+        count: how many.
+        random: a generator of the CPU.
+    """
+    shares = torch.rand(count, len(anchors), generator=random)
+    mixed = min(3, len(anchors))
+    chosen = torch.rand(shares.shape, generator=random).topk(mixed, 1).indices
+    weights = torch.zeros_like(shares).scatter(1, chosen, shares.gather(1, chosen))
+    weights /= weights.sum(1, keepdim=True)
+    reach = 1 + (REACH - 1) * torch.rand(count, 1, generator=random)
+    weights = 1 / len(anchors) + reach * (weights - 1 / len(anchors))
+    return weights.to(anchors) @ anchors
+
+
+def _find(
+    generator: Generator,
+    draw: Callable[[int, torch.Generator], Tensor],
+    anchors: Tensor | None,
+    report: Report,
+    settings: DirectionSettings,
+    **belongs: str,
+) -> Directions:
+    from sklearn.metrics import r2_score
+
+    random = torch.Generator().manual_seed(settings.seed)
+    codes = draw(settings.samples, random)
+    if anchors is not None:
+        codes = torch.cat([anchors, codes])
+    with report.stage("drawing") as tick:
+        seen, looks = _seen(generator, codes, settings.batch, tick)
+    units = seen[: len(codes) if anchors is None else len(anchors)].std(0)
+    # One person's pictures differ in nothing but what they do.
+    held = looks if anchors is None else None
+    found = _regressed(codes.cpu().double().numpy(), seen, units, held)
+    with report.stage("mixing") as tick:
+        found = _mixed(generator, draw(settings.mixed, random), found, units, settings.batch, tick)
+    if not found:
+        raise NothingFoundError(
+            "These pictures differ in nothing that the landmark network sees. Choose a generator "
+            "of faces, or a character whose scan shows more."
+        )
+    _add_lids(found, units)
+    notes = [
+        f"no direction for {name}: these pictures show too little of it"
+        for name in MEASURES
+        if name not in found
+    ]
+    steps = [a for a in AMOUNTS if a]
+    with report.stage("checking") as tick:
+        fresh = draw(settings.checked, random)
+        moved = _effects(generator, fresh, [*found.values()], steps, units, settings.batch, tick)
+    result = {}
+    for (name, vector), change in zip(found.items(), moved, strict=True):
+        at_one = (change[steps.index(1)] - change[steps.index(-1)]) / 2
+        own = change[..., MEASURES.index(name)]
+        told_to = np.broadcast_to(np.array(steps)[:, None], own.shape)
+        result[name] = Direction(
+            vector.astype(np.float32),
+            _table(at_one.mean(0)),
+            _table(at_one.std(0)),
+            round(float(r2_score(told_to.ravel(), own.ravel())), 3),
+        )
+    return Directions(result, units=_table(units), notes=tuple(notes), **belongs)
+
+
+def _regressed(
+    codes: np.ndarray, seen: np.ndarray, units: np.ndarray, looks: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """Mean change of codes `[M, 512]` when one measure of `[M, K]` rises by its unit and the other
+    ones stay, and the looks `[M, P]` as well; of those that differ at all."""
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import LinearRegression
+
+    names = [n for n in FITTED if units[MEASURES.index(n)] > _LEAST_UNIT]
+    if not names:
+        return {}
+    columns = [MEASURES.index(n) for n in names]
+    causes = (seen - seen.mean(0))[:, columns] / units[columns]
+    if looks is not None:
+        few = PCA(min(_LOOKS, len(codes)), whiten=True, random_state=0).fit_transform(looks)
+        causes = np.hstack([causes, few])
+    changes = LinearRegression().fit(causes, codes).coef_.T
+    return dict(zip(names, changes, strict=False))
+
+
+def _mixed(
+    generator: Generator,
+    codes: Tensor,
+    found: dict[str, np.ndarray],
+    units: np.ndarray,
+    batch: int,
+    tick: Progress,
+) -> dict[str, np.ndarray]:
+    """Directions mixed so that each moves its own measure by a unit, and of the other ones none.
+
+    Those that hardly move their own are left out.
+    """
+    for turn in range(_ROUNDS if found else 0):
+
+        def told(done: float, total: float, before: int = turn) -> None:
+            tick(before * total + done, _ROUNDS * total)
+
+        moved = _effects(generator, codes, [*found.values()], (-1.0, 1.0), units, batch, told)
+        slopes = (moved[:, 1] - moved[:, 0]).mean(1) / 2
+        able = [i for i, name in enumerate(found) if slopes[i, MEASURES.index(name)] > _LEAST_SLOPE]
+        if not able:
+            return {}
+        names = [[*found][i] for i in able]
+        slopes = slopes[np.ix_(able, [MEASURES.index(name) for name in names])]
+        vectors = np.reshape([found[name] for name in names], (len(names), -1))
+        # A scan may not show as many things as there are measures: then not all come apart.
+        mixed = np.linalg.pinv(slopes, rcond=_APART) @ vectors
+        found = dict(zip(names, mixed, strict=True))
+    return found
+
+
+def _add_lids(found: dict[str, np.ndarray], units: np.ndarray) -> None:
+    """Adds one lid alone, where pictures wink enough: half of both, and the difference."""
+    unit = dict(zip(MEASURES, units, strict=True))
+    for name, side in ONE_LID.items():
+        if found.keys() >= {"lids", "wink"} and unit[name] < _MOST_WINK * unit["wink"]:
+            both, apart = unit[name] / 2 / unit["lids"], unit[name] / unit["wink"]
+            found[name] = both * found["lids"] + side * apart * found["wink"]
+
+
+def _table(values: np.ndarray) -> dict[str, float]:
+    return {name: round(float(v), 5) for name, v in zip(MEASURES, values, strict=True)}
+
+
+def _effects(
+    generator: Generator,
+    codes: Tensor,
+    vectors: Sequence[np.ndarray],
+    steps: Sequence[float],
+    units: np.ndarray,
+    batch: int,
+    tick: Progress,
+) -> np.ndarray:
+    """What codes do more when they are moved along directions, in units: `[D, steps, codes, K]`."""
+    ways = torch.from_numpy(np.stack(vectors)).to(codes)
+    moves = torch.einsum("dw,s->dsw", ways, codes.new_tensor(steps))
+    moved = (codes + moves[:, :, None]).flatten(0, 2)
+    seen, _ = _seen(generator, torch.cat([codes, moved]), batch, tick)
+    more = seen[len(codes) :].reshape(len(vectors), len(steps), len(codes), -1) - seen[: len(codes)]
+    return more / units.clip(_LEAST_UNIT)
+
+
+def _seen(
+    generator: Generator, codes: Tensor, batch: int, tick: Progress
+) -> tuple[np.ndarray, np.ndarray]:
+    """What pictures of codes `[B, 512]` do, `[B, K]` of `MEASURES`, and how they look at a glance,
+    `[B, 3 * 8 * 8]`."""
+    size = min(MAX_RESOLUTION, generator.architecture.resolution)
+    landmarks, looks = [], []
+    for part in codes.split(batch):
+        with torch.no_grad():
+            pictures = generator.synthesis(part, stop_at=size).clamp(-1, 1)
+            landmarks.append(detect_landmarks(pictures).landmarks.cpu())
+        looks.append(F.adaptive_avg_pool2d(pictures, _LOOK_SIDE).flatten(1).cpu())
+        tick(sum(map(len, landmarks)), len(codes))
+    measured = measure(torch.cat(landmarks).numpy())
+    return np.stack([measured[name] for name in MEASURES], 1), torch.cat(looks).numpy()
+
+
+def _device(generator: Generator) -> torch.device:
+    return next(generator.parameters()).device
+
+
+# -- for people ----------------------------------------------------------------------------------
+
+
+def sheet(
+    generator: Generator, code: Tensor, directions: Directions, tile: int = 128
+) -> np.ndarray:
+    """Every direction at amounts of -2 to 2, two to a row.
+
+    Args:
+        generator: that they belong to.
+        code: `[512]` or `[L, 512]`, the picture to change.
+        directions: to show.
+        tile: side of a picture, px.
+
+    Returns:
+        `[H, W, 3]` uint8.
+    """
+    rows = generator.architecture.num_ws
+    tiles, labels = [], []
+    for name, direction in directions.directions.items():
+        vector = torch.from_numpy(direction.vector).to(code)
+        codes = torch.stack([(code + a * vector).expand(rows, -1) for a in AMOUNTS])
+        with torch.no_grad():
+            pictures = generator.synthesis(codes).clamp(-1, 1) / 2 + 0.5
+        for amount, picture in zip(AMOUNTS, pictures.permute(0, 2, 3, 1).cpu(), strict=True):
+            small = cv2.resize(picture.numpy(), (tile, tile), interpolation=cv2.INTER_AREA)
+            tiles.append(to_bytes(small))
+            labels.append(f"{name} {amount:+g}" if amount else name)
+    return contact_sheet(tiles, labels, 2 * len(AMOUNTS))
+
+
+def facts(directions: Directions) -> dict[str, Any]:
+    """What directions are and move, as plain values."""
+    return {
+        "owner": directions.owner,
+        "source": directions.source,
+        "units": dict(directions.units),
+        "notes": list(directions.notes),
+        "directions": {
+            name: {
+                "shape": [*d.vector.shape],
+                "norm": round(float(np.linalg.norm(np.atleast_2d(d.vector), axis=1).mean()), 3),
+                "fit": d.fit,
+                "moves": dict(d.moves),
+                "spread": dict(d.spread),
+            }
+            for name, d in directions.directions.items()
+        },
+    }
+
+
+def table(facts: Mapping[str, Any]) -> str:
+    """What an amount of 1 moves, in units of each measure; their units; rows are directions.
+
+    Args:
+        facts: from `facts`.
+    """
+    lines = []
+    found = facts["directions"]
+    if facts["units"]:
+        lines.append(f"{'+1 of':8s}{'R^2':>6s}" + "".join(f"{name:>8s}" for name in MEASURES))
+        lines.append(f"{'(unit)':14s}" + "".join(f"{facts['units'][n]:8.3g}" for n in MEASURES))
+    for name, d in found.items():
+        if d["moves"]:
+            moved = "".join(f"{d['moves'][n]:8.2f}" for n in MEASURES)
+            lines.append(f"{name:8s}{d['fit']:6.2f}{moved}")
+        else:
+            lines.append(f"{name:24s} {d['shape']}, norm {d['norm']:g}")
+    return "\n".join(lines)

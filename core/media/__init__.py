@@ -1,0 +1,1 @@
+"""Clips: reading and writing pictures and movies, and their colour."""

@@ -1,0 +1,42 @@
+"""Contact sheets: labelled pictures in rows."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+LABEL_HEIGHT = 18
+
+
+def contact_sheet(
+    pictures: Sequence[np.ndarray], labels: Sequence[str] | None = None, columns: int = 6
+) -> np.ndarray:
+    """Lays pictures of one size out in rows, each with a label beneath.
+
+    Args:
+        pictures: `[H, W, 3]` uint8 each, all of one size.
+        labels: one per picture, or none.
+        columns: pictures per row.
+
+    Returns:
+        `[rows * (H + label), columns * W, 3]` uint8.
+
+    Raises:
+        ValueError: no pictures, or pictures of several sizes.
+    """
+    if not len(pictures) or len({p.shape for p in pictures}) != 1:
+        raise ValueError("A contact sheet needs pictures, all of one size.")
+    height, width = pictures[0].shape[:2]
+    columns = min(columns, len(pictures))
+    strip = LABEL_HEIGHT if labels else 0
+    rows = -(-len(pictures) // columns)
+    sheet = np.full((rows * (height + strip), columns * width, 3), 24, np.uint8)
+    for i, picture in enumerate(pictures):
+        y, x = i // columns * (height + strip), i % columns * width
+        sheet[y : y + height, x : x + width] = picture
+        if labels:
+            at = (x + 5, y + height + strip - 5)
+            cv2.putText(
+                sheet, labels[i], at, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (230,) * 3, 1, cv2.LINE_AA
+            )
+    return sheet

@@ -1,0 +1,1 @@
+"""From a self-scan to a character."""

@@ -1,0 +1,275 @@
+"""From a self-scan to a character (paper, section 3.2): align, select, invert, tune."""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from core.base.digest import digest
+from core.base.errors import ReenactError
+from core.base.files import atomic_write
+from core.base.progress import Report
+from core.base.sampling import evenly_spaced
+from core.face import perceptual
+from core.face.aligned_clip import AlignedClip, align_clip, cut_out
+from core.face.alignment import AXES_SIGMA, CENTRE_SIGMA
+from core.face.landmarks import detect_keypoints
+from core.face.perceptual import Metric
+from core.generator import Generator, half_precision
+from core.media.clip import Clip
+from core.media.numbering import format_numbers
+from core.media.write import to_bytes, write_png
+from core.personalize import inversion, selection, tuning
+from core.personalize.character import (
+    Character,
+    CharacterInfo,
+    NoConsentError,
+    load_character,
+    save_character,
+)
+from core.synthetic.base import base_encoder, base_generator
+
+SELECTION_SIZE = 256  # px at most, of the pictures that are compared for diversity
+HELD_OUT = 12  # frames at most that are not trained on, and tell how good the character is
+# Adam's rate at its highest. The embedded generator was made at 5e-2, and at 4e-2 learns a person
+# more than twice as fast as at 2e-3, the rate at which those of real faces were made.
+EMBEDDED_RATE, RATE = 4e-2, 2e-3
+SCOPE = "facial reenactment of this person by the owner of this file"
+
+
+class EncoderWithoutBaseError(ReenactError):
+    """An encoder was given without the generator that it belongs to."""
+
+
+@dataclass(frozen=True)
+class PersonalizeSettings:
+    """How a character is made."""
+
+    count: int = 250  # frames trained on, at most (the paper's N)
+    steps: int = 2000  # of tuning, at most
+    refine: int | None = None  # steps on each anchor; None: 60 after an encoder, 150 without one
+    metric: str | None = None  # None: the best that is on this machine
+    batch: int = 8
+    mask: bool = True  # eyes and mouth count more in tuning, what is far from the face less
+
+
+def personalize(
+    clip: Clip,
+    output: str | Path,
+    report: Report,
+    *,
+    consent: dict[str, str],
+    settings: PersonalizeSettings | None = None,
+    base: Generator | None = None,
+    encoder: nn.Module | None = None,
+    name: str | None = None,
+    at: tuple[float, float] | None = None,
+    device: str = "cpu",
+) -> Character:
+    """Makes a character of a self-scan and writes it, with pictures of how good it is.
+
+    What takes long is kept in `OUTPUT.work`, by what it was made of: the same call goes on where it
+    was stopped, and one with other settings takes nothing from it. Beside
+    the character come `NAME_selection.png` and `NAME_reconstruction.png`.
+
+    Args:
+        clip: the self-scan.
+        output: `NAME.character`.
+        report: told of progress.
+        consent: `who` is scanned, and to what `scope` they agreed; the time is added.
+        settings: defaults to `Settings()`.
+        base: generator to start from; by default the embedded one, with its encoder.
+        encoder: pictures -> w of `base`; without one, anchors are found by projection.
+        name: of the character; by default NAME.
+        at: a point in plate px that picks the person, where several are in the picture.
+        device: torch device.
+
+    Raises:
+        NoConsentError: nobody's name.
+        EncoderWithoutBaseError: an encoder, but no base.
+        core.face.aligned_clip.NoFaceError: the scan shows no face.
+        core.personalize.selection.UnusableScanError: what else the scan lacks.
+        core.base.errors.ReenactError: other trouble with files.
+    """
+    output = Path(output)
+    settings = settings or PersonalizeSettings()
+    if not consent.get("who", "").strip():
+        raise NoConsentError(
+            "Say who is scanned and agreed to it: a character needs a name on record."
+        )
+    rate = RATE
+    if base is None:
+        if encoder is not None:
+            raise EncoderWithoutBaseError(
+                "An encoder belongs to a generator: give that too, with --base. The embedded one "
+                "has its own encoder."
+            )
+        base, encoder, rate = base_generator(), base_encoder(), EMBEDDED_RATE
+    generator = base.to(device)
+    encoder = None if encoder is None else encoder.to(device)
+    resolution = generator.architecture.resolution
+    metric = perceptual.metric(settings.metric, device)
+    report.note(f"perceptual metric: {metric.name}")
+
+    with report.stage("tracking") as tick:
+        scan = align_clip(
+            clip, min(resolution, SELECTION_SIZE), at=at, device=device, progress=tick
+        )
+    chosen, held_out = _select(scan, metric, settings, output, report)
+    rows = np.concatenate([chosen, held_out])
+    pictures = _at_resolution(scan, rows, resolution)
+    work = output.with_name(output.name + ".work")
+    work.mkdir(parents=True, exist_ok=True)
+    w = _pivots(generator, pictures, encoder, metric, settings, work, report)
+    train, check = slice(len(chosen)), slice(len(chosen), None)
+    half = half_precision(device) is not None
+    how = tuning.TuningSettings(steps=settings.steps, batch=settings.batch, rate=rate, half=half)
+    if not settings.mask:
+        how = replace(how, features=1.0, background=1.0)
+    with report.stage("tuning") as tick:
+        tuned = tuning.tune(
+            generator,
+            w[train],
+            pictures[train],
+            metric,
+            how,
+            held_out=tuning.Pairs(w[check], pictures[check]) if len(held_out) else None,
+            folder=work / f"tuning_{digest(w, metric.name, how)[:16]}",
+            progress=tick,
+        )
+    if tuned.plateau:
+        report.note(
+            f"held-out frames stopped gaining: ended after {tuned.steps} of {settings.steps} steps"
+        )
+    numbers = [int(n) for n in scan.face.numbers[rows]]
+    write_png(
+        output.with_name(f"{output.stem}_reconstruction.png"),
+        tuning.reconstruction_sheet(
+            tuned.generator, w[check], pictures[check], numbers[len(chosen) :]
+        )
+        if len(held_out)
+        else tuning.reconstruction_sheet(tuned.generator, w, pictures, numbers),
+    )
+    keypoints, thumbnail = _anchors_seen(tuned.generator, w[train], settings.batch)
+    sigmas = {"centre_sigma_frames": CENTRE_SIGMA, "axes_sigma_frames": AXES_SIGMA}
+    character = Character(
+        generator=tuned.generator.cpu(),
+        anchors=w[train],
+        keypoints=keypoints,
+        thumbnail=thumbnail,
+        info=CharacterInfo(
+            name=name or output.stem,
+            consent={"when": _now(), "scope": SCOPE} | consent,
+            base_hash=digest(*base.state_dict().values()),
+            metric=metric.name,
+            alignment={"framing": "ffhq", **sigmas},
+            source=clip.shown,
+            selected=numbers[: len(chosen)],
+            losses=tuned.losses,
+        ),
+    )
+    save_character(output, character)
+    shutil.rmtree(work, ignore_errors=True)
+    return load_character(output)
+
+
+def _select(
+    scan: AlignedClip, metric: Metric, settings: PersonalizeSettings, output: Path, report: Report
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the frames to train on, in the order of their choice, and of those held out."""
+    with report.stage("screening") as tick:
+        plate = (scan.clip.width, scan.clip.height)
+        screening = selection.screen(scan.face, scan.pictures, plate, progress=tick)
+    reasons = defaultdict(list)
+    for number, reason in screening.rejected.items():
+        reasons[reason.split(" (")[0]].append(number)
+    for reason, which in reasons.items():
+        report.note(f"not used, {reason}: {format_numbers(which)}")
+    for advice in selection.check_scan(scan.face, screening):
+        report.note(advice)
+    usable = scan.pictures[torch.from_numpy(screening.kept)]
+    # Of a short scan, too, some frames are held out.
+    count = min(settings.count, len(usable) - max(len(usable) // 10, 1))
+    with report.stage("selecting") as tick:
+        distances = selection.pairwise_distances(metric, usable, progress=tick)
+    order = selection.farthest_first(distances, count)
+    write_png(
+        output.with_name(f"{output.stem}_selection.png"),
+        selection.selection_sheet(
+            usable, scan.face.numbers[screening.kept].tolist(), order.tolist()
+        ),
+    )
+    others = np.setdiff1d(np.arange(len(usable)), order)
+    held_out = others[evenly_spaced(len(others), HELD_OUT)]
+    report.note(f"{count} of {len(usable)} usable frames are trained on")
+    return screening.kept[order], screening.kept[held_out]
+
+
+def _at_resolution(scan: AlignedClip, rows: np.ndarray, resolution: int) -> Tensor:
+    """Aligned pictures of some frames at the generator's resolution, float16."""
+    if scan.pictures.shape[-1] == resolution:
+        return scan.pictures[torch.from_numpy(rows)]
+    order = np.argsort(rows)  # clips are read forwards
+    numbers = [int(n) for n in scan.face.numbers[rows[order]]]
+    result = torch.empty(len(rows), 3, resolution, resolution, dtype=torch.float16)
+    pictures = cut_out(scan.clip, numbers, scan.quads[rows[order]], resolution)
+    for row, picture in zip(order, pictures, strict=True):
+        result[row] = picture
+    return result
+
+
+def _pivots(
+    generator: Generator,
+    pictures: Tensor,
+    encoder: nn.Module | None,
+    metric: Metric,
+    settings: PersonalizeSettings,
+    work: Path,
+    report: Report,
+) -> Tensor:
+    """w of every picture, kept in the work folder."""
+    state = [*generator.state_dict().values()]
+    if encoder is not None:
+        state += encoder.state_dict().values()
+    task = digest(pictures, *state, metric.name, settings.refine)
+    path = work / f"pivots_{task[:16]}.npz"
+    if path.exists():
+        with np.load(path) as kept:
+            return torch.from_numpy(kept["w"])
+    with report.stage("inverting") as tick:
+        found = inversion.invert(
+            generator,
+            pictures,
+            encoder,
+            metric=metric,
+            steps=settings.refine,
+            batch=settings.batch,
+            progress=tick,
+        )
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, w=found.w.numpy())
+    return found.w
+
+
+def _anchors_seen(generator: Generator, w: Tensor, batch: int) -> tuple[Tensor, np.ndarray]:
+    """Keypoints of the anchors' pictures `[N, 86, 3]`, and the picture of their mean, uint8."""
+    device = next(generator.parameters()).device
+    size = min(generator.architecture.resolution, SELECTION_SIZE)
+    found = []
+    with torch.no_grad():
+        for part in w.split(batch):
+            made = generator.synthesis(part.to(device), stop_at=size)
+            found.append(detect_keypoints(made).cpu())
+        centre = generator.synthesis(w.mean(0, keepdim=True).to(device), stop_at=size)[0]
+    return torch.cat(found), to_bytes(centre.permute(1, 2, 0).float().cpu().numpy() / 2 + 0.5)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,1 @@
+"""Measuring a shot, and its report."""

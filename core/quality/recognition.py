@@ -1,0 +1,249 @@
+"""Networks that say whose face a picture shows, and what a face does: the user's own, as ONNX.
+
+A recogniser follows ArcFace's convention (Deng et al. 2019): a face warped by five points onto its
+template of 112 px, RGB in [-1, 1]; what it gives is compared by the cosine. A face model follows
+Deep3DFaceRecon's (Deng et al. 2019): a square of 224 px around the face by the same five points,
+RGB in [0, 1]; 257 coefficients, of which 80 to 144 are the expression and 224 to 227 the head's
+angles in radians. onnxruntime is needed for both, and only for them.
+
+Without a recogniser there is a proxy: features of the landmark network, which know a person's
+colours and outlines, but were never taught to tell people apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core.base.errors import ReenactError
+from core.face.alignment import warp
+from core.face.keypoints import DLIB_MOUTH_CORNERS, FACE_OVAL, LEFT_EYE, RIGHT_EYE
+from core.face.network import CROP, aligned_roi, crop_roi, face_mesh, to_picture
+from core.face.perceptual import mesh_layers
+
+PROXY = "proxy: features of the landmark network"
+EXPRESSION, ANGLES = slice(80, 144), slice(224, 227)
+
+_NOSE_TIP = 4
+# ArcFace's template: eyes, tip of the nose, corners of the mouth, px of 112 (insightface).
+_TEMPLATE = np.array(
+    [
+        [38.2946, 51.6963],
+        [73.5318, 51.5014],
+        [56.0252, 71.7366],
+        [41.5493, 92.3655],
+        [70.7299, 92.2041],
+    ]
+)
+_RECOGNISED = 112  # px
+# The same points of Deep3DFaceRecon's mean face, y down, and the px that its unit takes.
+_FACE = np.array(
+    [
+        [-0.31148657, -0.29036078, 0.13377953],
+        [0.30979887, -0.28972036, 0.13179526],
+        [0.0032535, 0.04617932, 0.55244243],
+        [-0.25216928, 0.38133916, 0.22405732],
+        [0.2484662, 0.38128236, 0.22235769],
+    ]
+)
+_MODELLED, _UNIT = 224, 102.0
+_COEFFICIENTS = 257
+_WITHIN = 0.9  # of the outline, that the proxy looks at: hair and plate are nobody's face
+_SIDE = 200  # px at which the ROI of the landmark network samples nearly every pixel
+
+
+class ModelNotUsableError(ReenactError):
+    """An ONNX file that is not there, or no network of the kind that is needed."""
+
+
+@dataclass(frozen=True)
+class Recogniser:
+    """Whose face it is: aligned pictures `[B, 3, R, R]` in [-1, 1], and their meshes `[B, 478, 3]`
+    in px of the 192 px crop (`core.face.landmarks`), -> vectors `[B, D]` of length 1."""
+
+    name: str
+    embed: Callable[[Tensor, Tensor], Tensor]
+    proxy: bool = False
+
+
+@dataclass(frozen=True)
+class FaceModel:
+    """What a face does: pictures and meshes as for `Recogniser` -> expression `[B, 64]` and angles
+    `[B, 3]`, radians."""
+
+    name: str
+    fit: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def proxy_recogniser(device: torch.device | str = "cpu") -> Recogniser:
+    """The recogniser that needs no file.
+
+    Channels of the landmark network's activations, meant within the face's outline, less those of
+    a grey picture: without that all cosines would be nearly 1.
+    """
+    layers = mesh_layers(face_mesh(device=str(device)).net)
+    grey = layers(torch.full((1, 3, CROP, CROP), 0.5, device=device))[0][0].detach()
+
+    @torch.no_grad()
+    def embed(pictures: Tensor, landmarks: Tensor) -> Tensor:
+        sized = F.interpolate(pictures.float(), (_SIDE, _SIDE), mode="bilinear", antialias=True)
+        roi = aligned_roi(_SIDE, len(pictures), device=pictures.device)
+        seen = layers(crop_roi(sized / 2 + 0.5, roi))[0][0] - grey
+        inside = F.interpolate(_faces(landmarks).to(seen), seen.shape[2:], mode="area")
+        return F.normalize((seen * inside).sum((2, 3)), dim=1)
+
+    return Recogniser(PROXY, embed, proxy=True)
+
+
+def _faces(landmarks: Tensor) -> Tensor:
+    """What lies well within each face's outline, `[B, 1, 192, 192]` of 0 and 1."""
+    masks = np.zeros((len(landmarks), CROP, CROP), np.float32)
+    for mask, outline in zip(masks, landmarks[:, list(FACE_OVAL), :2].cpu().numpy(), strict=True):
+        inner = outline.mean(0) + _WITHIN * (outline - outline.mean(0))
+        cv2.fillPoly(mask, [np.rint(inner).astype(np.int32)], (1.0,))
+    return torch.from_numpy(masks)[:, None]
+
+
+def load_recogniser(path: str | Path) -> Recogniser:
+    """A recogniser of ArcFace's convention.
+
+    Args:
+        path: `.onnx` file; input `[B or 1, 3, 112, 112]`, output `[B or 1, D]`.
+
+    Raises:
+        ModelNotUsableError: onnxruntime is not installed, no such file, or another kind of network.
+    """
+    run, said = _load(path, _RECOGNISED)
+
+    def embed(pictures: Tensor, landmarks: Tensor) -> Tensor:
+        quads = recognition_quads(five_points(landmarks, pictures.shape[-1]))
+        return F.normalize(run(warp(pictures.float(), quads, _RECOGNISED).clamp(-1, 1)), dim=1)
+
+    return Recogniser(said, embed)
+
+
+def load_face_model(path: str | Path) -> FaceModel:
+    """A face model of Deep3DFaceRecon's convention.
+
+    Args:
+        path: `.onnx` file; input `[B or 1, 3, 224, 224]`, output `[B or 1, 257]`.
+
+    Raises:
+        ModelNotUsableError: as `load_recogniser`.
+    """
+    run, said = _load(path, _MODELLED)
+
+    def fit(pictures: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
+        quads = model_quads(five_points(landmarks, pictures.shape[-1]))
+        crops = warp(pictures.float(), quads, _MODELLED)
+        coefficients = run((crops / 2 + 0.5).clamp(0, 1))
+        if coefficients.shape[1] < _COEFFICIENTS:
+            raise ModelNotUsableError(
+                f"{path} gives {coefficients.shape[1]} numbers for a face, not the "
+                f"{_COEFFICIENTS} coefficients of Deep3DFaceRecon. Export that network."
+            )
+        return coefficients[:, EXPRESSION], coefficients[:, ANGLES]
+
+    return FaceModel(said, fit)
+
+
+def five_points(landmarks: Tensor, size: int) -> Tensor:
+    """Eyes, tip of the nose and corners of the mouth, from the picture's left to its right.
+
+    Args:
+        landmarks: `[B, 478, 3]`, px of the 192 px crop.
+        size: side of the aligned pictures, px.
+
+    Returns:
+        `[B, 5, 2]`, continuous px of the pictures.
+    """
+    roi = aligned_roi(size, len(landmarks), device=landmarks.device)
+    xy = to_picture(landmarks, roi)[..., :2] + 0.5
+    eyes = [xy[:, list(eye)].mean(1) for eye in (RIGHT_EYE, LEFT_EYE)]
+    return torch.stack([*eyes, xy[:, _NOSE_TIP], *(xy[:, i] for i in DLIB_MOUTH_CORNERS)], 1)
+
+
+def recognition_quads(points: Tensor) -> Tensor:
+    """The squares that ArcFace's template cuts out: the similarity that fits best in least squares
+    (Umeyama 1991), `[B, 5, 2]` -> `[B, 4, 2]`."""
+    # Points as complex numbers: a similarity is z -> a z + b.
+    p = torch.view_as_complex(points.double().contiguous())
+    q = torch.view_as_complex(torch.from_numpy(_TEMPLATE + 0.5)).to(p.device)
+    from_p, from_q = p - p.mean(1, keepdim=True), q - q.mean()
+    a = (from_p.conj() * from_q).sum(1, keepdim=True) / (from_p.abs() ** 2).sum(1, keepdim=True)
+    corners = torch.view_as_complex(_square(_RECOGNISED)).to(p.device)
+    return torch.view_as_real((corners - q.mean()) / a + p.mean(1, keepdim=True)).to(points)
+
+
+def model_quads(points: Tensor) -> Tensor:
+    """The upright squares that Deep3DFaceRecon cuts out: where a weak-perspective camera sees the
+    mean face, fitted in least squares, `[B, 5, 2]` -> `[B, 4, 2]`."""
+    known = torch.from_numpy(np.concatenate([_FACE, np.ones((5, 1))], 1)).to(points.device)
+    camera = torch.linalg.pinv(known) @ points.double()  # [B, 4, 2]
+    scale = camera[:, :3].norm(dim=1).mean(1)
+    corners = _square(_MODELLED).to(points.device) - _MODELLED / 2
+    return (camera[:, None, 3] + corners * (scale / _UNIT)[:, None, None]).to(points)
+
+
+def _square(side: int) -> Tensor:
+    """A square's corners in the order of quads, `[4, 2]` float64."""
+    return torch.tensor([[0.0, 0.0], [0, side], [side, side], [side, 0]], dtype=torch.float64)
+
+
+def _load(path: str | Path, side: int) -> tuple[Callable[[Tensor], Tensor], str]:
+    """The first output of a network on pictures `[B, 3, side, side]`, and its file's name and
+    hash, for people."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ModelNotUsableError(
+            f'{path} needs onnxruntime. Install it: pip install "onnxruntime>=1.19".'
+        ) from error
+    try:
+        content = Path(path).read_bytes()  # from memory: no other file is read beside it
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        there = onnxruntime.get_available_providers()
+        wanted = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in there]
+        session = onnxruntime.InferenceSession(content, options, wanted)
+    except OSError as error:
+        raise ModelNotUsableError(f"{path} can't be read: {error.strerror}.") from error
+    except Exception as error:  # onnxruntime's own errors have no base of theirs
+        raise ModelNotUsableError(
+            f"{path} is no ONNX network that can be run here: {str(error)[:200]}. Export it again, "
+            "as one file."
+        ) from error
+    entry, shape = session.get_inputs()[0], session.get_inputs()[0].shape
+    fits = len(session.get_inputs()) == 1 and len(shape) == 4
+    # Sizes that are no numbers are free.
+    fits = fits and all(
+        s == n for s, n in zip(shape, (1, 3, side, side), strict=True) if isinstance(s, int)
+    )
+    if not fits:
+        raise ModelNotUsableError(
+            f"{path} takes {shape}, not pictures [B, 3, {side}, {side}]. Export it with channels "
+            "first, for one input."
+        )
+    single = isinstance(shape[0], int)
+
+    def run(pictures: Tensor) -> Tensor:
+        parts = [
+            session.run(None, {entry.name: part.cpu().numpy()})[0]
+            for part in pictures.float().split(1 if single else len(pictures))
+        ]
+        result = np.concatenate(parts)
+        if result.ndim != 2 or len(result) != len(pictures):
+            raise ModelNotUsableError(
+                f"{path} gives {[*result.shape]}, not one vector for each picture."
+            )
+        return torch.from_numpy(result).to(pictures.device, torch.float32)
+
+    return run, f"{Path(path).name} (sha256 {hashlib.sha256(content).hexdigest()[:12]})"

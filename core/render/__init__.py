@@ -1,0 +1,1 @@
+"""From a latent track to pictures in the plate."""

@@ -1,0 +1,227 @@
+"""Latent tracks (`NAME.latents`): one code per frame, and all that is known of how it came about.
+
+The file is sealed safetensors (`core.base.container`) of format "reenact.latents": arrays by the
+names of `LatentTrack`'s fields (`losses.NAME` and `quality.NAME` for the two tables), and the
+header's entry `track`, the other fields as JSON. Reading and writing need no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from core.base import container
+from core.base.errors import ReenactError
+
+if TYPE_CHECKING:
+    from core.media.clip import Clip
+
+FORMAT = "reenact.latents"
+VERSION = 4
+
+_TABLES = ("losses", "quality")
+
+
+class NotATrackError(ReenactError):
+    """The file is not a latent track that can be loaded here."""
+
+
+class CharacterMismatchError(ReenactError):
+    """The track was solved for another character."""
+
+
+class PlateMismatchError(ReenactError):
+    """The plate is not the one that the track was solved on."""
+
+
+class TrackNotWrittenError(ReenactError):
+    """The track could not be written; what stood there before still does."""
+
+
+class FrameState(IntEnum):
+    """Where the code of a frame comes from."""
+
+    PENDING = 0  # not solved yet: NaN, or a keyframe's first codes
+    SOLVED = 1
+    INTERPOLATED = 2  # no face in the frame: between the solved frames before and after
+    HELD = 3  # no face for long, or at the end of a shot: that of the nearest solved frame
+    NO_FACE = 4  # no face in the whole shot: the centre of P
+    REPAIRED = 5  # from other frames' codes, by a repair (core/edit/repair.py)
+
+
+@dataclass(frozen=True, eq=False)
+class LatentTrack:
+    """Codes of F frames for a character of N anchors and a generator of L rows."""
+
+    character: str  # hash of the character's file
+    numbers: np.ndarray  # [F] int64, real frame numbers, increasing
+    state: np.ndarray  # [F] uint8, FrameState
+    cut: np.ndarray  # [F] bool, true on the first frame of a new shot
+    alpha: np.ndarray  # [F, N] float32, weights of the anchors, meant over the rows
+    delta: np.ndarray  # [F, L, N] float32, each row's own offset from them
+    codes: np.ndarray  # [F, L, 512] float32, w+ as solved: (alpha + delta) @ anchors
+    smooth: np.ndarray  # [F, L, 512] float32, w+ after the low-pass over time: what is rendered
+    rest: np.ndarray  # [86, 3] float32, px of the 192 px crop: added to the driving keypoints
+    landmarks: np.ndarray  # [F, 478, 3] float32, driving face, plate px; NaN where there is none
+    quads: np.ndarray  # [F, 4, 2] float64, aligned square, plate px; NaN where there is none
+    amount: np.ndarray  # [F] float32, 0..1: how much of the face is laid over the plate
+    losses: Mapping[str, np.ndarray]  # term -> [F] float32, unweighted; NaN where none was solved
+    quality: Mapping[str, np.ndarray]  # measure -> [F] float32; NaN where there is none
+    settings: Mapping[str, Any]  # those of the solver, plain JSON
+    source: str = ""  # the driving clip
+    fps: float = 24.0
+    plate: tuple[int, int] = (0, 0)  # width and height of the driving clip, px
+    pixel_aspect: float = 1.0
+    task: str = ""  # hash of what was to be solved: says whether a partial track is of this task
+    created: str = ""  # ISO 8601
+    notes: tuple[str, ...] = field(default=())  # sentences for the user
+    parent: str = ""  # hash of the track that it was made from; empty: it was solved
+    recipe: tuple[Mapping[str, Any], ...] = ()  # what was done to the parent, in order, plain JSON
+    hash: str = ""  # of the file that it was read from
+
+    @property
+    def complete(self) -> bool:
+        """Whether every frame has its final code; a solve that was stopped leaves NaN."""
+        return bool(np.isfinite(self.smooth).all())
+
+    @property
+    def weights(self) -> np.ndarray:
+        """[F, L, N] float32, barycentric coordinates of every row in P+."""
+        return self.alpha[:, None] + self.delta
+
+    def index(self, number: int) -> int:
+        """The row of a frame number.
+
+        Raises:
+            KeyError: the track has no such frame.
+        """
+        i = int(np.searchsorted(self.numbers, number))
+        if i == len(self.numbers) or self.numbers[i] != number:
+            raise KeyError(f"The track has no frame {number}.")
+        return i
+
+    def check_plate(self, plate: Clip) -> None:
+        """Refuses a clip on which the track's pixels lie elsewhere: a proxy, or another shot.
+
+        Raises:
+            PlateMismatchError: its size is another one.
+        """
+        size = (plate.width, plate.height)
+        if size != tuple(self.plate):
+            raise PlateMismatchError(
+                f"{plate.shown} is {size[0]}x{size[1]}, the track was solved on "
+                f"{self.plate[0]}x{self.plate[1]}. Choose the clip it was solved on."
+            )
+
+
+_ARRAYS = {
+    "numbers": ("int64", "F"),
+    "state": ("uint8", "F"),
+    "cut": ("bool", "F"),
+    "alpha": ("float32", "FN"),
+    "delta": ("float32", "FLN"),
+    "codes": ("float32", "FLW"),
+    "smooth": ("float32", "FLW"),
+    "rest": ("float32", "K3"),
+    "landmarks": ("float32", "FP3"),
+    "quads": ("float64", "F42"),
+    "amount": ("float32", "F"),
+}
+
+
+def save_track(path: str | Path, track: LatentTrack) -> None:
+    """Writes a track, atomically.
+
+    Raises:
+        ValueError: arrays whose shapes or types don't fit together.
+        TrackNotWrittenError: what the file system said; an older file at `path` is untouched.
+    """
+    arrays = {name: np.ascontiguousarray(getattr(track, name)) for name in _ARRAYS}
+    for table in _TABLES:
+        for name, values in getattr(track, table).items():
+            arrays[f"{table}.{name}"] = np.ascontiguousarray(values)
+    _check(arrays)
+    plain = {
+        f.name: getattr(track, f.name)
+        for f in fields(track)
+        if f.name not in _ARRAYS and f.name not in _TABLES and f.name != "hash"
+    }
+    try:
+        container.write(
+            path, FORMAT, VERSION, {"track": json.dumps(plain, allow_nan=False)}, arrays
+        )
+    except OSError as error:
+        raise TrackNotWrittenError(
+            f"{path} could not be written: {error}. Check the free space and your rights in that "
+            "folder, and run again."
+        ) from error
+
+
+def load_track(path: str | Path, character: str | None = None) -> LatentTrack:
+    """Reads a track.
+
+    Args:
+        path: the file.
+        character: hash of the character that it is to be used with; None takes any.
+
+    Raises:
+        NotATrackError: no such file, another kind of file, a damaged or a newer one.
+        CharacterMismatchError: the track was solved for another character.
+    """
+    header, arrays = container.read(path, FORMAT, VERSION, NotATrackError, "latent track")
+    try:
+        _check(arrays)
+        plain = json.loads(header["track"])
+        for name in ("plate", "notes", "recipe"):
+            plain[name] = tuple(plain[name])
+        plain["hash"] = header["sha256"]
+        plain |= {name: arrays[name] for name in _ARRAYS}
+        plain |= {
+            table: {
+                name.partition(".")[2]: values
+                for name, values in arrays.items()
+                if name.startswith(f"{table}.")
+            }
+            for table in _TABLES
+        }
+        track = LatentTrack(**plain)
+    except (KeyError, TypeError, ValueError) as error:
+        raise NotATrackError(f"{path} is damaged: {error}. Solve it again.") from error
+    if character is not None and character != track.character:
+        raise CharacterMismatchError(
+            f"{path} was solved for the character {track.character[:12]}, not for "
+            f"{character[:12]}. Choose the character it belongs to, or solve it again; its codes "
+            "mean other pictures elsewhere, unless both come from the same base."
+        )
+    return track
+
+
+def _check(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError where arrays are missing, of another type, or don't fit together."""
+    sizes: dict[str, int] = {}
+    expected = dict(_ARRAYS)
+    for name in arrays:
+        if name.partition(".")[0] in _TABLES:
+            expected[name] = ("float32", "F")
+    unknown, absent = set(arrays) - set(expected), set(expected) - set(arrays)
+    if unknown or absent:
+        raise ValueError(f"its arrays are not a track's ({', '.join(sorted(unknown | absent))})")
+    for name, (kind, shape) in expected.items():
+        array = arrays[name]
+        if array.dtype != kind or array.ndim != len(shape):
+            raise ValueError(f"{name} is {array.dtype} {[*array.shape]}")
+        for axis, size in zip(shape, array.shape, strict=True):
+            if size != (int(axis) if axis.isdigit() else sizes.setdefault(axis, size)):
+                raise ValueError(f"{name} {[*array.shape]} does not fit the other arrays")
+    if (np.diff(arrays["numbers"]) <= 0).any():
+        raise ValueError("frame numbers don't increase")
+    if not np.isin(arrays["state"], list(FrameState)).all():
+        raise ValueError("there are unknown frame states")
+    if not ((arrays["amount"] >= 0) & (arrays["amount"] <= 1)).all():
+        raise ValueError("amounts are not between 0 and 1")

@@ -1,0 +1,299 @@
+"""Styles (`NAME.style`): another hand that draws the same person from the same codes.
+
+A style is a synthesis network fine-tuned from a character's, its parent. Mapping and w are the
+parent's, and the two stay aligned: any track of the parent can be drawn by the style, and their
+weights can be mixed (network interpolation), per resolution and by any amount.
+
+The file is sealed safetensors (`core.base.container`) of format "reenact.style": `synthesis.NAME`
+for the network's state and `thumbnail`, and the header's entries `architecture` and `info` (the
+fields of `StyleInfo` as JSON). Reading it runs no code. A StyleGAN-NADA child (rosinality .pt),
+or any other checkpoint that `core.generator.checkpoints` reads, can be used as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from core.base import container, keyframes
+from core.base.digest import digest
+from core.base.errors import ReenactError
+from core.generator import Generator, checkpoints
+from core.generator.storage import build, describe
+from core.personalize.character import Character, compact
+
+FORMAT = "reenact.style"
+VERSION = 1
+
+_SYNTHESIS, _MAPPING = "synthesis.", "mapping."
+
+
+class NotAStyleError(ReenactError):
+    """The file is not a style that can be loaded here."""
+
+
+class ParentMismatchError(ReenactError):
+    """The style was made of another character."""
+
+
+class MixError(ReenactError):
+    """Amounts or resolutions that make no sense."""
+
+
+class StyleNotWrittenError(ReenactError):
+    """The style could not be written; what stood there before still does."""
+
+
+@dataclass(frozen=True)
+class StyleInfo:
+    """How a style came about: plain JSON values."""
+
+    name: str
+    parent: str = ""  # hash of the character's file; empty: not known (another tool's checkpoint)
+    parent_generator: str = ""  # `generator_digest` of the character's generator
+    base_hash: str = ""  # that the character has
+    method: dict[str, Any] = field(default_factory=dict)  # kind, prompts, models, ...
+    consent: dict[str, str] = field(default_factory=dict)  # the character's
+    settings: dict[str, Any] = field(default_factory=dict)
+    losses: list[dict[str, float]] = field(default_factory=list)
+    steps: int = 0  # done
+    complete: bool = True  # False: it was written while it was trained
+    alignment: float | None = None  # mean keypoint distance to the parent, px of the 192 px crop
+    task: str = ""  # hash of all that it was made of
+    created: str = field(
+        default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds")
+    )
+    version: int = VERSION
+
+
+@dataclass(frozen=True, eq=False)
+class Style:
+    """A generator that draws a character's codes in another way."""
+
+    generator: Generator  # its mapping is the parent's; evaluation mode, no gradients
+    thumbnail: np.ndarray  # [H, W, 3] uint8, sRGB
+    info: StyleInfo
+    hash: str = ""  # of the file that it was read from
+
+
+@dataclass(frozen=True, eq=False)
+class Mix:
+    """How much of a style each of F frames gets."""
+
+    style: Style
+    amounts: np.ndarray  # [F] float32 in 0..1: 0 is the parent, 1 the style
+    resolutions: tuple[int, ...]  # blocks that take it; the others stay the parent's
+
+    def rows(self, rows: Sequence[int] | np.ndarray) -> Mix:
+        """That of some of the frames."""
+        return replace(self, amounts=self.amounts[rows])
+
+    def digest(self) -> str:
+        """Hash of all that decides the pixels."""
+        return digest(self.style.hash, self.amounts, self.resolutions)
+
+    def generators(self, parent: Generator) -> Iterator[tuple[slice, Generator]]:
+        """Runs of frames of one amount, and the generator that draws them.
+
+        The generator is the same object each time, with other weights. At 0 they are the parent's
+        bit by bit, at 1, in the blocks that take it, the style's.
+
+        Args:
+            parent: the character's generator; the others are on its device.
+        """
+        mixed = copy.deepcopy(parent)
+        device = next(parent.parameters()).device
+        theirs = self.style.generator.to(device).synthesis.state_dict()
+        ours, result = parent.synthesis.state_dict(), mixed.synthesis.state_dict()
+        if not len(self.amounts):
+            return
+        changes = np.flatnonzero(np.diff(self.amounts)) + 1
+        for start, stop in zip([0, *changes], [*changes, len(self.amounts)], strict=True):
+            for name, tensor in result.items():
+                if _resolution(name) in self.resolutions:
+                    torch.lerp(ours[name], theirs[name], float(self.amounts[start]), out=tensor)
+            yield slice(int(start), int(stop)), mixed
+
+
+def mix(
+    style: Style,
+    numbers: Sequence[int] | np.ndarray,
+    amount: str = "1",
+    first: int | None = None,
+    last: int | None = None,
+) -> Mix:
+    """A style over the frames of a track.
+
+    Args:
+        style: from `load_style`.
+        numbers: F frame numbers.
+        amount: `core.base.keyframes` in 0..1.
+        first: resolution of the first block that takes the style; by default 4, the coarsest.
+        last: resolution of the last one; by default the finest.
+
+    Raises:
+        MixError: an amount outside 0..1, or a resolution that the generator does not have.
+        core.base.keyframes.KeyframeError: `amount` is no such thing.
+    """
+    there = style.generator.architecture.resolutions
+    first, last = first or there[0], last or there[-1]
+    if not {first, last} <= set(there) or first > last:
+        raise MixError(
+            f"The style can't go from {first} to {last} px. The blocks of this generator are "
+            f"{', '.join(map(str, there))}."
+        )
+    amounts = keyframes.at(keyframes.parse(amount, "The style's amount"), numbers)
+    if not ((amounts >= 0) & (amounts <= 1)).all():
+        raise MixError(
+            f"Amounts of a style lie between 0 (the character) and 1 (the style), not {amount}."
+        )
+    return Mix(style, amounts, tuple(r for r in there if first <= r <= last))
+
+
+def save_style(path: str | Path, style: Style) -> None:
+    """Writes a style, atomically.
+
+    Raises:
+        StyleNotWrittenError: what the file system said.
+    """
+    weights = style.generator.synthesis.state_dict()
+    arrays = {f"{_SYNTHESIS}{name}": compact(tensor).numpy() for name, tensor in weights.items()}
+    arrays["thumbnail"] = np.ascontiguousarray(style.thumbnail)
+    entries = {
+        "architecture": describe(style.generator.architecture),
+        "info": json.dumps(asdict(style.info), allow_nan=False),
+    }
+    try:
+        container.write(path, FORMAT, VERSION, entries, arrays)
+    except OSError as error:
+        raise StyleNotWrittenError(
+            f"{path} could not be written: {error.strerror or error}. Check the free space and "
+            "your rights in that folder, and run again."
+        ) from error
+
+
+def style_info(path: str | Path) -> StyleInfo:
+    """How the style of a file came about.
+
+    Raises:
+        NotAStyleError: no such file, another kind of file, a damaged or a newer one.
+    """
+    header, _ = container.read(path, FORMAT, VERSION, NotAStyleError, "style")
+    return _info(path, header)
+
+
+def load_style(path: str | Path, character: Character, sibling: bool = False) -> Style:
+    """Reads a style, or another tool's fine-tuned generator, that is to draw a character's codes.
+
+    Args:
+        path: `.style` file, or a checkpoint: StyleGAN-NADA's .pt, or another of
+            `core.generator.checkpoints`. A checkpoint does not say whose it is, and is taken at the
+            user's word.
+        character: whose codes it is to draw; lends its mapping network.
+        sibling: take a style of another character that was tuned from the same base, too. Those
+            are aligned as well, but draw that character.
+
+    Returns:
+        The style in float32 on the CPU.
+
+    Raises:
+        NotAStyleError: a damaged one, or one of another architecture.
+        ParentMismatchError: the style of another character.
+        core.base.errors.ReenactError: no such file, or no checkpoint.
+    """
+    if _is_own(path):
+        return _own(path, character, sibling)
+    checkpoint = checkpoints.read_checkpoint(path)
+    _check_shape(path, checkpoint.architecture, character)
+    generator, _ = checkpoints.build(checkpoint, character.generator)
+    generator.mapping.load_state_dict(character.generator.mapping.state_dict())
+    info = StyleInfo(Path(path).stem, method={"kind": checkpoint.format})
+    tensors = generator.synthesis.state_dict().values()
+    blank = np.zeros((1, 1, 3), np.uint8)
+    return Style(generator.requires_grad_(False), blank, info, digest(*tensors))
+
+
+def _is_own(path: str | Path) -> bool:
+    try:
+        with safe_open(path, "np") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        return False  # no safetensors: some checkpoint, or nothing, and its reader says which
+
+
+def _own(path: str | Path, character: Character, sibling: bool) -> Style:
+    header, arrays = container.read(path, FORMAT, VERSION, NotAStyleError, "style")
+    info = _info(path, header)
+    if character.hash != info.parent and generator_digest(character.generator) != (
+        info.parent_generator
+    ):
+        _check_sibling(path, info, character, sibling)
+    mapping = character.generator.mapping.state_dict()
+    tensors = {name: torch.from_numpy(a).float() for name, a in arrays.items() if "." in name}
+    tensors |= {f"{_MAPPING}{name}": tensor for name, tensor in mapping.items()}
+    try:
+        generator = build(header["architecture"], tensors)
+        thumbnail = arrays["thumbnail"]
+    except (KeyError, ValueError) as error:
+        raise NotAStyleError(f"{path} is damaged: {error}. Copy or make it again.") from error
+    _check_shape(path, generator.architecture, character)
+    return Style(generator.requires_grad_(False), thumbnail, info, header["sha256"])
+
+
+def _info(path: str | Path, header: dict[str, str]) -> StyleInfo:
+    try:
+        return StyleInfo(**json.loads(header["info"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise NotAStyleError(f"{path} is damaged: {error}. Copy or make it again.") from error
+
+
+def _check_sibling(path: str | Path, info: StyleInfo, character: Character, sibling: bool) -> None:
+    related = bool(info.base_hash) and info.base_hash == character.info.base_hash
+    if related and sibling:
+        return
+    whose = f"{path} is a style of another character ({info.parent[:12]})"
+    if related:
+        raise ParentMismatchError(
+            f"{whose} than {character.info.name} ({character.hash[:12]}). Both come from the same "
+            "base, so they are aligned, but it draws the other person: say so (--sibling) if that "
+            "is wanted, or make the style of this character."
+        )
+    raise ParentMismatchError(
+        f"{whose} that was not made from the base of {character.info.name} "
+        f"({character.hash[:12]}): its codes mean other pictures there. Make the style of this "
+        "character."
+    )
+
+
+def _check_shape(path: str | Path, theirs: Any, character: Character) -> None:
+    ours = character.generator.architecture
+    if (theirs.resolution, dict(theirs.channels), theirs.w_dim) != (
+        ours.resolution,
+        dict(ours.channels),
+        ours.w_dim,
+    ):
+        raise NotAStyleError(
+            f"{path} is a generator of {theirs.resolution} px with {theirs.w_dim} numbers in w and "
+            f"channels {dict(theirs.channels)}, and that of {character.info.name} has "
+            f"{ours.resolution} px, {ours.w_dim} and {dict(ours.channels)}. Choose one that was "
+            "fine-tuned from this character."
+        )
+
+
+def generator_digest(generator: Generator) -> str:
+    """Hash of a generator's tensors."""
+    return digest(*generator.state_dict().values())
+
+
+def _resolution(name: str) -> int:
+    """Of the block that a tensor of a synthesis network belongs to."""
+    return int(name.partition(".")[0][1:])

@@ -1,0 +1,269 @@
+"""The character's file: what comes back, what it weighs, and what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from repository import ROOT, SUPPORT
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from core.base import container
+from core.generator import Architecture, Generator
+from core.generator.storage import save_generator
+from core.personalize.character import (
+    VERSION,
+    Character,
+    CharacterInfo,
+    CharacterNotWrittenError,
+    NoConsentError,
+    NotACharacterError,
+    character_hash,
+    load_character,
+    save_character,
+)
+
+CONSENT = {"who": "B. Ackerley", "when": "2026-11-22", "scope": "Feature film, all shots"}
+
+
+def a_character(anchors: int = 5) -> Character:
+    torch.manual_seed(0)
+    channels = {4: 32, 8: 32, 16: 32, 32: 16}
+    generator = Generator(Architecture(32, channels, mapping_layers=2)).eval()
+    for name, parameter in generator.named_parameters():
+        if name.endswith("noise_strength"):
+            parameter.data.fill_(0.1)
+    info = CharacterInfo(
+        name="Béatrice",
+        consent=CONSENT,
+        base_hash="ab" * 32,
+        metric="embedded-2",
+        alignment={"centre_sigma": 0.033, "axes_sigma": 0.1},
+        source="/scans/b.mov",
+        selected=[1001 + 7 * i for i in range(anchors)],
+        losses=[{"step": 10.0, "loss": 0.25}],
+        created="2026-11-22T18:00:00+00:00",
+    )
+    thumbnail = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    return Character(
+        generator, torch.randn(anchors, 512), torch.randn(anchors, 86, 3), thumbnail, info
+    )
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "b.character"
+    save_character(path, a_character())
+    return path
+
+
+def test_comes_back(saved: Path) -> None:
+    before, after = a_character(), load_character(saved)
+    assert after.info == before.info
+    assert torch.equal(after.anchors, before.anchors)
+    assert torch.equal(after.keypoints, before.keypoints)
+    assert np.array_equal(after.thumbnail, before.thumbnail)
+    assert not any(p.requires_grad for p in after.generator.parameters())
+    with torch.no_grad():
+        wanted, got = (c.generator.synthesis(before.anchors) for c in (before, after))
+    # What half precision may cost: of pictures that are reconstructed at 35 dB, below 0.01 dB.
+    peak = 10 * torch.log10(4 / (wanted - got).square().mean())
+    lost = 10 * np.log10(1 + 10 ** (-(float(peak) - 35) / 10))
+    assert lost < 0.01
+
+
+def test_half_precision_only_where_it_is_enough(tmp_path: Path) -> None:
+    """Weights beyond its range or below its digits stay as they are."""
+    made = a_character()
+    huge, tiny = made.generator.mapping.fc0, made.generator.synthesis.b8.conv0
+    huge.weight.data.mul_(1e5)
+    tiny.weight.data.mul_(1e-7)
+    path = tmp_path / "b.character"
+    save_character(path, made)
+    after = load_character(path).generator.state_dict()
+    for name in ("mapping.fc0.weight", "synthesis.b8.conv0.weight"):
+        assert torch.equal(after[name], made.generator.state_dict()[name])
+    stored = load_file(path)
+    assert stored["generator.synthesis.b16.conv0.weight"].dtype == torch.float16
+
+
+def test_same_character_same_hash(saved: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.character"
+    save_character(again, load_character(saved))
+    assert character_hash(again) == character_hash(saved)
+
+
+def test_hash_follows_contents(saved: Path, tmp_path: Path) -> None:
+    made = a_character()
+    other = tmp_path / "other.character"
+    moved = made.anchors.clone()
+    moved[0, 0] += 1e-3
+    hashes = {character_hash(saved)}
+    for change in (
+        {"anchors": moved},
+        {"info": replace(made.info, consent={**CONSENT, "scope": "one shot"})},
+        {"thumbnail": 255 - made.thumbnail},
+    ):
+        save_character(other, replace(made, **change))
+        hashes.add(character_hash(other))
+    assert len(hashes) == 4
+
+
+@pytest.mark.parametrize("consent", [{}, {**CONSENT, "who": " "}, {"who": "B", "scope": "all"}])
+def test_no_character_without_consent(tmp_path: Path, consent: dict[str, str]) -> None:
+    made = a_character()
+    with pytest.raises(NoConsentError, match="who agreed"):
+        save_character(
+            tmp_path / "b.character", replace(made, info=replace(made.info, consent=consent))
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_fit_is_not_written(saved: Path) -> None:
+    made, before = a_character(), saved.read_bytes()
+    nan = made.anchors.clone()
+    nan[1, 1] = float("nan")
+    for change in (
+        {"anchors": nan},
+        {"anchors": made.anchors[:3]},
+        {"keypoints": made.keypoints[:, :65]},
+        {"thumbnail": made.thumbnail.astype(np.float32)},
+        {"info": replace(made.info, selected=[1, 2])},
+        {"info": replace(made.info, losses=[{"loss": float("nan")}])},
+    ):
+        with pytest.raises(ValueError):  # noqa: PT011
+            save_character(saved, replace(made, **change))
+    assert saved.read_bytes() == before
+
+
+def test_every_truncation_is_refused(saved: Path) -> None:
+    whole = saved.read_bytes()
+    cuts = [0, 1, 7, 8, 9, 100, len(whole) // 2, len(whole) - 1]
+    for cut in cuts:
+        saved.write_bytes(whole[:cut])
+        with pytest.raises(NotACharacterError):
+            load_character(saved)
+        with pytest.raises(NotACharacterError):
+            character_hash(saved)
+
+
+def test_every_changed_byte_is_refused(saved: Path) -> None:
+    whole = saved.read_bytes()
+    for at in np.random.default_rng(1).integers(0, len(whole), 60):
+        changed = bytearray(whole)
+        changed[at] ^= 1 << int(at % 8)
+        saved.write_bytes(changed)
+        with pytest.raises(NotACharacterError):
+            load_character(saved)
+
+
+def forged(path: Path, header: dict[str, str], **tensors: torch.Tensor) -> None:
+    """A file whose digest is right for contents that are not."""
+    with safe_open(path, "pt") as file:
+        entries = {**file.metadata(), **header}
+    contents = {**load_file(path), **tensors}
+    entries["sha256"] = container._digest(entries, {k: v.numpy() for k, v in contents.items()})
+    save_file(contents, path, entries)
+
+
+def test_newer_version_says_so(saved: Path) -> None:
+    forged(saved, {"version": str(VERSION + 1)})
+    with pytest.raises(NotACharacterError, match="newer Reenact"):
+        load_character(saved)
+    forged(saved, {"version": str(VERSION - 1)})
+    with pytest.raises(NotACharacterError, match="older Reenact"):
+        load_character(saved)
+    forged(saved, {"version": "two"})
+    with pytest.raises(NotACharacterError, match="no version"):
+        load_character(saved)
+
+
+def test_forged_contents_are_refused(saved: Path) -> None:
+    whole = saved.read_bytes()
+    with safe_open(saved, "pt") as file:
+        entries = file.metadata()
+    info, shape = json.loads(entries["info"]), json.loads(entries["architecture"])
+    headers = [
+        {"info": "{"},
+        {"info": "[]"},
+        {"info": json.dumps({**info, "surprise": 1})},
+        {"info": json.dumps({**info, "selected": [1]})},
+        {"architecture": json.dumps({**shape, "w_dim": 10**12})},  # no memory is taken for it
+        {"architecture": json.dumps({**shape, "mapping_layers": 10**9})},
+        {"architecture": json.dumps({**shape, "channels": {"4": 10**9}})},
+    ]
+    for header in headers:
+        saved.write_bytes(whole)
+        forged(saved, header)
+        with pytest.raises(NotACharacterError, match="damaged"):
+            load_character(saved)
+    for tensors in (
+        {"anchors": torch.zeros(5, 512, dtype=torch.int32)},
+        {"keypoints": torch.full((5, 86, 3), float("inf"))},
+        {"generator.synthesis.more": torch.zeros(1)},
+    ):
+        saved.write_bytes(whole)
+        forged(saved, {}, **tensors)
+        with pytest.raises(NotACharacterError, match="damaged"):
+            load_character(saved)
+
+
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    base, text = tmp_path / "base.safetensors", tmp_path / "text.character"
+    save_generator(base, a_character().generator)
+    text.write_text("no tensors here")
+    pickled = tmp_path / "pickle.character"
+    torch.save({"anchors": torch.zeros(1)}, pickled)
+    for path in (base, text, pickled, tmp_path / "absent.character", tmp_path):
+        with pytest.raises(NotACharacterError):
+            load_character(path)
+
+
+def test_failed_write_keeps_the_old_file(saved: Path) -> None:
+    before = saved.read_bytes()
+    limit = f"""
+import resource, sys
+sys.path[:0] = {[str(SUPPORT), str(ROOT)]!r}
+import signal
+from test_character import a_character
+from core.personalize.character import CharacterNotWrittenError, save_character
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))  # as a full disk does: some bytes fit
+try:
+    save_character({str(saved)!r}, a_character())
+except CharacterNotWrittenError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", limit], capture_output=True, text=True)
+    assert "could not be written" in done.stdout, done.stderr
+    assert saved.read_bytes() == before
+    assert os.listdir(saved.parent) == [saved.name]
+
+
+def test_kill_while_writing_keeps_the_old_file(saved: Path) -> None:
+    before = saved.read_bytes()
+    script = f"""
+import os, signal, sys
+sys.path[:0] = {[str(SUPPORT), str(ROOT)]!r}
+from test_character import a_character
+from core import files
+from core.personalize.character import save_character
+os.fsync = lambda handle: os.kill(os.getpid(), {int(signal.SIGKILL)})
+save_character({str(saved)!r}, a_character(anchors=6))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    assert saved.read_bytes() == before
+
+
+def test_no_rights_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CharacterNotWrittenError, match="Check the free space"):
+        save_character(tmp_path / "file" / "b.character", a_character())

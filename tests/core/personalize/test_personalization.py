@@ -1,0 +1,172 @@
+"""From a scan to a character: what was computed before a break is not computed again."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_character import small_character
+
+from core.face.aligned_clip import align_clip
+from core.media.read import open_clip
+from core.media.write import write_png
+from core.personalize import inversion, tuning
+from core.personalize.character import NoConsentError, load_character
+from core.personalize.pipeline import (
+    EncoderWithoutBaseError,
+    PersonalizeSettings,
+    _at_resolution,
+    personalize,
+)
+from core.synthetic import performer
+
+SETTINGS = PersonalizeSettings(count=16, steps=4, refine=1)
+CONSENT = {"who": "nobody: a synthetic person"}
+
+
+class Told:
+    """A report that remembers, and breaks off at a step of a stage."""
+
+    def __init__(self, stop: str = "", at: int = 0) -> None:
+        self.notes: list[str] = []
+        self.stages: list[str] = []
+        self.done: dict[str, list[float]] = {}
+        self.stop, self.at = stop, at
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[Callable[..., None]]:
+        self.stages.append(title)
+
+        def tick(done: float, total: float, **figures: float) -> None:
+            self.done.setdefault(title, []).append(done)
+            if title == self.stop and done >= self.at:
+                raise KeyboardInterrupt
+
+        yield tick
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("scan")
+    motion = performer.self_scan(performer.random_identity(6), 24, seed=6)
+    for number, parameters in enumerate(motion, 1):
+        write_png(folder / f"scan.{number:04d}.png", performer.render(parameters, 160))
+    return str(folder / "scan.####.png")
+
+
+def test_a_break_while_tuning_costs_neither_anchors_nor_steps(
+    scan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(path: Path, report: Told) -> None:
+        clip = open_clip(scan)
+        personalize(clip, path, report, consent=CONSENT, settings=SETTINGS)
+
+    made(tmp_path / "whole.character", Told())
+    path = tmp_path / "parts.character"
+    with pytest.raises(KeyboardInterrupt):
+        made(path, Told("tuning", 2))
+    assert not path.exists()
+    kept = [p.name.split("_")[0] for p in (tmp_path / "parts.character.work").iterdir()]
+    assert sorted(kept) == ["pivots", "tuning"]
+    monkeypatch.setattr(inversion, "invert", lambda *_, **__: pytest.fail("inverted again"))
+    again = Told()
+    made(path, again)
+    assert again.done["tuning"] == [3, 4]
+    assert not (tmp_path / "parts.character.work").exists()
+    whole, parts = (load_character(tmp_path / f"{n}.character") for n in ("whole", "parts"))
+    assert torch.equal(whole.anchors, parts.anchors)
+    assert whole.info.selected == parts.info.selected
+    for name, tensor in whole.generator.state_dict().items():
+        assert torch.equal(tensor, parts.generator.state_dict()[name]), name
+    for name in ("selection", "reconstruction"):
+        assert (tmp_path / f"parts_{name}.png").stat().st_size > 1000
+
+
+def test_other_settings_leave_what_was_kept(scan: str, tmp_path: Path) -> None:
+    path, clip = tmp_path / "me.character", open_clip(scan)
+    for refine in (1, 3):
+        told = Told("tuning", 1)
+        with pytest.raises(KeyboardInterrupt):
+            personalize(
+                clip, path, told, consent=CONSENT, settings=replace(SETTINGS, refine=refine)
+            )
+    work = tmp_path / "me.character.work"
+    first, second = (np.load(p)["w"] for p in work.glob("pivots_*.npz"))
+    assert not np.array_equal(first, second)
+    assert len(list(work.glob("tuning_*/*"))) == 2
+
+
+def test_anchors_are_searched_for_and_tuned_on_as_told(
+    scan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, clip, work = small_character().generator, open_clip(scan), tmp_path / "me.character.work"
+    searched, tuned = [], []
+
+    def descend(loss: Any, start: torch.Tensor, steps: int, *_: Any) -> tuple[torch.Tensor, ...]:
+        searched.append(steps)
+        return start, torch.zeros(len(start))
+
+    def tune(*given: Any, **_: Any) -> None:
+        tuned.append(given[4])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inversion, "_descend", descend)
+    monkeypatch.setattr(tuning, "tune", tune)
+    for encoder in (None, MeanEncoder(base.mapping(torch.zeros(1, 512))[0])):
+        with pytest.raises(KeyboardInterrupt):
+            personalize(
+                clip,
+                tmp_path / "me.character",
+                Told(),
+                consent=CONSENT,
+                base=base,
+                encoder=encoder,
+                settings=replace(SETTINGS, refine=None, mask=encoder is None),
+            )
+    assert {*searched[: len(searched) // 2]} == {150}
+    assert {*searched[len(searched) // 2 :]} == {60}
+    assert [(how.features, how.background) for how in tuned] == [(5, 0.2), (1, 1)]
+    # What was found without the encoder is not taken for what is found with it.
+    assert len([*work.glob("pivots*")]) == 2
+
+
+def test_what_is_trained_on_is_cut_out_as_large_as_it_is_drawn(scan: str) -> None:
+    clip, rows = open_clip(scan, 1, 4), np.array([3, 0, 2])
+    small, large = (align_clip(clip, size) for size in (64, 96))
+    assert torch.equal(_at_resolution(small, rows, 96), large.pictures[rows])
+    assert torch.equal(_at_resolution(small, rows, 64), small.pictures[rows])
+
+
+class MeanEncoder(torch.nn.Module):
+    """Gives everyone the same code."""
+
+    def __init__(self, w: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("w", w)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.w.expand(len(pictures), -1)  # type: ignore[operator]
+
+
+def test_an_encoder_needs_its_generator(scan: str, tmp_path: Path) -> None:
+    with pytest.raises(EncoderWithoutBaseError, match="--base"):
+        personalize(
+            open_clip(scan),
+            tmp_path / "me.character",
+            Told(),
+            consent=CONSENT,
+            encoder=MeanEncoder(torch.zeros(512)),
+        )
+
+
+def test_nobody_becomes_a_character_without_a_name(scan: str, tmp_path: Path) -> None:
+    with pytest.raises(NoConsentError):
+        personalize(open_clip(scan), tmp_path / "me.character", Told(), consent={"who": " "})
+    assert not list(tmp_path.iterdir())

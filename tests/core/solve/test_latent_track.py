@@ -1,0 +1,268 @@
+import json
+import struct
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from core.base.errors import ReenactError
+from core.solve.latent_track import (
+    VERSION,
+    CharacterMismatchError,
+    FrameState,
+    LatentTrack,
+    NotATrackError,
+    TrackNotWrittenError,
+    load_track,
+    save_track,
+)
+
+
+def made(frames=5, anchors=7, rows=4, seed=0):
+    rng = np.random.default_rng(seed)
+
+    def floats(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    landmarks, quads = floats(frames, 478, 3), rng.standard_normal((frames, 4, 2))
+    landmarks[1:2], quads[1:2] = np.nan, np.nan
+    return LatentTrack(
+        character="ab" * 32,
+        numbers=np.arange(1001, 1001 + 2 * frames, 2),
+        state=np.full(frames, FrameState.SOLVED, np.uint8),
+        cut=np.zeros(frames, bool),
+        alpha=floats(frames, anchors),
+        delta=floats(frames, rows, anchors),
+        codes=floats(frames, rows, 512),
+        smooth=floats(frames, rows, 512),
+        rest=floats(86, 3),
+        landmarks=landmarks,
+        quads=quads,
+        amount=rng.random(frames, np.float32),
+        losses={"keypoints": floats(frames), "sum": floats(frames)},
+        quality={"keypoint_error": floats(frames)},
+        settings={"steps": 30, "objective": {"mouth": 20.0}, "start": "blend"},
+        source="/plates/ä.####.exr",
+        fps=23.976,
+        plate=(2048, 1152),
+        pixel_aspect=2.0,
+        task="cd" * 32,
+        created="2030-01-01T00:00:00+00:00",
+        notes=("One note.",),
+        parent="ef" * 32,
+        recipe=({"do": "edit", "amounts": {"smile": [[1001, 0.5]]}},),
+    )
+
+
+def same(a, b):
+    for f in fields(LatentTrack):
+        if f.name == "hash":
+            continue  # of the file
+        x, y = getattr(a, f.name), getattr(b, f.name)
+        if isinstance(x, np.ndarray):
+            assert x.dtype == y.dtype, f.name
+            assert x.tobytes() == y.tobytes(), f.name
+        elif f.name in ("losses", "quality"):
+            assert x.keys() == y.keys()
+            assert all(np.array_equal(x[k], y[k], equal_nan=True) for k in x)
+        else:
+            assert x == y, f.name
+
+
+@pytest.fixture
+def path(tmp_path):
+    save_track(tmp_path / "shot.latents", made())
+    return tmp_path / "shot.latents"
+
+
+def test_a_track_comes_back_as_it_was(path):
+    same(load_track(path), made())
+
+
+def test_the_hash_is_that_of_the_contents(path, tmp_path):
+    first = load_track(path).hash
+    save_track(tmp_path / "copy.latents", load_track(path))
+    assert load_track(tmp_path / "copy.latents").hash == first
+    save_track(path, replace(made(), parent=first))
+    assert load_track(path).hash not in ("", first)
+
+
+@given(st.integers(0, 4), st.integers(1, 6), st.integers(1, 4), st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_tracks_of_any_size_come_back(tmp_path_factory, frames, anchors, rows, seed):
+    track = made(frames, anchors, rows, seed)
+    path = tmp_path_factory.mktemp("size") / "t.latents"
+    save_track(path, track)
+    same(load_track(path), track)
+
+
+def test_views_into_other_arrays_are_stored_as_they_look(tmp_path):
+    track = made()
+    turned = replace(track, delta=np.asfortranarray(track.delta), alpha=track.alpha[:, ::-1])
+    save_track(tmp_path / "t.latents", turned)
+    same(load_track(tmp_path / "t.latents"), turned)
+
+
+def test_weights_and_rows():
+    track = made()
+    assert np.array_equal(track.weights[2, 3], track.alpha[2] + track.delta[2, 3])
+    assert [track.index(n) for n in (1001, 1009)] == [0, 4]
+    for absent in (1000, 1002, 1010):
+        with pytest.raises(KeyError):
+            track.index(absent)
+
+
+def test_a_frame_without_its_final_code_makes_a_track_partial():
+    track = made()
+    assert track.complete
+    smooth = track.smooth.copy()
+    smooth[3] = np.nan
+    assert not replace(track, smooth=smooth).complete
+
+
+def test_reading_needs_no_torch(path):
+    code = (
+        "import sys; sys.modules.update(torch=None, cv2=None, mediapipe=None, scipy=None)\n"
+        "from core.solve.latent_track import load_track, save_track\n"
+        "track = load_track(sys.argv[1]); save_track(sys.argv[1] + '2', track)\n"
+        "print(track.codes.shape)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+    )
+    assert run.stdout == "(5, 4, 512)\n", run.stderr
+    same(load_track(str(path) + "2"), made())
+
+
+def test_another_character_is_refused_unless_told(path):
+    with pytest.raises(CharacterMismatchError, match="abababababab"):
+        load_track(path, "ef" * 32)
+    load_track(path, "ab" * 32)
+    load_track(path, None)
+
+
+# -- files that are no track ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [0, 7, 8, 200, -4096, -1])
+def test_truncated(path, keep):
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(NotATrackError):
+        load_track(path)
+
+
+@given(st.integers(0, 2**31), st.integers(0, 7))
+@settings(max_examples=60, deadline=None)
+def test_any_flipped_bit_is_noticed(tmp_path_factory, at, bit):
+    path = tmp_path_factory.getbasetemp() / "flip.latents"
+    if not path.exists():
+        save_track(path.with_suffix(".good"), made())
+        path.touch()
+    data = bytearray(path.with_suffix(".good").read_bytes())
+    # Half of the flips in the header, which is a small part of the file.
+    length = 8 + struct.unpack("<Q", data[:8])[0]
+    data[at % (length if at % 2 else len(data))] ^= 1 << bit
+    path.write_bytes(data)
+    try:
+        track = load_track(path)
+    except ReenactError:
+        return
+    same(track, made())  # a space inside the JSON may be a tab
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04" + bytes(100), b"\x80\x04." * 20, bytes(1000), b"\xff" * 64]
+)
+def test_foreign_bytes(tmp_path, content):
+    (tmp_path / "x.latents").write_bytes(content)
+    with pytest.raises(NotATrackError, match="can't be read"):
+        load_track(tmp_path / "x.latents")
+
+
+def test_foreign_safetensors(tmp_path):
+    save_file({"a": np.zeros(3)}, tmp_path / "x.latents", {"format": "reenact.generator"})
+    with pytest.raises(NotATrackError, match="not a latent track"):
+        load_track(tmp_path / "x.latents")
+
+
+def test_missing_file_and_folder(tmp_path):
+    for path in (tmp_path / "none.latents", tmp_path):
+        with pytest.raises(NotATrackError):
+            load_track(path)
+
+
+def header(path):
+    data = path.read_bytes()
+    return json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])["__metadata__"]
+
+
+def test_a_newer_version_says_so(path):
+    save_file(load_file(path), path, {**header(path), "version": str(VERSION + 1)})
+    with pytest.raises(NotATrackError, match="newer"):
+        load_track(path)
+
+
+@pytest.mark.parametrize("field", ["character", "settings", "source", "task"])
+def test_an_edited_header_is_noticed(path, field):
+    entries = header(path)
+    plain = json.loads(entries["track"])
+    plain[field] = "x"
+    save_file(load_file(path), path, {**entries, "track": json.dumps(plain)})
+    with pytest.raises(NotATrackError, match="damaged"):
+        load_track(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"alpha": np.zeros((5, 6), np.float32)}, "delta"),  # N is that of alpha
+        ({"codes": np.zeros((5, 4, 512))}, "codes"),
+        ({"smooth": np.zeros((5, 3, 512), np.float32)}, "smooth"),
+        ({"numbers": np.array([1, 2, 3, 3, 4])}, "increase"),
+        ({"state": np.full(5, 9, np.uint8)}, "states"),
+        ({"losses": {"mouth": np.zeros(4, np.float32)}}, "losses.mouth"),
+        ({"landmarks": np.zeros((5, 478, 2), np.float32)}, "landmarks"),
+        ({"amount": np.full(5, 1.1, np.float32)}, "amounts"),
+        ({"amount": np.full(5, np.nan, np.float32)}, "amounts"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_not_written(path, change, words):
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=words):
+        save_track(path, replace(made(), **change))
+    assert path.read_bytes() == before
+
+
+def test_a_failed_write_leaves_the_old_track(path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("core.base.container.save", full)
+    with pytest.raises(TrackNotWrittenError, match="No space"):
+        save_track(path, replace(made(), task=""))
+    same(load_track(path), made())
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_full_disk_is_an_error_with_advice(path):
+    """A real one: a limit on the size of files, in a process of its own."""
+    code = (
+        "import resource, signal, sys\n"
+        "from core.solve.latent_track import TrackNotWrittenError, load_track, save_track\n"
+        "track = load_track(sys.argv[1])\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))\n"
+        "try:\n    save_track(sys.argv[1], track)\n"
+        "except TrackNotWrittenError as error:\n    print(error)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+    )
+    assert "Check the free space" in run.stdout, run.stderr
+    same(load_track(path), made())
+    assert [p.name for p in path.parent.iterdir()] == [path.name]

@@ -1,0 +1,203 @@
+"""For a real Nuke, which the test suite does not have: does it take our nodes as we think it does?
+
+    Nuke15.1 -t tests/nuke/nuke_acceptance.py report.json          terminal
+    Nuke15.1 --nc tests/nuke/nuke_acceptance.py        or from the Script Editor, in the GUI:
+        exec(open("/path/to/tests/nuke/nuke_acceptance.py").read())
+
+Needs the plugin installed and a server that runs; sends nothing. Writes what Nuke answered as JSON,
+and prints REENACT_ACCEPTANCE_OK or what failed. Python 3.9.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+
+import nuke
+
+NODES = ("ReenactPersonalize", "Reenact", "ReenactEdit", "ReenactStyle", "ReenactRepair")
+COMP = "ReenactComp"
+_checks = []
+
+
+def check(call):
+    _checks.append(call)
+    return call
+
+
+@check
+def nodes_are_made_with_all_their_knobs():
+    made = [nuke.createNode(name, inpanel=False) for name in NODES]
+    inside = {n.name(): sorted(c.Class() for c in n.nodes()) for n in made}
+    hidden = {n.name(): [k for k in n.knobs() if not n[k].visible()] for n in made}
+    assert all(n["reenact_id"].value() for n in made), "onCreate did not run"
+    return {"inside": inside, "hidden": hidden}
+
+
+@check
+def on_create_of_a_group_sees_its_inside():
+    """The plugin does not rely on it; which is it?"""
+    seen = []
+    nuke.addOnCreate(lambda: seen.append(len(nuke.thisNode().nodes())), nodeClass="Group")
+    nuke.createNode("Reenact", inpanel=False)
+    return {"children_at_on_create": seen}
+
+
+@check
+def a_copy_has_an_id_of_its_own():
+    node = nuke.createNode("Reenact", inpanel=False)
+    for other in nuke.allNodes():
+        other["selected"].setValue(other is node)
+    path = os.path.join(tempfile.mkdtemp(), "copy.nk")
+    nuke.nodeCopy(path)
+    copy = nuke.nodePaste(path)
+    assert copy["reenact_id"].value() != node["reenact_id"].value()
+
+
+@check
+def undo_brings_the_same_id_back():
+    node = nuke.createNode("Reenact", inpanel=False)
+    name, id = node.name(), node["reenact_id"].value()
+    nuke.delete(node)
+    nuke.undo()
+    back = nuke.toNode(name)
+    assert back is not None
+    assert back["reenact_id"].value() == id
+
+
+@check
+def our_own_changes_are_no_steps_of_undo():
+    from reenact import host
+
+    node = nuke.createNode("Reenact", inpanel=False)
+    node["handles"].setValue(3)
+    host.put(node, "state", "something")
+    nuke.undo()
+    return {"state": node["state"].value(), "handles": node["handles"].value()}
+
+
+@check
+def a_script_keeps_everything():
+    path = os.path.join(tempfile.mkdtemp(), "saved.nk")
+    before = {n.name(): n["reenact_id"].value() for n in nuke.allNodes("Group")}
+    nuke.scriptSaveAs(path, 1)
+    nuke.scriptClear()
+    nuke.scriptOpen(path)
+    assert {n.name(): n["reenact_id"].value() for n in nuke.allNodes("Group")} == before
+
+
+@check
+def knobs_are_what_the_plugin_takes_them_for():
+    from reenact import host
+
+    read = nuke.createNode("Read", inpanel=False)
+    read["file"].setValue("/plates/shot.####.exr")
+    read["first"].setValue(1001)
+    read["last"].setValue(1010)
+    node = nuke.createNode("Reenact", inpanel=False)
+    node.setInput(0, read)
+    plate = host.plate(node)
+    assert plate is not None
+    files = host.plate_files(plate, [1001, 1002], host.project().views[0])
+    assert files == ["/plates/shot.1001.exr", "/plates/shot.1002.exr"], files
+    host.put_curve(node, "keypoint_error", {1001: 1.0, 1003: 2.0})
+    assert abs(host.get(node, "keypoint_error", 1002) - 1.5) < 1e-6
+    merge = nuke.createNode("Merge2", inpanel=False)
+    merge.setInput(0, read)
+    merge.setInput(1, node)
+    assert [n.name() for n in host.above(merge)] == [read.name(), node.name()]
+    host.show(node, "next", "Show log")
+    return [repr(one) for one in (plate, host.project(), host.connected(node))]
+
+
+@check
+def the_input_is_rendered_as_raw_half_at_full_size():
+    from reenact import host
+
+    source = nuke.createNode("CheckerBoard2", inpanel=False)
+    node = nuke.createNode("Reenact", inpanel=False)
+    node.setInput(0, source)
+    nuke.root()["proxy"].setValue(True)
+    pattern = os.path.join(tempfile.mkdtemp(), "new", "source.%04d.exr").replace("\\", "/")
+    host.render(host.inner(node, "Source"), pattern, 1, 2, host.project().views[0])
+    assert nuke.root()["proxy"].value()
+    nuke.root()["proxy"].setValue(False)
+    result = host.inner(node, "Result")
+    host.show_files(result, pattern, 1, 2)
+    node["has_result"].setValue(True)
+    assert node.width() == source.width(), "not at full size"
+    return {"metadata": {k: str(v) for k, v in result.metadata().items()}}
+
+
+@check
+def the_comp_leaves_the_plate_as_it_is_at_amount_0_and_renders_with_everything_on():
+    plate = nuke.createNode("CheckerBoard2", inpanel=False)
+    face = nuke.createNode("Grade", inpanel=False)
+    face["add"].fromScript("0.25")
+    face.setInput(0, plate)
+    node = nuke.createNode(COMP, inpanel=False)
+    node.setInput(0, plate)
+    node.setInput(1, face)
+    for knob, value in (
+        ("erode", -3),
+        ("soften", 4),
+        ("match", 0.5),
+        ("edge_blend", 0.5),
+        ("shutter", 180),
+        ("grain", 1),
+        ("mouth_amount", 0.5),
+        ("hair_amount", 0.5),
+    ):
+        node[knob].setValue(value)
+    step = plate.width() / 20
+    at = [(int(x * step) + 0.5, int(y * step) + 0.5) for x, y in ((3, 3), (8, 7), (15, 4))]
+
+    def seen(of):
+        return [of.sample(c, *xy) for c in ("red", "blue", "alpha") for xy in at]
+
+    with_face = seen(node)
+    node["amount"].setValue(0)
+    assert seen(node) == seen(plate)
+    gain = nuke.toNode(node.name() + ".Match")["multiply"].value()
+    assert with_face != seen(plate)
+    return {"match without metadata": gain, "classes": sorted({n.Class() for n in node.nodes()})}
+
+
+@check
+def pasted_nodes_are_beside_ours_and_not_inside():
+    from reenact import host
+
+    node = nuke.createNode(COMP, inpanel=False)
+    inside = len(node.nodes())
+    with node:  # as in a button of it
+        made = host.paste(node, "push $cut_paste_input\nBlur {\n size 3\n}\n", None)
+    assert nuke.toNode(made) is not None
+    assert len(node.nodes()) == inside
+
+
+@check
+def qt_is_there_in_the_gui():
+    if not nuke.GUI:
+        return {"skipped": "terminal"}
+    from reenact import qt
+
+    return {"qt": qt.QtCore.qVersion()}
+
+
+def main(path):
+    report = {"nuke": nuke.NUKE_VERSION_STRING, "gui": bool(nuke.GUI), "python": sys.version}
+    failed = 0
+    for call in _checks:
+        nuke.scriptClear()
+        try:
+            report[call.__name__] = {"ok": True, "said": call()}
+        except Exception:
+            failed += 1
+            report[call.__name__] = {"ok": False, "said": traceback.format_exc()}
+    with open(path, "w") as file:
+        json.dump(report, file, indent=1, default=str)
+    print("REENACT_ACCEPTANCE_OK" if not failed else f"{failed} checks failed", path)
+
+
+main(sys.argv[-1] if sys.argv[-1].endswith(".json") else "reenact_acceptance.json")

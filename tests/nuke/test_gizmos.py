@@ -1,0 +1,181 @@
+"""The shipped nodes as text: Tcl, Nuke's rules, and ours."""
+
+import ast
+import re
+from pathlib import Path
+
+import nk_script
+import nuke_standin
+import pytest
+from nk_script import BadScript, Statement
+from nuke_standin import user_knob
+from repository import ROOT
+
+FOLDER = ROOT / "gizmos"
+GIZMOS = sorted(FOLDER.glob("*.gizmo"))
+TOOLSETS = sorted(FOLDER.glob("ToolSets/**/*.nk"))
+HIDDEN_NAMES = {"reenact_id", "run", "job_state", "step"}  # that the logic keeps on nodes with jobs
+CALLBACKS = ("onCreate", "onDestroy", "knobChanged")
+
+
+def group(path: Path) -> Statement:
+    (found,) = nk_script.parse(path.read_text())
+    return found
+
+
+def has_jobs(node: Statement) -> bool:
+    """Whether it has the server do something; one that has not needs no callbacks."""
+    return any(knob.name() == "reenact_id" for knob in own_knobs(node))
+
+
+def own_knobs(node: Statement) -> list[nuke_standin.Knob]:
+    return [user_knob(value) for name, value in node.knobs if name == "addUserKnob"]
+
+
+def test_there_are_nodes() -> None:
+    assert {p.stem for p in GIZMOS} >= {"Reenact", "ReenactPersonalize", "ReenactComp"}
+
+
+@pytest.mark.parametrize("path", [*GIZMOS, *TOOLSETS], ids=lambda p: p.stem)
+def test_its_text_is_what_nuke_reads(path: Path) -> None:
+    nodes = nk_script.parse(path.read_text())
+    again = nk_script.parse(nk_script.write(nodes))
+    for one, other in zip(flat(nodes), flat(again), strict=True):
+        assert [k for k in one.knobs if k[0] != "inputs"] == other.knobs[1:]
+    for one in flat(nodes):
+        user = {knob.name() for knob in own_knobs(one)}
+        for name, _ in one.knobs:
+            if name not in user and name != "addUserKnob":
+                assert nuke_standin.knows(one.kind, name), f"{one.kind} has no {name}"
+    text = path.read_text()
+    unwanted = r'[ "]/[a-z]+/|[A-Z]:[\\/]|^ *version |cut_paste_input|^ *selected'
+    assert not re.search(unwanted, text, re.M)
+
+
+def flat(nodes: list[Statement]) -> list[Statement]:
+    return [n for one in nodes for n in (one, *flat(one.children))]
+
+
+@pytest.mark.parametrize("path", GIZMOS, ids=lambda p: p.stem)
+def test_it_is_a_group_that_works_without_us(path: Path) -> None:
+    """Embedded in the script, with scripts that only begin to do something where we are there."""
+    node = group(path)
+    assert (node.kind, node.knob("name")) == ("Group", path.stem)
+    assert [c.kind for c in node.children].count("Output") == 1
+    names = [c.knob("name") for c in node.children]
+    assert len(names) == len(set(names))
+    scripts = [node.knob(name) for name in CALLBACKS if has_jobs(node)]
+    assert has_jobs(node) or not any(node.knob(name) for name in CALLBACKS)
+    scripts += [k._value for k in own_knobs(node) if isinstance(k, nuke_standin.PyScript_Knob)]
+    for script in scripts:
+        (guarded,) = ast.parse(script).body
+        assert isinstance(guarded, ast.Try)
+        assert ast.unparse(guarded.handlers[0].type or ast.Constant("")) == "ImportError"
+        assert ast.unparse(guarded.body[0]) == "import reenact.nodes"
+        (call,) = guarded.orelse
+        called = ast.unparse(call).partition("(")[0].removeprefix("reenact.nodes.")
+        with nuke_standin.running():
+            import reenact.nodes
+
+            assert callable(getattr(reenact.nodes, called))
+
+
+@pytest.mark.parametrize("path", GIZMOS, ids=lambda p: p.stem)
+def test_its_knobs_are_like_those_of_the_others(path: Path) -> None:
+    node = group(path)
+    knobs = own_knobs(node)
+    names = [k.name() for k in knobs]
+    assert len(names) == len(set(names))
+    tabs = [k.label() for k in knobs if isinstance(k, nuke_standin.Tab_Knob)]
+    if has_jobs(node):
+        everywhere = {"state", "next", "submit", "cancel", "resume", "versions"}
+        assert set(names) >= HIDDEN_NAMES | everywhere
+        assert tabs[1:] == ["Advanced", "Info"]
+    assert (len(tabs), tabs[-1]) == (3, "Info")
+    for knob in knobs:
+        decoration = isinstance(knob, (nuke_standin.Tab_Knob, nuke_standin.Text_Knob))
+        assert decoration or knob.tooltip().endswith("."), f"{knob.name()} has no tooltip"
+        assert (knob.name() in HIDDEN_NAMES) <= (not knob.visible())
+    everything = {k for name, k in node.knobs if name == "addUserKnob"}
+    for other in GIZMOS:  # the same knob, the same text
+        others = {
+            u.name(): v
+            for v in (v for n, v in group(other).knobs if n == "addUserKnob")
+            for u in [user_knob(v)]
+        }
+        for text in everything:
+            name = user_knob(text).name()
+            if name in SHARED and name in others:
+                assert others[name] == text, f"{name} differs in {other.stem}"
+    children = {c.knob("name"): c for c in node.children}
+    for knob in knobs:
+        if isinstance(knob, nuke_standin.Link_Knob):
+            child, _, target = str(knob._value).partition(".")
+            assert nuke_standin.knows(children[child].kind, target)
+    for child in node.children:
+        for name in re.findall(r"parent\.(\w+)", " ".join(v for _, v in child.knobs)):
+            assert name in names, f"{child.knob('name')} asks for {name}"
+
+
+SHARED = HIDDEN_NAMES | {
+    "state",
+    "next",
+    "first",
+    "last",
+    "input_range",
+    "submit",
+    "cancel",
+    "resume",
+    "source",
+    "view",
+    "result_name",
+    "folder",
+    "at",
+    "has_result",
+    "versions",
+    "open_results",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "trouble"),
+    [
+        ("Group {\n name a\n}\n", "no end_group"),
+        ("Blur {\n inputs 1\n}\n", "takes 1 inputs"),
+        ("exec ls\n", "no node"),
+        ("Blur {\n size {[exec ls]}\n}\nopen /etc/passwd\n", "no node"),
+        ("Blur {\n size 1 name\n}\n", "don't pair up"),
+        ("Blur {\n name a\n", "missing close-brace"),
+        ("end_group\n", "without a group"),
+        ("push $N1\n", "no such variable"),
+        ('Blur {\n label "a [b"\n}\n}\n', "no node"),
+    ],
+)
+def test_the_reader_refuses(text: str, trouble: str) -> None:
+    with pytest.raises(BadScript, match=trouble):
+        nk_script.parse(text)
+
+
+def test_the_tool_set_has_the_nodes_as_they_are() -> None:
+    (path,) = TOOLSETS
+    nodes = {n.knob("name").rstrip("1"): n for n in nk_script.parse(path.read_text())}
+    for gizmo in (g for g in GIZMOS if g.stem in nodes):
+        ours, theirs = group(gizmo), nodes[gizmo.stem]
+        changed = {"name", "xpos", "ypos", "character", "inputs"}
+        assert [k for k in ours.knobs if k[0] not in changed] == [
+            k for k in theirs.knobs if k[0] not in changed
+        ]
+        assert [c.knobs for c in ours.children] == [c.knobs for c in theirs.children]
+    assert nodes["ReenactRepair"].inputs == [nodes["Reenact"], nodes["Plate"]]
+    assert nodes["ReenactEdit"].inputs == [nodes["ReenactRepair"], nodes["Plate"]]
+    assert nodes["ReenactStyle"].inputs == [nodes["ReenactEdit"], nodes["Plate"]]
+    assert nodes["ReenactComp"].inputs == [nodes["Plate"], nodes["ReenactStyle"]]
+    linked = nodes["Reenact"].knob("character")
+    assert nk_script.substitute(linked, {"ReenactPersonalize1.character": "a"}) == "a"
+
+
+def test_every_node_has_a_picture_of_its_properties() -> None:
+    """As `tools/node_pictures.py` draws it: run that after a change."""
+    pictures = sorted((FOLDER.parent / "docs" / "nodes").glob("Reenact*.png"))
+    assert [p.stem for p in pictures] == [p.stem for p in GIZMOS]
+    assert all(p.stat().st_size < 60_000 for p in pictures)

@@ -1,0 +1,562 @@
+"""The nodes in the stand-in for Nuke, with real sockets, a real server and real pictures."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import nuke_standin
+import numpy as np
+import pytest
+from nuke_session import copy_of, logic, read_node, slow, state, under, until, until_said
+from nuke_standin import Node, Session
+from OpenImageIO import UINT8, ImageBuf
+from reenact import __version__, client, protocol, runs, thumbnails
+from repository import ROOT
+from running_server import FRAMES, Server, inputs, wait_for
+
+from core.media import colour
+from core.media.numbering import frame_path
+from core.media.read import open_clip, read_frame
+from core.media.write import write_png
+from core.personalize.character import load_character
+from core.solve.latent_track import load_track
+from core.synthetic import performer
+
+FIRST, LAST = 1001, 1000 + FRAMES
+GIZMOS = ROOT / "gizmos"
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A character's file and a driving clip's pattern."""
+    return inputs(tmp_path_factory.mktemp("given"))
+
+
+def shot(session: Session, given: tuple[Path, str], folder: Path, **knobs: Any) -> Node:
+    """A saved script: a Read of the driving clip, and a Reenact node under it."""
+    nuke = session.module
+    nuke.root()["first_frame"].setValue(FIRST)
+    nuke.root()["last_frame"].setValue(LAST)
+    nuke.frame(FIRST)
+    node = under(session, "Reenact", read_node(session, given[1], FIRST, LAST))
+    for knob, value in {"character": str(given[0]), **knobs}.items():
+        node[knob].setValue(value)
+    nuke.scriptSaveAs(str(folder / "shot.nk"), True)
+    return node
+
+
+# -- from the plate to the result ----------------------------------------------------------------
+
+
+def test_a_plate_becomes_frames_under_the_node(
+    session: Session, server: Server, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    """While the node is renamed, copied, and its copy deleted."""
+    nuke = session.module
+    node = shot(
+        session,
+        given,
+        tmp_path,
+        first=FIRST,
+        last=FIRST + 2,
+        handles=1,
+        crops=True,
+        result_name="anna",
+    )
+    plate = session.look(node, FIRST)  # no result yet: it shows the plate
+    session.press(node, "submit")
+    until(session, node, "running")
+    steps = len(session._undo)
+    node.setName("Anna")
+    copy = copy_of(session, node, tmp_path)
+    assert copy["reenact_id"].value() != node["reenact_id"].value()
+    assert (copy["state"].value(), copy["run"].value()) == ("Not submitted.", "")
+    nuke.delete(copy)
+    assert len(session._undo) == steps + 4  # what the artist did, nothing of ours
+    session.pump(lambda: node["has_crops"].value(), 200, "the crops")
+
+    run = Path(node["run"].value())
+    assert run == tmp_path / "reenact" / "anna_v001"
+    track = load_track(node["track"].value())
+    assert track.numbers.tolist() == [FIRST, FIRST + 1, FIRST + 2, FIRST + 3]  # and a handle
+    for number, error in zip(track.numbers, track.quality["keypoint_error"], strict=True):
+        assert node["keypoint_error"].valueAt(number) == pytest.approx(float(error), rel=1e-5)
+    made = sorted(p.name for p in run.glob("*.exr"))
+    assert made == [f"anna_v001.{n}.exr" for n in range(FIRST, FIRST + 3)]
+    assert node.node("Result")["file"].value() == f"{run.as_posix()}/anna_v001.####.exr"
+
+    exr = ImageBuf(str(run / made[0]))
+    # The plate is an sRGB file; what comes back is in the script's working space.
+    assert exr.spec().getattribute("reenact:colourSpace") == colour.resolve("lin_rec709")
+    assert exr.spec().full_width == plate["red"].shape[1]
+    shown = session.look(node, FIRST)
+    there = exr.roi
+    inside = np.s_[there.ybegin : there.yend, there.xbegin : there.xend]
+    np.testing.assert_array_equal(shown["alpha"][inside], exr.get_pixels()[..., 3])
+    assert 0 < (shown["alpha"] > 0.9).mean() < 0.9
+    session.set(node, "output", "over the plate")
+    over = session.look(node, FIRST)
+    outside = shown["alpha"] == 0
+    for channel in ("red", "green", "blue"):
+        np.testing.assert_array_equal(over[channel][outside], plate[channel][outside])
+        assert not np.allclose(over[channel][~outside], plate[channel][~outside], atol=0.02)
+    session.set(node, "output", "render")
+    np.testing.assert_array_equal(session.look(node, FIRST)["red"], shown["render.red"])
+    session.set(node, "output", "aligned crop")
+    assert session.look(node, FIRST)["red"].shape == (64, 64)
+
+    session.press(node, "submit")  # the same again: the same version, nothing new
+    until(session, node, "done")
+    assert node["run"].value() == str(run)
+    nuke.scriptSaveAs(str(tmp_path / "shot.nk"), True)
+    nuke.scriptOpen(str(tmp_path / "shot.nk"))
+    again = nuke.toNode("Anna")
+    np.testing.assert_array_equal(session.look(again, FIRST)["red"].shape, (64, 64))
+    session.set(again, "output", "RGBA premultiplied")
+    np.testing.assert_array_equal(session.look(again, FIRST)["alpha"], shown["alpha"])
+
+
+def test_a_preview_is_shown_beside_the_result(
+    session: Session, server: Server, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    node = shot(session, given, tmp_path, neutral="off")
+    for knob, value in {
+        "colorManagement": "OCIO",
+        "OCIO_config": "aces_1.2",
+        "workingSpaceLUT": "scene_linear (ACES - ACEScg)",
+    }.items():
+        session.module.root()[knob].setValue(value)
+    node.input(0)["colorspace"].setValue("default (sRGB - Texture)")
+    session.module.frame(FIRST + 3)
+    session.press(node, "preview")
+    until(session, node, "done")
+    assert node["show"].value() == "preview"
+    run = Path(node["run"].value())
+    assert run.name == "Reenact1_preview_v001"
+    assert "sRGB - Texture of the OCIO config aces_1.2" in (run / "log.txt").read_text()
+    shown, plate = session.look(node, FIRST + 3), session.look(node.input(0), FIRST + 3)
+    assert not np.array_equal(shown["red"], plate["red"])
+    session.set(node, "show", "result")
+    np.testing.assert_array_equal(session.look(node, FIRST + 3)["red"], plate["red"])
+
+
+def test_a_scan_becomes_a_character_that_the_next_node_finds(
+    session: Session, server: Server, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    for i, motion in enumerate(performer.self_scan(performer.random_identity(6), 20, seed=6)):
+        write_png(tmp_path / f"scan.{i + 1:04d}.png", performer.render(motion, 160))
+    driving = shot(session, given, tmp_path)
+    scan = read_node(session, str(tmp_path / "scan.####.png"), 1, 20)
+    node = under(session, "ReenactPersonalize", scan)
+    session.press(node, "submit")
+    assert "agreed" in node["state"].value()  # nothing without consent
+    for knob, value in {
+        "who": "nobody: synthetic",
+        "agreed": True,
+        "refine": 1,
+        "result_name": "Anna B.",
+    }.items():
+        session.set(node, knob, value)
+    for quality, count, steps in (("preview", 60, 300), ("production", 250, 2000)):
+        session.set(node, "quality", quality)
+        settings = logic().order(node).settings
+        assert (settings["count"], settings["steps"]) == (count, steps)
+    for knob, value in {"count": 8, "steps": 3}.items():
+        session.set(node, knob, value)
+    session.press(node, "submit")
+    until(session, node, "done")
+    made = Path(node["character"].value())
+    assert made == tmp_path / "reenact/Anna_B__v001/Anna_B__v001.character"
+    picture = made.with_suffix(".png")
+    assert node["thumbnail"].value() == f'<img src="{picture}" width="128">'
+    seen = ImageBuf(str(picture)).get_pixels(UINT8)
+    np.testing.assert_array_equal(seen, load_character(made).thumbnail)
+    session.set(node, "show", "chosen frames")
+    sheet = ImageBuf(str(made.parent / "selection.png"))
+    assert session.look(node, 1)["red"].shape == (sheet.roi.height, sheet.roi.width)
+
+    session.press(driving, "list_characters")
+    session.pump(lambda: len(driving["characters"].values()) > 1, 60, "the list")
+    session.set(driving, "characters", driving["characters"].values()[1])
+    session.pump(lambda: "is here" in driving["state"].value(), 60, "the character")
+    fetched = Path(driving["character"].value())
+    assert fetched.parent == tmp_path / "reenact" / "characters"
+    assert fetched.read_bytes() == made.read_bytes()
+    assert fetched.with_suffix(".png").read_bytes() == picture.read_bytes()
+    assert str(fetched.with_suffix(".png")) in driving["thumbnail"].value()
+
+
+# -- what the knobs do ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", sorted(p.stem for p in GIZMOS.glob("*.gizmo")))
+def test_every_button_of_a_new_node_says_what_it_lacks(
+    session: Session, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the shipped text, where there is no input, no script on disk, no server, no plugin."""
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setenv("REENACT_HOME", str(tmp_path / "nobody"))
+    node = session.module.createNode(kind)
+    said = node["state" if node.knob("state") else "baked"]
+    buttons = [knob for knob in node.knobs().values() if knob.Class() == "PyScript_Knob"]
+
+    def quiet() -> bool:
+        return logic()._news.empty() and not any(e.is_alive() for e in logic()._errands)
+
+    for button in buttons:
+        if button.visible():
+            session.press(node, button.name())
+            session.pump(quiet, 60, "the answer")
+            assert said.value().endswith("."), button.name()
+    assert opened == session.messages == []
+    if kind != "ReenactComp":
+        assert node["versions"].value() == f"plugin {__version__}, protocol 1, Nuke 15.1v3"
+        logic()._show(node, runs.News(node["reenact_id"].value(), "failed", "It failed.", "log"))
+        assert node["next"].label() == "Show log"
+        session.press(node, "next")
+        assert opened == [(tmp_path / "nobody/store/logs/server.log").as_uri()]
+    with patch.dict("sys.modules", {"reenact.nodes": None}):
+        for button in buttons:
+            button.execute()
+    assert len(session.messages) == len(buttons)
+    assert all("plugin does not load" in message for message in session.messages)
+
+
+def test_progress_is_stage_loss_and_time_left() -> None:
+    event = {"stage": "tuning", "done": 300, "total": 1200, "figures": {"loss": 0.01234}}
+    text = "Tuning: 300 of 1200, loss 0.0123"
+    assert runs.progress_text(event, 130.0, (100.0, 0.0)) == f"{text}, 90 s left"
+    assert runs.progress_text(event, 400.0, (100.0, 0.0)) == f"{text}, 15 min left"
+    assert runs.progress_text(event, 400.0, (100.0, 300.0)) == text  # no speed yet
+
+
+# -- what is sent --------------------------------------------------------------------------------
+
+
+def test_the_files_of_a_plain_read_are_sent_as_they_are(
+    session: Session, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    node = shot(session, given, tmp_path, first=FIRST + 1, last=FIRST + 2, handles=5)
+    source = logic().order(node).source
+    assert source.numbers == list(range(FIRST, LAST + 1))  # handles end where the plate does
+    assert source.paths == [frame_path(given[1], n) for n in source.numbers]
+    assert source.space == "srgb_tx"  # Nuke's own sRGB
+    assert logic().order(node).settings["neutral"] == "auto"
+    for knob, value in {"neutral": "pair", "neutral_driving": FIRST + 1, "neutral_scan": 4}.items():
+        node[knob].setValue(value)
+    assert "at" not in logic().order(node).settings
+    node["at"].setValue((50, 30))  # in Nuke from the bottom left, for the server from the top left
+    settings = logic().order(node).settings
+    height = session.look(node.input(0), FIRST)["red"].shape[0]
+    assert (settings["neutral"], settings["at"]) == (f"{FIRST + 1}:4", [50, height - 30])
+    root = session.module.root()
+    root["colorManagement"].setValue("OCIO")
+    root["OCIO_config"].setValue("aces_1.2")
+    root["workingSpaceLUT"].setValue("scene_linear (ACES - ACEScg)")
+    node.input(0)["colorspace"].setValue("default (Utility - sRGB - Texture)")
+    source = logic().order(node).source
+    assert (source.space, source.config) == ("Utility - sRGB - Texture", "aces_1.2")
+    node.input(0)["raw"].setValue(True)
+    assert logic().order(node).source.space == "ACES - ACEScg"
+
+
+def test_what_is_upstream_is_rendered_at_full_size_as_raw_half(
+    session: Session, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    node = shot(session, given, tmp_path, last=FIRST, first=FIRST)
+    root, read = session.module.root(), node.input(0)
+    node.setInput(0, under(session, "NoOp", read))
+    root["proxy"].setValue(True)
+    steps = len(session._undo)
+    source = logic().order(node).source
+    read["file"].setValue("/nowhere.####.png")
+    session.press(node, "submit")
+    assert "The input could not be rendered" in node["state"].value()
+    read["file"].setValue(given[1])
+    write = node.node("Source")  # none of it stays, whatever comes of it
+    assert (root["proxy"].value(), write["file"].value()) == (True, "")
+    assert len(session._undo) == steps + 2  # the test's own
+    assert (source.space, source.numbers) == ("lin_rec709", [FIRST])
+    exr = ImageBuf(source.paths[0])
+    assert str(exr.spec().format) == "half"
+    shown = session.look(read, FIRST)
+    pixels = np.dstack([shown[c] for c in ("red", "green", "blue")])
+    np.testing.assert_allclose(exr.get_pixels(), pixels, rtol=1e-3, atol=1e-6)
+    session.set(node, "source", "files")
+    session.press(node, "submit")
+    assert "no plain Read" in node["state"].value()
+    session.set(node, "source", "auto")
+    node.setInput(0, None)
+    session.press(node, "submit")
+    assert node["state"].value() == "Connect the input."
+    assert node["tile_color"].value() == logic().RED
+
+
+def test_the_chosen_view_is_used(given: tuple[Path, str], tmp_path: Path) -> None:
+    with nuke_standin.running(views=("left", "right")) as session:
+        node = shot(session, given, tmp_path, first=FIRST, last=FIRST)
+        node.input(0)["file"].setValue("/plates/%V/shot.%v.####.exr")
+        node.input(0)["raw"].setValue(True)
+        assert logic().order(node).source.paths == [f"/plates/left/shot.l.{FIRST}.exr"]
+        node["view"].setValue("right")
+        assert logic().order(node).source.paths == [f"/plates/right/shot.r.{FIRST}.exr"]
+        node["view"].setValue("middle")
+        session.press(node, "submit")
+        assert "no view middle" in node["state"].value()
+
+
+# -- through whatever happens --------------------------------------------------------------------
+
+
+def test_server_killed_and_nuke_closed_and_the_job_is_finished(
+    session: Session, own_server: Server, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    own_server.start()
+    nuke = session.module
+    node = shot(session, given, tmp_path, first=FIRST, last=FIRST + 3, steps=20)
+    session.press(node, "submit")
+    until_said(session, node, "Solving: ")
+    nuke.scriptSaveAs(str(tmp_path / "shot.nk"), True)
+    nuke.scriptClear()
+    own_server.kill()
+    nuke.scriptOpen(str(tmp_path / "shot.nk"))
+    node = nuke.toNode("Reenact1")
+    until(session, node, "failed")
+    assert node["next"].label() == "Start server"
+    own_server.start()
+    session.press(node, "next")
+    until(session, node, "done")
+    assert len(list(Path(node["run"].value()).glob("*.exr"))) == 4
+    assert node["tile_color"].value() == logic().PLAIN
+    assert not node["next"].visible()
+
+
+def test_a_deleted_node_gets_its_result_when_undo_brings_it_back(
+    session: Session, server: Server, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    nuke = session.module
+    node = shot(session, given, tmp_path, first=FIRST, last=FIRST + 1)
+    session.press(node, "submit")
+    until(session, node, "running")
+    run, id = logic()._runs[node["reenact_id"].value()], node["reenact_id"].value()
+    nuke.delete(node)
+    session.pump(lambda: not run.is_alive(), 200, "the job")
+    nuke.undo()
+    node = nuke.toNode("Reenact1")
+    until(session, node, "done")
+    assert node["reenact_id"].value() == id
+    assert session.look(node, FIRST)["alpha"].max() > 0.9
+
+
+SECOND = """
+import sys
+import nuke_standin
+from nuke_session import until
+with nuke_standin.running() as session:
+    session.module.scriptOpen(sys.argv[1])
+    node = session.module.toNode("Reenact1")
+    until(session, node, "done")
+    print(node["run"].value(), node["reenact_id"].value())
+    assert session.look(node, 1001)["alpha"].max() > 0.9
+"""
+
+
+def test_a_second_nuke_follows_the_same_job(
+    session: Session, server: Server, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    node = shot(session, given, tmp_path, first=FIRST, last=FIRST + 2, steps=12)
+    session.press(node, "submit")
+    until(session, node, "running")
+    session.module.scriptSaveAs(str(tmp_path / "shot.nk"), True)
+    command = [sys.executable, "-c", SECOND, str(tmp_path / "shot.nk")]
+    paths = os.pathsep.join(path for path in sys.path if path)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths}
+    ) as second:
+        until(session, node, "done")
+        said, _ = second.communicate(timeout=200)
+    assert second.returncode == 0
+    assert said.split() == [node["run"].value(), node["reenact_id"].value()]
+    assert len(list(Path(node["run"].value()).glob("*.exr"))) == 3
+    assert len(list((tmp_path / "reenact").iterdir())) == 1
+
+
+def test_cancel_keeps_what_is_done_and_resume_goes_on(
+    session: Session, server: Server, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    node = shot(session, given, tmp_path, steps=200)
+    session.press(node, "submit")
+    until_said(session, node, "Solving: ")
+    session.press(node, "cancel")
+    until(session, node, "cancelled")
+    assert node["next"].label() == "Resume"
+    session.press(node, "resume")
+    until_said(session, node, "Solving: ")
+    session.press(node, "cancel")
+    until(session, node, "cancelled")
+
+
+def test_every_trouble_lands_on_the_node(
+    session: Session, own_server: Server, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    """No server, a frozen one, a slow one, a dying one; the wrong version, file, character. Nuke
+    is never held up: where the server does not answer, it would be for seconds."""
+    node = shot(session, given, tmp_path)
+    session.longest = 0.0
+    session.press(node, "submit")
+    until(session, node, "failed")
+    assert "No Reenact server answers" in node["state"].value()
+    assert node["next"].label() == "Start server"
+    own_server.start()
+    process = own_server.process
+    assert process is not None
+    for version, side in ((2, "server"), (0, "plugin")):
+        with patch.object(protocol, "VERSION", version):
+            session.press(node, "submit")
+            until_said(session, node, f"Update the {side}")
+            until(session, node, "failed")
+    process.send_signal(signal.SIGSTOP)
+    session.press(node, "submit")
+    until(session, node, "failed")
+    process.send_signal(signal.SIGCONT)
+    with slow(own_server):
+        session.press(node, "list_characters")
+        until_said(session, node, "0 characters on the server.")
+    session.set(node, "character", str(tmp_path / "gone.character"))
+    session.press(node, "submit")
+    until_said(session, node, "There is no character")
+    session.picked = str(given[0])
+    with patch.object(client, "AGAIN_SECONDS", 0.5), patch.object(runs, "Client", Impatient):
+        session.press(node, "next")  # locates it, and submits
+        until_said(session, node, "Solving: ")
+        own_server.kill()
+        until(session, node, "lost")
+        assert node["tile_color"].value() == logic().RED
+        own_server.start()
+        until(session, node, "running", "done")
+    session.press(node, "cancel")
+    until(session, node, "cancelled", "done")
+    node.input(0)["file"].setValue(given[1].replace("plate", "absent"))
+    session.press(node, "submit")
+    until_said(session, node, "There is no file")
+    print(f"held up for {session.longest:.3f} s at most")
+    assert session.longest < 0.5
+    assert session.messages == []  # no windows
+
+
+class Impatient(client.Client):
+    def __init__(self, name: str, deadline: float = 2.0) -> None:
+        super().__init__(name, min(deadline, 2.0))
+
+
+def test_the_button_starts_the_server_and_goes_on(
+    session: Session,
+    own_server: Server,
+    given: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = tmp_path / "bin" / "reenact"
+    command.parent.mkdir()
+    command.write_text(
+        f"#!/bin/sh\nPYTHONPATH='{os.environ.get('PYTHONPATH', '')}' exec "
+        f"'{sys.executable}' -m server.cli \"$@\"\n"
+    )
+    command.chmod(0o755)
+    monkeypatch.setattr(runs, "server_command", lambda: [str(command), "serve"])
+    node = shot(session, given, tmp_path, first=FIRST, last=FIRST)
+    session.press(node, "submit")
+    until(session, node, "failed")
+    session.press(node, "next")
+    session.pump(lambda: node["run"].value(), 120, "a job")
+    session.press(node, "cancel")
+    until(session, node, "cancelled", "done")
+    os.kill(json.loads((own_server.folder / "server.json").read_text())["pid"], signal.SIGTERM)
+    wait_for(lambda: not (own_server.folder / "server.json").exists(), 60, "its end")
+
+
+# -- nuke -t -------------------------------------------------------------------------------------
+
+
+def test_a_terminal_submits_at_once_and_a_render_asks_no_server(
+    server: Server, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    with nuke_standin.running(gui=False, views=("left", "right")) as session:
+        nuke = session.module
+        node = shot(session, given, tmp_path, first=FIRST, last=FIRST + 1, steps=11)
+        session.press(node, "submit")
+        assert node["state"].value() == "Reenact1_v001: 2 frames, view left."
+        assert state(node) == "done"
+        assert any(line.strip() for line in session.said), session.said  # it tells how it goes
+        nuke.scriptSaveAs(str(tmp_path / "shot.nk"), True)
+        node["job_state"].setValue("running")  # as the script of an artist who went home
+        nuke.scriptSaveAs(str(tmp_path / "busy.nk"), True)
+    for installed in (True, False):
+        with (
+            nuke_standin.running(gui=False) as farm,
+            patch.object(client.Client, "__init__", side_effect=AssertionError("a socket")),
+            patch.object(runs.Run, "start", side_effect=AssertionError("a thread")),
+            patch.dict("sys.modules", {} if installed else {"reenact.nodes": None}),
+        ):
+            nuke = farm.module
+            nuke.scriptOpen(str(tmp_path / "busy.nk"))
+            write = nuke.createNode("Write")
+            for knob, value in {
+                "file": str(tmp_path / "out.%04d.exr"),
+                "file_type": "exr",
+                "raw": True,
+            }.items():
+                write[knob].setValue(value)
+            write.setInput(0, nuke.toNode("Reenact1"))
+            nuke.execute(write, FIRST, FIRST + 1)
+            result = open_clip(str(tmp_path / "reenact/Reenact1_v001/Reenact1_v001.####.exr"))
+            out = open_clip(str(tmp_path / "out.####.exr"))
+            for number in (FIRST, FIRST + 1):
+                np.testing.assert_array_equal(
+                    read_frame(out, number).pixels, read_frame(result, number).pixels
+                )
+            first = Path(frame_path(result.path, FIRST))
+            first.rename(tmp_path / "away.exr")
+            with pytest.raises(RuntimeError, match="No such file"):  # as any Read
+                nuke.execute(write, FIRST, FIRST)
+            (tmp_path / "away.exr").rename(first)
+
+
+# -- the panel -----------------------------------------------------------------------------------
+
+
+def test_the_panel_lists_jobs_with_their_nodes(
+    session: Session, server: Server, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    panel = importlib.import_module("reenact.panel").Jobs()
+    thumbnails.make(given[0])
+    node = shot(session, given, tmp_path, steps=300)
+    session.press(node, "submit")
+    until_said(session, node, "Solving: ")
+    panel.resize(700, 300)
+    panel.show()
+
+    def cell(column: int) -> str:
+        return panel.table.item(0, column).text() if panel.table.rowCount() else ""
+
+    session.pump(lambda: cell(0) == "Reenact1" and "solving" in cell(3), 60, "the job")
+    assert cell(2) == "running"
+    assert not panel.table.item(0, 0).icon().isNull()
+    picture = tmp_path / "panel.png"
+    assert panel.grab().save(str(picture))
+    assert ImageBuf(str(picture)).roi.width == 700
+    panel.table.selectRow(0)
+    session._held(panel.show_node)
+    assert session.shown == ["Reenact1"]
+    session._held(panel.cancel)
+    session.pump(lambda: cell(2) == "cancelled", 60, "the end")
+    assert panel.chosen()
+    until(session, node, "cancelled")
+    panel.close()

@@ -1,0 +1,211 @@
+"""Nuke's names: every one that the plugin or its stand-in uses is one that Nuke has."""
+
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import nuke_standin
+import pytest
+from repository import ROOT
+
+PLUGIN = ROOT / "nuke_plugin" / "reenact"
+GIZMOS = ROOT / "gizmos"
+
+# Names that the stubs of Nuke 13.2 (types-nuke) lack: name -> documentation, first version.
+# None is used yet.
+NEWER: dict[str, tuple[str, str]] = {}
+
+
+def stubs() -> dict[str, ast.ClassDef | None]:
+    """Top level names of `nuke` in its stubs; of classes the definition."""
+    found = importlib.util.find_spec("nuke-stubs")
+    assert found is not None
+    assert found.submodule_search_locations is not None
+    names: dict[str, ast.ClassDef | None] = {}
+    for path in Path(found.submodule_search_locations[0]).glob("*.pyi"):
+        for line in ast.parse(path.read_text()).body:
+            if isinstance(line, ast.ClassDef):
+                names[line.name] = line
+            elif isinstance(line, ast.FunctionDef):
+                names[line.name] = None
+            elif isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+                names[line.target.id] = None
+    return names
+
+
+def methods(name: str, known: dict[str, ast.ClassDef | None]) -> set[str]:
+    """Of a class and those that it comes from."""
+    body = known[name]
+    assert body is not None
+    own = {line.name for line in body.body if isinstance(line, ast.FunctionDef)}
+    for base in body.bases:
+        if isinstance(base, ast.Name) and base.id in known:
+            own |= methods(base.id, known)
+    return own
+
+
+def test_one_file_looks_into_nuke() -> None:
+    for path in PLUGIN.glob("*.py"):
+        imports = re.findall(r"^\s*(?:import|from) nuke\b", path.read_text(), re.M)
+        assert bool(imports) == (path.name == "host.py"), path.name
+
+
+def test_the_boundary_is_small_and_typed() -> None:
+    functions = [
+        line
+        for line in ast.parse((PLUGIN / "host.py").read_text()).body
+        if isinstance(line, ast.FunctionDef) and not line.name.startswith("_")
+    ]
+    assert 10 < len(functions) <= 25
+    used = set()
+    for path in PLUGIN.glob("*.py"):
+        used |= set(re.findall(r"\bhost\.(\w+)", path.read_text()))
+    used |= set(re.findall(r"\bhost\.(\w+)", (PLUGIN.parent / "menu.py").read_text()))
+    assert {f.name for f in functions} <= used, "a function that nobody needs"
+
+
+def test_every_name_of_nuke_is_in_its_stubs() -> None:
+    known = stubs()
+    used = set()
+    for line in ast.walk(ast.parse((PLUGIN / "host.py").read_text())):
+        if isinstance(line, ast.Attribute) and ast.unparse(line.value) == "nuke":
+            used.add(line.attr)
+    for path in (*GIZMOS.rglob("*.gizmo"), *GIZMOS.rglob("*.nk")):
+        used |= set(re.findall(r"\bnuke\.(\w+)", path.read_text()))
+    used |= set(re.findall(r"\bnuke\.(\w+)", (PLUGIN.parent / "menu.py").read_text()))
+    assert len(used) > 15
+    assert used <= known.keys() | NEWER.keys()
+
+
+def test_the_stand_in_has_nothing_that_nuke_has_not() -> None:
+    known = stubs()
+    with nuke_standin.running() as session:
+        for name, value in vars(session.module).items():
+            if name.startswith("__"):
+                continue
+            assert name in known, name
+            if isinstance(value, type):
+                ours = {n for kind in value.__mro__ for n in vars(kind) if not n.startswith("_")}
+                assert ours <= methods(name, known), name
+
+
+def test_the_stand_in_is_strict() -> None:
+    import threading
+
+    with nuke_standin.running() as session:
+        nuke = session.module
+        with pytest.raises(AttributeError):
+            nuke.exceuteInMainThread  # noqa: B018
+        node = nuke.createNode("Reenact")
+        with pytest.raises(NameError):
+            node["characte"]
+        with pytest.raises(RuntimeError, match="no such knob"):
+            session._build(
+                nuke_standin.nk_script.parse("Read {\n inputs 0\n flie a\n}\n"), session._root
+            )
+        with pytest.raises(RuntimeError, match="Unknown command"):
+            nuke.createNode("Raed")
+        with pytest.raises(RuntimeError, match="would hang"):
+            nuke.executeInMainThreadWithResult(nuke.root)
+        caught: list[str] = []
+
+        def elsewhere() -> None:
+            for call in (nuke.root, lambda: node.name(), lambda: node["first"].value(), nuke.undo):
+                try:
+                    call()
+                except RuntimeError as error:
+                    caught.append(str(error))
+
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        assert len(caught) == 4
+        assert all("off the main thread" in text for text in caught)
+        results: list[object] = []
+        thread = threading.Thread(
+            target=lambda: results.append(nuke.executeInMainThreadWithResult(lambda: node.name()))
+        )
+        thread.start()
+        session.pump(lambda: results, 10, "the call")
+        thread.join()
+        assert results == ["Reenact1"]
+        nuke.delete(node)
+        with pytest.raises(ValueError, match="not attached"):
+            node.name()
+    with nuke_standin.running(gui=False) as session:
+        for call in (
+            lambda: session.module.message("x"),
+            lambda: session.module.menu("Nodes"),
+            lambda: session.module.executeInMainThread(print),
+        ):
+            with pytest.raises(RuntimeError):
+                call()
+
+
+@pytest.mark.parametrize("gui", [True, False])
+def test_the_acceptance_script_runs(
+    gui: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows that it would run in Nuke, and that the stand-in does what Nuke is asked for."""
+    script, report = Path(__file__).with_name("nuke_acceptance.py"), tmp_path / "report.json"
+    monkeypatch.setattr("sys.argv", ["nuke", str(report)])
+    with nuke_standin.running(gui):
+        exec(compile(script.read_text(), str(script), "exec"), {"__name__": "__main__"})
+    assert "REENACT_ACCEPTANCE_OK" in capsys.readouterr().out, report.read_text()
+
+
+def test_the_menu_makes_the_nodes() -> None:
+    with nuke_standin.running() as session:
+        exec(compile((PLUGIN.parent / "menu.py").read_text(), "menu.py", "exec"), {})
+        assert eval(session.panels["reenact.jobs"]).__name__ == "Jobs"
+        commands = session.menus["Nodes"]._commands
+        assert sorted(commands) == [
+            "Reenact/Comp",
+            "Reenact/Edit",
+            "Reenact/Personalize",
+            "Reenact/Reenact",
+            "Reenact/Repair",
+            "Reenact/Style",
+        ]
+        for script, icon in commands.values():
+            exec(script, {"nuke": session.module})
+            assert (GIZMOS / icon).exists()
+            assert (GIZMOS / icon.replace(".png", "@2x.png")).exists()
+        names = [n.name() for n in session.module.allNodes()]
+        assert names == [
+            "ReenactPersonalize1",
+            "Reenact1",
+            "ReenactRepair1",
+            "ReenactEdit1",
+            "ReenactStyle1",
+            "ReenactComp1",
+        ]
+
+
+def test_a_render_does_not_load_what_talks_to_the_server() -> None:
+    """Opening a script on a farm imports the nodes' logic, and no sockets."""
+    code = (
+        "import sys, types; nuke = sys.modules['nuke'] = types.ModuleType('nuke')\n"
+        "nuke.Node = object\n"
+        "import reenact.nodes\n"
+        "print('zmq' in sys.modules, 'reenact.client' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "False True\n"
+
+
+def test_nuke_starts_whatever_is_wrong_with_the_plugin(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line in the terminal, and no menu."""
+    script = compile((PLUGIN.parent / "menu.py").read_text(), "menu.py", "exec")
+    with nuke_standin.running() as session:
+        for broken in ("reenact", "nukescripts"):
+            with patch.dict(sys.modules, {broken: None}):
+                exec(script, {})
+            said = capsys.readouterr().err
+            assert said.startswith("Reenact has no menu: ModuleNotFoundError: ")
+            assert said.count("\n") == 1
+        assert session.panels == {}

@@ -1,0 +1,1168 @@
+"""A strict stand-in for Nuke, where Nuke itself can't run.
+
+It is as strict as Nuke or stricter: names that it does not have raise AttributeError, nodes and
+knobs off the main thread raise, knobs of native nodes are those of `nuke_knobs.json` and
+`DOCUMENTED`. Scripts are real text, read by Tcl; Write and Read work on real files; Qt's own event
+loop runs. A group's onCreate runs before its inside is there, since Nuke does not promise more.
+
+What it can't show: how Nuke draws, caches, schedules and licenses (`nuke_acceptance.py`).
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import json
+import os
+import re
+import sys
+import threading
+import time
+import types
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import nk_script
+import nuke_pixels
+import numpy as np
+import OpenImageIO as oiio
+import reenact
+from nk_script import Statement, quote, words
+from repository import ROOT
+
+from core.media.write import write_exr
+
+_plain_import = builtins.__import__
+from PySide6.QtWidgets import QApplication  # noqa: E402
+
+builtins.__import__ = _plain_import  # Qt's own, for features nobody uses, is in other tests' way
+
+Picture = dict[str, np.ndarray]  # channel -> [H, W], over the format
+
+CLASSES = json.loads((Path(__file__).parent / "nuke_knobs.json").read_text())
+
+# Knobs that every node has: those seen in five classes or more.
+_SEEN = Counter(
+    knob for kind in CLASSES.values() if isinstance(kind, dict) for knob in kind["knobs"]
+)
+EVERYWHERE = {knob for knob, classes in _SEEN.items() if classes >= 5} | {"inputs"}
+_CALLBACKS = "https://learn.foundry.com/nuke/developers/130/pythondevguide/callbacks.html"
+_ROOT = "https://learn.foundry.com/nuke/content/reference_guide/other_nodes/root.html"
+# Classes and knobs that no harvested script had, and where they are described.
+DOCUMENTED = {
+    "Group": {
+        **dict.fromkeys(("onCreate", "onDestroy", "knobChanged"), _CALLBACKS),
+        "help": "seen in NoOp, which has no knobs of its own",
+    },
+    "Root": dict.fromkeys(
+        (
+            "first_frame",
+            "last_frame",
+            "proxy",
+            "colorManagement",
+            "OCIO_config",
+            "customOCIOConfigPath",
+            "workingSpaceLUT",
+            "fps",
+            "frame",
+        ),
+        _ROOT,
+    ),
+}
+
+
+def knows(kind: str, knob: str) -> bool:
+    """Whether a native node of a class is known to have a knob."""
+    seen = CLASSES.get(kind, {})
+    names = {*seen.get("knobs", ()), *seen.get("also_seen_in_scripts", ())}
+    return knob in names or knob in EVERYWHERE or knob in DOCUMENTED.get(kind, {})
+
+
+class _Main:
+    """Used by the main thread alone."""
+
+    def __getattribute__(self, name: str):
+        if not name.startswith("_"):
+            _on_main(name)
+        return object.__getattribute__(self, name)
+
+
+def _on_main(what: str) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError(f"nuke was used off the main thread: {what}")
+
+
+# -- knobs ---------------------------------------------------------------------------------------
+
+FLAGS = {"INVISIBLE": 0x400, "DISABLED": 0x80, "STARTLINE": 0x1000, "DO_NOT_WRITE": 0x200}
+
+
+class Knob(_Main):
+    _default: object = ""
+
+    def __init__(self, name: str, label: str = "") -> None:
+        self._name, self._label, self._tip = name, label, ""
+        self._node: Node | None = None
+        self._definition: list[str] | None = None  # of a user knob: type, then the rest
+        self._flags: set[str] = set()
+        self._value, self._keys, self._expression = self._default, {}, ""
+
+    def name(self):
+        return self._name
+
+    def Class(self):
+        return type(self).__name__
+
+    def label(self):
+        return self._label
+
+    def setLabel(self, label):
+        self._label = str(label)
+
+    def tooltip(self):
+        return self._tip
+
+    def visible(self):
+        return "INVISIBLE" not in self._flags
+
+    def setVisible(self, visible):
+        (self._flags.discard if visible else self._flags.add)("INVISIBLE")
+
+    def node(self):
+        return self._node
+
+    def value(self):
+        return self._value
+
+    def setValue(self, value):
+        self._set(self._checked(value))
+        return True
+
+    def toScript(self):
+        return self._text()
+
+    def fromScript(self, text):
+        self._set_text(text)
+
+    def _checked(self, value):
+        return value
+
+    def _set(self, value) -> None:
+        before = self._value
+        self._value, self._keys, self._expression = value, {}, ""
+        if self._node is not None:
+            session = self._node._session
+            session._undoable(lambda: setattr(self, "_value", before))
+            if value != before:
+                session._knob_changed(self._node, self)
+
+    def _set_text(self, text: str) -> None:
+        self._value = text
+
+    def _text(self) -> str:
+        return str(self._value)
+
+
+class String_Knob(Knob):
+    def _checked(self, value):
+        if not isinstance(value, str):
+            raise TypeError(f"{self._name}: a string, not {type(value).__name__}")
+        return value
+
+
+class EvalString_Knob(String_Knob):
+    def evaluate(self, context=None):
+        if not self._value:
+            return None
+        session = self._node._session
+        text = self._value
+        if "[" in text:
+            text = nk_script.substitute(text, session._tcl_values(self._node))
+        frame = session._frame if context is None else context
+        view = session._views[0]
+        if isinstance(context, OutputContext):
+            frame, view = context._frame, session._views[context._view]
+        text = text.replace("%V", view).replace("%v", view[:1])
+
+        def number(found: re.Match[str]) -> str:
+            return f"{int(frame):0{int(found[1] or len(found[0]))}d}"
+
+        return re.sub(r"#+|%0(\d+)d", number, text)
+
+
+class File_Knob(EvalString_Knob):
+    def _checked(self, value):
+        if "\\" in value:
+            raise ValueError(f"{self._name}: back slashes are Tcl's")
+        return super()._checked(value)
+
+
+class Multiline_Eval_String_Knob(EvalString_Knob):
+    pass
+
+
+class Script_Knob(String_Knob):
+    def execute(self):
+        self._node._session._run(self._value, self._node, self)
+
+    def command(self):
+        return self._value
+
+
+class PyScript_Knob(Script_Knob):
+    pass
+
+
+class Tab_Knob(Knob):
+    pass
+
+
+class Text_Knob(Knob):
+    pass
+
+
+class Link_Knob(Knob):
+    pass
+
+
+class Array_Knob(Knob):
+    _default: object = 0.0
+    _kind: type = float
+
+    def _checked(self, value):
+        if isinstance(value, str) or not isinstance(value, (int, float)):
+            raise TypeError(f"{self._name}: a number, not {value!r}")
+        return self._kind(value)
+
+    def value(self):
+        return self.valueAt(self._node._session._frame) if self._node else self._value
+
+    def valueAt(self, frame):
+        if self._expression:
+            return self._kind(self._node._session._evaluate(self._expression, self._node))
+        if self._keys:
+            where = sorted(self._keys)
+            return self._kind(np.interp(frame, where, [self._keys[n] for n in where]))
+        return self._value
+
+    def isAnimated(self):
+        return bool(self._keys)
+
+    def getNumKeys(self):
+        return len(self._keys)
+
+    def _set_text(self, text: str) -> None:
+        self._keys, self._expression = {}, ""
+        if text.startswith("{"):
+            (inside,) = words(text)
+            if inside.startswith("curve"):
+                frame = 0
+                for word in words(inside)[1:]:
+                    if word.startswith("x"):
+                        frame = int(word[1:])
+                    elif re.fullmatch(r"-?[\d.]+(e-?\d+)?", word):
+                        self._keys[frame] = float(word)
+                        frame += 1
+            else:
+                plain = words(inside)
+                self._expression = plain[0] if len(plain) == 1 else inside
+        else:
+            self._value = self._kind(int(text, 0) if text.startswith("0x") else float(text))
+
+    def _text(self) -> str:
+        if self._expression:
+            return quote(self._expression) if " " in self._expression else f"{{{self._expression}}}"
+        if self._keys:
+            keys = " ".join(f"x{n} {self._keys[n]:.6g}" for n in sorted(self._keys))
+            return f"{{curve L {keys}}}"
+        return f"{self._value:g}" if self._kind is float else str(self._value)
+
+
+class Double_Knob(Array_Knob):
+    pass
+
+
+class Int_Knob(Array_Knob):
+    _default, _kind = 0, int
+
+
+class Unsigned_Knob(Int_Knob):
+    pass
+
+
+class Boolean_Knob(Array_Knob):
+    _default, _kind = False, bool
+
+    def _set_text(self, text: str) -> None:
+        if text.startswith("{"):
+            super()._set_text(text)
+        else:
+            self._value = {"true": True, "false": False, "1": True, "0": False}[text]
+
+    def _text(self) -> str:
+        return super()._text().lower()
+
+
+class XY_Knob(Array_Knob):
+    _default = ("0", "0")  # each axis as text: a number, or a curve
+
+    def value(self):
+        return nuke_pixels.numbers(self._node, self._name, "")
+
+    def _checked(self, value):
+        x, y = value
+        return f"{float(x):g}", f"{float(y):g}"
+
+    def _set_text(self, text: str) -> None:
+        self._value = tuple(words(text))
+
+    def _text(self) -> str:
+        return " ".join(map(quote, self._value))
+
+
+class Enumeration_Knob(Unsigned_Knob):
+    _default: object = ""
+
+    def __init__(self, name: str, label: str = "", items: tuple[str, ...] = ()) -> None:
+        self._items = list(items)
+        super().__init__(name, label)
+        self._value = self._items[0] if self._items else ""
+
+    def value(self):
+        return self._value
+
+    def values(self):
+        return list(self._items)
+
+    def setValues(self, items):
+        self._items = [str(i) for i in items]
+        if self._value not in self._items:
+            self._value = self._items[0]
+
+    def _checked(self, value):
+        if isinstance(value, int):
+            return self._items[value]
+        if value not in self._items:
+            raise ValueError(f"{self._name} has no {value!r}, but {self._items}")
+        return value
+
+    def valueAt(self, frame):
+        return self._items.index(self._value)
+
+    def _set_text(self, text: str) -> None:
+        self._value = self._checked(text)
+
+    def _text(self) -> str:
+        return str(self._value)
+
+
+class Color_Knob(Unsigned_Knob):  # tile_color: one number
+    def _text(self) -> str:
+        return hex(self._value)
+
+
+_USER = {
+    "1": EvalString_Knob,
+    "2": File_Knob,
+    "3": Int_Knob,
+    "4": Enumeration_Knob,
+    "6": Boolean_Knob,
+    "7": Double_Knob,
+    "12": XY_Knob,
+    "20": Tab_Knob,
+    "22": PyScript_Knob,
+    "26": Text_Knob,
+    "41": Link_Knob,
+    "43": Multiline_Eval_String_Knob,
+}
+
+
+def user_knob(definition: str) -> Knob:
+    """A knob as `addUserKnob {...}` says it: type, name, then `l` label, `t` tooltip, `T` text,
+    `M` menu, `R` range, and flags."""
+    number, name, *rest = words(definition)
+    knob = _USER[number](name)
+    knob._definition = [number]
+    i = 0
+    while i < len(rest):
+        word = rest[i]
+        if word[0] in "+-":
+            if word[1:] not in FLAGS:
+                raise nk_script.BadScript(f"{name}: no flag {word}")
+            (knob._flags.add if word[0] == "+" else knob._flags.discard)(word[1:])
+            if word == "-STARTLINE":
+                knob._definition += [word]
+        elif word == "R":
+            knob._definition += rest[i : i + 3]
+            i += 2
+        elif word in "ltTM" and len(word) == 1:
+            i += 1
+            if word == "l":
+                knob._label = rest[i]
+            elif word == "t":
+                knob._tip = rest[i]
+            elif word == "T":
+                knob._value = rest[i]
+            else:
+                knob._items = words(rest[i])
+                knob._value = knob._items[0]
+        else:
+            raise nk_script.BadScript(f"{name}: what is {word}?")
+        i += 1
+    return knob
+
+
+def _user_definition(knob: Knob) -> str:
+    number, *rest = knob._definition
+    made = [number, knob._name, "l", knob._label]
+    made += ["t", knob._tip] * bool(knob._tip)
+    if isinstance(knob, (PyScript_Knob, Text_Knob, Link_Knob)):
+        made += ["T", str(knob._value)]
+    if isinstance(knob, Enumeration_Knob):
+        made += ["M", " ".join(map(quote, knob._items))]
+    made += rest + [f"+{flag}" for flag in sorted(knob._flags)]
+    return " ".join(map(quote, made))
+
+
+# Types and defaults of native knobs that matter here; others keep their text.
+_NATIVE: dict[str, dict[str, Callable[[str], Knob]]] = {
+    "Read": {
+        **dict.fromkeys(("file", "proxy"), File_Knob),
+        "frame": EvalString_Knob,
+        **dict.fromkeys(("first", "last", "origfirst", "origlast"), Int_Knob),
+        **dict.fromkeys(("raw", "premultiplied", "auto_alpha", "origset"), Boolean_Knob),
+        "frame_mode": lambda n: Enumeration_Knob(n, n, ("expression", "start at", "offset")),
+        "reload": Script_Knob,
+    },
+    "Write": {
+        "file": File_Knob,
+        **dict.fromkeys(("raw", "create_directories", "use_limit"), Boolean_Knob),
+    },
+    "Switch": {"which": Double_Knob},
+    "Input": {"number": Int_Knob},
+    "Root": {
+        **dict.fromkeys(("first_frame", "last_frame", "frame"), Int_Knob),
+        "proxy": Boolean_Knob,
+        "customOCIOConfigPath": File_Knob,
+    },
+}
+_DEFAULTS = {
+    ("Read", "first"): 1,
+    ("Read", "last"): 1,
+    ("Read", "colorspace"): "default (sRGB)",
+    ("Root", "first_frame"): 1,
+    ("Root", "last_frame"): 100,
+    ("Root", "colorManagement"): "Nuke",
+    ("Root", "workingSpaceLUT"): "linear",
+    ("Root", "OCIO_config"): "nuke-default",
+}
+
+
+# -- nodes ---------------------------------------------------------------------------------------
+
+
+class Node:
+    def __init__(self, session: Session, kind: str, parent: Group | None) -> None:
+        self._session, self._kind, self._parent = session, kind, parent
+        self._inputs: list[Node | None] = []
+        self._knobs: dict[str, Knob] = {}
+        self._attached = True
+
+    def __getattribute__(self, name: str):
+        if not name.startswith("_"):
+            _on_main(name)
+            if not object.__getattribute__(self, "_attached"):
+                raise ValueError("A PythonObject is not attached to a node")
+        return object.__getattribute__(self, name)
+
+    def __getitem__(self, name: str) -> Knob:
+        found = self.knob(name)
+        if found is None:
+            raise NameError(f"knob {name} does not exist")
+        return found
+
+    def Class(self):
+        return self._kind
+
+    def knob(self, name):
+        if name in self._knobs:
+            return self._knobs[name]
+        if not knows(self._kind, name) or name == "inputs":
+            return None
+        knob = _NATIVE.get(self._kind, {}).get(name, String_Knob)(name)
+        if name == "tile_color":
+            knob = Color_Knob(name)
+        elif name in ("disable", "selected", "hide_input"):
+            knob = Boolean_Knob(name)
+        elif name in ("xpos", "ypos"):
+            knob = Int_Knob(name)
+        knob._value = _DEFAULTS.get((self._kind, name), knob._value)
+        knob._node = self
+        self._knobs[name] = knob
+        return knob
+
+    def knobs(self):
+        return dict(self._knobs)
+
+    def selectOnly(self):
+        for other in self._session._root._children:
+            other["selected"].setValue(other is self)
+
+    def name(self):
+        return self["name"].value()
+
+    def setName(self, name):
+        if self._parent.node(name) not in (None, self):
+            name = self._session._free_name(self._parent, name)
+        self["name"].setValue(name)
+
+    def fullName(self):
+        above = self._parent
+        inside = above is not None and above is not self._session._root
+        return f"{above.fullName()}.{self.name()}" if inside else self.name()
+
+    def parent(self):
+        return self._parent
+
+    def input(self, index):
+        return self._inputs[index] if index < len(self._inputs) else None
+
+    def inputs(self):
+        return len(self._inputs)
+
+    def setInput(self, index, node):
+        self._inputs += [None] * (index + 1 - len(self._inputs))
+        self._inputs[index] = node
+        return True
+
+    def firstFrame(self):
+        return self._session._range(self)[0]
+
+    def lastFrame(self):
+        return self._session._range(self)[1]
+
+    def sample(self, channel, x, y):
+        picture = self._session.look(self, self._session._frame)
+        plane = picture.get(channel, np.zeros_like(picture["red"]))
+        return float(plane[plane.shape[0] - 1 - int(y), int(x)])
+
+    def width(self):
+        return self._session._picture(self, self._session._frame)["red"].shape[1]
+
+    def format(self):
+        try:
+            return Format(self._session._picture(self, self._session._frame)["red"].shape)
+        except RuntimeError:  # no such file
+            return Format((1080, 1920))
+
+    def metadata(self):
+        return self._session._metadata(self)
+
+
+class Group(Node):
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self._children: list[Node] = []
+        self._layers: list[str] = []
+
+    def __enter__(self):
+        self._session._contexts.append(self)
+        return self
+
+    def __exit__(self, *_):
+        self._session._contexts.pop()
+
+    def nodes(self):
+        return list(self._children)
+
+    def node(self, name):
+        first, _, rest = name.partition(".")
+        found = next((n for n in self._children if n.name() == first), None)
+        return found.node(rest) if rest and found is not None else found
+
+
+class Format(_Main):
+    def __init__(self, shape) -> None:
+        self._shape = shape
+
+    def width(self):
+        return self._shape[1]
+
+    def height(self):
+        return self._shape[0]
+
+
+class Root(Group):
+    pass
+
+
+class OutputContext(_Main):
+    def __init__(self) -> None:
+        self._frame, self._view = 0, 0
+
+    def setFrame(self, frame):
+        self._frame = frame
+
+    def setView(self, view):
+        self._view = int(view)
+
+    def viewFromName(self, name):
+        return _session._views.index(name)
+
+
+class Menu(_Main):
+    def __init__(self) -> None:
+        self._commands: dict[str, tuple[str, str]] = {}
+
+    def addCommand(self, name, command="", shortcut="", icon=""):
+        self._commands[name] = command, icon
+
+
+# -- the program ---------------------------------------------------------------------------------
+
+_session: Session
+
+
+class Session:
+    """One Nuke that runs.
+
+    Args:
+        gui: False is `nuke -t`.
+        views: of its script.
+    """
+
+    def __init__(self, gui: bool = True, views: tuple[str, ...] = ("main",)) -> None:
+        global _session
+        _session = self
+        if gui:
+            os.environ.pop("QT_QPA_PLATFORM_PLUGIN_PATH", None)  # cv2's, for its own Qt
+            os.environ["QT_QPA_PLATFORM"] = "offscreen"
+            self._app = QApplication.instance() or QApplication([])
+        self._gui, self._views, self._frame = gui, list(views), 1
+        self._undo: list[Callable[[], object]] = []
+        self._undo_off = 0
+        self._this: list[tuple[Node, Knob | None]] = []
+        self._running: list[Knob] = []
+        self._create_calls: list[tuple[Callable[[], None], str]] = []
+        self._close_calls: list[Callable[[], None]] = []
+        self._main_calls: list[Callable[[], object]] = []
+        self.plugin_path: list[Path] = []
+        self.said: list[str] = []  # on the terminal
+        self.messages: list[str] = []  # in windows
+        self.picked = ""  # what the artist picks in file windows
+        self.shown: list[str] = []  # nodes whose knobs were opened
+        self.panels: dict[str, str] = {}  # id -> class
+        self.menus: dict[str, Menu] = {}
+        self.longest = 0.0  # s that the event loop was held up
+        self._root = self._new_root()
+        self._drawn: dict[tuple[Node, int], Picture] | None = None  # of the look that goes on
+        self._contexts: list[Group] = []  # in which nodes are made; a button's is its own group
+        self.module = self._module()
+
+    def _module(self) -> types.ModuleType:
+        module = types.ModuleType("nuke")
+        names = {
+            "GUI": self._gui,
+            "NUKE_VERSION_STRING": "15.1v3",
+            "NUKE_VERSION_MAJOR": 15,
+            "INVISIBLE": FLAGS["INVISIBLE"],
+            "allNodes": self._all_nodes,
+            "addOnScriptClose": self._close_calls.append,
+            "addOnCreate": self._on_create,
+            "createNode": self._create_node,
+            "delete": self._delete,
+            "execute": self._execute,
+            "executeInMainThread": self._later,
+            "executeInMainThreadWithResult": self._now,
+            "frame": self._at,
+            "getFilename": lambda *_: self.picked or None,
+            "menu": self._menu,
+            "message": self._message,
+            "modified": lambda: True,
+            "nodeCopy": self._copy,
+            "nodePaste": self._paste,
+            "pluginAddPath": self._add_path,
+            "root": lambda: self._root,
+            "scriptClear": self._clear,
+            "scriptOpen": self._open,
+            "scriptSaveAs": self._save,
+            "thisKnob": lambda: self._this[-1][1],
+            "thisNode": lambda: self._this[-1][0],
+            "toNode": self._find,
+            "tprint": lambda text: self.said.append(text),
+            "show": lambda node: self.shown.append(node.name()),
+            "zoomToFitSelected": lambda: None,
+            "undo": self._undo_one,
+            "views": lambda: list(self._views),
+        }
+        for name, value in names.items():
+            setattr(module, name, self._guarded(name, value) if callable(value) else value)
+        for kind in (Node, Group, Root, Format, OutputContext, Menu, *_knob_classes()):
+            setattr(module, kind.__name__, kind)
+        module.Undo = type(
+            "Undo",
+            (),
+            {
+                "disable": staticmethod(lambda: self._switch_undo(1)),
+                "enable": staticmethod(lambda: self._switch_undo(-1)),
+            },
+        )
+        return module
+
+    @staticmethod
+    def _guarded(name: str, call: Callable) -> Callable:
+        def run(*arguments, **named):
+            if not name.startswith("executeInMainThread"):
+                _on_main(name)
+            return call(*arguments, **named)
+
+        return run
+
+    # -- what the artist does
+
+    def press(self, node: Node, knob: str) -> None:
+        """Presses a button."""
+        assert node[knob].visible(), f"{knob} is hidden"
+        self._held(node[knob].execute)
+
+    def set(self, node: Node, knob: str, value: object) -> None:
+        """Changes a knob by hand."""
+        self._held(lambda: node[knob].setValue(value))
+
+    def pump(self, test: Callable[[], object], seconds: float, what: str) -> None:
+        """Lets the event loop run until something is so."""
+        until = time.monotonic() + seconds
+        while not test():
+            assert time.monotonic() < until, f"waited {seconds} s for {what}"
+            self._held(self._app.processEvents)
+            while self._main_calls:
+                self._held(self._main_calls.pop(0))
+            time.sleep(0.01)
+
+    def _held(self, call: Callable[[], object]) -> None:
+        begun = time.monotonic()
+        call()
+        self.longest = max(self.longest, time.monotonic() - begun)
+
+    def look(self, node: Node, frame: int) -> Picture:
+        """What a viewer shows."""
+        before, self._frame, self._drawn = self._frame, frame, {}
+        try:
+            return self._picture(node, frame)
+        finally:
+            self._frame, self._drawn = before, None
+
+    # -- nuke's functions
+
+    def _all_nodes(self, kind: str = "", group: Group | None = None, recurseGroups: bool = False):
+        nodes = (group or self._root)._children
+        if recurseGroups:
+            nodes = list(_all_inside(group or self._root))
+        return [n for n in nodes if not kind or n.Class() == kind]
+
+    def _find(self, name: str) -> Node | None:
+        return self._root if name == "root" else self._root.node(name)
+
+    def _at(self, frame: int | None = None) -> int:
+        if frame is not None:
+            self._frame = frame
+        return self._frame
+
+    def _message(self, text: str) -> None:
+        if not self._gui:
+            raise RuntimeError("there are no windows in terminal mode")
+        self.messages.append(text)
+
+    def _menu(self, name: str) -> Menu:
+        if not self._gui:
+            raise RuntimeError("there are no menus in terminal mode")
+        return self.menus.setdefault(name, Menu())
+
+    def _add_path(self, path: str, addToSysPath: bool = True) -> None:
+        self.plugin_path.insert(0, Path(path))
+
+    def _later(self, call: Callable, args=(), kwargs=None) -> None:
+        if not self._gui:
+            raise RuntimeError("Invalid function call in non-gui mode")
+        if threading.current_thread() is threading.main_thread():
+            raise RuntimeError("executeInMainThread on the main thread: Nuke would hang")
+        args = args if isinstance(args, tuple) else (args,)
+        self._main_calls.append(lambda: call(*args, **(kwargs or {})))
+
+    def _now(self, call: Callable, args=(), kwargs=None):
+        done = threading.Event()
+        result: list[object] = []
+
+        def run() -> None:
+            result.append(call(*(args if isinstance(args, tuple) else (args,)), **(kwargs or {})))
+            done.set()
+
+        self._later(run)
+        done.wait()
+        return result[0]
+
+    def _switch_undo(self, by: int) -> None:
+        _on_main("Undo")
+        self._undo_off += by
+
+    def _undoable(self, back: Callable[[], object]) -> None:
+        if not self._undo_off:
+            self._undo.append(back)
+
+    def _undo_one(self) -> None:
+        back = self._undo.pop()
+        self._switch_undo(1)
+        try:
+            back()
+        finally:
+            self._switch_undo(-1)
+
+    def _on_create(self, call: Callable[[], None], nodeClass: str) -> None:
+        self._create_calls.append((call, nodeClass))
+
+    # -- scripts
+
+    def _new_root(self) -> Root:
+        root = Root(self, "Root", None)
+        root["name"]._value = "Root"
+        return root
+
+    def _create_node(self, kind: str, knobs: str = "", inpanel: bool = True) -> Node:
+        for folder in self.plugin_path:
+            if (folder / f"{kind}.gizmo").exists():
+                statements = nk_script.parse((folder / f"{kind}.gizmo").read_text())
+                break
+        else:
+            statements = [Statement(kind, [("name", kind)])]
+        (statement,) = statements
+        name = self._free_name(self._root, kind + "1")
+        statement.knobs = [(k, v) for k, v in statement.knobs if k != "name"] + [("name", name)]
+        (made,) = self._build(statements, self._root)
+        flat = words(knobs)
+        for name, value in zip(flat[::2], flat[1::2], strict=True):
+            made[name].fromScript(value)
+        self._undoable(lambda: self._remove(made))
+        return made
+
+    def _build(
+        self, statements: list[Statement], parent: Group, above: Mapping[int, Node] = {}
+    ) -> list[Node]:
+        made: dict[int, Node] = dict(above)
+        for one in statements:
+            if one.kind == "Root":
+                for name, value in one.knobs:
+                    if name != "inputs":
+                        self._root[name]._set_text(value)
+                continue
+            if one.kind not in CLASSES and one.kind not in DOCUMENTED:
+                raise RuntimeError(f"{one.kind}: Unknown command")
+            node = (Group if one.kind == "Group" else Node)(self, one.kind, parent)
+            made[id(one)] = node
+            node._inputs = [made.get(id(source)) for source in one.inputs]
+            for name, value in one.knobs:
+                if name == "addUserKnob":
+                    knob = user_knob(value)
+                    knob._node = node
+                    node._knobs[knob._name] = knob
+                elif name != "inputs":
+                    if node.knob(name) is None:
+                        raise RuntimeError(f"{one.kind}: no such knob {name}")
+                    node[name]._set_text(value)
+            if parent.node(node.name()) is not None:
+                node["name"]._value = self._free_name(parent, node.name())
+            parent._children.append(node)
+            self._callback("onCreate", node)
+            for call, kind in self._create_calls:
+                if kind == node._kind:
+                    self._this.append((node, None))
+                    call()
+                    self._this.pop()
+            if isinstance(node, Group):
+                node._layers = one.layers
+                self._build(one.children, node)
+        return [node for key, node in made.items() if key not in above]
+
+    def _free_name(self, parent: Group, name: str) -> str:
+        stem = name.rstrip("0123456789")
+        number = int(name[len(stem) :] or 1)
+        while parent.node(f"{stem}{number}") is not None:
+            number += 1
+        return f"{stem}{number}"
+
+    def _statement(self, node: Node, made: dict[int, Statement]) -> Statement:
+        knobs: list[tuple[str, str]] = []
+        for knob in node._knobs.values():
+            if knob._definition is not None:
+                knobs.append(("addUserKnob", _user_definition(knob)))
+                if isinstance(knob, (Tab_Knob, PyScript_Knob, Text_Knob, Link_Knob)):
+                    continue
+            if not isinstance(knob, Script_Knob):
+                knobs.append((knob._name, knob._text()))
+        one = Statement(node._kind, knobs)
+        made[id(node)] = one
+        if isinstance(node, Group) and node is not self._root:
+            one.children = self._statements(node._children)
+            one.layers = node._layers
+        return one
+
+    def _statements(self, nodes: list[Node]) -> list[Statement]:
+        made: dict[int, Statement] = {}
+        all_of_them = [self._statement(node, made) for node in nodes]
+        for node, one in zip(nodes, all_of_them, strict=True):
+            one.inputs = [made.get(id(source)) for source in node._inputs]
+        return all_of_them
+
+    def _save(self, path: str, overwrite: bool = False) -> None:
+        if Path(path).exists() and not overwrite:
+            raise RuntimeError(f"{path} exists")
+        self._root["name"]._value = path
+        root = self._statement(self._root, {})
+        Path(path).write_text(nk_script.write(self._statements(self._root._children), root))
+
+    def _clear(self) -> None:
+        for call in self._close_calls:
+            call()
+        for node in _all_inside(self._root):
+            node._attached = False
+        self._root = self._new_root()
+        self._undo.clear()
+
+    def _open(self, path: str) -> None:
+        statements = nk_script.parse(Path(path).read_text())
+        self._clear()
+        self._build(statements, self._root)
+        self._root["name"]._value = path
+
+    def _copy(self, path: str) -> None:
+        chosen = [n for n in self._root._children if n["selected"].value()]
+        Path(path).write_text(nk_script.write(self._statements(chosen)))
+
+    def _paste(self, path: str) -> Node:
+        group = self._contexts[-1] if self._contexts else self._root
+        chosen = [n for n in group._children if n["selected"].value()]
+        above = Statement("", []) if chosen else None
+        statements = nk_script.parse(Path(path).read_text(), above)
+        made = self._build(statements, group, {id(above): chosen[-1]} if chosen else {})
+        self._undoable(lambda: [self._remove(node) for node in made])
+        return made[-1]
+
+    def _delete(self, node: Node) -> None:
+        (text,) = self._statements([node])
+        inputs = list(node._inputs)
+        everything = list(_all_inside(self._root))
+        fed = [(n, i) for n in everything for i, s in enumerate(n._inputs) if s is node]
+        self._remove(node)
+
+        def back() -> None:
+            (again,) = self._build([text], self._root)
+            again._inputs = inputs
+            for other, i in fed:
+                other._inputs[i] = again
+
+        self._undoable(back)
+
+    def _remove(self, node: Node) -> None:
+        self._callback("onDestroy", node)
+        for other in _all_inside(self._root):
+            other._inputs = [None if source is node else source for source in other._inputs]
+        node._parent._children.remove(node)
+        node._attached = False
+        for inside in _all_inside(node):
+            inside._attached = False
+
+    # -- callbacks, expressions
+
+    def _run(self, text: str, node: Node, knob: Knob | None = None) -> None:
+        self._this.append((node, knob))
+        self._contexts += [node] * isinstance(node, Group)
+        try:
+            exec(compile(text, node._kind, "exec"), {"nuke": self.module})
+        finally:
+            self._this.pop()
+            del self._contexts[len(self._contexts) - isinstance(node, Group) :]
+
+    def _callback(self, name: str, node: Node) -> None:
+        if node.knob(name) is not None:
+            self._run(node[name].value(), node)
+
+    def _knob_changed(self, node: Node, knob: Knob) -> None:
+        text = node["knobChanged"].value() if node.knob("knobChanged") else ""
+        if text and knob not in self._running and knob._name not in ("knobChanged", "onCreate"):
+            self._running.append(knob)
+            try:
+                self._run(text, node, knob)
+            finally:
+                self._running.pop()
+
+    def _tcl_values(self, node: Node) -> dict[str, str]:
+        root = self._root["name"].value()
+        own = {name: knob._text() for name, knob in node._knobs.items()}
+        for other in self._root._children:
+            for name, knob in other._knobs.items():
+                own[f"{other['name'].value()}.{name}"] = knob._text()
+        return {**own, "root.name": "" if root == "Root" else root}
+
+    def _evaluate(self, expression: str, node: Node) -> float:
+        if "[" in expression:
+            expression = nk_script.substitute(expression, {}, self._metadata(node))
+
+        def number(found: re.Match[str]) -> str:
+            where, _, name = found[0].rpartition(".")
+            if where in ("", "parent"):
+                whose = node._parent if where else node
+                return repr(float(whose[name].valueAt(self._frame)))  # in Nuke 1/2 is not 0
+            picture = self._picture(node._parent.node(where), self._frame)["red"]
+            return repr(float(picture.shape[{"height": 0, "width": 1}[name]]))
+
+        return nk_script.number(re.sub(r"([a-z]\w*\.)?[a-z_]\w*(?!\w*\()", number, expression))
+
+    def _metadata(self, node: Node | None) -> dict[str, object]:
+        """What comes to a node with its picture, on the session's frame."""
+        while node is not None and node._kind != "Read":
+            if node._kind == "Group":
+                (node,) = [n for n in node._children if n._kind == "Output"]
+            elif node._kind == "Input":
+                node = node._parent.input(node["number"].value())
+            else:
+                which = int(node["which"].value()) if node._kind == "Switch" else 0
+                node = node.input(which)
+        if node is None:
+            return {}
+        spec = oiio.ImageBuf(node["file"].evaluate(self._frame)).spec()
+        return {f"exr/{a.name}": a.value for a in spec.extra_attribs}
+
+    # -- pictures
+
+    def _range(self, node: Node) -> tuple[int, int]:
+        if node._kind == "Read":
+            return node["first"].value(), node["last"].value()
+        for source in node._inputs:
+            if source is not None:
+                return self._range(source)
+        return self._root["first_frame"].value(), self._root["last_frame"].value()
+
+    def _execute(self, write: Node, first: int, last: int, increment: int = 1, views=None) -> None:
+        assert write._kind == "Write"
+        if not write["file"].value():
+            raise RuntimeError(f"{write.fullName()}: no file name")
+        context = OutputContext()
+        context.setView(context.viewFromName((views or self._views)[0]))
+        before = self._frame
+        try:
+            for frame in range(first, last + 1, increment):
+                self._frame, self._drawn = frame, {}
+                context.setFrame(frame)
+                picture = self._picture(write._inputs[0], frame)
+                path = Path(write["file"].evaluate(context))
+                if not path.parent.is_dir() and not write["create_directories"].value():
+                    raise RuntimeError(f"{write.fullName()}: {path.parent} does not exist")
+                assert write["file_type"].value() == "exr"
+                assert write["raw"].value(), "a colour space would be applied"
+                rgb = np.dstack([picture[c] for c in ("red", "green", "blue")])
+                if self._root["proxy"].value():
+                    rgb = rgb[::2, ::2]
+                half = write["datatype"].value() == "16 bit half"
+                write_exr(path, np.ascontiguousarray(rgb), half=half)
+        finally:
+            self._frame, self._drawn = before, None
+
+    def _picture(self, node: Node | None, frame: int) -> Picture:
+        if node is None:
+            raise RuntimeError("nothing is connected")
+        if self._drawn is None:
+            return self._draw(node, frame)
+        if (node, frame) not in self._drawn:
+            self._drawn[node, frame] = self._draw(node, frame)
+        return self._drawn[node, frame]
+
+    def _draw(self, node: Node, frame: int) -> Picture:
+        kind, sources = node._kind, node._inputs
+        if kind == "Read":
+            return self._read(node, frame)
+        if node["disable"].value():
+            return self._picture(sources[0], frame)
+        if kind == "CheckerBoard2":
+            board = (np.indices((90, 160)) // 10).sum(0) % 2 * np.float32(0.5)
+            return dict.fromkeys(("red", "green", "blue", "alpha"), board)
+        if kind == "Group":
+            (output,) = [n for n in node._children if n._kind == "Output"]
+            return self._picture(output, frame)
+        if kind == "Input":
+            source = node._parent.input(node["number"].value())
+            return {} if source is None else self._picture(source, frame)  # black
+        if kind == "Switch":
+            self._frame, before = frame, self._frame
+            which = int(node["which"].value())
+            self._frame = before
+            return self._picture(sources[min(max(which, 0), len(sources) - 1)], frame)
+        if kind == "Shuffle" and node["in"].value():
+            layer, below = node["in"].value(), self._picture(sources[0], frame)
+            if f"{layer}.red" not in below:
+                return {c: np.zeros_like(below["red"]) for c in below}
+            shuffled = {c: below[f"{layer}.{c}"] for c in ("red", "green", "blue")}
+            return {**below, **shuffled, "alpha": np.ones_like(below["red"])}
+        if kind in ("Dot", "Output", "NoOp", "Write"):
+            return self._picture(sources[0], frame)
+        if kind in nuke_pixels.NODES:
+            return nuke_pixels.NODES[kind](node, *(self._picture(s, frame) for s in sources))
+        raise NotImplementedError(kind)
+
+    def _read(self, node: Node, frame: int) -> Picture:
+        path = node["file"].evaluate(min(max(frame, node["first"].value()), node["last"].value()))
+        if not path or not Path(path).exists():
+            raise RuntimeError(f"{node.fullName()}: {path}: No such file or directory")
+        buffer = oiio.ImageBuf(path)
+        spec, full = buffer.spec(), buffer.roi_full
+        pixels = np.zeros((full.height, full.width, spec.nchannels), np.float32)
+        inside = buffer.roi
+        x, y = inside.xbegin - full.xbegin, inside.ybegin - full.ybegin
+        pixels[y : y + inside.height, x : x + inside.width] = buffer.get_pixels()
+        if not node["raw"].value():
+            assert not path.endswith(".exr"), "set raw: no colour space is meant here"
+            low = pixels[..., :3]
+            pixels[..., :3] = np.where(low <= 0.04045, low / 12.92, ((low + 0.055) / 1.055) ** 2.4)
+        short = {"R": "red", "G": "green", "B": "blue", "A": "alpha"}
+        channels = {}
+        for i, name in enumerate(spec.channelnames):
+            layer, _, channel = name.rpartition(".")
+            plain = short.get(channel, channel)
+            channels[f"{layer}.{plain}" if layer else plain] = pixels[..., i]
+        return channels
+
+
+def _all_inside(group: Node) -> Iterator[Node]:
+    for node in getattr(group, "_children", ()):
+        yield node
+        yield from _all_inside(node)
+
+
+def _knob_classes() -> list[type]:
+    found = [Knob]
+    for kind in found:
+        found += [k for k in kind.__subclasses__() if k not in found]
+    return found
+
+
+@contextmanager
+def running(gui: bool = True, views: tuple[str, ...] = ("main",)) -> Iterator[Session]:
+    """A Nuke that runs, with the plugin on its path; it is `nuke` for whoever imports that."""
+    session = Session(gui, views)
+    nukescripts, panels = (types.ModuleType(f"nukescripts{p}") for p in ("", ".panels"))
+    panels.registerWidgetAsPanel = lambda widget, name, id: session.panels.update({id: widget})
+    nukescripts.panels = panels
+    made = {"nuke": session.module, "nukescripts": nukescripts, "nukescripts.panels": panels}
+    sys.modules.update(made)
+    try:
+        nodes = importlib.import_module("reenact.nodes")
+        nodes.register()
+        session.module.pluginAddPath(str(ROOT / "gizmos"))
+        yield session
+        session.module.scriptClear()
+    finally:
+        for name in ("host", "nodes", "panel"):  # the next Nuke imports its own
+            sys.modules.pop(f"reenact.{name}", None)
+            vars(reenact).pop(name, None)
+        for name in made:
+            del sys.modules[name]

@@ -1,0 +1,31 @@
+"""Aligned faces of the performer, as the solver gets them."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.face.alignment import ffhq_quads, warp
+from core.face.network import crop_roi, face_detector, face_mesh, to_picture
+from core.synthetic.performer import INDEX, random_identity, render
+
+
+def acted(identity: int, *moves: dict[str, float]) -> np.ndarray:
+    """[T, P] parameters of a person who makes one face per row."""
+    params = np.tile(random_identity(identity), (len(moves), 1))
+    for row, move in zip(params, moves, strict=True):
+        for name, value in move.items():
+            row[INDEX[name]] = value
+    return params
+
+
+def aligned(params: np.ndarray, size: int) -> Tensor:
+    """[T, 3, size, size] in [-1, 1], aligned by detection as every clip is."""
+    crops = []
+    for p in params:
+        image = torch.from_numpy(render(p, 256)).permute(2, 0, 1)[None] / 255
+        roi = face_detector()(image).roi[:1]
+        with torch.no_grad():
+            landmarks = to_picture(face_mesh()(crop_roi(image, roi)).landmarks, roi)
+        quad = torch.from_numpy(ffhq_quads(landmarks.numpy())).float()
+        crops.append(warp(image, quad, size)[0] * 2 - 1)
+    return torch.stack(crops).clamp(-1, 1)

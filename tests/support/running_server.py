@@ -1,0 +1,118 @@
+"""A server in its own process and home, as `reenact serve` runs it, and what it is given to do."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from reenact.client import Client
+from reenact.protocol import Render, Solve
+from small_character import small_character
+
+from core.media.write import write_png
+from core.personalize.character import save_character
+from core.synthetic import performer
+from server import home
+
+FRAMES = 8
+
+
+class Server:
+    """`reenact serve` in a folder; may be killed and started again."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder, self.options = folder, options
+        home.make_keys(folder)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> "Server":
+        (self.folder / "server.json").unlink(missing_ok=True)
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "server.cli", "serve", *self.options],
+                env=os.environ | {"REENACT_HOME": str(self.folder)},
+                stdout=log,
+                stderr=log,
+            )
+        wait_for(lambda: (self.folder / "server.json").exists(), 60, "the server")
+        return self
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM, as service managers do; the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(90)
+
+    @contextmanager
+    def client(self, deadline: float = 60.0) -> Iterator[Client]:
+        with (
+            patch.dict(os.environ, {"REENACT_HOME": str(self.folder)}),
+            Client("test", deadline) as client,
+        ):
+            yield client
+
+    def log(self) -> list[dict[str, Any]]:
+        lines = (self.folder / "log").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+def wait_for(test: Callable[[], object], seconds: float, what: str) -> None:
+    until = time.monotonic() + seconds
+    while not test():
+        assert time.monotonic() < until, f"waited {seconds} s for {what}"
+        time.sleep(0.02)
+
+
+@lru_cache(maxsize=1)
+def inputs(folder: Path) -> tuple[Path, str]:
+    """A character's file and a driving clip's pattern, frames 1001 to 1008, made once."""
+    made = folder / "small.character"
+    save_character(made, small_character())
+    motion = performer.performance(performer.random_identity(3), FRAMES, fps=8.0, seed=3)
+    for i, parameters in enumerate(motion):
+        write_png(folder / f"plate.{1001 + i}.png", performer.render(parameters, 160))
+    return made, str(folder / "plate.####.png")
+
+
+def solve_task(client: Client, folder: Path, **settings: Any) -> Solve:
+    """A solve of the clip, its files sent."""
+    character, pattern = inputs(folder)
+    clip = client.send_clip(pattern, range(1001, 1001 + FRAMES))
+    return Solve(clip, client.send([character])[0], **settings)
+
+
+def render_task(client: Client, folder: Path, track: Path) -> Render:
+    """Patches of a track on the clip."""
+    task = solve_task(client, folder)
+    return Render(client.send([track])[0], task.character, task.plate, name="track")
+
+
+def finish(client: Client, job: str, seconds: float = 200) -> dict[str, Any]:
+    """Waits for a job's end; its status."""
+    wait_for(lambda: client.status(job)["state"] in ("done", "failed", "cancelled"), seconds, job)
+    return client.status(job)
+
+
+def wait_for_progress(client: Client, job: str, stage: str, least: float = 0.5) -> None:
+    """Until a job is somewhere inside a stage."""
+
+    def there() -> bool:
+        status = client.status(job)
+        assert status["state"] not in ("done", "failed"), status
+        progress = status["progress"]
+        return progress.get("stage") == stage and progress["done"] >= least
+
+    wait_for(there, 120, f"{stage} in {job}")
