@@ -68,7 +68,7 @@ def corner(name: str) -> tuple[float, float]:
 
 
 def arrow(source: str, target: str, label: str) -> str:
-    """An arrow between the facing sides of two boxes; the second of a pair lies beside the first."""
+    """An arrow between the facing sides of two boxes; arrows back lie beside those there."""
     (x0, y0), (x1, y1) = corner(source), corner(target)
     if y0 == y1:
         ahead = x1 > x0
