@@ -1,7 +1,7 @@
 """The documents: their links, paths, commands and snippets, held against the repository.
 
-Shell commands stand in blocks of language `sh`. Each is parsed by the program that it calls, so that
-no document names an option that does not exist; those that need no files of a user are run.
+Shell commands stand in blocks of language `sh`. Each is parsed by the program that it calls, so no
+document names an option that does not exist; those that need no files of a user are run.
 """
 
 import ast

@@ -232,7 +232,7 @@ def warp(image: Tensor, quads: Tensor, size: int) -> Tensor:
     Example:
         >>> plate = torch.zeros(1, 3, 40, 60)
         >>> plate[..., 10:30, 20:40] = 1
-        >>> quads = torch.tensor([[[22.0, 12], [22, 28], [38, 28], [38, 12]]])  # within the white square
+        >>> quads = torch.tensor([[[22.0, 12], [22, 28], [38, 28], [38, 12]]])  # in the white
         >>> crop = warp(plate, quads, 8)
         >>> crop.shape, round(float(crop.min()), 3)
         (torch.Size([1, 3, 8, 8]), 1.0)
