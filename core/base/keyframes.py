@@ -53,6 +53,10 @@ def parse(text: str, of: str = "") -> tuple[Key, ...]:
 
     Raises:
         KeyframeError: invalid text or values.
+
+    Example:
+        >>> [(key.number, key.value, key.easing) for key in parse("1001:0:smooth,1010:1")]
+        [(1001, 0.0, 'smooth'), (1010, 1.0, 'linear')]
     """
     words = text.replace(",", " ").split()
     plain: list[list[Any]] = []
@@ -123,6 +127,10 @@ def at(keys: Sequence[Key], numbers: Sequence[int] | np.ndarray) -> np.ndarray:
     Returns:
         `[F]` float32: the keys' values at their frames, interpolated between them by each key's
         easing, and constant before the first and after the last key.
+
+    Example:
+        >>> at(parse("1001:0,1011:1"), [1000, 1001, 1006, 1020]).tolist()
+        [0.0, 0.0, 0.5, 1.0]
     """
     frames = np.asarray(numbers, np.int64)
     positions = np.array([key.number for key in keys], np.int64)
