@@ -446,7 +446,7 @@ def test_what_is_suggested_is_a_repair_list(jumps: set[int], cuts: set[int]) -> 
     values = table(30, jitter=dict.fromkeys(jumps, 9.0), mouth={7: 20.0})
     found = replace(marked(values), cut=np.isin(np.arange(30), [0, *cuts]))
     entries = suggested_repairs(found)
-    named = {int(row) for one in check(entries, still(found)) for row in one.rows}
+    named = {int(i) for one in check(entries, still(found)) for i in one.frames}
     assert 7 in named
     of_shot = np.cumsum(found.cut)
     for i in named:
