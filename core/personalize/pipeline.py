@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from core.base.checkpoints import load_checkpoint, save_checkpoint
 from core.base.digest import digest
 from core.base.errors import ReenactError
-from core.base.files import atomic_write
 from core.base.progress import Report
 from core.base.sampling import evenly_spaced
 from core.face import perceptual
@@ -239,10 +239,9 @@ def _pivots(
     if encoder is not None:
         state += encoder.state_dict().values()
     task = digest(pictures, *state, metric.name, settings.refine)
-    path = work / f"pivots_{task[:16]}.npz"
-    if path.exists():
-        with np.load(path) as kept:
-            return torch.from_numpy(kept["w"])
+    path = work / f"pivots_{task[:16]}.checkpoint"
+    if (state := load_checkpoint(path, task)) is not None:
+        return state["w"]
     with report.stage("inverting") as tick:
         found = inversion.invert(
             generator,
@@ -253,8 +252,7 @@ def _pivots(
             batch=settings.batch,
             progress=tick,
         )
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, w=found.w.numpy())
+    save_checkpoint(path, task, {"w": found.w})
     return found.w
 
 

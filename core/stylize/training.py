@@ -239,7 +239,7 @@ def stylize(
             loss,
             how,
             check=check,
-            look=lambda generator, losses: written(generator, losses, False),
+            on_evaluation=lambda generator, losses: written(generator, losses, False),
             folder=work / info.task[:16],
             task=info.task,
             progress=tick,
@@ -264,7 +264,7 @@ def _towards_pairs(
     pairs = tuning.with_maps(pairs, metric, settings.batch)
 
     def loss(generator: Generator, step: int) -> Tensor:
-        rows = tuning.chosen(settings, len(pairs.w), step)
+        rows = tuning.batch_indices(settings, len(pairs.w), step)
         return tuning.pair_loss(generator, pairs, rows, metric, settings, weights)
 
     return loss, tuning.psnr_check(held_out, settings.batch)
@@ -526,14 +526,16 @@ def _towards_direction(
         layers = convolutions(generator)
         trained = [*range(len(layers))]
         if method.layers is not None:
-            some = train[tuning.chosen(replace(settings, batch=_CHOICE_BATCH), len(train), step)]
+            some = train[
+                tuning.batch_indices(replace(settings, batch=_CHOICE_BATCH), len(train), step)
+            ]
             trained = choose_layers(generator, some, method.clips, targets, method.layers)
         generator.synthesis.requires_grad_(False)  # toRGB never learns
         for row in trained:
             layers[row].requires_grad_(True)
         if 0 in trained:
             generator.synthesis.get_parameter("b4.const").requires_grad_(True)
-        rows = tuning.chosen(settings, len(train), step)
+        rows = tuning.batch_indices(settings, len(train), step)
         made = generator.synthesis(train[rows])
         return torch.stack(
             [
@@ -615,10 +617,10 @@ def _towards_patches(
     train = train.to(metric.device)
 
     def loss(generator: Generator, step: int) -> Tensor:
-        rows = tuning.chosen(settings, len(train), step)
+        rows = tuning.batch_indices(settings, len(train), step)
         made = generator.synthesis(train[rows])
         parent = before[rows].to(metric.device, torch.float32)
-        some = tuning.chosen(settings, len(examples), step)
+        some = tuning.batch_indices(settings, len(examples), step)
         style = patch_distance(made, examples[some], settings.seed + step)
         return style + _STRUCTURE * metric.distance(made, parent).mean()
 

@@ -466,11 +466,11 @@ import sys
 sys.path[:0] = {paths!r}
 import torch
 torch.set_num_threads(1)
-from core import tuning
+from core.base import training
 from core.personalize.character import load_character
 from core.stylize.training import stylize
 from test_stylization import QUICK, Quiet, quick
-tuning.CHECKPOINT_SECONDS = 0.0
+training.CHECKPOINT_SECONDS = 0.0
 
 def run(output):
     def looked():
@@ -491,7 +491,7 @@ def test_killed_and_gone_on_is_the_same_style(tmp_path: Path) -> None:
 
     def start(wait: bool, *names: str) -> subprocess.Popen[str]:
         text = SCRIPT.format(
-            paths=[str(here), str(ROOT)],
+            paths=[str(Path(__file__).parent), str(here), str(ROOT)],
             wait=wait,
             who=str(tmp_path / "a.character"),
             names=[str(tmp_path / name) for name in names],
