@@ -56,7 +56,7 @@ from core.solve.settings import MAX_RESOLUTION, SolveSettings
 from core.solve.shot import solve_shot
 from core.synthetic import performer
 from core.synthetic.base import base_generator
-from core.synthetic.distill import latents
+from core.synthetic.distill.pictures import latents
 from core.synthetic.parameters import MOTION, PARAMETERS
 
 

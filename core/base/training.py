@@ -121,7 +121,8 @@ def _advance(run: Run, loss: Tensor, rates: Sequence[float]) -> float:
     run.optimiser.step()
     if run.average is not None:
         keep = min((1 + run.step) / (10 + run.step), run.decay)  # early weights are forgotten
-        average, current = [*run.average.parameters()], [*run.network.parameters()]
+        average: list[Tensor] = [*run.average.parameters()]
+        current: list[Tensor] = [*run.network.parameters()]
         with torch.no_grad():
             torch._foreach_lerp_(average, current, 1 - keep)
     run.step += 1

@@ -68,6 +68,12 @@ def half_precision(device: torch.device | str) -> torch.dtype | None:
     return torch.bfloat16 if fast else None
 
 
+def autocast(device: torch.device) -> torch.autocast:
+    """Makes a context in which networks run in half precision, where the device is fast in it."""
+    half = half_precision(device)
+    return torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None)
+
+
 def config_f(resolution: int) -> Architecture:
     """NVIDIA's configuration F, that of the published FFHQ generator at 1024."""
     sizes = [2**i for i in range(2, int(math.log2(resolution)) + 1)]

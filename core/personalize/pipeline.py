@@ -235,10 +235,10 @@ def _pivots(
     report: Report,
 ) -> Tensor:
     """w of every picture, kept in the work folder."""
-    state = [*generator.state_dict().values()]
+    tensors = [*generator.state_dict().values()]
     if encoder is not None:
-        state += encoder.state_dict().values()
-    task = digest(pictures, *state, metric.name, settings.refine)
+        tensors += encoder.state_dict().values()
+    task = digest(pictures, *tensors, metric.name, settings.refine)
     path = work / f"pivots_{task[:16]}.checkpoint"
     if (state := load_checkpoint(path, task)) is not None:
         return state["w"]
