@@ -28,7 +28,7 @@ from core.base import container, keyframes
 from core.base.digest import digest
 from core.base.errors import ReenactError
 from core.generator import Generator, checkpoints
-from core.generator.storage import build, describe
+from core.generator.storage import build, describe, generator_digest
 from core.personalize.character import Character, compact
 
 FORMAT = "reenact.style"
@@ -287,11 +287,6 @@ def _check_shape(path: str | Path, theirs: Any, character: Character) -> None:
             f"{ours.resolution} px, {ours.w_dim} and {dict(ours.channels)}. Choose one that was "
             "fine-tuned from this character."
         )
-
-
-def generator_digest(generator: Generator) -> str:
-    """Hash of a generator's tensors."""
-    return digest(*generator.state_dict().values())
 
 
 def _resolution(name: str) -> int:

@@ -34,6 +34,7 @@ from core.face.alignment import ffhq_quads, warp
 from core.face.landmarks import detect_keypoints
 from core.face.tracking import track_face
 from core.generator import Generator
+from core.generator.storage import generator_digest
 from core.media.clip import Clip, NetworkFrame
 from core.media.contact_sheet import contact_sheet
 from core.media.read import open_clip, read_network_frames
@@ -47,7 +48,6 @@ from core.stylize.pixel_programs import PROGRAMS
 from core.stylize.style import (
     Style,
     StyleInfo,
-    generator_digest,
     load_style,
     save_style,
     style_info,

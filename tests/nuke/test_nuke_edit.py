@@ -25,11 +25,12 @@ from running_server import Server, inputs
 
 from core.base import keyframes as keys_of
 from core.edit.directions import Direction, Directions, load_directions, save_directions
+from core.generator.storage import generator_digest
 from core.media.numbering import frame_path
 from core.media.write import write_png
 from core.personalize.character import Character, load_character
 from core.solve.latent_track import LatentTrack, load_track
-from core.stylize.style import Style, StyleInfo, generator_digest, save_style, style_info
+from core.stylize.style import Style, StyleInfo, save_style, style_info
 
 FIRST, LAST = 1001, 1004
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from core.base.keyframes import KeyframeError
 from core.face.keypoints import KEYPOINTS
 from core.generator import checkpoints
+from core.generator.storage import generator_digest
 from core.media.read import open_clip, read_frame
 from core.media.write import read_attribute, write_png
 from core.personalize.character import Character, CharacterInfo, load_character, save_character
@@ -42,7 +43,6 @@ from core.stylize.style import (
     ParentMismatchError,
     Style,
     StyleInfo,
-    generator_digest,
     load_style,
     mix,
     save_style,
