@@ -619,7 +619,7 @@ def stylize(
         report,
         name=task.name,
         device=device(),
-        looked=looked,
+        on_preview=looked,
         settings=training.StylizeSettings(task.steps, task.batch),
     )
 

@@ -502,7 +502,7 @@ def write_frames(
     seen = sights(generator, track, np.array(waiting, int), batch, matched)
     made = None
     if mix is not None:  # what is seen stays the unstyled face: in a drawing may be none to see
-        made = styled(generator, track.smooth[waiting], mix.rows(waiting), batch)
+        made = styled(generator, track.smooth[waiting], mix.frames(waiting), batch)
 
     def write(row: int, picture: Tensor, sight: FaceGeometry) -> bool:
         """Writes one frame; False where no face could be placed."""

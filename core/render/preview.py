@@ -68,7 +68,7 @@ def sheet(
     ]
     names = ["driving", "reenacted"]
     if mix is not None:
-        lines.append(shown(frames.styled(generator, track.smooth[rows], mix.rows(rows))))
+        lines.append(shown(frames.styled(generator, track.smooth[rows], mix.frames(rows))))
         names.append("styled")
     if truth is not None:
         lines.append(shown(aligned.pictures[np.searchsorted(aligned.face.numbers, numbers)]))

@@ -179,7 +179,9 @@ def test_a_program_is_learnt_and_the_face_stays(tmp_path: Path) -> None:
         assert (tmp_path / "print_preview.png").exists()
 
     method = Program("posterise")
-    made = stylize(who, method, tmp_path / "print.style", Quiet(), settings=settings, looked=looked)
+    made = stylize(
+        who, method, tmp_path / "print.style", Quiet(), settings=settings, on_preview=looked
+    )
     assert looks == [False, False, True]
     assert all(torch.equal(v, before[k]) for k, v in who.generator.state_dict().items())
     plain, drawn = both(who, made)
@@ -477,7 +479,7 @@ def run(output):
         print("look", flush=True)
         if {wait!r}: sys.stdin.readline()
 
-    made = stylize(who, quick(), output, Quiet(), name="n", settings=QUICK, looked=looked)
+    made = stylize(who, quick(), output, Quiet(), name="n", settings=QUICK, on_preview=looked)
     print(sum(p.double().sum().item() for p in made.generator.parameters()), flush=True)
 
 who = load_character({who!r})
@@ -619,11 +621,11 @@ def test_every_frame_is_drawn_by_its_own_mix(tmp_path: Path) -> None:
     blend = mix(made, range(6), "0:0,2:0,5:1")
     drawn = torch.stack([*styled(who.generator, codes, blend, batch=2)])
     for row in range(6):
-        alone = next(styled(who.generator, codes[[row]], blend.rows([row])))
+        alone = next(styled(who.generator, codes[[row]], blend.frames([row])))
         assert torch.allclose(drawn[row], alone, atol=1e-5)
     assert torch.equal(drawn[:2], torch.stack([*pictures(who.generator, codes[:2])]))
     assert torch.equal(drawn[5], next(pictures(made.generator, codes[[5]])))
-    assert list(styled(who.generator, codes[:0], blend.rows([]))) == []
+    assert list(styled(who.generator, codes[:0], blend.frames([]))) == []
     assert blend.digest() != mix(made, range(6), "0:0,2:0,5:.9").digest()
     assert blend.digest() != mix(made, range(6), "0:0,2:0,5:1", first=8).digest()
 
