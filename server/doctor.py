@@ -337,7 +337,7 @@ def check_clip() -> Check:
     """CLIP is for styles by sentences alone: without it the doctor says how to get it."""
     from core.stylize import clip_model
 
-    here = [name for name in clip_model.MODELS if clip_model.is_here(name)]
+    here = [name for name in clip_model.MODELS if clip_model.is_installed(name)]
     absent = [name for name in clip_model.DEFAULT if name not in here]
     details: dict[str, Any] = {"version": None, "models": here, "absent": absent}
     without = "styles by --program and --pictures work without"

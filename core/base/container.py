@@ -1,7 +1,8 @@
-"""Safetensors files that say what they are and notice when they were changed.
+"""Safetensors files with a format, a version and a digest that reveals any change.
 
-Arrays, and a header of strings: `format`, `version`, the caller's own entries, and `sha256` over
-all of it. Characters and latent tracks are such files. Needs no torch; reading runs no code.
+A file holds arrays and a header of strings: `format`, `version`, the caller's own entries, and
+`sha256` over all of it. Characters, styles and latent tracks are such files. The module needs no
+torch, and reading runs no code.
 """
 
 from __future__ import annotations
@@ -28,8 +29,15 @@ def write(
 ) -> None:
     """Writes a file, atomically. The same contents always get the same digest.
 
+    Args:
+        path: the file.
+        format: its kind, for the header.
+        version: of the format.
+        entries: the caller's own, of the header.
+        arrays: by name, any shapes and types that safetensors knows.
+
     Raises:
-        OSError: what the file system said; an older file at `path` is untouched.
+        OSError: the file system refuses; an older file at `path` is untouched.
     """
     header = {**entries, "format": format, "version": str(version)}
     header["sha256"] = _digest(header, arrays)
@@ -40,14 +48,14 @@ def write(
 def read(
     path: str | Path, format: str, version: int, wrong: type[ReenactError], kind: str
 ) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Reads a file whose contents are those that were written.
+    """Reads a file, and checks that its contents are those that were written.
 
     Args:
         path: the file.
         format: that it must have.
         version: that it must have.
-        wrong: raised where it is no such file.
-        kind: what it should be, for people: "latent track".
+        wrong: the error to raise for any other file.
+        kind: what the file should be, for the error's sentence: "latent track".
 
     Returns:
         Its header and its arrays.
@@ -83,7 +91,7 @@ def read(
 
 
 def _digest(header: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
-    """sha256 over the header (without its own) and all arrays."""
+    """Computes the sha256 over the header (without its own entry) and all arrays."""
     entries = {name: entry for name, entry in header.items() if name != "sha256"}
     digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode())
     for name in sorted(arrays):

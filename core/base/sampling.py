@@ -1,8 +1,16 @@
-"""Indices spread over a range."""
+"""Even sampling of indices."""
 
 import numpy as np
 
 
-def evenly_spaced(count: int, wanted: int) -> list[int]:
-    """At most `wanted` indices of `count`, evenly spread, the first and last among them."""
-    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int)).tolist()
+def evenly_spaced(count: int, limit: int) -> list[int]:
+    """Samples indices evenly, the first and the last among them.
+
+    Args:
+        count: of elements.
+        limit: of indices.
+
+    Returns:
+        Increasing indices below `count`.
+    """
+    return np.unique(np.linspace(0, count - 1, min(count, limit)).round().astype(int)).tolist()

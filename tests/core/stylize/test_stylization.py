@@ -363,7 +363,7 @@ def test_open_clip_leads_a_style(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     tiny_clip(clip_model.folder("tiny"))
     model = clip_model.load_clip("tiny")
-    assert clip_model.is_here("tiny")
+    assert clip_model.is_installed("tiny")
     direction = text_direction(model, "a photo", "a bronze statue")
     assert float(direction.norm()) == pytest.approx(1)
     assert float(direction @ text_direction(model, "a bronze statue", "a photo")) < -0.999
