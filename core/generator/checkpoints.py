@@ -9,8 +9,8 @@ Read, whatever the file's name:
     encoders         pSp, e4e and HyperStyle's W encoder, which carry a generator as decoder
     .safetensors     `core.generator.storage`'s own
 
-Written: Reenact's safetensors, by `storage.save_generator`, and rosinality .pt. No code in a file is
-ever run; see `core.generator.unpickling`.
+Written: Reenact's safetensors, by `storage.save_generator`, and rosinality .pt. No code in a file
+is ever run; see `core.generator.unpickling`.
 """
 
 import json
