@@ -1,8 +1,8 @@
 """Unfinished work on disk: saved under the digest of its inputs, loaded only for the same inputs.
 
-A checkpoint is one file of torch's, `{"task": digest, **state}`. It is written atomically, and
-reading it runs no code. Whoever must keep several states side by side puts a part of the digest
-into the file's name; whoever keeps one is told when it belongs to something else.
+A checkpoint is a file of torch's, `{"task": digest, **state}`. It is written atomically, and
+reading it runs no code. A file of another task is refused; where states of several tasks are to be
+kept side by side, their paths contain a part of the digest.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class CheckpointMismatchError(ReenactError):
 
 
 class CheckpointNotSavedError(ReenactError):
-    """A checkpoint could not be written; the one before is still there."""
+    """A checkpoint could not be written; the previous one is unchanged."""
 
 
 def save_checkpoint(path: str | Path, task: str, state: Mapping[str, Any]) -> None:

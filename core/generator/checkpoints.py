@@ -636,12 +636,12 @@ def _rosinality(
         notes += ("It has no constant noise; fixed noise was drawn for it.",)
     mean = outer.get("latent_avg")
     if isinstance(mean, StoredTensor):
-        rows = mean.load()
-        rows = rows.reshape(-1, rows.shape[-1]) if rows.ndim else rows[None]
-        if not torch.equal(rows, rows[:1].expand_as(rows)):
+        means = mean.load()  # one, or one per layer
+        means = means.reshape(-1, means.shape[-1]) if means.ndim else means[None]
+        if not torch.equal(means, means[:1].expand_as(means)):
             notes += ("Its mean of W differs by layer; the layers' mean is taken.",)
-            rows = rows.mean(0, keepdim=True)
-        tensors["mapping.w_avg"] = rows[0]
+            means = means.mean(0, keepdim=True)
+        tensors["mapping.w_avg"] = means[0]
     if encoder is not None:
         format_name = f"{encoder} checkpoint"
     elif "g_optim" in outer:
