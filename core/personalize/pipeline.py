@@ -108,14 +108,7 @@ def personalize(
         raise NoConsentError(
             "Say who is scanned and agreed to it: a character needs a name on record."
         )
-    rate = RATE
-    if base is None:
-        if encoder is not None:
-            raise EncoderWithoutBaseError(
-                "An encoder belongs to a generator: give that too, with --base. The embedded one "
-                "has its own encoder."
-            )
-        base, encoder, rate = base_generator(), base_encoder(), EMBEDDED_RATE
+    base, encoder, rate = _base(base, encoder)
     generator = base.to(device)
     encoder = None if encoder is None else encoder.to(device)
     resolution = generator.architecture.resolution
@@ -170,6 +163,20 @@ def personalize(
     save_character(output, character)
     shutil.rmtree(work, ignore_errors=True)
     return load_character(output)
+
+
+def _base(
+    base: Generator | None, encoder: nn.Module | None
+) -> tuple[Generator, nn.Module | None, float]:
+    """Returns the generator to start from, its encoder, and the rate at which it is tuned."""
+    if base is not None:
+        return base, encoder, RATE
+    if encoder is not None:
+        raise EncoderWithoutBaseError(
+            "An encoder belongs to a generator: give that too, with --base. The embedded one has "
+            "its own encoder."
+        )
+    return base_generator(), base_encoder(), EMBEDDED_RATE
 
 
 def _select(

@@ -117,8 +117,6 @@ class Examples:
 
 Method = Program | Prompt | Examples
 
-_Objective = tuple[Callable[[Generator, int], Tensor], Check]  # a step's loss, and what ends it
-
 
 @dataclass(frozen=True)
 class StylizeSettings:
@@ -196,23 +194,15 @@ def stylize(
         check_every=settings.check_every,
         seed=settings.seed,
     )
-    targets = None  # of the held-out codes
-    if isinstance(method, Program):
-        assert metric is not None
-        objective, targets = _towards_program(method, tuning_settings, metric, samples)
-    elif metric is None:
+    if _by_clip(method):
         tuning_settings = replace(tuning_settings, betas=NADA_BETAS, warm_up=0)
-        objective = _towards_direction(method, tuning_settings, parent, samples)
-    else:
-        assert isinstance(method, Examples)
-        objective = _towards_patches(method, tuning_settings, metric, samples)
-    loss, check = objective
+    objective = _objective(method, tuning_settings, metric, parent, samples)
 
     def write(generator: Generator, losses: list[dict[str, float]], complete: bool) -> None:
         generated = reconstruct(generator, samples.held_out, settings.batch)
         rows = [("parent", samples.held_out_parent)]
-        if targets is not None:
-            rows.append(("program", targets))
+        if objective.targets is not None:
+            rows.append(("program", objective.targets))
         sheet = style_sheet([*rows, ("style", generated)])
         write_png(output.with_name(f"{output.stem}_preview.png"), sheet)
         current = replace(
@@ -229,9 +219,9 @@ def stylize(
     with report.stage("stylizing") as progress:
         tuned = tuning.fine_tune(
             parent,
-            loss,
+            objective.loss,
             tuning_settings,
-            check=check,
+            check=objective.check,
             on_evaluation=lambda generator, losses: write(generator, losses, False),
             folder=work / info.task[:16],
             task=info.task,
@@ -268,17 +258,39 @@ def _draw_samples(
     return _Samples(codes[:count], pictures[:count], codes[count:], pictures[count:])
 
 
+@dataclass(frozen=True, eq=False)
+class _Objective:
+    """What a style is trained by."""
+
+    loss: Callable[[Generator, int], Tensor]  # of the style, called with the steps done
+    check: Check  # ends the training
+    targets: Tensor | None = None  # of the held-out codes, for the sheet
+
+
+def _objective(
+    method: Method,
+    settings: tuning.TuningSettings,
+    metric: perceptual.Metric | None,
+    parent: Generator,
+    samples: _Samples,
+) -> _Objective:
+    """Returns the objective of a method; `metric` is None for those by CLIP."""
+    if metric is None:
+        assert not isinstance(method, Program)
+        return _towards_direction(method, settings, parent, samples)
+    if isinstance(method, Program):
+        return _towards_program(method, settings, metric, samples)
+    assert isinstance(method, Examples)
+    return _towards_patches(method, settings, metric, samples)
+
+
 def _towards_program(
     method: Program,
     settings: tuning.TuningSettings,
     metric: perceptual.Metric,
     samples: _Samples,
-) -> tuple[_Objective, Tensor]:
-    """Aims at the program's pictures by eq. 1; checked by the PSNR of held-out codes.
-
-    Returns:
-        The objective, and the targets of the held-out codes.
-    """
+) -> _Objective:
+    """Aims at the program's pictures by eq. 1; checked by the PSNR of held-out codes."""
     targets = run_program(method.name, samples.train_parent)
     held_out = run_program(method.name, samples.held_out_parent)
     # Eyes and mouth are located in the parent's pictures: a drawing may mislead the detector.
@@ -290,7 +302,7 @@ def _towards_program(
         return tuning.pair_loss(generator, pairs, indices, metric, settings, weights)
 
     check = tuning.psnr_check(Pairs(samples.held_out, held_out), settings.batch)
-    return (loss, check), held_out
+    return _Objective(loss, check, held_out)
 
 
 def _rate(character: Character, method: Method) -> float:
@@ -585,7 +597,7 @@ def _towards_direction(
         ]
         return float(torch.stack(along).mean())
 
-    return loss, Check("direction", figure, 0.005)
+    return _Objective(loss, Check("direction", figure, 0.005))
 
 
 def _unfreeze(generator: Generator, layers: Sequence[int] | None) -> None:
@@ -672,7 +684,7 @@ def _towards_patches(
         few = examples[evenly_spaced(len(examples), HELD_OUT)]
         return -10 * math.log10(max(float(patch_distance(generated, few, 0)), 1e-10))
 
-    return loss, Check("closeness", figure, 0.05)
+    return _Objective(loss, Check("closeness", figure, 0.05))
 
 
 # -- the record of a style -----------------------------------------------------------------------

@@ -76,11 +76,11 @@ class Quiet:
 
     @contextmanager
     def stage(self, title: str) -> Iterator[Callable[..., None]]:
-        def tick(done: float, total: float, **figures: float) -> None:
+        def progress(done: float, total: float, **figures: float) -> None:
             if title == "stylizing" and done == self.stop:
                 raise KeyboardInterrupt
 
-        yield tick
+        yield progress
 
 
 def character(folder: Path, made: Character | None = None, name: str = "a") -> Character:
