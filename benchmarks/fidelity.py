@@ -55,8 +55,8 @@ from core.solve.settings import SolveSettings
 from core.solve.shot import solve_shot
 from core.synthetic import performer
 from core.synthetic.parameters import HIGH, INDEX, LOW
-from server.demo import FIRST, FPS, film
-from server.reporting import Report
+from server.cli.demo import FIRST, FPS, film
+from server.cli.reporting import Report
 
 # Measures, and the performer's parameters that move them.
 SHOWN = {

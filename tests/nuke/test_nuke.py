@@ -467,7 +467,7 @@ def test_the_button_starts_the_server_and_goes_on(
     command.parent.mkdir()
     command.write_text(
         f"#!/bin/sh\nPYTHONPATH='{os.environ.get('PYTHONPATH', '')}' exec "
-        f"'{sys.executable}' -m server.cli \"$@\"\n"
+        f"'{sys.executable}' -m server.cli.main \"$@\"\n"
     )
     command.chmod(0o755)
     monkeypatch.setattr(runs, "server_command", lambda: [str(command), "serve"])

@@ -20,7 +20,7 @@ from small_shot import FIRST, FRAMES, LOST, WRONG, small_shot
 
 from core.media.write import copy_exr
 from core.solve.latent_track import LatentTrack, load_track
-from server import store
+from server import blobs
 
 LAST = FIRST + FRAMES - 1
 NUMBERS = range(FIRST, LAST + 1)
@@ -227,7 +227,7 @@ def test_what_is_wrong_with_a_list_is_said_with_its_line(
         with server.client() as client:
             drawn = next(job["id"] for job in client.jobs() if job["kind"] == "render")
             stored = {
-                file["number"]: store.file_path(server.folder / "store", file["hash"])
+                file["number"]: blobs.file_path(server.folder / "store", file["hash"])
                 for file in client.status(drawn)["files"]
             }
         for path in stored.values():

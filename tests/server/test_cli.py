@@ -17,7 +17,7 @@ from core.synthetic import performer
 
 
 def reenact(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "server.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "server.cli.main", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 

@@ -25,9 +25,9 @@ from reenact import __version__
 from repository import ROOT
 from running_server import Server
 
-from server import doctor, nuke, nuke_installer
-from server.environment import Environment
-from server.installer import Failure
+from server.install import doctor, nuke, nuke_installer
+from server.install.environment import Environment
+from server.install.pip import InstallError
 
 VERSION = nuke.pyzmq_version(Environment(ROOT), nuke.Nuke(Path(), "14.0v1", "linux", (3, 9), None))
 LINUX_ONLY = pytest.mark.skipif(sys.platform != "linux", reason="runs interpreters in Linux's tree")
@@ -143,7 +143,7 @@ def test_it_is_told_by_its_folder_its_application_or_its_program(
 def test_what_is_no_nuke_is_refused_and_says_what_to_give(env: Environment, tmp_path: Path) -> None:
     (tmp_path / "Nuke15.1v3").mkdir()  # uninstalled, the folder left
     for path in (tmp_path, tmp_path / "Nuke15.1v3", tree(tmp_path, "13.2v5", "linux")):
-        with pytest.raises(Failure, match="is no Nuke 14 to 17") as caught:
+        with pytest.raises(InstallError, match="is no Nuke 14 to 17") as caught:
             nuke_installer.main(env, [str(path)])
         assert "/usr/local/Nuke" in caught.value.mend
     done = subprocess.run(
@@ -209,7 +209,7 @@ def test_the_pythons_of_nuke_talk_with_the_pyzmq_laid_beside_the_plugin(
     nukes = [at(tree(tmp_path, PYTHONS[v], "linux", python)) for v, python in pythons.items()]
     try:
         nuke_installer.vendor(env, nukes, None)
-    except Failure as failure:
+    except InstallError as failure:
         pytest.skip(f"pyzmq can't be had: {failure.what}")
     assert vendored(env) == sorted(one.target for one in nukes)
     broken, own = tmp_path / "broken", tmp_path / "own"  # a studio's, before the plugin
@@ -268,7 +268,7 @@ def test_only_the_wheel_for_its_python_and_system_is_taken_from_a_folder(
     others = ["manylinux2014_x86_64", "win_amd64", "macosx_10_15_universal2"]
     for other in [f"cp39-cp39-{t}" for t in others if t != tag] + [f"cp310-cp310-{tag}"]:
         wheel(wheels, other)
-    with pytest.raises(Failure, match=f"has no pyzmq {VERSION} for {one.target}") as caught:
+    with pytest.raises(InstallError, match=f"has no pyzmq {VERSION} for {one.target}") as caught:
         nuke_installer.vendor(env, [one], wheels)
     assert f"--abi cp39 --platform {nuke.PLATFORMS[system][0]}" in caught.value.mend
     assert vendored(env) == []
@@ -276,7 +276,7 @@ def test_only_the_wheel_for_its_python_and_system_is_taken_from_a_folder(
     right = wheel(wheels, f"cp39-cp39-{tag}")
     nuke_installer.vendor(env, [one], wheels)
     assert vendored(env) == [one.target]
-    assert nuke.amiss(env, one) == ""
+    assert nuke.problem(env, one) == ""
     right.unlink()
     nuke_installer.vendor(env, [one], wheels)  # nothing to do
 
@@ -292,13 +292,13 @@ def test_a_wheel_that_is_not_what_it_says_leaves_the_one_that_is_there(
     monkeypatch.setattr(nuke, "pyzmq_version", lambda *_: "1.0")
     nuke_installer.vendor(env, [one], tmp_path / "old")
     monkeypatch.setattr(nuke, "pyzmq_version", lambda *_: "2.0")
-    assert "there is no pyzmq 2.0" in nuke.amiss(env, one)
+    assert "there is no pyzmq 2.0" in nuke.problem(env, one)
 
     wheel(tmp_path / "foreign", tag, inside="cp38-cp38-win_amd64", version="2.0")
-    with pytest.raises(Failure, match="for another Python or system: cp38-cp38-win_amd64"):
+    with pytest.raises(InstallError, match="for another Python or system: cp38-cp38-win_amd64"):
         nuke_installer.vendor(env, [one], tmp_path / "foreign")
     wheel(tmp_path / "broken", tag, version="2.0", body="raise ImportError('libzmq is torn')")
-    with pytest.raises(Failure, match=r"does not load in .*: ImportError: libzmq is torn"):
+    with pytest.raises(InstallError, match=r"does not load in .*: ImportError: libzmq is torn"):
         nuke_installer.vendor(env, [one], tmp_path / "broken")
     assert vendored(env) == [one.target]
     place = nuke.vendor_folder(env) / one.target
@@ -313,8 +313,8 @@ def test_a_wheel_that_is_not_what_it_says_leaves_the_one_that_is_there(
 VENDOR = """
 import sys
 from pathlib import Path
-from server import nuke, nuke_installer
-from server.environment import Environment
+from server.install import nuke, nuke_installer
+from server.install.environment import Environment
 nuke_installer.vendor(Environment(Path(sys.argv[1])), [nuke.at(Path(sys.argv[2]))], None)
 """
 
@@ -447,7 +447,7 @@ def test_the_line_comes_and_goes_and_all_else_stays(
     nuke_installer.main(env, ["--uninstall", "--studio", str(studio)])
     assert real.read_bytes() == b"import nuke\r\n# \xff"
     assert (studio / "init.py").is_symlink()
-    with pytest.raises(Failure, match="there is no folder"):
+    with pytest.raises(InstallError, match="there is no folder"):
         nuke_installer.main(env, [*told, "--yes", "--studio", str(tmp_path / "studoi")])
 
 
@@ -459,13 +459,13 @@ def test_a_read_only_init_py_is_left_and_the_line_told(
     init.parent.mkdir()
     init.write_bytes(b"import nuke\n")
     init.chmod(0o444)
-    with pytest.raises(Failure, match=r"init\.py was not changed: it is read-only") as caught:
+    with pytest.raises(InstallError, match=r"init\.py was not changed: it is read-only") as caught:
         nuke_installer.main(env, [*told, "--yes"])
     assert caught.value.mend == f"put this line into it by hand: {nuke.plugin_line(env)}"
     init.chmod(0o644)
     nuke_installer.main(env, [*told, "--yes"])
     init.chmod(0o444)
-    with pytest.raises(Failure, match="it is read-only"):
+    with pytest.raises(InstallError, match="it is read-only"):
         nuke_installer.main(env, ["--uninstall"])
     assert nuke.line_in(init.read_bytes())
     assert sorted(path.name for path in init.parent.iterdir()) == ["init.py"]
@@ -474,9 +474,9 @@ def test_a_read_only_init_py_is_left_and_the_line_told(
 OFFER = """
 import sys
 from pathlib import Path
-from server import nuke_installer
-from server.environment import Environment
-nuke_installer.offer(Environment(Path(sys.argv[1])))
+from server.install import nuke_installer
+from server.install.environment import Environment
+nuke_installer.prompt_install(Environment(Path(sys.argv[1])))
 """
 
 
@@ -491,7 +491,7 @@ def test_it_is_offered_at_a_terminal_only_and_a_no_changes_nothing(
         command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
     )
     assert asked.stdout == f"Nuke 14.1v2: for the nodes, {doctor.install_line()} nuke\n"
-    with pytest.raises(Failure, match="nobody is there to be asked"):
+    with pytest.raises(InstallError, match="nobody is there to be asked"):
         nuke_installer.main(env, told)
     assert not init.exists()
 

@@ -42,10 +42,12 @@ from core.media.write import write_png
 from core.personalize.character import load_character
 from core.solve.latent_track import load_track
 from core.synthetic import performer
-from server import home, tasks
-from server.reporting import Report
-from server.service import Disk
-from server.store import file_path
+from server.blobs import file_path
+from server.cli.reporting import Report
+from server.frontend import home
+from server.frontend.transfers import Disk
+from server.jobs import registry
+from server.jobs.common import Context
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,10 @@ def local(folder: Path) -> Path:
     path = folder / "local.latents"
     empty = protocol.Solve(protocol.Clip(), File())
     clip = open_clip(pattern)
-    tasks.solve(empty, clip, load_character(character), path, Report(machine=True))
+    context = Context(
+        Report(machine=True), {"character": character}, {"plate": clip}, {"track.latents": path}
+    )
+    registry.run_task(empty, context)
     return path
 
 
@@ -123,10 +128,15 @@ def test_the_server_gives_what_the_command_line_gives(
         assert first_file < len(seen) - FRAMES  # frames came while it still ran
 
         character, pattern = inputs(folder)
-        who = load_character(character)
         out = str(tmp_path / "local.####.exr")
         empty = protocol.Render(File(), File(), name="track")
-        tasks.render(empty, load_track(track), who, open_clip(pattern), out, Report(machine=True))
+        context = Context(
+            Report(machine=True),
+            {"track": track, "character": character},
+            {"plate": open_clip(pattern)},
+            {"frame": Path(out)},
+        )
+        registry.run_task(empty, context)
         for number in manifest["frames"]:
             there, here = (frame_path(p, number) for p in (manifest["pattern"], out))
             assert Path(there).read_bytes() == Path(here).read_bytes()
@@ -255,7 +265,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     command = [
         sys.executable,
         "-m",
-        "server.cli",
+        "server.cli.main",
         "solve",
         pattern,
         "--character",
@@ -908,7 +918,12 @@ def test_a_worker_killed_in_tuning_gives_the_same_character(
         write_png(tmp_path / f"scan.{number:04d}.png", performer.render(parameters, 160))
     pattern = str(tmp_path / "scan.####.png")
     task = protocol.Personalize(protocol.Clip(), "anna", "nobody", "", 12, 12, 1)
-    tasks.personalize(task, open_clip(pattern), tmp_path / "local.character", Report(machine=True))
+    context = Context(
+        Report(machine=True),
+        clips={"scan": open_clip(pattern)},
+        outputs={"character": tmp_path / "local.character"},
+    )
+    registry.run_task(task, context)
     own_server.start()
     with own_server.client() as client:
         clip = client.send_clip(pattern, range(1, 25))
@@ -932,7 +947,7 @@ def test_a_demo_killed_five_times_ends_with_the_same_frames(tmp_path: Path) -> N
     command = [
         sys.executable,
         "-m",
-        "server.cli",
+        "server.cli.main",
         "demo",
         "--scan-frames",
         "28",

@@ -26,7 +26,8 @@ from core.solve.latent_track import FrameState, LatentTrack
 from core.synthetic import performer
 from core.synthetic.base import base_generator
 from core.synthetic.parameters import neutral
-from server import tasks
+from server.jobs import frame, registry, render
+from server.jobs.common import BadOptionError
 
 SIZE = 128
 
@@ -581,7 +582,7 @@ def test_what_the_plates_grain_is_comes_from_the_plate(tmp_path: Path) -> None:
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: str) -> None:
     file = protocol.File(path="/a")
-    with pytest.raises(tasks.BadOption, match=said):
-        tasks.finish(protocol.Render(file, file, **options))
-    assert tasks.finish(protocol.Render(file, file)) == frames.PatchOptions()
-    assert tasks.finish(protocol.Frame(file, file, 1)).layers == "basic"
+    with pytest.raises(BadOptionError, match=said):
+        registry.check_task(protocol.Render(file, file, **options))
+    assert render.patch_options(protocol.Render(file, file)) == frames.PatchOptions()
+    assert frame.patch_options().layers == "basic"
