@@ -225,7 +225,7 @@ def test_the_tool_set_has_the_nodes_as_they_are() -> None:
 
 
 def test_every_node_has_a_picture_of_its_properties() -> None:
-    """`docs/node_pictures.py` draws them: run it after a change."""
+    """As `tools/node_pictures.py` draws it: run that after a change."""
     pictures = sorted((FOLDER.parent / "docs" / "nodes").glob("Reenact*.png"))
     assert [p.stem for p in pictures] == [p.stem for p in GIZMOS]
     assert all(p.stat().st_size < 60_000 for p in pictures)

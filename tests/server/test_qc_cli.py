@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import reenact
 from reenact import protocol
 from running_server import wait_for
 from small_shot import FIRST, FRAMES, WRONG, small_shot
-from test_cli import reenact
 
 from core.media.errors import ClipNotFoundError
 from server import qc_cli, tasks

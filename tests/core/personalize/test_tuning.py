@@ -125,7 +125,7 @@ import json, sys
 sys.path[:0] = {paths!r}
 import torch
 torch.set_num_threads(1)
-from core import tuning
+from core.personalize import tuning
 from small_generators import BLOCKS, task
 tuning.CHECKPOINT_SECONDS = 0.0 if {often!r} else 1e9
 
@@ -134,7 +134,7 @@ def progress(done, total, **figures):
     if done == 5:
         sys.stdin.readline()  # until the test has sent its signal
 
-settings = tuning.Settings(**{settings!r})
+settings = tuning.TuningSettings(**{settings!r})
 try:
     tuned = tuning.tune(*task(), BLOCKS, settings, folder={folder!r}, progress=progress)
     print(json.dumps(sum(p.double().sum().item() for p in tuned.generator.parameters())))
@@ -144,9 +144,11 @@ except KeyboardInterrupt:
 
 
 def start(folder: Path, often: bool) -> subprocess.Popen[str]:
-    here = SUPPORT
     text = SCRIPT.format(
-        paths=[str(here), str(ROOT)], folder=str(folder), often=often, settings=asdict(PLAIN)
+        paths=[str(SUPPORT), str(Path(__file__).parent), str(ROOT)],
+        folder=str(folder),
+        often=often,
+        settings=asdict(PLAIN),
     )
     return subprocess.Popen(
         [sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

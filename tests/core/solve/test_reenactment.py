@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -799,14 +800,15 @@ import torch
 torch.set_num_threads(int(sys.argv[4]))
 sys.path.insert(0, sys.argv[1])
 import test_reenactment as t
-t.reenactment.SAVE_SECONDS = -1
+from core.solve import shot
+shot.SAVE_SECONDS = -1
 folder = t.Path(sys.argv[2])
 character = t.load_character(folder / "small.character")
 clip = t.driving(torch.load(folder / "pictures.pt"))
 def progress(done, count):
     if done >= float(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
-t.solve(character, clip, t.QUICK, path=folder / "shot.latents", progress=progress)
+t.solve_shot(character, clip, t.QUICK, path=folder / "shot.latents", progress=progress)
 """
 
 
@@ -821,8 +823,8 @@ def test_a_killed_solve_goes_on_to_the_same_track(character, tmp_path, killed, s
     pictures = draw(loaded, known(8))
     torch.save(pictures, tmp_path / "pictures.pt")
     path = tmp_path / "shot.latents"
-    here = str(SUPPORT)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{SUPPORT}"}
     run = subprocess.run(
         [sys.executable, "-c", _CHILD, here, tmp_path, str(killed), str(torch.get_num_threads())],
         capture_output=True,

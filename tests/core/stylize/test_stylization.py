@@ -466,7 +466,7 @@ import sys
 sys.path[:0] = {paths!r}
 import torch
 torch.set_num_threads(1)
-from core import tuning
+from core.personalize import tuning
 from core.personalize.character import load_character
 from core.stylize.training import stylize
 from test_stylization import QUICK, Quiet, quick
@@ -487,11 +487,10 @@ for name in {names!r}: run(name)
 
 def test_killed_and_gone_on_is_the_same_style(tmp_path: Path) -> None:
     character(tmp_path, blotches())
-    here = SUPPORT
 
     def start(wait: bool, *names: str) -> subprocess.Popen[str]:
         text = SCRIPT.format(
-            paths=[str(here), str(ROOT)],
+            paths=[str(SUPPORT), str(Path(__file__).parent), str(ROOT)],
             wait=wait,
             who=str(tmp_path / "a.character"),
             names=[str(tmp_path / name) for name in names],
