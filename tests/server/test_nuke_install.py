@@ -1,5 +1,6 @@
-"""Nuke's part of the installation: real interpreters, pips, wheels and sockets, and trees that look
-like Nuke's. No Nuke: what one does with it all is for tests/nuke/nuke_acceptance.py."""
+"""Tests Nuke's part of the installation, with real interpreters, pips, wheels and sockets.
+
+Folders look like Nuke's, but no Nuke runs: that is for tests/nuke/nuke_acceptance.py."""
 
 import ast
 import json
@@ -35,7 +36,7 @@ PYTHONS = {"3.9": "14.1v2", "3.10": "15.1v3", "3.11": "16.0v2"}
 
 
 def tree(root: Path, version: str, system: str, python: Path | None = None) -> Path:
-    """An installation's folder with the files that matter, and a Python that runs, if given."""
+    """Makes a folder like an installation of Nuke, with a Python that runs if one is given."""
     short = version.partition("v")[0]
     folder = root / f"Nuke{version}"
     inner = folder / f"Nuke{version}.app/Contents/MacOS" if system == "darwin" else folder
@@ -57,7 +58,7 @@ def at(folder: Path) -> nuke.Nuke:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """A checkout with the plugin, and an environment that holds pip alone."""
+    """Makes a checkout with the plugin, and an environment that contains only pip."""
     root = tmp_path_factory.mktemp("checkout with spaces")
     shutil.copy(ROOT / "constraints.txt", root)
     skip = shutil.ignore_patterns("vendor", "__pycache__")
@@ -72,7 +73,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 def env(
     made: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Environment]:
-    """That checkout, for a user with an empty home, on a machine without a Nuke."""
+    """The checkout, for a user with an empty home, on a machine without Nuke."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("NUKE_PATH", raising=False)
     (tmp_path / "home").mkdir()
@@ -81,7 +82,7 @@ def env(
 
 
 def wheel(folder: Path, tag: str, inside: str = "", version: str = VERSION, body: str = "") -> Path:
-    """A wheel that calls itself pyzmq for a tag, in its name and (or `inside`) in its metadata."""
+    """Makes a wheel of pyzmq for a tag in its name, and the same or `inside` in its metadata."""
     folder.mkdir(exist_ok=True)
     path = folder / f"pyzmq-{version}-{tag}.whl"
     info = f"pyzmq-{version}.dist-info"
@@ -141,7 +142,7 @@ def test_it_is_told_by_its_folder_its_application_or_its_program(
 
 
 def test_what_is_no_nuke_is_refused_and_says_what_to_give(env: Environment, tmp_path: Path) -> None:
-    (tmp_path / "Nuke15.1v3").mkdir()  # uninstalled, the folder left
+    (tmp_path / "Nuke15.1v3").mkdir()  # uninstalled, but the folder is left
     for path in (tmp_path, tmp_path / "Nuke15.1v3", tree(tmp_path, "13.2v5", "linux")):
         with pytest.raises(InstallError, match="is no Nuke 14 to 17") as caught:
             nuke_installer.main(env, [str(path)])
@@ -186,7 +187,7 @@ print(zmq.__file__.startswith(str(FOLDER)), zmq.__version__)
 
 
 def run_plugin(python: Path, env: Environment, code: str, *arguments: str, more: str = "") -> str:
-    """Runs code as Nuke would with the plugin on sys.path, `more` being folders before it."""
+    """Runs code as Nuke would, with the plugin on sys.path and folders `more` before it."""
     path = os.pathsep.join(filter(None, [more, str(env.root / "nuke_plugin")]))
     done = subprocess.run(
         [python, "-s", "-c", code, *arguments],
@@ -248,7 +249,7 @@ def test_without_any_pyzmq_the_client_says_what_to_run(env: Environment) -> None
     code = "import sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p]\n"
     code += "import reenact.client; reenact.client.Client()"
     said = run_plugin(python, env, code).splitlines()[-1]
-    assert said.startswith("reenact.client.ServerError: Reenact has no pyzmq that loads in Python")
+    assert said.startswith("reenact.errors.ServerError: Reenact has no pyzmq that loads in Python")
     assert said.endswith(f"Run: python3 {env.root / 'install.py'} nuke")
 
 
@@ -324,7 +325,7 @@ def test_a_killed_installation_leaves_no_half_folder_and_goes_on(
     env: Environment, tmp_path: Path
 ) -> None:
     folder = tree(tmp_path, "14.1v2", "darwin")
-    with socket.create_server(("127.0.0.1", 0)) as index:  # takes the call, and says nothing
+    with socket.create_server(("127.0.0.1", 0)) as index:  # never answers
         process = subprocess.Popen(
             [sys.executable, "-c", VENDOR, str(env.root), str(folder)],
             cwd=ROOT,
@@ -338,7 +339,7 @@ def test_a_killed_installation_leaves_no_half_folder_and_goes_on(
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     torso = nuke.vendor_folder(env) / ".py39-darwin.0" / "zmq"
-    torso.mkdir(parents=True)  # had it come so far
+    torso.mkdir(parents=True)  # if it had come that far
     assert "py39-darwin" not in vendored(env)
     wheel(tmp_path / "wheels", "cp39-cp39-macosx_10_15_universal2")
     nuke_installer.vendor(env, [at(folder)], tmp_path / "wheels")
@@ -413,7 +414,7 @@ def test_lines_that_only_look_like_ours_stay() -> None:
 
 @pytest.fixture
 def ready(env: Environment, tmp_path: Path) -> tuple[Environment, list[str]]:
-    """The checkout with pyzmq for a Nuke, and what to tell `install.py nuke` of it."""
+    """The checkout with pyzmq for a Nuke, and the arguments of `install.py nuke` for it."""
     folder = tree(tmp_path / "home", "14.1v2", "linux")
     wheel(tmp_path / "wheels", "cp39-cp39-manylinux2014_x86_64")
     nuke_installer.vendor(env, [at(folder)], tmp_path / "wheels")
@@ -425,7 +426,7 @@ def test_the_line_comes_and_goes_and_all_else_stays(
 ) -> None:
     env, told = ready
     init = tmp_path / "home/.nuke/init.py"
-    nuke_installer.main(env, [*told, "--yes"])  # makes the file
+    nuke_installer.main(env, [*told, "--yes"])  # creates the file
     assert nuke.line_in(init.read_bytes()) == nuke.plugin_line(env)
     nuke_installer.main(env, ["--uninstall"])
     assert not init.exists()
@@ -503,7 +504,7 @@ def test_it_is_offered_at_a_terminal_only_and_a_no_changes_nothing(
         os.close(master)
         assert init.exists() == changed
     quiet = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert quiet.stdout == ""  # it has it
+    assert quiet.stdout == ""  # it has the line already
 
 
 # --- what Nuke runs ----------------------------------------------------------------------------
@@ -594,7 +595,7 @@ def test_the_doctor_knows_whether_a_server_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REENACT_HOME", str(tmp_path))
-    assert doctor.check_server().state == "ok"  # none, and the first command starts one
+    assert doctor.check_server().state == "ok"  # none runs, and the first command starts one
     monkeypatch.setenv("REENACT_SERVER", "tcp://127.0.0.1:1")
     check = doctor.check_server()
     assert check.state == "warning"

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpreters import interpreter
 from reenact import protocol
-from reenact.client import safe_name
+from reenact.files import safe_name
 from reenact.protocol import (
     MAX_HEADER,
     MAX_TEXT,

@@ -23,8 +23,9 @@ import zmq
 from interpreters import interpreter
 from OpenImageIO import ImageBuf, ImageOutput, ImageSpec
 from reenact import protocol
-from reenact.client import Client, NoServer, Pump, ServerError, _Part, find_server
+from reenact.client import Client, NoServerError, Pump, ServerError, find_server
 from reenact.protocol import CHUNK, File
+from reenact.transfers import PartialFile
 from running_server import (
     FRAMES,
     Server,
@@ -486,13 +487,13 @@ def test_two_programs_that_fetch_one_file_do_not_meet(tmp_path: Path) -> None:
     path, whole = tmp_path / "frame.exr", b"".join(content)
     hash = hashlib.blake2b(whole, digest_size=32).hexdigest()
 
-    def part() -> _Part:
-        return _Part(File(hash, len(whole)), path)
+    def part() -> PartialFile:
+        return PartialFile(File(hash, len(whole)), path)
 
     first = part()
     first.write(content[0])
     second = part()
-    assert second.come == 0  # not what the first one is at
+    assert second.received == 0  # not what the first one is at
     first.write(content[1])
     second.write(content[0])
     assert first.finish()
@@ -504,7 +505,7 @@ def test_two_programs_that_fetch_one_file_do_not_meet(tmp_path: Path) -> None:
     cut = part()
     cut.write(content[0])
     cut.target.close()  # it died
-    assert part().come == CHUNK
+    assert part().received == CHUNK
 
 
 class Line:
@@ -716,8 +717,8 @@ def test_a_client_that_never_reads_costs_a_stated_amount(
         deaf.hello()
         for turn in range(20):  # 1.25 GiB, were they all kept
             for i in range(64):
-                deaf._ask(protocol.Download(file.hash, i * CHUNK))
-                deaf._asked.clear()
+                id = deaf.channel.send(protocol.Download(file.hash, i * CHUNK))
+                deaf.channel.forget(id)
             start = time.monotonic()
             client.ask(protocol.Ping())
             assert time.monotonic() - start < 5, f"turn {turn}"
@@ -731,7 +732,7 @@ def test_keys_decide_who_gets_an_answer(own_server: Server, tmp_path: Path) -> N
         with patch.dict(os.environ, {"REENACT_HOME": str(folder)}), Client("x", 3) as client:
             try:
                 return bool(client.hello())
-            except NoServer:
+            except NoServerError:
                 return False
 
     stranger = tmp_path / "stranger"
@@ -809,7 +810,7 @@ def test_limits_are_named(server: Server, folder: Path, tmp_path: Path) -> None:
         with pytest.raises(ServerError) as raised:
             client.ask(protocol.Download("../../../../etc/passwd", 0))
         assert raised.value.code == "malformed"
-        socket = client._socket
+        socket = client.channel.socket
         assert socket is not None
         until, codes = time.monotonic() + 20, set()
         while "rate" not in codes:

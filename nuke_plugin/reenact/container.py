@@ -1,4 +1,4 @@
-"""Reenact's files as far as Nuke looks into them: the standard library reads safetensors too."""
+"""Reads headers and arrays of Reenact's files: safetensors, with the standard library alone."""
 
 import contextlib
 import json
@@ -9,22 +9,26 @@ PathLike = Union[str, "os.PathLike[str]"]
 
 
 @contextlib.contextmanager
-def opened(path: PathLike, array: str) -> Iterator[Tuple[Dict[str, Any], Callable[[str], bytes]]]:
-    """The header of a file, and what reads an array's bytes (little endian) by its name.
+def open_container(
+    path: PathLike, array: str
+) -> Iterator[Tuple[Dict[str, Any], Callable[[str], bytes]]]:
+    """Opens a file; yields its header and a function that reads an array's bytes by its name.
+
+    The bytes are little endian.
 
     Args:
         path: a latent track, character or style.
-        array: one that such a file has.
+        array: the name of an array that a file of this kind has.
 
     Raises:
         OSError: the file can't be read.
-        ValueError: it is no such file.
+        ValueError: the file has no such array, or isn't a safetensors file.
     """
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size)) if 0 < size < 1 << 24 else {}
         if array not in header:
-            raise ValueError(f"{path} is no file of Reenact that has {array}.")
+            raise ValueError(f"{path} is no Reenact file that contains {array}.")
 
         def read(name: str) -> bytes:
             begin, end = header[name]["data_offsets"]
