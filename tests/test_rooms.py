@@ -145,7 +145,7 @@ def test_imports_are_found_wherever_they_stand(
     path.write_text(
         "import core.base.errors\n"
         "def f():\n"
-        "    from core import files\n"
+        "    from core.base import files\n"
         "    from core.base.files import atomic_write\n"
         "    from . import blobs\n"
         "    from .frontend import home as h, database\n"
