@@ -40,7 +40,7 @@ def made(frames=5, anchors=7, rows=4, seed=0):
         delta=floats(frames, rows, anchors),
         codes=floats(frames, rows, 512),
         smooth=floats(frames, rows, 512),
-        rest=floats(86, 3),
+        neutral_offset=floats(86, 3),
         landmarks=landmarks,
         quads=quads,
         amount=rng.random(frames, np.float32),
