@@ -20,8 +20,8 @@ from core.solve.neutral import (
 from core.solve.shot import solve_shot
 
 
-def test_shapes_at_rest_are_found_without_a_neutral_pair(character):
-    """Another person does what the character can do: the rest is how their shapes differ."""
+def test_the_neutral_offset_is_found_without_a_pair(character):
+    """Another person does what the character can do: the residual is how their shapes differ."""
     acting = known(13)
     clip = driving(aligned(acting @ acted(31, *MOVES), SIZE))
     own, other = (
@@ -117,13 +117,13 @@ def mouths(own: np.ndarray, widths: list[float], gaps: list[float]) -> np.ndarra
     return faces
 
 
-def test_mouths_are_compared_where_they_rest(own):
+def test_mouths_are_compared_where_they_are_neutral(own):
     """However long the driver smiles, and more broadly than the character ever does."""
     anchors = mouths(own, [0.41, 0.46, 0.5, 0.52, 0.56, 0.61] * 2, [0.0] * 6 + [0.2] * 6)
     driving = mouths(own, [0.51] * 3 + [0.72] * 9, [0.01] * 3 + [0.17] * 9)
     assert np.abs(mouth_neutral_offset(driving, anchors)).max() < 0.5
     thick = np.random.default_rng(0).normal(0, 1, (40, 3)) * [0, 1, 1]
-    thick[[INNER_LIPS.index(i) for i in (78, 308, 13, 14)]] = 0  # what rest is told by
+    thick[[INNER_LIPS.index(i) for i in (78, 308, 13, 14)]] = 0  # they say what is neutral
     shaped = driving.copy()
     shaped[:, LIPS] += thick
     shaped[1] = np.nan
@@ -131,7 +131,7 @@ def test_mouths_are_compared_where_they_rest(own):
     np.testing.assert_allclose(found, thick.mean(0) - thick, atol=1e-4)
 
 
-def test_where_no_mouth_rests_none_is_compared(own):
+def test_without_a_neutral_mouth_none_is_compared(own):
     rests, smiles = mouths(own, [0.51] * 4, [0.0] * 4), mouths(own, [0.7] * 4, [0.15] * 4)
     assert mouth_neutral_offset(rests, rests) is not None
     assert mouth_neutral_offset(smiles, rests) is None
@@ -149,9 +149,9 @@ def test_a_part_is_compared_as_the_whole_was(character):
     assert not other.neutral_offset.any()
 
 
-def test_faces_at_rest_are_taken_out_of_the_comparison(character):
-    """The driver at rest stands for the character at rest: there is nothing left to solve."""
-    rest = np.eye(len(MOVES))[[2, 0]]  # the driver's resting face is a smile
+def test_the_neutral_pair_is_taken_out_of_the_comparison(character):
+    """The driver's neutral face stands for the character's: nothing is left to solve."""
+    rest = np.eye(len(MOVES))[[2, 0]]  # the driver's neutral face is a smile
     clip = driving(draw(character, rest))
     settings = replace(STILL, start="centre", neutral=(1001, 0))
     track = solve_shot(character, clip, settings)
@@ -175,3 +175,10 @@ def test_a_neutral_pair_that_is_not_there(character, neutral, words):
     clip = driving(draw(character, known(2)), found=np.array([True, False]))
     with pytest.raises(NeutralMissingError, match=words):
         solve_shot(character, clip, replace(QUICK, neutral=neutral))
+
+
+def test_a_neutral_frame_of_broken_pixels_is_refused(character):
+    pictures = draw(character, known(2))
+    pictures[0] = torch.nan
+    with pytest.raises(NeutralMissingError, match="Frame 1001, the neutral driving"):
+        solve_shot(character, driving(pictures), replace(QUICK, neutral=(1001, 0)))

@@ -16,7 +16,7 @@ SOLVED = FrameState.SOLVED
 
 
 def misled(monkeypatch, character) -> Driving:
-    """Nine frames of one face; all keyframes but the first will be looked up wrongly."""
+    """Nine frames of one face; retrieval goes wrong for all keyframes but the first."""
     clip = driving(draw(character, np.repeat(known(3)[:1], 9, 0)))
     wrong = retrieve(detect_averaged(draw(character, known(3)[2:])).keypoints, character.keypoints)
 
@@ -30,18 +30,18 @@ def misled(monkeypatch, character) -> Driving:
     return clip
 
 
-def test_a_better_answer_spreads(character, monkeypatch):
-    """A face that is held is held, whatever each frame of it began with."""
+def test_a_better_solution_is_propagated(character, monkeypatch):
+    """A face that is held stays held, whatever the initial guesses of its frames were."""
     clip = misled(monkeypatch, character)
-    settled = losses(solve_shot(character, clip, STILL))
+    propagated = losses(solve_shot(character, clip, STILL))
     monkeypatch.setattr(shot, "propagate_solutions", lambda context, state, *_: state)
     before = losses(solve_shot(character, clip, STILL))
     assert before.max() > 2 * before.min()
-    assert settled.max() < 1.3 * settled.min()
-    assert (settled <= before).all()
+    assert propagated.max() < 1.3 * propagated.min()
+    assert (propagated <= before).all()
 
 
-def test_an_interrupt_while_answers_spread_loses_nothing(character, monkeypatch, tmp_path):
+def test_an_interrupt_during_propagation_loses_nothing(character, monkeypatch, tmp_path):
     save_character(tmp_path / "small.character", character)
     loaded = load_character(tmp_path / "small.character")
     clip, path = misled(monkeypatch, loaded), tmp_path / "shot.latents"
@@ -50,7 +50,7 @@ def test_an_interrupt_while_answers_spread_loses_nothing(character, monkeypatch,
     whole = solve_shot(loaded, clip, few, progress=lambda n, count: shown.append(n / count))
     assert shown == sorted(shown)
     assert shown[-1] == 1
-    solved = next(i for i, share in enumerate(shown) if share > 0.95)  # then answers spread
+    solved = next(i for i, share in enumerate(shown) if share > 0.95)  # then propagation begins
 
     def interrupt(n, count):
         shown.append(n / count)

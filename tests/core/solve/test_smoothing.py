@@ -19,7 +19,7 @@ SOLVED, HELD = FrameState.SOLVED, FrameState.HELD
 
 
 def codes(values, numbers=None, cut=(), state=None) -> LatentTrack:
-    """A track of given codes, one row, the value in every component."""
+    """A track of given codes, one layer, the value in every component."""
     values = np.asarray(values, np.float32)
     count = len(values)
     filled = np.repeat(values[:, None, None], 4, 2)
