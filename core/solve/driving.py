@@ -35,6 +35,7 @@ class Driving:
     pixel_aspect: float = 1.0
 
 
+# Arrays with a value per frame, besides the pictures.
 PER_FRAME = ("numbers", "found", "cut", "landmarks", "quads")
 
 
