@@ -82,7 +82,7 @@ ABLATIONS = {
     "no outer lips": dataclasses.replace(DEFAULT, objective=Objective(lip_points=0)),
     "no warm start": dataclasses.replace(DEFAULT, start="centre", secants=0),
     "no secants": dataclasses.replace(DEFAULT, secants=0),
-    "shapes at rest left in": dataclasses.replace(DEFAULT, neutral=None),
+    "no neutral offset": dataclasses.replace(DEFAULT, neutral=None),
     "no smoothing": dataclasses.replace(DEFAULT, smoothing=0.0),
     "the paper's settings": SolveSettings.paper(),
 }

@@ -488,7 +488,7 @@ def shot(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, np.ndarray]:
             delta=np.zeros((count, ROWS, 1), np.float32),
             codes=np.zeros((count, ROWS, 512), np.float32),
             smooth=np.zeros((count, ROWS, 512), np.float32),
-            rest=np.zeros((86, 3), np.float32),
+            neutral_offset=np.zeros((86, 3), np.float32),
             landmarks=np.zeros((count, 478, 3), np.float32),
             quads=quads,
             amount=np.ones(count, np.float32),

@@ -92,7 +92,16 @@ def same_track(client: Client, job: str, local: Path, folder: Path) -> Path:
     path = folder / "fetched.latents"
     client.receive([(File(made["hash"], made["size"]), path)])
     ours, theirs = load_track(path), load_track(local)
-    for name in ("numbers", "state", "alpha", "delta", "codes", "smooth", "quads", "rest"):
+    for name in (
+        "numbers",
+        "state",
+        "alpha",
+        "delta",
+        "codes",
+        "smooth",
+        "quads",
+        "neutral_offset",
+    ):
         np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), name)
     return path
 

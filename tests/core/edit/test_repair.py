@@ -68,7 +68,7 @@ def shot(**changes: Any) -> LatentTrack:
         delta=weights - alpha[:, None],
         codes=weights @ ANCHORS,
         smooth=weights @ ANCHORS,
-        rest=rng.random((86, 3)).astype(np.float32),
+        neutral_offset=rng.random((86, 3)).astype(np.float32),
         landmarks=landmarks,
         quads=rng.random((40, 4, 2)),
         amount=random(),

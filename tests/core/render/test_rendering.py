@@ -289,7 +289,7 @@ def track_of(generator: Generator, numbers: list[int], quad: np.ndarray) -> Late
         delta=np.zeros((count, rows, 1), np.float32),
         codes=codes,
         smooth=codes,
-        rest=np.zeros((86, 3), np.float32),
+        neutral_offset=np.zeros((86, 3), np.float32),
         landmarks=np.repeat(np.pad(points, ((0, 0), (0, 1)))[None], count, 0).astype(np.float32),
         quads=np.repeat(quad[None], count, 0),
         amount=np.ones(count, np.float32),
@@ -502,7 +502,8 @@ def test_a_frame_is_the_same_whatever_else_is_drawn(
     before = LatentTrack(
         **{
             f.name: value[:5]
-            if isinstance(value := getattr(track, f.name), np.ndarray) and f.name != "rest"
+            if isinstance(value := getattr(track, f.name), np.ndarray)
+            and f.name != "neutral_offset"
             else value
             for f in fields(track)
         }

@@ -663,7 +663,7 @@ def test_a_frame_is_rendered_by_its_amount(tmp_path: Path) -> None:
         delta=np.zeros((2, rows, 5), np.float32),
         codes=codes,
         smooth=codes,
-        rest=np.zeros((86, 3), np.float32),
+        neutral_offset=np.zeros((86, 3), np.float32),
         landmarks=np.zeros((2, 478, 3), np.float32),
         quads=np.full((2, 4, 2), np.nan),
         amount=two + 1,
