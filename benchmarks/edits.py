@@ -53,7 +53,7 @@ from core.quality.definitions import TOP
 from core.quality.recognition import proxy_recogniser
 from core.synthetic.base import base_generator
 from core.synthetic.distill.pictures import latents
-from server.reporting import Report
+from server.cli.reporting import Report
 
 CODES = 12  # on which is measured
 PAIRS = 48  # of pictures, for the spread

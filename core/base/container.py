@@ -46,22 +46,28 @@ def write(
 
 
 def read(
-    path: str | Path, format: str, version: int, wrong: type[ReenactError], kind: str
+    path: str | Path,
+    format: str,
+    version: int,
+    wrong: type[ReenactError],
+    kind: str,
+    oldest: int | None = None,
 ) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     """Reads a file, and checks that its contents are those that were written.
 
     Args:
         path: the file.
         format: that it must have.
-        version: that it must have.
+        version: the newest one that is accepted.
         wrong: the error to raise for any other file.
         kind: what the file should be, for the error's sentence: "latent track".
+        oldest: the oldest version that is accepted; by default `version`.
 
     Returns:
-        Its header and its arrays.
+        Its header and its arrays, as they were written.
 
     Raises:
-        wrong: no such file, another kind of file, a damaged one or one of another version.
+        wrong: there is no such file, or it is of another kind, damaged or of another version.
     """
     try:
         with safe_open(path, "np") as file:
@@ -72,7 +78,7 @@ def read(
                 raise wrong(f"{path} is damaged: it has no version. Copy or make it again.")
             if int(header["version"]) > version:
                 raise wrong(f"{path} was written by a newer Reenact. Update this one to load it.")
-            if int(header["version"]) < version:
+            if int(header["version"]) < (version if oldest is None else oldest):
                 raise wrong(
                     f"{path} was written by an older Reenact. Make it anew, under another name."
                 )

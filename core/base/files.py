@@ -56,6 +56,15 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
     Raises:
         OSError: the file system refuses; `path` is unchanged.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "new" / "note.txt"
+        ...     with atomic_write(path) as temporary:
+        ...         _ = temporary.write_text("whole")
+        ...     print(path.read_text(), len(list(path.parent.iterdir())))
+        whole 1
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

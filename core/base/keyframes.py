@@ -54,6 +54,10 @@ def parse(text: str, of: str = "") -> tuple[Key, ...]:
 
     Raises:
         KeyframeError: it is something else.
+
+    Example:
+        >>> [(key.number, key.value, key.easing) for key in parse("1001:0:smooth,1010:1")]
+        [(1001, 0.0, 'smooth'), (1010, 1.0, 'linear')]
     """
     words = text.replace(",", " ").split()
     plain: list[list[Any]] = []
@@ -124,6 +128,10 @@ def at(keys: Sequence[Key], numbers: Sequence[int] | np.ndarray) -> np.ndarray:
     Returns:
         `[F]` float32: the keys' own values at their frames, between them as each key's easing has
         it, before the first and after the last constant.
+
+    Example:
+        >>> at(parse("1001:0,1011:1"), [1000, 1001, 1006, 1020]).tolist()
+        [0.0, 0.0, 0.5, 1.0]
     """
     frames = np.asarray(numbers, np.int64)
     places = np.array([key.number for key in keys], np.int64)

@@ -228,6 +228,14 @@ def warp(image: Tensor, quads: Tensor, size: int) -> Tensor:
 
     Raises:
         ValueError: a quad that is NaN or is no parallelogram.
+
+    Example:
+        >>> plate = torch.zeros(1, 3, 40, 60)
+        >>> plate[..., 10:30, 20:40] = 1
+        >>> quads = torch.tensor([[[22.0, 12], [22, 28], [38, 28], [38, 12]]])  # in the white
+        >>> crop = warp(plate, quads, 8)
+        >>> crop.shape, round(float(crop.min()), 3)
+        (torch.Size([1, 3, 8, 8]), 1.0)
     """
     return _resample(image, _plate_from_crop(quads, size), (size, size), "reflection")
 

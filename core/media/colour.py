@@ -83,6 +83,13 @@ def to_network(
 
     Raises:
         ColourError: unknown space or config.
+
+    Example:
+        >>> pixels, clipping = to_network(np.array([[0.18, 0.18, 0.18], [4, 4, 4]]), "ACEScg")
+        >>> [round(float(value), 2) for value in pixels[:, 0]]
+        [-0.08, 1.0]
+        >>> clipping.above, clipping.pixels
+        (1, 2)
     """
     pixels, space = _rgb(pixels), resolve(colour_space, config)
     if space == texture_space(config):
@@ -116,6 +123,12 @@ def from_network(pixels: np.ndarray, colour_space: str, config: str | None = Non
 
     Raises:
         ColourError: unknown space or config.
+
+    Example:
+        >>> plate = np.array([[0.3, 0.4, 0.5]], np.float32)
+        >>> pixels, _ = to_network(plate, "ACEScg")
+        >>> bool(np.abs(from_network(pixels, "ACEScg") - plate).max() < 1e-5)
+        True
     """
     encoded = _rgb(pixels).clip(-1, 1)
     encoded *= 0.5

@@ -23,6 +23,11 @@ def contact_sheet(
 
     Raises:
         ValueError: no pictures, or pictures of several sizes.
+
+    Example:
+        >>> grey = np.full((64, 96, 3), 128, np.uint8)
+        >>> contact_sheet([grey] * 5, columns=3).shape
+        (128, 288, 3)
     """
     if not len(pictures) or len({p.shape for p in pictures}) != 1:
         raise ValueError("A contact sheet needs pictures, all of one size.")

@@ -8,7 +8,12 @@ from collections.abc import Iterable
 
 
 def format_numbers(numbers: Iterable[int]) -> str:
-    """Frame numbers as a person writes them: [1004, 1010, 1011, 1012] -> "1004, 1010-1012"."""
+    """Frame numbers as a person writes them: [1004, 1010, 1011, 1012] -> "1004, 1010-1012".
+
+    Example:
+        >>> format_numbers([1004, 1010, 1011, 1012])
+        '1004, 1010-1012'
+    """
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
         if runs and number == runs[-1][-1] + 1:
@@ -27,7 +32,12 @@ def split_range(text: str) -> tuple[str, int | None, int | None]:
 
 
 def frame_path(pattern: str, number: int) -> str:
-    """The file of frame `number`: the last run of # holds it, zero-padded as printf does."""
+    """The file of frame `number`: the last run of # holds it, zero-padded as printf does.
+
+    Example:
+        >>> frame_path("shot.####.exr", 7)
+        'shot.0007.exr'
+    """
     head, hashes, tail = split_pattern(pattern)
     return f"{head}{number:0{hashes}d}{tail}"
 

@@ -88,6 +88,22 @@ def read_frames(
         UnreadableFrameError, BadPixelsError, UnsupportedChannelsError, FormatChangeError,
             TooLargeError: when the iterator comes to that frame; the frames before it have been
             given.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> import numpy as np
+        >>> from core.media.write import write_exr
+        >>> with TemporaryDirectory() as folder:
+        ...     for number in (1001, 1002, 1004):
+        ...         pixels = np.full((4, 6, 3), number % 10, np.float32)
+        ...         write_exr(f"{folder}/shot.{number}.exr", pixels)
+        ...     clip = open_clip(f"{folder}/shot.####.exr")
+        ...     print(clip.width, clip.height, format_numbers(clip.numbers))
+        ...     for frame in read_frames(clip, [1001, 1004]):
+        ...         print(frame.number, frame.pixels.shape, float(frame.pixels.max()))
+        6 4 1001-1002, 1004
+        1001 (4, 6, 3) 1.0
+        1004 (4, 6, 3) 4.0
     """
     wanted = clip.numbers if numbers is None else tuple(numbers)
     absent = set(wanted) - set(clip.numbers)

@@ -60,6 +60,22 @@ def write_exr(
         BadPixelsError: NaN or infinity.
         WriteFailedError: what the file system said.
         ValueError: shapes or layer names that do not fit.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = f"{folder}/patch.1001.exr"
+        ...     window = Window(100, 50, 40, 30)  # in a plate of 1920 x 1080
+        ...     write_exr(
+        ...         path,
+        ...         np.zeros((30, 40, 4), np.float32),
+        ...         window=window,
+        ...         display=(1920, 1080),
+        ...         layers={"matte.face": np.zeros((30, 40), np.float16)},
+        ...         attributes={"reenact:match": 0.5},
+        ...     )
+        ...     read_attribute(path, "reenact:match")
+        0.5
     """
     height, width = pixels.shape[:2]
     window = window or Window(0, 0, width, height)

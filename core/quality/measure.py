@@ -2,8 +2,8 @@
 
 Driver and result are seen as the solver sees them: aligned pictures, one fixed ROI, meshes in px of
 the landmark network's 192 px crop. Two faces differ at rest, so the driver's mesh is moved by what
-the track says they differ by (`LatentTrack.rest`); points that it does not name, and tracks that
-were solved without, by the shot's median difference.
+the track says they differ by (`LatentTrack.neutral_offset`); points that it does not name, and
+tracks that were solved without, by the shot's median difference.
 
 The scan itself is not in a character. What stands for its selected frames is what the generator
 draws of their anchors, the pictures that it was tuned to reproduce.
@@ -361,8 +361,8 @@ def _at_rest(
         return driven, ["No frame shows the driver's face: nothing can be compared with it."]
     rest = np.median(apart[seen], 0)
     notes = []
-    if track.rest.any():
-        rest[list(KEYPOINTS)] = track.rest
+    if track.neutral_offset.any():
+        rest[list(KEYPOINTS)] = track.neutral_offset
     else:
         notes.append(
             "The track was solved with the faces' shapes at rest left in; here their median "

@@ -2,7 +2,7 @@
 
 A crop is the generator's whole picture. A patch is the face alone, scene-linear and
 place, multiplied by a soft matte: the compositor merges it over the plate. Beside it lie layers of
-the same data window (README, "Layers"); the plate's pixels are in none of them.
+the same data window (`docs/layers.md`); the plate's pixels are in none of them.
 """
 
 from __future__ import annotations

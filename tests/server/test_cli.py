@@ -1,24 +1,18 @@
 """The command line, run as its users run it."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import OpenImageIO as oiio
 import pytest
+from command_line import reenact
 
 from core.media.write import write_exr
 from core.personalize.character import character_hash
 from core.solve.latent_track import load_track, save_track
 from core.synthetic import performer
-
-
-def reenact(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "server.cli", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +127,7 @@ def test_handles_are_solved_too(demo: tuple[Path, str], tmp_path: Path) -> None:
     done = reenact(*solve, "--handles", 1, "--neutral", "off", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert load_track(track).numbers.tolist() == [1002, 1003, 1004]
-    assert not load_track(track).rest.any()
+    assert not load_track(track).neutral_offset.any()
     drawn = reenact(
         "render",
         track,

@@ -51,30 +51,41 @@
     return best;
   }
 
+  // What a finger shows stays after it is lifted, until it touches elsewhere or scrolls.
+  addEventListener("pointerdown", hide, true);
+  addEventListener("pointercancel", hide);
+  function point(element, index) {
+    const shown = (event) => show(index(event), event.clientX, event.clientY);
+    element.addEventListener("pointerdown", shown);
+    element.addEventListener("pointermove", shown);
+    element.addEventListener("pointerleave", (event) => {
+      if (event.pointerType === "mouse") hide();
+    });
+  }
+
   for (const chart of charts) {
     const plot = chart.querySelector("svg");
-    chart.addEventListener("pointermove", (event) => {
+    point(chart, (event) => {
       const box = plot.getBoundingClientRect();
-      show(nearest((event.clientX - box.left) / box.width), event.clientX, event.clientY);
+      return nearest((event.clientX - box.left) / box.width);
     });
-    chart.addEventListener("pointerleave", hide);
     chart.addEventListener("blur", hide);
     chart.addEventListener("keydown", (event) => {
       const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       if (!step) return;
       event.preventDefault();
       const box = plot.getBoundingClientRect();
-      show(Math.min(Math.max(now + step, 0), count - 1), box.left + box.width / 2, box.bottom);
+      const next = peek.hidden ? now : Math.min(Math.max(now + step, 0), count - 1);
+      show(next, box.left + box.width / 2, box.bottom);
     });
   }
 
   const body = document.querySelector("#frames tbody");
   const rows = [...body.rows];
-  for (const row of rows) {
-    row.addEventListener("pointermove", (event) =>
-      show(Number(row.dataset.index), event.clientX, event.clientY));
-    row.addEventListener("pointerleave", hide);
-  }
+  for (const row of rows) point(row, () => Number(row.dataset.index));
+  document.getElementById("only-marked")?.addEventListener("change", (event) => {
+    for (const row of rows) row.hidden = event.target.checked && !row.matches(".marked");
+  });
   const headings = [...document.querySelectorAll("#frames thead th")];
   headings.forEach((heading, column) => {
     heading.firstElementChild.addEventListener("click", () => {

@@ -37,7 +37,7 @@ from core.generator.storage import generator_digest
 from core.personalize.character import Character, CharacterInfo
 from core.quality.recognition import proxy_recogniser
 from core.synthetic.base import base_generator
-from server.reporting import Report
+from server.cli.reporting import Report
 
 RNG = np.random.default_rng(0)
 FLAT = np.float32(RNG.standard_normal(512))

@@ -230,7 +230,7 @@ def test_failed_write_keeps_the_old_file(saved: Path) -> None:
     before = saved.read_bytes()
     limit = f"""
 import resource, sys
-sys.path[:0] = {[str(SUPPORT), str(ROOT)]!r}
+sys.path[:0] = {[str(SUPPORT), str(Path(__file__).parent), str(ROOT)]!r}
 import signal
 from test_character import a_character
 from core.personalize.character import CharacterNotWrittenError, save_character
@@ -251,9 +251,9 @@ def test_kill_while_writing_keeps_the_old_file(saved: Path) -> None:
     before = saved.read_bytes()
     script = f"""
 import os, signal, sys
-sys.path[:0] = {[str(SUPPORT), str(ROOT)]!r}
+sys.path[:0] = {[str(SUPPORT), str(Path(__file__).parent), str(ROOT)]!r}
 from test_character import a_character
-from core import files
+from core.base import files
 from core.personalize.character import save_character
 os.fsync = lambda handle: os.kill(os.getpid(), {int(signal.SIGKILL)})
 save_character({str(saved)!r}, a_character(anchors=6))

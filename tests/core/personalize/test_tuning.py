@@ -145,9 +145,11 @@ except KeyboardInterrupt:
 
 
 def start(folder: Path, often: bool) -> subprocess.Popen[str]:
-    here = SUPPORT
     text = SCRIPT.format(
-        paths=[str(here), str(ROOT)], folder=str(folder), often=often, settings=asdict(PLAIN)
+        paths=[str(SUPPORT), str(Path(__file__).parent), str(ROOT)],
+        folder=str(folder),
+        often=often,
+        settings=asdict(PLAIN),
     )
     return subprocess.Popen(
         [sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -1,11 +1,11 @@
-"""The report as a browser gets it, and in one where Chromium is installed."""
+"""The report as a browser gets it, and as a real one shows it."""
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
-import shutil
-import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from browser import NoBrowserError, Page, browser
+from repository import SUPPORT
 
 from core.quality import report
 from core.quality.cards import CARD, jpeg
@@ -21,9 +23,7 @@ from core.quality.marks import mark
 from core.solve.latent_track import FrameState
 
 HOSTILE = """<script>document.title="hacked"</script><img src=x onerror=alert(1)>'"&</title>"""
-CHROMIUM = next(
-    (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None
-)
+PAGE_FAULTS = (SUPPORT / "page_faults.js").read_text(encoding="utf-8")
 
 
 def made_up(count: int = 40, first: int = 1001) -> Quality:
@@ -81,7 +81,17 @@ def found() -> Quality:
 
 @pytest.fixture(scope="module")
 def page(found: Quality) -> str:
-    facts = [("Consent", [("who agreed", HOSTILE), ("when", "2030-01-01")])]
+    facts = [
+        ("Consent", [("who agreed", HOSTILE), ("when", "2030-01-01")]),
+        (
+            "Latent track",
+            [
+                ("hash", "0f" * 32),
+                ("driving clip", "/jobs/show/shot_0010/a_long_name_without_a_space_v012.%04d.exr"),
+                ("a_setting_with_a_very_long_name", "1"),
+            ],
+        ),
+    ]
     return report.page(HOSTILE, found, facts)
 
 
@@ -100,7 +110,7 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "link", "br"):
+        if tag not in ("meta", "img", "link", "br", "input"):
             self._open.append(tag)
         if tag == "script":
             self.scripts.append((dict(attrs), ""))
@@ -200,81 +210,230 @@ def test_a_very_short_shot_has_a_report(count: int) -> None:
     )
     read = Reader(report.page("short", few, []))
     assert "No frame is marked." in " ".join(read.text)
+    assert not any(a.get("id") == "only-marked" for _, a in read.tags)
 
 
 # -- in a browser --------------------------------------------------------------------------------
 
 
-def browse(page: str, folder: Path, *options: str) -> tuple[str, str]:
-    """What Chromium writes to its output of a page, and what that said in its console."""
-    assert CHROMIUM is not None
-    path = folder / "report.html"
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """A browser's page, which the tests of this module share."""
+    with contextlib.ExitStack() as stack:
+        try:
+            opened = stack.enter_context(browser(tmp_path_factory.mktemp("browser")))
+        except NoBrowserError as error:
+            pytest.skip(str(error))
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def file(page: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(page, encoding="utf-8")
-    command = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={folder / 'profile'}",
-        "--enable-logging=stderr",
-        "--virtual-time-budget=3000",
-        *options,
-        path.as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, "\n".join(e for e in done.stderr.splitlines() if "CONSOLE" in e)
+    return path
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_a_browser_draws_it_without_a_complaint(page: str, found: Quality, tmp_path: Path) -> None:
-    shot = tmp_path / "shot.png"
-    options = (f"--screenshot={shot}", "--window-size=1400,2400")
-    _, complaints = browse(page, tmp_path, *options)
-    dom, more = browse(page, tmp_path, "--dump-dom")
-    assert complaints + more == ""
-    assert f'data-ready="{len(found.numbers)}"' in dom  # the script ran to its end
-    title = re.search("<title>(.*?)</title>", dom, re.DOTALL)
-    assert title is not None
-    assert "quality report" in title[1]  # and no other did
-    picture = cv2.imread(str(shot))
-    assert picture.shape[:2] == (2400, 1400)
-    rows = picture.std((1, 2))
-    assert (rows > 5).mean() > 0.5  # there is something nearly everywhere
+PEEK = "document.getElementById('peek')"
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_pointing_at_a_curve_shows_the_frame_and_a_heading_sorts(
-    page: str, found: Quality, tmp_path: Path
+def peek(shown: Page) -> str:
+    """Waits for the picture beside the pointer, checks its place, and returns what it says."""
+    shown.wait(f"!{PEEK}.hidden && {PEEK}.querySelector('img').naturalWidth > 0")
+    assert shown.evaluate(f"{PEEK}.querySelector('img').src").startswith("data:image/jpeg;base64,")
+    box = shown.evaluate(f"{PEEK}.getBoundingClientRect().toJSON()")
+    assert box["left"] >= 0
+    assert box["top"] >= 0
+    assert box["right"] <= shown.evaluate("innerWidth")
+    assert box["bottom"] <= shown.evaluate("innerHeight")
+    return shown.evaluate(f"{PEEK}.querySelector('p').textContent")
+
+
+def order(shown: Page) -> list[int]:
+    """The frames of the table's visible rows, from the top."""
+    texts = shown.evaluate(
+        "[...document.querySelectorAll('#frames tbody tr')].filter(row => row.checkVisibility())"
+        ".map(row => row.cells[0].textContent)"
+    )
+    return [int(text) for text in texts]
+
+
+def heading(name: str) -> str:
+    """The selector of the button that sorts by a measure, "Frame" or "State"."""
+    column = ["Frame", "State", *MEASURES].index(name) + 1
+    return f"#frames thead th:nth-child({column}) button"
+
+
+@pytest.mark.parametrize(
+    ("width", "scheme", "media"),
+    [
+        (375, "light", "screen"),
+        (800, "light", "screen"),
+        (1280, "light", "screen"),
+        (1920, "light", "screen"),
+        (1280, "dark", "screen"),
+        (1032, "light", "print"),  # A4, landscape, without its margins
+    ],
+)
+def test_a_browser_draws_it_without_a_fault(
+    shown: Page,
+    file: Path,
+    found: Quality,
+    tmp_path: Path,
+    width: int,
+    scheme: str,
+    media: str,
 ) -> None:
-    # The page's own policy lets no other script run: for this it is taken out.
-    acts = """<script>
-      const chart = document.querySelector('[data-chart="mouth"]');
-      const box = chart.querySelector("svg").getBoundingClientRect();
-      const point = {clientX: box.left + box.width * SHARE, clientY: box.top + 9, bubbles: true};
-      chart.dispatchEvent(new PointerEvent("pointermove", point));
-      document.querySelectorAll("#frames thead button")[COLUMN].click();
-    </script></body>"""
+    shown.open(file, width, 900, scheme=scheme, media=media)
+    # The script ran to its end, and no other did.
+    ready = shown.evaluate("document.documentElement.dataset.ready")
+    assert ready == str(len(found.numbers))
+    assert "quality report" in shown.evaluate("document.title")
+    assert shown.evaluate(PAGE_FAULTS) == []
+    picture = shown.screenshot(tmp_path / f"{width}_{scheme}_{media}.png")
+    assert picture.shape[:2] == (shown.evaluate("document.body.scrollHeight"), width)
+    rows = picture.std((1, 2))
+    assert (rows[:2400] > 5).mean() > 0.5  # there is something nearly everywhere
+    filled = np.flatnonzero(rows > 1)
+    assert np.diff(filled, prepend=0, append=len(rows)).max() < 120  # px: no large gaps
+    paper = picture[2, 2].mean()
+    assert paper < 50 if scheme == "dark" else paper > 250
+    assert shown.complaints() == []
+    assert [r for r in shown.requests() if not r.startswith("data:")] == [file.as_uri()]
+
+
+def test_faults_of_the_layout_would_be_seen(shown: Page, file: Path) -> None:
+    shown.open(file, 1280, 900)
+    shown.evaluate("document.head.append(document.createElement('style'))")
+    for style, fault in {
+        ".figures { width: 1400px }": "the page is",
+        "h1 { margin-left: -50px }": "reaches from",
+        ".chart figcaption { margin-bottom: -20px }": "covers",
+        ".tick { width: 20px }": "is cut by its SPAN.tick",
+        ".cards figure { height: 100px }": "is cut by its FIGURE",
+        ".cards img { height: 200px }": "the picture of",
+        ".plot { width: 100px }": "the plot of",
+        ".plot path { transform: translateY(60px) }": "leaves its plot",
+        ".small { font-size: 9px }": "is written in 9px",
+        ":root { --quiet: #aaa }": "has a contrast of",
+    }.items():
+        shown.evaluate(f"document.head.lastElementChild.textContent = {style!r}")
+        assert any(fault in said for said in shown.evaluate(PAGE_FAULTS)), style
+
+
+@pytest.mark.parametrize("width", [800, 1280])
+def test_pointing_at_a_curve_shows_the_frame(
+    shown: Page, file: Path, found: Quality, width: int
+) -> None:
+    shown.open(file, width, 900)
+    height = shown.evaluate("document.body.scrollHeight")
     row = 7
     share = (found.numbers[row] - found.numbers[0]) / (found.numbers[-1] - found.numbers[0])
-    column = 2 + list(MEASURES).index("jitter")
-    acts = acts.replace("SHARE", str(share)).replace("COLUMN", str(column))
-    open_page = re.sub(r"<meta http-equiv[^>]*>", "", page).replace("</body>", acts)
-    dom, complaints = browse(open_page, tmp_path, "--dump-dom", "--window-size=1400,900")
-    assert "Uncaught" not in complaints
-    peek = re.search(r'<div id="peek"([^>]*)>(.*?)</div>', dom, re.DOTALL)
-    assert peek is not None
-    assert "hidden" not in peek[1]
-    assert f"{found.numbers[row]}, solved" in peek[2]
-    assert "less open than the driver" in peek[2]
-    assert "data:image/jpeg;base64," in peek[2]
-    body = re.search(r'id="frames".*?<tbody>(.*?)</tbody>', dom, re.DOTALL)
-    assert body is not None
-    order = [int(n) for n in re.findall(r'<th scope="row">(\d+)</th>', body[1])]
-    jitter = np.array([found.measures["jitter"][list(found.numbers).index(n)] for n in order])
-    assert sorted(order) == found.numbers.tolist()
-    assert np.isnan(jitter[-2:]).all()  # what is not known comes last
-    assert (np.diff(np.round(jitter[:-2], 2)) <= 0).all()
+    x, y = shown.centre('[data-chart="mouth"] svg', share)
+    shown.move(x, y)
+    said = peek(shown)
+    assert f"{found.numbers[row]}, solved" in said
+    assert "less open than the driver" in said
+    values = shown.evaluate(
+        "Object.fromEntries([...document.querySelectorAll('.chart')]"
+        ".map(chart => [chart.dataset.chart, chart.querySelector('output').textContent]))"
+    )
+    assert values["mouth"] == "-20"
+    for name, of in found.measures.items():
+        assert float(values[name]) == pytest.approx(of[row], rel=0.01)
+    for name, both in found.signals.items():
+        parts = [float(part) for part in values[f"both {name}"].split(" / ")]
+        assert parts == pytest.approx([of[row] for of in both], rel=0.01)
+    (cursor,) = shown.evaluate(
+        "[document.querySelector('[data-chart=\"mouth\"] .cursor').getBoundingClientRect().left]"
+    )
+    assert cursor == pytest.approx(x, abs=1)
+    assert shown.evaluate(PAGE_FAULTS) == []  # with the values beside the titles
+    assert shown.evaluate("document.body.scrollHeight") == height
+
+    shown.move(*shown.centre('[data-chart="mouth"] svg', 0.999))
+    shown.wait(f"{PEEK}.textContent.includes('{found.numbers[-1]}, ')")
+    peek(shown)
+    shown.move(2, 2)
+    shown.wait(f"{PEEK}.hidden")
+    assert shown.evaluate(
+        "[...document.querySelectorAll('output')].every(shown => shown.textContent === '')"
+    )
+    assert shown.complaints() == []
+
+
+def test_a_finger_shows_a_frame_until_it_touches_elsewhere(shown: Page, file: Path) -> None:
+    shown.open(file, 375, 800)
+    shown.tap(*shown.centre('[data-chart="jitter"] svg', 0.001))
+    assert peek(shown).startswith("1001, solved")
+    shown.tap(*shown.centre("#frames h2"))
+    shown.wait(f"{PEEK}.hidden")
+    shown.tap(*shown.centre("#frames tbody tr:nth-child(3) th"))
+    assert peek(shown).startswith("1003, solved")
+
+
+def test_a_heading_sorts(shown: Page, file: Path, found: Quality) -> None:
+    shown.open(file, 1400, 900)
+    assert order(shown) == found.numbers.tolist()
+    index = {int(n): i for i, n in enumerate(found.numbers)}
+    button = heading("jitter")
+    height = shown.evaluate("document.body.scrollHeight")
+    for direction in (-1, 1):
+        shown.click(*shown.centre(button))
+        frames = order(shown)
+        assert sorted(frames) == found.numbers.tolist()
+        jitter = found.measures["jitter"][[index[n] for n in frames]]
+        assert np.isnan(jitter[-2:]).all()  # what is not known comes last
+        assert (np.diff(np.round(jitter[:-2], 2)) * direction >= 0).all()
+        said = shown.evaluate(f"document.querySelector({button!r}).parentElement.ariaSort")
+        assert said == ("descending" if direction < 0 else "ascending")
+        assert shown.evaluate("document.body.scrollHeight") == height
+    shown.evaluate("document.querySelector('.scroll').scrollLeft = 0")
+    assert shown.evaluate(PAGE_FAULTS) == []
+    shown.click(*shown.centre(heading("State")))
+    assert order(shown)[-1] == found.numbers[30]  # the one that is held
+    # A row that has moved shows its own frame.
+    shown.move(*shown.centre("#frames tbody tr:last-child th"))
+    assert peek(shown).startswith(f"{found.numbers[30]}, held")
+    assert shown.complaints() == []
+
+
+def test_marked_frames_alone_are_listed(shown: Page, file: Path, found: Quality) -> None:
+    shown.open(file, 1280, 900)
+    shown.click(*shown.centre("#only-marked"))
+    assert order(shown) == sorted(found.marked)
+    shown.click(*shown.centre(heading("Frame")))
+    assert order(shown) == sorted(found.marked, reverse=True)
+    assert shown.evaluate(PAGE_FAULTS) == []
+    shown.click(*shown.centre("#frames label"))
+    assert order(shown) == found.numbers.tolist()[::-1]
+
+
+def test_the_keyboard_reaches_everything(shown: Page, file: Path, found: Quality) -> None:
+    shown.open(file, 1280, 900)
+    first, second = (f"{n}, solved" for n in found.numbers[:2])
+    shown.press("Tab")
+    focused = "document.activeElement"
+    assert shown.evaluate(f"{focused}.dataset.chart") == f"both {next(iter(SIGNALS))}"
+    assert shown.evaluate(f"getComputedStyle({focused}).outlineStyle") != "none"
+    for key, said in (("ArrowRight", first), ("ArrowRight", second), ("ArrowLeft", first)):
+        shown.press(key)
+        assert peek(shown) == said
+    reached = []
+    name = f"{focused}.dataset.chart ?? {focused}.id + {focused}.textContent.trim()"
+    for _ in range(len(SIGNALS) + 2 * len(MEASURES) + 4):
+        reached.append(shown.evaluate(name))
+        if reached[-1].startswith("Jitter"):
+            shown.press("Enter")
+        if reached[-1] == "only-marked":
+            shown.press(" ")
+        shown.press("Tab")
+    assert shown.evaluate(f"{PEEK}.hidden")
+    wanted = shown.evaluate(
+        "[...document.querySelectorAll('.chart')].map(chart => chart.dataset.chart).concat("
+        "'only-marked', [...document.querySelectorAll('thead button')]"
+        ".map(button => button.textContent.trim()))"
+    )
+    assert [name for name in reached if name in wanted] == wanted
+    assert set(order(shown)) == set(found.marked)
+    assert order(shown)[0] == found.numbers[20]  # the jump

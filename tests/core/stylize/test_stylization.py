@@ -33,7 +33,7 @@ from core.media.write import read_attribute, write_png
 from core.personalize.character import Character, CharacterInfo, load_character, save_character
 from core.personalize.tuning import reconstruct
 from core.render.frames import pictures, styled
-from core.solve.latent_track import LatentTrack
+from core.solve.latent_track import LatentTrack, save_track
 from core.stylize import clip_model, training
 from core.stylize.clip_model import ClipMissingError, ClipModel
 from core.stylize.pixel_programs import PROGRAMS
@@ -62,7 +62,9 @@ from core.stylize.training import (
     stylize,
     text_direction,
 )
-from server import tasks
+from server.cli.reporting import Report
+from server.jobs import registry
+from server.jobs.common import Context
 
 
 class Quiet:
@@ -489,11 +491,10 @@ for name in {names!r}: run(name)
 
 def test_killed_and_gone_on_is_the_same_style(tmp_path: Path) -> None:
     character(tmp_path, blotches())
-    here = SUPPORT
 
     def start(wait: bool, *names: str) -> subprocess.Popen[str]:
         text = SCRIPT.format(
-            paths=[str(Path(__file__).parent), str(here), str(ROOT)],
+            paths=[str(SUPPORT), str(Path(__file__).parent), str(ROOT)],
             wait=wait,
             who=str(tmp_path / "a.character"),
             names=[str(tmp_path / name) for name in names],
@@ -664,7 +665,7 @@ def test_a_frame_is_rendered_by_its_amount(tmp_path: Path) -> None:
         delta=np.zeros((2, rows, 5), np.float32),
         codes=codes,
         smooth=codes,
-        rest=np.zeros((86, 3), np.float32),
+        neutral_offset=np.zeros((86, 3), np.float32),
         landmarks=np.zeros((2, 478, 3), np.float32),
         quads=np.full((2, 4, 2), np.nan),
         amount=two + 1,
@@ -672,13 +673,19 @@ def test_a_frame_is_rendered_by_its_amount(tmp_path: Path) -> None:
         quality={},
         settings={},
     )
+    save_track(tmp_path / "track.latents", track)
     drawn: dict[tuple[str, int], np.ndarray] = {}
     for name in ("plain", "s.style", "child.pt"):  # a StyleGAN-NADA child is one, too
         for number in track.numbers:
             pattern = str(tmp_path / f"{name}.####.exr")
             task = Frame(File(), File(), int(number), style_amount="1001:0,1002:1")
-            path = None if name == "plain" else tmp_path / name
-            tasks.frame(task, track, who, None, pattern, path)
+            files = {"track": tmp_path / "track.latents", "character": tmp_path / "me.character"}
+            if name != "plain":
+                files["style"] = tmp_path / name
+            context = Context(
+                Report(True), files, {}, {"frame": Path(pattern)}, load_character=lambda path: who
+            )
+            registry.run_task(task, context)
             drawn[name, int(number)] = read_frame(open_clip(pattern), int(number)).pixels
     assert np.array_equal(drawn["plain", 1001], drawn["s.style", 1001])
     assert np.abs(drawn["plain", 1002] - drawn["s.style", 1002]).mean() > 0.02
