@@ -8,7 +8,7 @@
     python3 install.py doctor    what is there, what is missing and the line that mends it (--json)
 
 This file parses under every Python since 2.7, so that a wrong one gets a sentence and not a
-syntax error. The work is done by server/installer.py, with the standard library alone.
+syntax error. The work is done by server/install/installer.py, with the standard library alone.
 """
 
 import os
@@ -26,7 +26,7 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 12):
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from server.installer import main  # after the check: only the right Python can parse it
+from server.install.installer import main  # after the check: only the right Python can parse it
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:], __doc__))

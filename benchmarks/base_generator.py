@@ -29,7 +29,8 @@ from core.media.write import write_png
 from core.personalize.inversion import invert
 from core.personalize.tuning import psnr
 from core.synthetic.base import WEncoder
-from core.synthetic.distill import Pictures, generate, load_pictures, pair_sheet, score
+from core.synthetic.distill.evaluation import generate, pair_sheet, score
+from core.synthetic.distill.pictures import Pictures, load_pictures
 from core.synthetic.parameters import from_normal
 
 SIZE = 256  # pictures are enlarged to this before the mesh network sees them

@@ -52,8 +52,8 @@ from core.personalize.character import Character, CharacterInfo, load_character
 from core.quality.definitions import TOP
 from core.quality.recognition import proxy_recogniser
 from core.synthetic.base import base_generator
-from core.synthetic.distill import latents
-from server.reporting import Report
+from core.synthetic.distill.pictures import latents
+from server.cli.reporting import Report
 
 CODES = 12  # on which is measured
 PAIRS = 48  # of pictures, for the spread

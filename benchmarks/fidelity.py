@@ -56,8 +56,8 @@ from core.solve.settings import SolveSettings
 from core.solve.shot import solve_shot
 from core.synthetic import performer
 from core.synthetic.parameters import HIGH, INDEX, LOW
-from server.demo import FIRST, FPS, film
-from server.reporting import Report
+from server.cli.demo import FIRST, FPS, film
+from server.cli.reporting import Report
 
 # Measures, and the performer's parameters that move them.
 SHOWN = {
@@ -83,7 +83,7 @@ ABLATIONS = {
     "no outer lips": dataclasses.replace(DEFAULT, objective=Objective(lip_points=0)),
     "no warm start": dataclasses.replace(DEFAULT, start="centre", secants=0),
     "no secants": dataclasses.replace(DEFAULT, secants=0),
-    "shapes at rest left in": dataclasses.replace(DEFAULT, neutral=None),
+    "no neutral offset": dataclasses.replace(DEFAULT, neutral=None),
     "no smoothing": dataclasses.replace(DEFAULT, smoothing=0.0),
     "the paper's settings": SolveSettings.paper(),
 }

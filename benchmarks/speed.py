@@ -11,9 +11,9 @@ tuning: seconds for 200 pictures that the embedded generator is trained on, in b
     throughput alone.
 solving, 128 px: seconds a frame for 24 frames of one shot by the embedded generator, against plain
     Adam on one frame at a time: each of four frames from the result of the frame before, until the
-    loss is the one that ours reached, 200 steps at most, with the faces' shapes at rest, which ours
-    finds out first, given to it. Of four rates the best counts. Nobody tells a user when to stop:
-    the row below is plain Adam at that rate, stopped as ours is, when it gains no more.
+    loss is the one that ours reached, 200 steps at most, with the neutral offset, which ours has to
+    find first, given to it. The best of four rates counts. A user is not told when to stop: the row
+    below is plain Adam at that rate, stopped as ours is, when it gains no more.
 solving, 1024 px: the same for a generator of FFHQ's size with random weights: the pictures that
     both drew at 128 px, with and without gradients, times seconds per picture here. Ours draws at
     256 px in batches, plain Adam at 1024 px.
@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 import torchvision_ops  # noqa: F401
 
 from core.face.keypoints import KEYPOINTS
@@ -51,12 +51,12 @@ from core.solve.driving import Driving
 from core.solve.latent_space import delta_loss, soften, sum_loss, to_raw, to_weights
 from core.solve.objective import picture_losses, total_loss
 from core.solve.observe import mean_crop_bias
-from core.solve.optimise import _converged
+from core.solve.optimise import converged
 from core.solve.settings import MAX_RESOLUTION, SolveSettings
 from core.solve.shot import solve_shot
 from core.synthetic import performer
 from core.synthetic.base import base_generator
-from core.synthetic.distill import latents
+from core.synthetic.distill.pictures import latents
 from core.synthetic.parameters import MOTION, PARAMETERS
 
 
@@ -179,9 +179,9 @@ def solving() -> None:
     counter.remove()
     terms = {name: torch.from_numpy(values) for name, values in track.losses.items()}
     reached = total_loss(terms, settings.objective)
-    bias = mean_crop_bias(character)[list(KEYPOINTS)]  # single looks are off by it
-    rest = torch.from_numpy(track.rest) + bias
-    trials = [plain_shot(character, pictures[:TRIED], reached[:TRIED], rest, r) for r in RATES]
+    bias = mean_crop_bias(character)[list(KEYPOINTS)]  # of the single crops that plain Adam sees
+    offset = torch.from_numpy(track.neutral_offset) + bias
+    trials = [plain_shot(character, pictures[:TRIED], reached[:TRIED], offset, r) for r in RATES]
     best = min(range(len(RATES)), key=lambda i: (trials[i][2], trials[i][0]))
     seconds, steps, short, _ = trials[best]
     remark = f"a frame; {drawn[True] / SHOT:.0f} steps and {drawn[False] / SHOT:.0f} pictures more"
@@ -189,7 +189,7 @@ def solving() -> None:
     remark += f", {short} of {TRIED} never got there" if short else ""
     row("solving, 128 px", ours, seconds / TRIED, remark)
     seconds, alone, _, found = plain_shot(
-        character, pictures[:TRIED], torch.full((TRIED,), -torch.inf), rest, RATES[best]
+        character, pictures[:TRIED], torch.full((TRIED,), -torch.inf), offset, RATES[best]
     )
     row(
         "  not told when to stop",
@@ -223,36 +223,37 @@ def loss_of(
     alpha: Tensor,
     delta: Tensor,
     size: int,
-    rest: Tensor | None = None,
+    neutral_offset: Tensor | None = None,
     half: torch.dtype | None = None,
 ) -> Tensor:
     """Eq. 10 of some frames, `[B]`."""
     objective = SolveSettings().objective
     softened = soften(alpha[:, None] + delta)
     codes = to_weights(softened) @ anchors
-    made = detect_landmarks(generator.synthesis(codes, stop_at=size, half=half, half_from=4))
-    terms = picture_losses(made, driving, centre, objective, rest)
+    pictures = generator.synthesis(codes, stop_at=size, half=half, half_from=4)
+    generated = detect_landmarks(pictures)
+    terms = picture_losses(generated, driving, centre, objective, neutral_offset)
     return total_loss(terms | {"delta": delta_loss(delta), "sum": sum_loss(softened)}, objective)
 
 
 def plain_shot(
-    character: Character, pictures: Tensor, wanted: Tensor, rest: Tensor, rate: float
+    character: Character, pictures: Tensor, goals: Tensor, neutral_offset: Tensor, rate: float
 ) -> tuple[float, float, int, float]:
-    """Adam on one frame after the other until it reaches what is wanted, or gains no more.
+    """Runs Adam on one frame after the other until it reaches its goal, or gains no more.
 
     Returns:
         Seconds, steps per frame, frames that did not get there, mean loss.
     """
     generator, anchors = character.generator, character.anchors
-    rows, count = generator.architecture.num_ws, len(anchors)
+    layers, count = generator.architecture.num_ws, len(anchors)
     size, settings = generator.architecture.resolution, SolveSettings()
     with torch.no_grad():
         centre = detect_landmarks(generator.synthesis(anchors.mean(0, keepdim=True)))
-    raw = to_raw(torch.full((1, rows, count), 1 / count))
+    raw = to_raw(torch.full((1, layers, count), 1 / count))
     steps = short = 0
     reached = 0.0
     start = time.perf_counter()
-    for picture, goal in zip(pictures, wanted, strict=True):
+    for picture, goal in zip(pictures, goals, strict=True):
         alpha = raw.mean(1).requires_grad_()
         delta = (raw - raw.mean(1, keepdim=True)).requires_grad_()
         groups = [
@@ -264,10 +265,13 @@ def plain_shot(
             driving = detect_averaged(picture[None])
         history: list[Tensor] = []
         for step in range(MOST + 1):
-            loss = loss_of(generator, anchors, driving, centre, alpha, delta, size, rest).sum()
+            losses = loss_of(
+                generator, anchors, driving, centre, alpha, delta, size, neutral_offset
+            )
+            loss = losses.sum()
             now = loss.detach()[None]
             history.append(torch.minimum(now, history[-1]) if history else now)
-            alone = not torch.isfinite(goal) and _converged(history, settings)
+            alone = not torch.isfinite(goal) and converged(history, settings)
             if float(now) <= float(goal) or step == MOST or alone:
                 short += float(now) > float(goal)
                 reached += float(history[-1]) / len(pictures)
@@ -292,8 +296,8 @@ def step_seconds(
 ) -> tuple[float, float]:
     """Seconds of the loss of a batch with gradients, in `half` where that is given, and without, in
     full; the first of three is not counted."""
-    rows, count = generator.architecture.num_ws, len(anchors)
-    raw = to_raw(torch.full((len(pictures), rows, count), 1 / count))
+    layers, count = generator.architecture.num_ws, len(anchors)
+    raw = to_raw(torch.full((len(pictures), layers, count), 1 / count))
     alpha, delta = raw.mean(1).requires_grad_(), torch.zeros_like(raw).requires_grad_()
     with torch.no_grad():
         driving = detect_landmarks(pictures)

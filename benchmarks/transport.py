@@ -36,7 +36,7 @@ from reenact.client import Client
 from reenact.protocol import CHUNK, File
 
 from core.media.write import write_exr
-from server import home
+from server.frontend import home
 
 ROOT = Path(__file__).resolve().parents[1]
 TRIES = 3
@@ -67,7 +67,7 @@ def server(folder: Path) -> Iterator[int]:
     home.make_keys(folder)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "server.cli", "serve"], stdout=log, stderr=log
+            [sys.executable, "-m", "server.cli.main", "serve"], stdout=log, stderr=log
         )
     try:
         until = time.monotonic() + 60

@@ -1,5 +1,5 @@
-"""Nuke runs this at its start, in the GUI, in a terminal and on a farm: it says where the gizmos
-are and what is to happen to the nodes. Whatever fails here, Nuke starts.
+"""Nuke runs this when it starts, in the GUI, in a terminal and on a farm: adds the gizmos' folder
+and registers the nodes' callbacks. Nuke starts whatever fails here.
 """
 
 import sys
@@ -21,4 +21,4 @@ def _start() -> None:
 
 
 _start()
-del _start  # Nuke keeps the names of an init.py for its Script Editor
+del _start  # names of an init.py are kept in the Script Editor

@@ -1,4 +1,4 @@
-"""Run by Nuke when it has windows: the entries of its node menu."""
+"""Nuke runs this when it starts with a GUI: adds the node menu and the jobs panel."""
 
 import sys
 
@@ -22,6 +22,6 @@ def _fill() -> None:
 
 try:
     _fill()
-except Exception as error:  # whatever fails here, Nuke starts
+except Exception as error:  # Nuke starts whatever fails here
     text = "Reenact has no menu: {}: {}".format(type(error).__name__, error)
     print(" ".join(text.split()), file=sys.stderr)

@@ -2,11 +2,12 @@
 
     python -m server.worker STORE
 
-Both ways one line of JSON is one message. In: `{"run": {"id", "kind", "task", "earlier"}}`, where
-`earlier`, if it is there, has hashes of frames by number, among which those may be that the job is
-to draw, and `{"stop": id}`; the end of input means that the front end is gone. Out:
-`{"job", "type", …}`, types `started`, `progress`, `note`, `file`, `log`, and to end a job one of
-`done`, `stopped`, `failed`, `no_space`, `corrupt`.
+In both directions one line of JSON is one message.
+In: `{"run": {"id", "kind", "task", "earlier"}}`, where `earlier`, if it is there, has hashes of
+frames by number that similar renders drew, and `{"stop": id}`; the end of input means that the
+front end is gone.
+Out: `{"job", "type", …}`, types `started`, `progress`, `note`, `file`, `log`, and to end a job one
+of `done`, `stopped`, `failed`, `no_space`, `corrupt`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -29,37 +30,40 @@ from typing import IO, TYPE_CHECKING, Any
 from reenact import protocol
 
 from core.base.errors import ReenactError
-from core.media import read
-from core.media.clip import Clip
-from core.media.numbering import frame_path
-from server import store, tasks
-from server.home import only_one
+from server import blobs
+from server.jobs import common, registry
+from server.locks import exclusive_lock
 
 if TYPE_CHECKING:
+    from core.media.clip import Clip
     from core.personalize.character import Character
-    from server.reporting import Tick
 
-TOLD_SECONDS = 0.2  # between messages of progress
-CHARACTER_BYTES = 4 << 30  # of warm characters
-LEAST_FREE = 1 << 20  # bytes; with less a disk counts as full
+PROGRESS_SECONDS = 0.2  # between messages of progress
+CHARACTER_BYTES = 4 << 30  # of characters that stay loaded
+LEAST_FREE = 1 << 20  # bytes; a disk with less free counts as full
 
 
-class TooLittleMemory(ReenactError):
+class TooLittleMemoryError(ReenactError):
     """A job does not fit into memory, whatever its batch."""
 
 
 class Stopped(KeyboardInterrupt):
-    """The front end wants the job to stop; like Ctrl-C, it keeps what is done."""
+    """The front end wants the job to stop; as after Ctrl-C, what is done is kept."""
 
 
 class Front:
-    """The other end: what it is told, and what it has said meanwhile."""
+    """The front end, as a worker sees it: what it asks for, and where events are sent.
+
+    Args:
+        source: lines from the front end.
+        target: lines to it.
+    """
 
     def __init__(self, source: IO[str], target: IO[str]) -> None:
         self._source, self._target = source, target
         self._lock = threading.Lock()
         self._changed = threading.Condition()
-        self._todo: dict[str, Any] | None = None
+        self._next: dict[str, Any] | None = None
         self._stop = self._gone = False
         self.job = ""
         threading.Thread(target=self._listen, daemon=True).start()
@@ -69,7 +73,7 @@ class Front:
             message = json.loads(line)
             with self._changed:
                 if "run" in message:
-                    self._todo, self._stop = message["run"], False
+                    self._next, self._stop = message["run"], False
                 else:
                     self._stop = True
                 self._changed.notify()
@@ -78,13 +82,14 @@ class Front:
             self._changed.notify()
 
     def next(self) -> dict[str, Any] | None:
-        """Waits for a job; None: there will be no more."""
+        """Waits for a job and returns it; None: there will be no more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._gone or self._todo is not None)
-            job, self._todo = self._todo, None
+            self._changed.wait_for(lambda: self._gone or self._next is not None)
+            job, self._next = self._next, None
             return None if self._gone else job
 
-    def tell(self, type: str, **body: object) -> None:
+    def send(self, type: str, **body: object) -> None:
+        """Sends an event of the job."""
         line = json.dumps({"job": self.job, "type": type, **body}) + "\n"
         with self._lock:
             try:
@@ -103,25 +108,27 @@ class Front:
 
 
 class EventReport:
-    """A job's report (`core.base.progress.Report`): progress goes to the front end."""
+    """A job's report (`core.base.progress.Report`): it goes to the front end."""
 
     def __init__(self, front: Front) -> None:
         self.front = front
 
     def note(self, text: str) -> None:
-        self.front.tell("note", text=text)
+        """Sends a remark."""
+        self.front.send("note", text=text)
 
     @contextmanager
-    def stage(self, title: str) -> Iterator[Tick]:
+    def stage(self, title: str) -> Iterator[Any]:
+        """Yields what is called with (done, total, **figures) during a stage of the work."""
         last = 0.0
 
-        def tick(done: float, total: float, **figures: float) -> None:
+        def progress(done: float, total: float, **figures: float) -> None:
             nonlocal last
             self.front.check()
             now = time.monotonic()
-            if now - last >= TOLD_SECONDS or done >= total:
+            if now - last >= PROGRESS_SECONDS or done >= total:
                 last = now
-                self.front.tell(
+                self.front.send(
                     "progress",
                     stage=title,
                     done=done,
@@ -131,12 +138,12 @@ class EventReport:
                 )
 
         self.front.check()
-        self.front.tell("progress", stage=title, done=0, total=0, figures={}, gpu=gpu_memory())
-        yield tick
+        self.front.send("progress", stage=title, done=0, total=0, figures={}, gpu=gpu_memory())
+        yield progress
 
 
 def gpu_memory() -> str:
-    """What is in use of the GPU's memory, in words; empty without one."""
+    """Returns what is in use of the GPU's memory, in words; empty without a GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -146,242 +153,143 @@ def gpu_memory() -> str:
 
 
 class Characters:
-    """Characters that were used last, as far as memory is set aside for them."""
+    """The characters that were used last, as far as they fit into a budget of bytes."""
 
     def __init__(self, budget: int = CHARACTER_BYTES) -> None:
         self.budget = budget
         self._kept: OrderedDict[str, tuple[Character, int]] = OrderedDict()
 
     def get(self, path: Path, key: str) -> Character:
-        """The character of a file, by a key that changes with its content."""
-        from core.personalize.character import load_character
-
+        """Returns the character of a file, by a key that changes with its content."""
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key][0]
-        who = load_character(path)
-        size = sum(t.numel() * t.element_size() for t in who.generator.state_dict().values())
-        self._kept[key] = who, size
+        character = common.load_character(path)
+        state = character.generator.state_dict()
+        size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+        self._kept[key] = character, size
         while len(self._kept) > 1 and sum(s for _, s in self._kept.values()) > self.budget:
             self._kept.popitem(last=False)
-        return who
+        return character
 
 
 def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -> dict[str, Any]:
-    """Does a job, and returns what came out as plain values.
+    """Does a job.
+
+    Args:
+        root: the store's folder.
+        job: `id`, `kind`, `task` and, of a render, `earlier`.
+        front: receives progress and results.
+        characters: that are loaded already.
+
+    Returns:
+        The facts about the result, as plain values.
 
     Raises:
-        ReenactError: what is wrong with the input.
+        ReenactError: the sentence says what is wrong with the input.
         ProtocolError: `corrupt`.
         Stopped: what is done is kept.
     """
-    task: protocol.Task = protocol.build(protocol.TASKS[job["kind"]], job["task"])
+    kind = registry.KINDS[job["kind"]]
+    task = protocol.build(kind.task, job["task"])
     folder = root / "jobs" / job["id"]
-    out = folder / "out"
-    out.mkdir(parents=True, exist_ok=True)
-    with only_one(folder / "lock", "Another worker is still busy with this job.", 60):
-        here = {
-            name: _fetch(root, folder / "in", name, part) for name, part in protocol.parts(task)
-        }
-        earlier = {
-            int(number): [store.file_path(root, hash) for hash in hashes]
-            for number, hashes in job.get("earlier", {}).items()
-        }
+    (folder / "out").mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(folder / "lock", "Another worker is still busy with this job.", 60):
+        parts = dict(protocol.parts(task))
+        paths = {name: _fetch(root, folder / "in", name, part) for name, part in parts.items()}
         report = EventReport(front)
-        front.tell("started", device=tasks.device())
-        batch = getattr(task, "batch", 1)
-        while True:
-            try:
-                return _do(root, task, here, out, report, characters, earlier)
-            except (MemoryError, RuntimeError) as error:
-                if isinstance(error, RuntimeError) and "memory" not in str(error):
-                    raise
-                if batch == 1:
-                    raise TooLittleMemory(
-                        "Too little memory, even for one picture at once. Close what else uses "
-                        f"it, on this machine and its GPU, and submit again. ({error!s:.200})"
-                    ) from error
-                batch = max(batch // 2, 1)
-                report.note(f"too little memory: going on with {batch} pictures at once")
-                task = dataclasses.replace(task, batch=batch)  # type: ignore[arg-type]
+        front.send("started", device=common.device())
+        keys = {paths[n]: part.hash for n, part in parts.items() if isinstance(part, protocol.File)}
 
+        def add_result(name: str, path: Path, number: int) -> None:
+            hash, size = blobs.add_file(root, path)
+            front.send("file", name=name, number=number, hash=hash, size=size)
 
-def _do(
-    root: Path,
-    task: protocol.Task,
-    here: dict[str, Path],
-    out: Path,
-    report: EventReport,
-    characters: Characters,
-    earlier: dict[int, list[Path]],
-) -> dict[str, Any]:
-    def made(name: str, path: Path, number: int = 0) -> None:
-        hash, size = store.add_file(root, path)
-        report.front.tell("file", name=name, number=number, hash=hash, size=size)
-
-    clips = {
-        name: open_clip(part, here[name])
-        for name, part in protocol.parts(task)
-        if isinstance(part, protocol.Clip)
-    }
-    for name, clip in clips.items():
-        tasks.note_clip(clip, report)
-        sent, ours = getattr(task, name), os.environ.get("OCIO", "")
-        if sent.config not in ("", ours):
-            report.note(
-                f"The {name} is in {sent.colour_space} of the OCIO config {sent.config}; this "
-                f"server takes its own, {ours or 'the built-in ACES config'}."
-            )
-    if isinstance(task, protocol.Personalize):
-        stem = out / "result.character"
-        who = tasks.personalize(
-            task, clips["scan"], stem, report, here.get("base"), here.get("encoder")
-        )
-        for name in ("selection", "reconstruction"):
-            made(f"{name}.png", out / f"result_{name}.png")
-        made("character", stem)
-        return {
-            "anchors": len(who.info.selected),
-            "metric": who.info.metric,
-            "last": who.info.losses[-1:],
-            "hash": who.hash,
-        }
-    if isinstance(task, protocol.Repair):
-        path = out / "track.latents"
-        facts = tasks.repair(
-            task,
-            here["track"],
-            path,
+        context = common.Context(
             report,
-            clips.get("plate"),
-            characters.get(here["character"], task.character.hash or str(here["character"]))
-            if task.character
-            else None,
+            files=paths,
+            clips={
+                name: _open_clip(name, part, paths[name], report)
+                for name, part in parts.items()
+                if isinstance(part, protocol.Clip)
+            },
+            outputs={name: folder / "out" / file for name, file in kind.results.items()},
+            on_result=add_result,
+            load_character=lambda path: characters.get(path, keys[path] or str(path)),
+            reusable={
+                int(number): [blobs.file_path(root, hash) for hash in hashes]
+                for number, hashes in job.get("earlier", {}).items()
+            },
         )
-        made("track.latents", path)
-        return facts
-    if isinstance(task, protocol.FitDirections):
-        whose = None
-        if task.character is not None:
-            whose = characters.get(here["character"], task.character.hash or str(here["character"]))
-        path = out / "result.directions"
-        facts = tasks.fit_directions(task, whose, here.get("base"), path, out / "sheet.png", report)
-        made("directions", path)
-        made("sheet.png", out / "sheet.png")
-        return facts
-    who = characters.get(here["character"], task.character.hash or str(here["character"]))
-    if isinstance(task, protocol.Solve):
-        path = out / "track.latents"
-        track = tasks.solve(task, clips["plate"], who, path, report, here.get("previous"))
-        made("track.latents", path)
-        return tasks.summarise(track)
-    if isinstance(task, protocol.Stylize):
-        return _stylize(task, who, clips.get("pictures"), out, report, made)
-    from core.solve.latent_track import load_track
-
-    track = load_track(here["track"], who.hash)
-    directions = [path for name, path in here.items() if name.startswith("directions.")]
-    if isinstance(task, protocol.Edit):
-        path = out / "track.latents"
-        facts = tasks.edit(task, track, who, directions, path, report)
-        made("track.latents", path)
-        return facts
-    pattern = str(out / "out.####.exr")
-
-    def drawn(number: int) -> None:
-        made("frame", Path(frame_path(pattern, number)), number)
-
-    if isinstance(task, protocol.Frame):
-        tasks.frame(task, track, who, clips.get("plate"), pattern, here.get("style"), directions)
-        drawn(task.number)
-        return {"frames": 1}
-    if isinstance(task, protocol.Qc):
-        facts = tasks.qc(
-            task,
-            track,
-            who,
-            clips["plate"],
-            out,
-            report,
-            clips.get("rendered"),
-            here.get("recogniser"),
-            here.get("face_model"),
-        )
-        for name in tasks.QC_FILES:
-            made(name, out / name)
-        return facts
-    movie = out / "preview.mp4" if task.movie else None
-    sheet = out / "sheet.png" if task.sheet else None
-    numbers, empty = tasks.render(
-        task,
-        track,
-        who,
-        clips.get("plate"),
-        pattern,
-        report,
-        movie,
-        sheet,
-        clips.get("truth"),
-        drawn,
-        here.get("style"),
-        earlier,
-    )
-    for extra in (movie, sheet):
-        if extra is not None:
-            made(extra.name, extra)
-    return {"frames": len(numbers), "empty": empty}
+        return _run_in_memory(task, context)
 
 
-def _stylize(
-    task: protocol.Stylize,
-    who: Character,
-    pictures: Clip | None,
-    out: Path,
-    report: EventReport,
-    made: Callable[[str, Path], None],
-) -> dict[str, Any]:
-    path = out / "result.style"
+def _run_in_memory(task: Any, context: common.Context) -> dict[str, Any]:
+    """Does a task, with smaller and smaller batches where memory is too little.
 
-    def looked() -> None:
-        made("style", path)
-        made("preview.png", out / "result_preview.png")
+    Raises:
+        TooLittleMemoryError: it does not fit with a batch of one.
+    """
+    batch = getattr(task, "batch", 1)
+    while True:
+        try:
+            return registry.run_task(task, context)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            if batch == 1:
+                raise TooLittleMemoryError(
+                    "Too little memory, even for one picture at once. Close what else uses "
+                    f"it, on this machine and its GPU, and submit again. ({error!s:.200})"
+                ) from error
+        batch = max(batch // 2, 1)
+        context.report.note(f"too little memory: going on with {batch} pictures at once")
+        task = dataclasses.replace(task, batch=batch)
 
-    style = tasks.stylize(task, who, path, report, pictures, looked)
-    looked()
-    return tasks.summarise_style(style)
 
+def _open_clip(name: str, part: protocol.Clip, path: Path, report: EventReport) -> Clip:
+    """Opens a clip that lies at a path, under the name that people know it by."""
+    from core.media.read import open_clip
 
-def open_clip(clip: protocol.Clip, path: Path) -> Clip:
-    """The clip that lies at a path, under the name that people know it by."""
-    first, _, last = clip.frames.partition("-")
-    opened = read.open_clip(
+    first, _, last = part.frames.partition("-")
+    opened = open_clip(
         path,
         int(first) if first else None,
         int(last or first) if first else None,
-        clip.colour_space,
+        part.colour_space,
     )
-    return dataclasses.replace(opened, title=clip.name)
+    clip = dataclasses.replace(opened, title=part.name)
+    common.note_clip(clip, report)
+    own = os.environ.get("OCIO", "")
+    if part.config not in ("", own):
+        report.note(
+            f"The {name} is in {part.colour_space} of the OCIO config {part.config}; this "
+            f"server takes its own, {own or 'the built-in ACES config'}."
+        )
+    return clip
 
 
 def _fetch(root: Path, folder: Path, name: str, part: protocol.File | protocol.Clip) -> Path:
-    """Where a part of a task can be read, after it was put there if need be."""
+    """Returns where a part of a task can be read, after it was put there if need be."""
     if part.path:
         return Path(part.path)  # the front end has checked it
     if isinstance(part, protocol.File):
         path = folder / name
         if not path.exists():
-            store.place(root, part, path)
+            blobs.materialize(root, part, path)
         return path
     if not part.numbers:
         path = folder / f"{name}{part.suffix}"
         if not path.exists():
-            store.place(root, part.files[0], path)
+            blobs.materialize(root, part.files[0], path)
         return path
+    from core.media.numbering import frame_path
+
     pattern = folder / name / f"{name}.####{part.suffix}"
     for number, file in zip(part.numbers, part.files, strict=True):
         path = Path(frame_path(str(pattern), number))
         if not path.exists():
-            store.place(root, file, path)
+            blobs.materialize(root, file, path)
     return pattern
 
 
@@ -392,25 +300,25 @@ def work(root: Path, front: Front) -> None:
         front.job = job["id"]
         try:
             facts = run(root, job, front, characters)
-            front.tell("done", facts=facts)
+            front.send("done", facts=facts)
         except Stopped:
-            front.tell("stopped")
+            front.send("stopped")
         except protocol.ProtocolError as error:
-            front.tell("corrupt", hash=error.detail)
+            front.send("corrupt", hash=error.detail)
         except (ReenactError, OSError) as error:
-            if _no_space(error, root):
-                front.tell("no_space", message=str(error))
+            if _disk_is_full(error, root):
+                front.send("no_space", message=str(error))
                 continue
             if isinstance(error, OSError):
-                front.tell("log", text=traceback.format_exc()[-20_000:])
-            front.tell("failed", message=str(error))
+                front.send("log", text=traceback.format_exc()[-20_000:])
+            front.send("failed", message=str(error))
         except (Exception, MemoryError) as error:
-            front.tell("log", text=traceback.format_exc()[-20_000:])
-            front.tell("failed", message=f"Something went wrong inside: {error!r:.300}")
+            front.send("log", text=traceback.format_exc()[-20_000:])
+            front.send("failed", message=f"Something went wrong inside: {error!r:.300}")
 
 
-def _no_space(error: BaseException | None, root: Path) -> bool:
-    """Whether the disk is full; OpenEXR does not say why it could not write."""
+def _disk_is_full(error: BaseException | None, root: Path) -> bool:
+    """Whether an error comes of a full disk; OpenEXR does not say why it could not write."""
     if shutil.disk_usage(root).free < LEAST_FREE:
         return True
     while error is not None:
@@ -421,6 +329,7 @@ def _no_space(error: BaseException | None, root: Path) -> bool:
 
 
 def main() -> None:
+    """Does the jobs that come on standard input."""
     # Libraries print what they like; the front end reads only what we say.
     target = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -1,7 +1,8 @@
-"""Safetensors files that say what they are and notice when they were changed.
+"""Safetensors files with a format, a version and a digest that reveals any change.
 
-Arrays, and a header of strings: `format`, `version`, the caller's own entries, and `sha256` over
-all of it. Characters and latent tracks are such files. Needs no torch; reading runs no code.
+A file holds arrays and a header of strings: `format`, `version`, the caller's own entries, and
+`sha256` over all of it. Characters, styles and latent tracks are such files. The module needs no
+torch, and reading runs no code.
 """
 
 from __future__ import annotations
@@ -28,8 +29,15 @@ def write(
 ) -> None:
     """Writes a file, atomically. The same contents always get the same digest.
 
+    Args:
+        path: the file.
+        format: its kind, for the header.
+        version: of the format.
+        entries: the caller's own, of the header.
+        arrays: by name, any shapes and types that safetensors knows.
+
     Raises:
-        OSError: what the file system said; an older file at `path` is untouched.
+        OSError: the file system refuses; an older file at `path` is untouched.
     """
     header = {**entries, "format": format, "version": str(version)}
     header["sha256"] = _digest(header, arrays)
@@ -38,22 +46,28 @@ def write(
 
 
 def read(
-    path: str | Path, format: str, version: int, wrong: type[ReenactError], kind: str
+    path: str | Path,
+    format: str,
+    version: int,
+    wrong: type[ReenactError],
+    kind: str,
+    oldest: int | None = None,
 ) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Reads a file whose contents are those that were written.
+    """Reads a file, and checks that its contents are those that were written.
 
     Args:
         path: the file.
         format: that it must have.
-        version: that it must have.
-        wrong: raised where it is no such file.
-        kind: what it should be, for people: "latent track".
+        version: the newest one that is accepted.
+        wrong: the error to raise for any other file.
+        kind: what the file should be, for the error's sentence: "latent track".
+        oldest: the oldest version that is accepted; by default `version`.
 
     Returns:
-        Its header and its arrays.
+        Its header and its arrays, as they were written.
 
     Raises:
-        wrong: no such file, another kind of file, a damaged one or one of another version.
+        wrong: there is no such file, or it is of another kind, damaged or of another version.
     """
     try:
         with safe_open(path, "np") as file:
@@ -64,7 +78,7 @@ def read(
                 raise wrong(f"{path} is damaged: it has no version. Copy or make it again.")
             if int(header["version"]) > version:
                 raise wrong(f"{path} was written by a newer Reenact. Update this one to load it.")
-            if int(header["version"]) < version:
+            if int(header["version"]) < (version if oldest is None else oldest):
                 raise wrong(
                     f"{path} was written by an older Reenact. Make it anew, under another name."
                 )
@@ -83,7 +97,7 @@ def read(
 
 
 def _digest(header: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
-    """sha256 over the header (without its own) and all arrays."""
+    """Computes the sha256 over the header (without its own entry) and all arrays."""
     entries = {name: entry for name, entry in header.items() if name != "sha256"}
     digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode())
     for name in sorted(arrays):

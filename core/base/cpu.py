@@ -1,4 +1,4 @@
-"""What a process needs for training on the CPU to run at its full speed."""
+"""Settings of the process that let training on the CPU run at full speed."""
 
 import ctypes
 import sys
@@ -13,7 +13,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 @contextmanager
 def training() -> Iterator[None]:
-    """While training runs, numbers below the normal range count as zero; also a decorator.
+    """Flushes denormal numbers to zero while training runs; also usable as a decorator.
 
     Dying activations leave such numbers behind, and CPUs are many times slower on them.
     """
@@ -27,10 +27,10 @@ def training() -> Iterator[None]:
 
 @cache
 def _keep_memory() -> None:
-    """Tells glibc's malloc to keep large blocks, for as long as the process lives.
+    """Makes glibc's malloc keep large blocks, for the life of the process.
 
-    It gives them back to the system and asks for them again in every step, which at random makes
-    steps many times slower.
+    By default it returns them to the system and requests them again in every step, which at random
+    makes steps many times slower.
     """
     mallopt = None
     if sys.platform == "linux":

@@ -1,5 +1,5 @@
-"""The one base of every error that is meant for a user."""
+"""The base class of all errors that are meant for a user."""
 
 
 class ReenactError(Exception):
-    """Something the user can mend: the message is a sentence that says what to do next."""
+    """Something that the user can fix: the message is a sentence that says what to do next."""

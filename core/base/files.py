@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Atomic writing, and names, of files."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from core.base.errors import ReenactError
 
 
 class NotWritableError(ReenactError):
-    """A file can't be written where it is to be."""
+    """A file can't be written at its path."""
 
 
 def check_writable(path: str | Path) -> None:
-    """Refuses a place where no file can be written, before work is spent on it.
+    """Checks that a file can be written, before work is spent on it.
+
+    Args:
+        path: of the file; it and its folders need not exist.
 
     Raises:
-        NotWritableError: it is a folder, below a file, or where there are no rights.
+        NotWritableError: the path is a folder, lies below a file, or there are no rights.
     """
     path = Path(path).absolute()
     if path.is_dir():
@@ -38,15 +41,21 @@ def check_writable(path: str | Path) -> None:
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to; `path` appears whole, or not at all.
+    """Writes a file so that it appears whole, or not at all.
 
     The temporary file is hidden, keeps the suffix (writers pick their format by it) and lies in
     the same folder, so that the rename is atomic; missing folders are made. On leaving the block
-    it is flushed to disk and renamed over `path`; if the block raises, it is removed and what
-    stood at `path` before stays. A process killed inside the block leaves only the hidden file.
+    it is flushed to disk and renamed over `path`; if the block raises, it is removed and `path` is
+    unchanged. A process killed inside the block leaves only the hidden file.
+
+    Args:
+        path: of the file.
+
+    Yields:
+        The temporary path to write to.
 
     Raises:
-        OSError: what the file system said; `path` is unchanged.
+        OSError: the file system refuses; `path` is unchanged.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -73,19 +82,19 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def next_version(path: str | Path) -> Path:
-    """The name of the next version of a file: `shot.latents`, then `shot_v001.latents`, ....
+    """Returns the path of a file's next version: `shot_v001.latents` after `shot.latents`.
 
     Args:
-        path: any version of it, with or without a number.
+        path: any version of the file, with or without a number.
 
     Returns:
-        A path beside it, one number above the highest that is there.
+        A path beside it, one number above the highest that exists.
     """
     path = Path(path)
     stem = re.sub(r"_v\d+$", "", path.stem)
     pattern = re.compile(rf"{re.escape(stem)}_v(\d+){re.escape(path.suffix)}")
-    there = [pattern.fullmatch(other.name) for other in path.absolute().parent.iterdir()]
-    last = max((int(found[1]) for found in there if found), default=0)
+    matches = [pattern.fullmatch(other.name) for other in path.absolute().parent.iterdir()]
+    last = max((int(match[1]) for match in matches if match), default=0)
     return path.with_name(f"{stem}_v{last + 1:03d}{path.suffix}")
 
 

@@ -1,4 +1,4 @@
-"""How long work reports how far it is."""
+"""How long work reports its progress."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-Progress = Callable[[float, float], None]  # called with what is done, and of how much
+Progress = Callable[[float, float], None]  # called with the work done and the work in all
+
+
+class TrainingProgress(Protocol):
+    """Receives steps done and to do, and figures worth showing: `loss`, `seconds_left`, ...."""
+
+    def __call__(self, done: float, total: float, **figures: float) -> None: ...
 
 
 class Report(Protocol):

@@ -1,10 +1,17 @@
-"""Indices spread over a range."""
+"""Even sampling of indices."""
 
 import numpy as np
 
 
-def evenly_spaced(count: int, wanted: int) -> list[int]:
-    """At most `wanted` indices of `count`, evenly spread, the first and last among them.
+def evenly_spaced(count: int, limit: int) -> list[int]:
+    """Samples indices evenly, the first and the last among them.
+
+    Args:
+        count: of elements.
+        limit: of indices.
+
+    Returns:
+        Increasing indices below `count`.
 
     Example:
         >>> evenly_spaced(10, 4)
@@ -12,4 +19,4 @@ def evenly_spaced(count: int, wanted: int) -> list[int]:
         >>> evenly_spaced(3, 8)
         [0, 1, 2]
     """
-    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int)).tolist()
+    return np.unique(np.linspace(0, count - 1, min(count, limit)).round().astype(int)).tolist()

@@ -28,12 +28,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.base import container
-from core.base.digest import digest
 from core.base.errors import ReenactError
 from core.base.progress import Progress, Report
 from core.face.landmarks import detect_landmarks
 from core.face.measures import MEASURES, measure
 from core.generator import Generator
+from core.generator.storage import generator_digest
 from core.generator.unpickling import Array, StoredTensor, UnreadableCheckpointError, read_pickle
 from core.media.contact_sheet import contact_sheet
 from core.media.write import to_bytes
@@ -220,7 +220,7 @@ def compatibility_notes(directions: Directions, character: Character) -> list[st
     notes = list(directions.notes)
     base = character.info.base_hash
     source = directions.source or "These directions"
-    if directions.owner == "" and base == generator_hash(base_generator()):
+    if directions.owner == "" and base == generator_digest(base_generator()):
         notes.append(
             f"{source}: directions of another generator, and {character.info.name} was made from "
             "the embedded one: there they mean nothing. Find its own: reenact directions."
@@ -231,11 +231,6 @@ def compatibility_notes(directions: Directions, character: Character) -> list[st
             "mean other things here, if any. Find its own: reenact directions."
         )
     return notes
-
-
-def generator_hash(generator: Generator) -> str:
-    """Returns the hash by which a character identifies its base: a digest of its tensors."""
-    return digest(*generator.state_dict().values())
 
 
 def _read_own(path: Path) -> Directions:
@@ -378,7 +373,7 @@ def find_in_generator(
         None,
         report,
         settings or DirectionSettings(),
-        owner=generator_hash(generator),
+        owner=generator_digest(generator),
         source=source,
     )
 

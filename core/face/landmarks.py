@@ -1,4 +1,4 @@
-"""Landmarks of aligned pictures, as the objective compares them."""
+"""Landmarks of aligned pictures: detection, and the error by which faces are compared."""
 
 from typing import NamedTuple
 
@@ -8,8 +8,9 @@ from torch import Tensor
 from core.face.keypoints import GROUPS, KEYPOINTS
 from core.face.network import CROP, FaceMesh, aligned_roi, crop_roi, face_mesh, to_picture
 
-# How the fixed ROI is varied where a face is looked at closely: its centre and the logarithm of its
-# size, over its size, and its turn, radians. Whatever shifts a mesh alike for +1 and -1 cancels.
+# Jitter of the fixed ROI over the crops that are averaged: of its centre (x, y), as a fraction of
+# its size, of the logarithm of its size, and of its turn, radians. The crops come in pairs of
+# opposite signs, so that shifts which follow the jitter cancel.
 _CROP_JITTER = (0.02, 0.02, 0.06, 0.07)
 _CROP_JITTER_SIGNS = (
     (1, 1, 1, 1),
@@ -20,7 +21,7 @@ _CROP_JITTER_SIGNS = (
 
 
 class Observation(NamedTuple):
-    """Aligned pictures and the meshes seen in them."""
+    """Aligned pictures and the landmarks detected in them."""
 
     pictures: Tensor  # [B, 3, R, R] in [-1, 1]
     landmarks: Tensor  # [B, 478, 3], px of the 192 px crop
@@ -32,7 +33,7 @@ class Observation(NamedTuple):
 
 
 def detect_landmarks(pictures: Tensor, mesh: FaceMesh | None = None) -> Observation:
-    """Finds the meshes of aligned pictures, differentiably.
+    """Detects the landmarks of aligned pictures, differentiably.
 
     Args:
         pictures: `[B, 3, R, R]` in [-1, 1], any R.
@@ -45,10 +46,10 @@ def detect_landmarks(pictures: Tensor, mesh: FaceMesh | None = None) -> Observat
 
 
 def detect_averaged(pictures: Tensor) -> Observation:
-    """The mean of the meshes of eight slightly different crops, without gradient.
+    """Detects landmarks averaged over eight slightly different crops, without gradient.
 
-    One crop's mesh is off by more than some of what a face does, gaze above all. So this is what
-    is compared; a search, which can't afford it at every step, takes out what its looks are off.
+    This is test-time augmentation. A single crop's landmarks are off by more than some movements of
+    a face, gaze above all.
 
     Args:
         pictures: `[B, 3, R, R]` in [-1, 1], any R.
@@ -56,12 +57,12 @@ def detect_averaged(pictures: Tensor) -> Observation:
     mesh = face_mesh(device=str(pictures.device))
     fixed = aligned_roi(pictures.shape[-1], 1, device=pictures.device)
     offset, size = fixed[:, :2], fixed[:, 2:4]
-    glances = fixed.new_tensor(_CROP_JITTER_SIGNS) * fixed.new_tensor(_CROP_JITTER)
-    shift, zoom, turn = torch.cat([glances, -glances]).split([2, 1, 1], 1)
+    jitter = fixed.new_tensor(_CROP_JITTER_SIGNS) * fixed.new_tensor(_CROP_JITTER)
+    shift, zoom, turn = torch.cat([jitter, -jitter]).split([2, 1, 1], 1)
     roi = torch.cat([offset + size * shift, size * zoom.exp(), fixed[:, 4:] + turn], 1)
     meshes = []
     with torch.no_grad():
-        for picture in pictures:  # alone: what is seen must not depend on what it is seen with
+        for picture in pictures:  # alone, so that a result does not depend on the batch
             crop = crop_roi(picture[None] * 0.5 + 0.5, roi.to(pictures.dtype))
             meshes.append(to_picture(mesh(crop).landmarks, roi).mean(0))
     landmarks = torch.stack(meshes)
@@ -71,12 +72,12 @@ def detect_averaged(pictures: Tensor) -> Observation:
 
 
 def detect_keypoints(pictures: Tensor) -> Tensor:
-    """The keypoints `[B, 86, 3]`, px of the 192 px crop, of pictures as in `look`."""
+    """Detects the keypoints `[B, 86, 3]`, px of the 192 px crop, as `detect_landmarks` does."""
     return detect_landmarks(pictures).keypoints
 
 
 def group_keypoints(keypoints: Tensor) -> Tensor:
-    """Takes out where each facial part is: zero mean per part, but for the head frame.
+    """Removes each facial part's position: zero mean per part, except for the head frame.
 
     Args:
         keypoints: `[..., 86, 3]` in the order of `KEYPOINTS`.
@@ -92,5 +93,5 @@ def group_keypoints(keypoints: Tensor) -> Tensor:
 
 
 def keypoint_error(a: Tensor, b: Tensor) -> Tensor:
-    """Mean distance of grouped keypoints `[..., 86, 3]`, px: the figure to report, `[...]`."""
+    """Returns the mean distance of grouped keypoints `[..., 86, 3]`, px: the reported error."""
     return group_keypoints(a - b).norm(dim=-1).mean(-1)

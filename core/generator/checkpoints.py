@@ -1,6 +1,6 @@
-"""StyleGAN2 checkpoints of other tools, in and out.
+"""Reads and writes StyleGAN2 checkpoints of other tools.
 
-Read, whatever the file is called:
+Read, whatever the file's name:
 
     NVIDIA .pkl      stylegan2-ada-pytorch, stylegan3's StyleGAN2 (torch_utils.persistence objects)
     TensorFlow .pkl  the original release (dnnlib.tflib.network.Network objects)
@@ -9,8 +9,8 @@ Read, whatever the file is called:
     encoders         pSp, e4e and HyperStyle's W encoder, which carry a generator as decoder
     .safetensors     `core.generator.storage`'s own
 
-Written: our safetensors, by `storage.save_generator`, and rosinality .pt. Nothing in a file is
-ever run; see `core.generator.unpickling`.
+Written: Reenact's safetensors, by `storage.save_generator`, and rosinality .pt. No code in a file
+is ever run; see `core.generator.unpickling`.
 """
 
 import json
@@ -28,8 +28,7 @@ from torch import Tensor
 
 from core.base.files import atomic_write
 from core.generator import storage
-from core.generator.network import Architecture, Generator
-from core.generator.network import MappingNetwork as MappingNetwork
+from core.generator.network import Architecture, Generator, MappingNetwork
 from core.generator.storage import NotAGeneratorError
 from core.generator.unpickling import (
     Array,
@@ -42,8 +41,8 @@ from core.generator.unpickling import (
 MAX_CHANNELS = 2048
 MAX_MODULES = 10_000
 MAX_DEPTH = 16  # modules within modules
-ROSINALITY_RATE = 0.01  # of its mapping network; its files do not say
-MEAN_SAMPLES = 1 << 14  # latents averaged where a file has no mean of W
+ROSINALITY_RATE = 0.01  # of its mapping network; its files do not record it
+MEAN_SAMPLES = 1 << 14  # latents averaged if a file has no mean of W
 
 _TF_NETWORK = "dnnlib.tflib.network.Network"
 _SIZES = "4|8|16|32|64|128|256|512|1024"
@@ -52,11 +51,11 @@ _State = Mapping[str, StoredTensor | Tensor]
 
 
 class NeedsParentError(NotAGeneratorError):
-    """The file holds a synthesis network only, and needs the mapping of the one it came from."""
+    """The file holds a synthesis network only, and needs its parent's mapping network."""
 
 
 class _Wrong(Exception):
-    """What the file is instead, up to where its path is known."""
+    """Carries what the file is instead, as a sentence's end, up to where its path is known."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Checkpoint:
         tensors: the generator's tensors under NVIDIA's names; `mapping.*` may be missing.
         mapping_rate: learning-rate multiplier of the mapping network.
         conv_clamp: see `Architecture`.
-        encoder: what encoder the file holds beside the generator, in words.
+        encoder: kind of the encoder that the file also holds, in words.
         notes: what a user should know, as sentences.
     """
 
@@ -87,7 +86,7 @@ class Checkpoint:
 
     @property
     def architecture(self) -> Architecture:
-        """The generator's shape, read off its tensors; no mapping layers where it has none."""
+        """The generator's shape, read off its tensors; no mapping layers if it has none."""
         channels = {}
         for name, tensor in self.tensors.items():
             if match := re.fullmatch(rf"synthesis\.b({_SIZES})\.conv1\.weight", name):
@@ -107,12 +106,12 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the stored weights."""
+        """Type of the stored weights."""
         return self.tensors["synthesis.b4.conv1.weight"].dtype
 
     @property
     def face_shaped(self) -> bool:
-        """Whether it could be an FFHQ face generator: RGB, 512-d z and w, 256 px or more."""
+        """Whether it could be an FFHQ face generator: 512-d z and w, 256 px or more."""
         a = self.architecture
         return a.z_dim == a.w_dim == 512 and a.resolution >= 256
 
@@ -121,7 +120,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Finds out by its content what a file is, and reads the generator in it.
+    """Identifies a file by its content, and reads the generator in it.
 
     Args:
         path: the file.
@@ -131,8 +130,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         NotAGeneratorError: the file is something else; the message says what.
-        UnreadableCheckpointError: missing, cut short or damaged.
-        RefusedPickleError: a pickle that asks for anything but tensors.
+        UnreadableCheckpointError: the file is missing, cut short or damaged.
+        RefusedPickleError: a pickle asks for anything but tensors.
     """
     path = Path(path)
     try:
@@ -143,7 +142,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     try:
         if (kind := _no_checkpoint(head)) is not None:
             raise _Wrong(kind)
-        checkpoint = _safetensors(path) if head[8:9] == b"{" else _found(path, read_pickle(path))
+        checkpoint = (
+            _safetensors(path) if head[8:9] == b"{" else _unpickled(path, read_pickle(path))
+        )
         _check(checkpoint)
     except _Wrong as wrong:
         raise NotAGeneratorError(f"{path} is {wrong}") from wrong
@@ -160,7 +161,7 @@ def load_any(path: str | Path, parent: Generator | None = None) -> tuple[Generat
 
     Returns:
         The generator in float32 on the CPU, in evaluation mode, and a header for
-        `storage.save_generator`: `source`, `source_format`, and `notes` where there are some.
+        `storage.save_generator`: `source`, `source_format`, and `notes` if there are any.
 
     Raises:
         NeedsParentError: a synthesis network without `parent`.
@@ -172,7 +173,7 @@ def load_any(path: str | Path, parent: Generator | None = None) -> tuple[Generat
 def build(
     checkpoint: Checkpoint, parent: Generator | None = None
 ) -> tuple[Generator, dict[str, str]]:
-    """The generator of a checkpoint; see `load_any`."""
+    """Builds the generator of a checkpoint; see `load_any`."""
     tensors = dict(checkpoint.tensors)
     notes = list(checkpoint.notes)
     architecture = checkpoint.architecture
@@ -217,7 +218,7 @@ def build(
 
 @torch.no_grad()
 def mean_w(mapping: MappingNetwork) -> Tensor:
-    """The mean of W over `MEAN_SAMPLES` seeded latents, `[w_dim]`."""
+    """Averages w over `MEAN_SAMPLES` seeded latents, `[w_dim]`."""
     z_dim = mapping.get_parameter("fc0.weight").shape[1]
     generator = torch.Generator().manual_seed(0)
     total = torch.zeros(len(mapping.w_avg), dtype=torch.float64)
@@ -228,7 +229,7 @@ def mean_w(mapping: MappingNetwork) -> Tensor:
 
 
 def _check(checkpoint: Checkpoint) -> None:
-    """That the tensors are those of a generator, all of them, and in their right mind."""
+    """Checks that the tensors are those of a generator, complete and finite."""
     tensors = checkpoint.tensors
     if any(max(t.shape, default=0) > MAX_CHANNELS for t in tensors.values()):
         raise _Wrong(f"no generator that can be loaded here: it has over {MAX_CHANNELS} channels.")
@@ -239,17 +240,17 @@ def _check(checkpoint: Checkpoint) -> None:
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise _Wrong("no complete StyleGAN2 generator: blocks are missing in it.") from error
     for name, wanted in expected.items():
-        got = tensors.get(name)
-        if got is None:
+        found = tensors.get(name)
+        if found is None:
             if name == "mapping.w_avg" or (name.startswith("mapping.") and not a.mapping_layers):
                 continue
             raise _Wrong(f"no complete StyleGAN2 generator: {name} is missing in it.")
-        if got.shape != wanted.shape:
+        if found.shape != wanted.shape:
             raise _Wrong(
-                f"no StyleGAN2 generator of the usual shape: {name} is {[*got.shape]} instead of "
+                f"no StyleGAN2 generator of the usual shape: {name} is {[*found.shape]} instead of "
                 f"{[*wanted.shape]}."
             )
-        if not got.is_floating_point() or not got.sum(dtype=torch.float64).isfinite():
+        if not found.is_floating_point() or not found.sum(dtype=torch.float64).isfinite():
             raise UnreadableCheckpointError(
                 f"{checkpoint.path} is damaged: {name} has values that are no numbers. Download "
                 "or copy it again."
@@ -285,8 +286,8 @@ def _safetensors(path: Path) -> Checkpoint:
         return _named(path, {name: file.get_tensor(name) for name in names}, {})
 
 
-def _found(path: Path, content: object) -> Checkpoint:
-    """The generator in what a pickle holds."""
+def _unpickled(path: Path, content: object) -> Checkpoint:
+    """Finds the generator in a pickle's content."""
     if isinstance(content, (tuple, list)) and any(_is_network(net) for net in content):
         return _tensorflow(path, content[-1])
     if isinstance(content, Instance):
@@ -327,7 +328,7 @@ def _tensors_in(state: dict) -> _State:
 
 
 def _named(path: Path, state: _State, outer: dict, notes: tuple[str, ...] = ()) -> Checkpoint:
-    """A state dict, of whichever network its names tell."""
+    """Reads a state dict whose names identify its network."""
     encoder = None
     prefixes = ("", "decoder.", "generator.")
     for prefix in prefixes:
@@ -376,7 +377,7 @@ def _flat(
     attributes: dict[str, dict],
     notes: tuple[str, ...],
 ) -> Checkpoint:
-    """Tensors under NVIDIA's names, with the attributes of their modules."""
+    """Reads tensors under NVIDIA's names, with the attributes of their modules."""
     classes = attributes.get("mapping", {}).get("c_dim", 0)
     if classes or "mapping.embed.weight" in tensors:
         raise _Wrong(
@@ -410,7 +411,7 @@ def _flat(
 
 
 def _without_noise(tensors: dict[str, Tensor]) -> None:
-    """A generator made without noise is one whose noise has no strength."""
+    """Adds noise of no strength to a generator that was built without noise."""
     for name in [
         n for n in tensors if re.fullmatch(rf"synthesis\.b({_SIZES})\.conv[01]\.weight", n)
     ]:
@@ -446,7 +447,7 @@ def _check_kernel(kernel: Tensor) -> None:
 
 
 def _flatten(module: Instance) -> tuple[dict[str, StoredTensor | Tensor], dict[str, dict]]:
-    """Parameters and buffers by their dotted names, and each module's plain attributes."""
+    """Collects parameters and buffers by dotted names, and each module's plain attributes."""
     tensors: dict[str, StoredTensor | Tensor] = {}
     attributes: dict[str, dict] = {}
 
@@ -474,7 +475,7 @@ def _flatten(module: Instance) -> tuple[dict[str, StoredTensor | Tensor], dict[s
 
 
 def _tensorflow(path: Path, network: object) -> Checkpoint:
-    """The last of (G, D, Gs): the averaged generator."""
+    """Reads the last of (G, D, Gs): the averaged generator."""
     if not isinstance(network, Instance):
         raise _Wrong("no generator: its last network is none.")
     variables = _variables(network)
@@ -532,7 +533,7 @@ def _variables(network: Instance, prefix: str = "", depth: int = 0) -> dict[str,
 
 
 def _tensorflow_name(name: str) -> str | None:
-    """mapping/Dense0/weight -> mapping.fc0.weight, and so on; None for what is not used."""
+    """Translates names, such as mapping/Dense0/weight to mapping.fc0.weight; None if unused."""
     if name == "dlatent_avg":
         return "mapping.w_avg"
     if name == "synthesis/4x4/Const/const":
@@ -550,7 +551,8 @@ def _tensorflow_name(name: str) -> str | None:
 
 
 def _tensorflow_value(name: str, value: Tensor) -> Tensor:
-    """Channels last -> first; up-sampling kernels are stored flipped, style biases without 1."""
+    """Converts channels last to first; up-sampling kernels are stored flipped, style biases
+    without the 1 that is added to them."""
     match name.rpartition("/")[2]:
         case "const":
             return value[0] if value.ndim == 4 else value
@@ -571,7 +573,8 @@ def _tensorflow_value(name: str, value: Tensor) -> Tensor:
 
 
 def _rosinality_names(a: Architecture) -> Iterable[tuple[str, str, int, int]]:
-    """Our name, theirs, and how many dimensions of length 1 theirs has before and after ours."""
+    """Yields NVIDIA's name, rosinality's, and the dimensions of length 1 that the latter's tensor
+    has before and after."""
     for i in range(a.mapping_layers):
         for part in ("weight", "bias"):
             yield f"mapping.fc{i}.{part}", f"style.{i + 1}.{part}", 0, 0
@@ -625,7 +628,7 @@ def _rosinality(
         tensors[ours] = tensor.reshape(shape[before : len(shape) - after])
     missing = [o for o, t, _, _ in given if o.endswith("noise_const") and t not in loaded]
     if missing:
-        # Files older than rosinality's noise buffers: any fixed noise is as good.
+        # Files older than rosinality's noise buffers: any fixed noise will do.
         drawn = torch.Generator().manual_seed(0)
         for name in missing:
             side = int(name.split(".")[1][1:])
@@ -633,12 +636,12 @@ def _rosinality(
         notes += ("It has no constant noise; fixed noise was drawn for it.",)
     mean = outer.get("latent_avg")
     if isinstance(mean, StoredTensor):
-        rows = mean.load()
-        rows = rows.reshape(-1, rows.shape[-1]) if rows.ndim else rows[None]
-        if not torch.equal(rows, rows[:1].expand_as(rows)):
+        means = mean.load()  # one, or one per layer
+        means = means.reshape(-1, means.shape[-1]) if means.ndim else means[None]
+        if not torch.equal(means, means[:1].expand_as(means)):
             notes += ("Its mean of W differs by layer; the layers' mean is taken.",)
-            rows = rows.mean(0, keepdim=True)
-        tensors["mapping.w_avg"] = rows[0]
+            means = means.mean(0, keepdim=True)
+        tensors["mapping.w_avg"] = means[0]
     if encoder is not None:
         format_name = f"{encoder} checkpoint"
     elif "g_optim" in outer:
@@ -656,7 +659,7 @@ def _rosinality(
 def encoder_kind(
     state: Mapping[str, object], options: object
 ) -> Literal["W encoder", "e4e", "pSp"]:
-    """Names the encoder of a pSp-like checkpoint, whose `encoder.*` names alone do not tell."""
+    """Identifies the encoder of a pSp-like checkpoint: e4e and pSp have the same tensors' names."""
     if isinstance(options, Instance):
         options = options.state
     kind = options.get("encoder_type") if isinstance(options, dict) else None
@@ -670,14 +673,14 @@ def save_rosinality(path: str | Path, generator: Generator) -> list[str]:
 
     Args:
         path: the .pt file: `{"g_ema": state dict, "latent_avg": [w_dim]}` of plain tensors,
-            and what that format has no place for under `"reenact"`.
+            and under `"reenact"` what that format has no place for.
         generator: to write.
 
     Returns:
-        What other programs will not know about it, as sentences.
+        What other programs must be told about it, as sentences.
 
     Raises:
-        NotAGeneratorError: z and w differ in length, which the format can't say.
+        NotAGeneratorError: z and w differ in length, which the format can't express.
     """
     a = generator.architecture
     if a.z_dim != a.w_dim:
@@ -711,11 +714,11 @@ def save_rosinality(path: str | Path, generator: Generator) -> list[str]:
     return notes
 
 
-# -- what a wrong file is -----------------------------------------------------------------------
+# -- identifying other files --------------------------------------------------------------------
 
 
 def _no_checkpoint(head: bytes) -> str | None:
-    """What a file that is no checkpoint at all is, by its first bytes."""
+    """Identifies a file that is no checkpoint at all by its first bytes; None if it may be one."""
     if not head:
         return "empty. Download or copy it again."
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -758,7 +761,7 @@ def _stylegan3(letter: str = "") -> str:
     )
 
 
-_OTHERS = (  # names of tensors -> what has them; the first that fits is it
+_OTHERS = (  # patterns of tensors' names, and the network that has them; the first match counts
     (r"conditioner\.embedders\.1\.", "an SDXL checkpoint, a diffusion model"),
     (r"model\.diffusion_model\.|cond_stage_model\.", "a Stable Diffusion checkpoint"),
     (r"lora_(unet|te)|.*lora_(up|down|A|B)\.", "a LoRA of a diffusion model"),
@@ -781,7 +784,7 @@ _OTHERS = (  # names of tensors -> what has them; the first that fits is it
 
 
 def _what(names: Iterable[str], kind: str = "") -> str:
-    """A sentence's end on the network that has tensors of these names."""
+    """Returns a sentence's end on the network that has tensors of these names."""
     names = list(names)
     for pattern, name in _OTHERS:
         if any(re.match(pattern, n) for n in names):

@@ -1,4 +1,4 @@
-"""Picture -> w: the IR-SE-50 encoders of pSp, e4e and HyperStyle, from their own checkpoints.
+"""Encoders from picture to w: the IR-SE-50 networks of pSp, e4e and HyperStyle's checkpoints.
 
 Module names are those of the checkpoints, so that their tensors load by name; every width is
 read off the tensors. Sources: Richardson et al. 2021 (pSp), Tov et al. 2021 (e4e), Alaluf et
@@ -25,7 +25,7 @@ Kind = Literal["W encoder", "e4e", "pSp"]
 
 _STAGES = (3, 4, 14, 3)  # units per width; the first of each halves the resolution
 _FINE, _MIDDLE, _COARSE = 6, 20, 23  # units whose features the pyramid takes
-_MIDDLE_ROW, _FINE_ROW = 3, 7  # the rows of w+ from which on it takes the finer ones
+_MIDDLE_LAYER, _FINE_LAYER = 3, 7  # layers of w+ from which on the finer features are taken
 
 
 class NotAnEncoderError(ReenactError):
@@ -64,7 +64,7 @@ class _Unit(nn.Module):
 
 
 class _Style(nn.Module):
-    """Features -> one row: convolutions of stride 2 down to one pixel, then a linear layer."""
+    """Features to one layer of w+: convolutions of stride 2 down to one pixel, a linear layer."""
 
     def __init__(self, channels: int, halvings: int) -> None:
         super().__init__()
@@ -79,24 +79,23 @@ class _Style(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A trunk with either one linear layer (W) or a pyramid of features with a head per row (W+).
+    """A trunk with one linear layer (W), or with a feature pyramid and a head per layer (W+).
 
     Args:
-        kind: which encoder.
+        kind: of the encoder.
         widths: channels of the input layer and of the four stages.
         squeezed: channels of each unit's squeeze.
-        rows: of w+; 0 for a W encoder.
-        mean: `[w_dim]` or `[rows, w_dim]`, added to what the network makes.
+        layers: of w+; 0 for a W encoder.
+        mean: `[w_dim]` or `[layers, w_dim]`, added to the network's output.
     """
 
     mean: Tensor
 
     def __init__(
-        self, kind: Kind, widths: Sequence[int], squeezed: Sequence[int], rows: int, mean: Tensor
+        self, kind: Kind, widths: Sequence[int], squeezed: Sequence[int], layers: int, mean: Tensor
     ) -> None:
         super().__init__()
         self.kind = kind
-        self.rows = rows
         first, *widths = widths
         self.input_layer = nn.Sequential(
             nn.Conv2d(3, first, 3, 1, 1, bias=False), nn.BatchNorm2d(first), nn.PReLU(first)
@@ -111,23 +110,23 @@ class Encoder(nn.Module):
         if kind == "W encoder":
             self.linear = FullyConnectedLayer(inputs, inputs)
         else:
-            halvings = (4 + (i >= _MIDDLE_ROW) + (i >= _FINE_ROW) for i in range(rows))
+            halvings = (4 + (i >= _MIDDLE_LAYER) + (i >= _FINE_LAYER) for i in range(layers))
             self.styles = nn.ModuleList(_Style(inputs, n) for n in halvings)
             self.latlayer1 = nn.Conv2d(widths[2], inputs, 1)
             self.latlayer2 = nn.Conv2d(widths[1], inputs, 1)
         self.register_buffer("mean", mean, persistent=False)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """The code in W.
+        """Encodes pictures in W.
 
         Args:
             pictures: `[B, 3, H, W]`, FFHQ-aligned, sRGB in [-1, 1]; resized to 256 px here.
 
         Returns:
-            w `[B, w_dim]`. Of an e4e encoder the common code, without its offsets per row.
+            w `[B, w_dim]`. Of an e4e encoder the common code, without the offsets per layer.
 
         Raises:
-            NotAnEncoderError: a pSp encoder, whose rows have no common code.
+            NotAnEncoderError: a pSp encoder, whose layers have no common code.
         """
         if self.kind == "pSp":
             raise NotAnEncoderError(
@@ -141,22 +140,28 @@ class Encoder(nn.Module):
         return self.linear(coarse.mean((2, 3))) + mean
 
     def w_plus(self, pictures: Tensor) -> Tensor:
-        """The code in W+, `[B, rows, w_dim]`, of pictures as for `forward`.
+        """Encodes pictures in W+.
+
+        Args:
+            pictures: as for `forward`.
+
+        Returns:
+            w+ `[B, layers, w_dim]`.
 
         Raises:
             NotAnEncoderError: a W encoder; expand its w instead.
         """
         if self.kind == "W encoder":
-            raise NotAnEncoderError("A W encoder gives one w for all rows: call it for that.")
+            raise NotAnEncoderError("A W encoder gives one w for all layers: call it for that.")
         fine, middle, coarse = self._features(pictures)
         middle = _enlarged(coarse, self.latlayer1(middle))
         fine = _enlarged(middle, self.latlayer2(fine))
-        rows = []
+        layers = []
         for i, style in enumerate(self.styles):
-            level = coarse if i < _MIDDLE_ROW else middle if i < _FINE_ROW else fine
-            rows.append(style(level))
-        codes = torch.stack(rows, 1)
-        if self.kind == "e4e":  # later rows are offsets from the first
+            level = coarse if i < _MIDDLE_LAYER else middle if i < _FINE_LAYER else fine
+            layers.append(style(level))
+        codes = torch.stack(layers, 1)
+        if self.kind == "e4e":  # later layers are offsets from the first
             codes = torch.cat([codes[:, :1], codes[:, :1] + codes[:, 1:]], 1)
         return codes + self.mean
 
@@ -165,12 +170,12 @@ class Encoder(nn.Module):
         if pictures.shape[2:] != size:
             pictures = F.interpolate(pictures, size, mode="bilinear", antialias=True)
         x = self.input_layer(pictures)
-        taken = []
+        features = []
         for i, unit in enumerate(self.body):
             x = unit(x)
             if i in (_FINE, _MIDDLE, _COARSE):
-                taken.append(x)
-        return taken
+                features.append(x)
+        return features
 
 
 def _enlarged(small: Tensor, added: Tensor) -> Tensor:
@@ -182,14 +187,14 @@ def load_encoder(path: str | Path) -> Encoder:
     """Loads the encoder of a pSp, e4e or HyperStyle W encoder checkpoint.
 
     Args:
-        path: the file; nothing in it is run.
+        path: the file; no code in it is run.
 
     Returns:
         The encoder in float32 on the CPU, in evaluation mode.
 
     Raises:
-        NotAnEncoderError: no encoder in it, or one of another architecture.
-        UnreadableCheckpointError: missing, cut short or damaged.
+        NotAnEncoderError: it holds no encoder, or one of another architecture.
+        UnreadableCheckpointError: it is missing, cut short or damaged.
         RefusedPickleError: it asks for anything but tensors.
     """
     content = read_pickle(path)
@@ -213,26 +218,26 @@ def load_encoder(path: str | Path) -> Encoder:
             f"{path} holds no IR-SE-50 encoder ({error} is missing). Choose a checkpoint of pSp, "
             "e4e or HyperStyle's W encoder."
         ) from error
-    rows = sum(bool(re.fullmatch(r"styles\.\d+\.linear\.bias", name)) for name in tensors)
+    layers = sum(bool(re.fullmatch(r"styles\.\d+\.linear\.bias", name)) for name in tensors)
     with torch.device("meta"):
-        expected = Encoder(kind, widths, squeezed, rows, torch.zeros(1)).state_dict()
+        expected = Encoder(kind, widths, squeezed, layers, torch.zeros(1)).state_dict()
     for name in expected.keys() | tensors.keys():
-        wanted, got = expected.get(name), tensors.get(name)
-        if wanted is None or got is None or tuple(got.shape) != tuple(wanted.shape):
+        ours, theirs = expected.get(name), tensors.get(name)
+        if ours is None or theirs is None or tuple(theirs.shape) != tuple(ours.shape):
             raise NotAnEncoderError(
                 f"{path} holds an encoder of another architecture: {name} is "
-                f"{'missing' if got is None else [*got.shape]}, not "
-                f"{'wanted' if wanted is None else [*wanted.shape]}. Choose a checkpoint of pSp, "
+                f"{'missing' if theirs is None else [*theirs.shape]}, not "
+                f"{'expected' if ours is None else [*ours.shape]}. Choose a checkpoint of pSp, "
                 "e4e or HyperStyle's W encoder."
             )
-    mean = _mean(content, kind, w_dim, rows)
-    encoder = Encoder(kind, widths, squeezed, rows, mean).eval().requires_grad_(False)
+    mean = _mean(content, kind, w_dim, layers)
+    encoder = Encoder(kind, widths, squeezed, layers, mean).eval().requires_grad_(False)
     encoder.load_state_dict({name: value.load() for name, value in tensors.items()})
     return encoder
 
 
-def _mean(content: Mapping[str, object], kind: Kind, w_dim: int, rows: int) -> Tensor:
-    """What is added to the codes: the mean of W, unless the encoder was trained without it."""
+def _mean(content: Mapping[str, object], kind: Kind, w_dim: int, layers: int) -> Tensor:
+    """Reads what is added to the codes: the mean of W, or 0 if the encoder was trained without."""
     options = content.get("opts")
     options = options.state if isinstance(options, Instance) else options
     starts = not isinstance(options, dict) or options.get("start_from_latent_avg", True)
@@ -242,10 +247,10 @@ def _mean(content: Mapping[str, object], kind: Kind, w_dim: int, rows: int) -> T
         mean = mean.reshape(-1, mean.shape[-1]) if mean.ndim else mean.reshape(1, 1)
         if mean.shape == (1, w_dim) or (mean.shape[1] == w_dim and kind == "W encoder"):
             return mean[0]
-        if mean.shape == (rows, w_dim):
+        if mean.shape == (layers, w_dim):
             return mean
         raise NotAnEncoderError(
             f"The checkpoint's latent_avg is {[*mean.shape]}, which does not fit its encoder of "
-            f"{rows or 1} rows of {w_dim}. Download it again."
+            f"{layers or 1} layers of {w_dim}. Download it again."
         )
     return torch.zeros(w_dim)

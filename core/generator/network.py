@@ -1,9 +1,9 @@
 """StyleGAN2 (Karras et al. 2020): mapping and synthesis networks, the skip architecture.
 
-Parameter names are those of NVIDIA's PyTorch checkpoints, so their tensors load by name. What
-differs is how the same function is computed: the style scales the activations going into a
-convolution and the demodulation those coming out, so that one weight is shared by the batch
-(the paper's section 2.2 scales the weights, which needs a grouped convolution per sample).
+Classes and parameters have the names of NVIDIA's PyTorch code, so its checkpoints load by name. The
+same function is computed in another way: the style scales the activations that enter a convolution
+and the demodulation those that leave it, so that the batch shares one weight (the paper's section
+2.2 scales the weights, which needs a grouped convolution per sample).
 """
 
 import math
@@ -20,22 +20,22 @@ from torch.utils.checkpoint import checkpoint
 Noise = Literal["const", "random", "none"]
 
 _GAIN = math.sqrt(2)  # of every leaky ReLU
-_SLOPE = 0.2
+_SLOPE = 0.2  # of every leaky ReLU
 _EPSILON = 1e-8
-_FIR = (1 / 8, 3 / 8, 3 / 8, 1 / 8)  # low-pass of every up-sampling
+_FIR = (1 / 8, 3 / 8, 3 / 8, 1 / 8)  # low-pass filter of every up-sampling
 
 
 @dataclass(frozen=True)
 class Architecture:
     """The shape of a generator."""
 
-    resolution: int  # 64..1024, a power of two
-    channels: Table[int, int]  # resolution -> feature maps, from 4 up
+    resolution: int  # px, a power of two, at least 8
+    channels: Table[int, int]  # feature maps by resolution, from 4 up
     z_dim: int = 512
     w_dim: int = 512
     mapping_layers: int = 8
     mapping_rate: float = 0.01  # learning-rate multiplier of the mapping network
-    conv_clamp: float | None = None  # activations are clamped to +- this; half precision needs it
+    conv_clamp: float | None = None  # bound of activations, which float16 needs; None: no bound
 
     def __post_init__(self) -> None:
         size = self.resolution
@@ -46,19 +46,20 @@ class Architecture:
 
     @property
     def resolutions(self) -> list[int]:
-        """4, 8, ... up to the generator's."""
+        """Returns 4, 8, ... up to the generator's resolution."""
         return [2**i for i in range(2, int(math.log2(self.resolution)) + 1)]
 
     @property
     def num_ws(self) -> int:
-        """Rows of w+: one per convolution, and one for the last picture."""
+        """Layers of w+: one per convolution, and one for the last ToRGB."""
         return 2 * len(self.resolutions)
 
 
 def half_precision(device: torch.device | str) -> torch.dtype | None:
-    """The type in which a device computes convolutions faster than in single precision, if any.
+    """Returns bfloat16 if a device is faster in it than in single precision, else None.
 
-    Others emulate it, many times slower: CPUs without AVX-512 BF16 or AMX, GPUs before Ampere.
+    Other devices emulate it, many times slower: CPUs without AVX-512 BF16 or AMX, GPUs before
+    Ampere.
     """
     if torch.device(device).type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
@@ -68,21 +69,27 @@ def half_precision(device: torch.device | str) -> torch.dtype | None:
     return torch.bfloat16 if fast else None
 
 
+def autocast(device: torch.device) -> torch.autocast:
+    """Makes a context in which networks run in half precision, where the device is fast in it."""
+    half = half_precision(device)
+    return torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None)
+
+
 def config_f(resolution: int) -> Architecture:
-    """NVIDIA's configuration F, that of the published FFHQ generator at 1024."""
+    """Returns NVIDIA's configuration F, that of the published FFHQ generator at 1024 px."""
     sizes = [2**i for i in range(2, int(math.log2(resolution)) + 1)]
     return Architecture(resolution, {r: min(32768 // r, 512) for r in sizes})
 
 
 class FullyConnectedLayer(nn.Module):
-    """Fully connected layer with run-time weight scaling ("equalised learning rate").
+    """Fully connected layer with run-time weight scaling ("equalized learning rate").
 
     Args:
         inputs: features in.
         outputs: features out.
         bias: initial bias.
         rate: learning-rate multiplier.
-        activate: leaky ReLU after it.
+        activate: whether a leaky ReLU follows.
     """
 
     def __init__(
@@ -106,7 +113,11 @@ class FullyConnectedLayer(nn.Module):
 
 
 class MappingNetwork(nn.Module):
-    """z -> w."""
+    """Maps z to w, by fully connected layers `fc0`, `fc1`, ...
+
+    Args:
+        architecture: the generator's.
+    """
 
     w_avg: Tensor
 
@@ -138,15 +149,15 @@ class MappingNetwork(nn.Module):
 
 
 class ModulatedConv(nn.Module):
-    """A convolution whose input channels are scaled by a style.
+    """A convolution whose input channels are scaled by a style (section 2.2).
 
     Args:
         inputs: channels in.
         outputs: channels out.
         kernel: 1 or 3.
-        w_dim: features of the latent.
-        demodulate: divide by the expected size of the output.
-        upsample: double the resolution.
+        w_dim: features of w.
+        demodulate: divides by the expected standard deviation of the output.
+        upsample: doubles the resolution.
     """
 
     fir: Tensor
@@ -174,7 +185,8 @@ class ModulatedConv(nn.Module):
         """Convolves features `[B, I, H, W]` by the style of w `[B, w_dim]`.
 
         Returns:
-            The result before demodulation, and what it is to be multiplied by, `[B, O, 1, 1]`.
+            The result before demodulation, `[B, O, H, W]` or twice as large, and the factor of
+            demodulation, `[B, O, 1, 1]`; None without.
         """
         style: Tensor = self.affine(w)
         weight: Tensor = self.weight
@@ -183,10 +195,10 @@ class ModulatedConv(nn.Module):
         if not self.demodulate:
             style = style / math.sqrt(fan_in)
         else:
-            # Weights enter at the scale they are stored in: the demodulation takes it out again.
+            # Weights are used at their stored scale: the demodulation cancels it.
             epsilon: Tensor | float = _EPSILON * fan_in
             if x.dtype in (torch.float16, torch.bfloat16):
-                # So it does with any other scale, and half precision would overflow.
+                # It cancels any other scale, too; at the stored one half precision would overflow.
                 largest = weight.detach().abs().amax((1, 2, 3), keepdim=True) * math.sqrt(fan_in)
                 peak = style.detach().abs().amax(1, keepdim=True)
                 weight, style = weight / largest, style / peak
@@ -205,7 +217,16 @@ class ModulatedConv(nn.Module):
 
 
 class SynthesisLayer(ModulatedConv):
-    """Modulated 3x3 convolution, noise, bias, leaky ReLU."""
+    """Modulated 3x3 convolution, noise, bias, leaky ReLU.
+
+    Args:
+        inputs: channels in.
+        outputs: channels out.
+        resolution: of the output, px.
+        w_dim: features of w.
+        clamp: see `Architecture.conv_clamp`.
+        upsample: doubles the resolution.
+    """
 
     noise_const: Tensor
 
@@ -226,20 +247,20 @@ class SynthesisLayer(ModulatedConv):
     def forward(self, x: Tensor, w: Tensor, noise: Noise = "const") -> Tensor:
         x, demodulation = self.convolve(x, w)
         assert demodulation is not None
-        # The activation's gain goes in before it (it is homogeneous): fewer passes over x.
+        # The activation's gain is applied before it (it is homogeneous): fewer passes over x.
         bias = (self.bias * _GAIN)[None, :, None, None].to(x.dtype)
         x = torch.addcmul(bias, x, demodulation * _GAIN)
         if noise != "none":
-            drawn = self.noise_const
+            field = self.noise_const
             if noise == "random":
-                drawn = torch.randn(x.shape[0], 1, *x.shape[2:], device=x.device)
-            x = x + (drawn * (self.noise_strength * _GAIN)).to(x.dtype)
+                field = torch.randn(x.shape[0], 1, *x.shape[2:], device=x.device)
+            x = x + (field * (self.noise_strength * _GAIN)).to(x.dtype)
         x = F.leaky_relu(x, _SLOPE)
         return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
 
 
 class ToRGB(ModulatedConv):
-    """Features -> picture: modulated 1x1 convolution without demodulation."""
+    """Converts features to a picture: a modulated 1x1 convolution without demodulation."""
 
     def __init__(self, inputs: int, w_dim: int, clamp: float | None) -> None:
         super().__init__(inputs, 3, 1, w_dim, demodulate=False)
@@ -252,7 +273,13 @@ class ToRGB(ModulatedConv):
 
 
 class SynthesisBlock(nn.Module):
-    """One resolution: up-sampling layer (above 4), layer, and its share of the picture."""
+    """One resolution: an up-sampling layer (above 4 px), a layer, and its share of the picture.
+
+    Args:
+        inputs: channels of the block below; 0 for the first block.
+        resolution: px.
+        a: the generator's architecture.
+    """
 
     fir: Tensor
 
@@ -276,7 +303,18 @@ class SynthesisBlock(nn.Module):
     def forward(
         self, x: Tensor | None, image: Tensor | None, ws: Tensor, dtype: torch.dtype, noise: Noise
     ) -> tuple[Tensor, Tensor]:
-        """Features and picture of the block below -> those of this one; `ws` starts at its own."""
+        """Computes features and picture of this block from those of the block below.
+
+        Args:
+            x: features `[B, I, R/2, R/2]`; None for the first block.
+            image: `[B, 3, R/2, R/2]`; None for the first block.
+            ws: w+ from this block's first layer on, `[B, L, w_dim]`.
+            dtype: of the features.
+            noise: see `SynthesisNetwork.forward`.
+
+        Returns:
+            Features `[B, O, R, R]` and picture `[B, 3, R, R]`.
+        """
         layer = 0
         if x is None or image is None:
             x = self.const.to(dtype).expand(ws.shape[0], -1, -1, -1)
@@ -293,7 +331,11 @@ class SynthesisBlock(nn.Module):
 
 
 class SynthesisNetwork(nn.Module):
-    """w or w+ -> picture."""
+    """Renders w or w+ as a picture, by blocks `b4`, `b8`, ...
+
+    Args:
+        architecture: the generator's.
+    """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -317,17 +359,17 @@ class SynthesisNetwork(nn.Module):
 
         Args:
             ws: `[B, w_dim]` or `[B, num_ws, w_dim]`.
-            stop_at: a lower resolution at which to stop; the skip picture there is returned.
-            noise: the constant noise of the checkpoint, fresh noise, or none.
+            stop_at: a lower resolution at which to stop; its skip picture is returned.
+            noise: the checkpoint's constant noise, fresh random noise, or none.
             half: float16 or bfloat16 for the blocks from `half_from` up.
             half_from: resolution of the first block in half precision.
-            save_memory: recompute activations in the backward pass instead of keeping them.
+            save_memory: recomputes activations in the backward pass instead of keeping them.
 
         Returns:
             `[B, 3, R, R]` in the dtype of `ws`, sRGB, nominally in [-1, 1].
 
         Raises:
-            ValueError: a `stop_at` that is no resolution of this generator, or w+ of another depth.
+            ValueError: `stop_at` is no resolution of this generator, or w+ has other layers.
         """
         a = self.architecture
         if ws.ndim == 2:
@@ -352,7 +394,11 @@ class SynthesisNetwork(nn.Module):
 
 
 class Generator(nn.Module):
-    """Mapping and synthesis together."""
+    """The mapping and the synthesis network.
+
+    Args:
+        architecture: its shape.
+    """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -362,5 +408,8 @@ class Generator(nn.Module):
         self.synthesis.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, z: Tensor, truncation: float = 1.0) -> Tensor:
-        """z `[B, z_dim]` -> pictures `[B, 3, R, R]`; see `Synthesis.forward` for more control."""
+        """Renders latents z `[B, z_dim]` as pictures `[B, 3, R, R]`, sRGB in [-1, 1].
+
+        See `SynthesisNetwork.forward` for more control.
+        """
         return self.synthesis(self.mapping(z, truncation))

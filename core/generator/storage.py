@@ -1,7 +1,7 @@
 """Generators as safetensors files: tensors plus a JSON header, no code.
 
 The header's entries: `format` ("reenact.generator"), `version`, `architecture` (the fields of
-`Architecture` as JSON) and whatever the maker adds, as strings.
+`Architecture` as JSON) and any further strings that the writer adds.
 """
 
 import json
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from core.base.digest import digest
 from core.base.errors import ReenactError
 from core.base.files import atomic_write
 from core.generator.network import Architecture, Generator
@@ -86,23 +87,28 @@ def load_generator(path: str | Path) -> tuple[Generator, dict[str, str]]:
     return generator, header
 
 
+def generator_digest(generator: Generator) -> str:
+    """Digest of a generator's tensors, by which characters, styles and directions name it."""
+    return digest(*generator.state_dict().values())
+
+
 def describe(architecture: Architecture) -> str:
-    """The architecture as JSON, for a header."""
+    """Returns the architecture as JSON, for a header."""
     return json.dumps(asdict(architecture))
 
 
 def build(description: str, tensors: Mapping[str, Tensor]) -> Generator:
-    """The generator of an architecture and tensors that were read from a file.
+    """Builds the generator of an architecture and tensors that were read from a file.
 
     Args:
-        description: what `describe` gave.
+        description: from `describe`.
         tensors: a generator's state, of any floating type.
 
     Returns:
         The generator in float32 on the CPU, in evaluation mode.
 
     Raises:
-        ValueError: they do not fit together, or one of them is no such thing.
+        ValueError: the description is damaged, or the tensors don't fit it.
     """
     try:
         fields = json.loads(description)

@@ -1,8 +1,8 @@
 """Reads the tensors of pickled checkpoints without running anything in them.
 
-A pickle is a program; this is an interpreter for the few of its instructions that checkpoints
-need, in which every name they import is replaced by a stand-in written here. What is not listed
-is refused by name. Three containers are read: a bare pickle, torch's zip files, and the files
+A pickle is a program. This is an interpreter for the few instructions that checkpoints need, in
+which every imported name is replaced by a stand-in from this module; whatever is not listed is
+refused by name. Three containers are read: a bare pickle, torch's zip files, and the files that
 torch wrote before 1.6 (several pickles, then the raw storages).
 
 Formats: the pickle protocol as `pickletools` documents it, and torch/serialization.py's.
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from core.base.errors import ReenactError
 
-# Ten times what the largest known checkpoints have.
+# Ten times the values of the largest known checkpoints.
 MAX_OPERATIONS = 1_000_000
 MAX_MARKS = 1000  # containers being filled at the same time
 MAX_LINE = 1 << 16  # bytes of a name
@@ -70,7 +70,7 @@ class _Damaged(Exception):
 
 @dataclass(eq=False)
 class Instance:
-    """An object of which only the class' name and the state are kept.
+    """An object of which only the class's name and the state are kept.
 
     Attributes:
         kind: name of the class, without its module for NVIDIA's persistent objects.
@@ -83,7 +83,7 @@ class Instance:
 
 @dataclass(eq=False)
 class Storage:
-    """Raw numbers in the file, read when they are needed."""
+    """Raw numbers in the file, read on demand."""
 
     dtype: torch.dtype
     count: int
@@ -102,7 +102,7 @@ class Storage:
 
 @dataclass(eq=False)
 class StoredTensor:
-    """A view of a storage; its claims are checked when it is made, its numbers read by `load`."""
+    """A view of a storage; its shape is checked at once, its numbers are read by `load`."""
 
     storage: Storage
     offset: int
@@ -129,7 +129,7 @@ class StoredTensor:
         return self.storage.dtype
 
     def load(self) -> Tensor:
-        """The tensor, a view of the storage's numbers.
+        """Returns the tensor, a view of the storage's numbers.
 
         Raises:
             UnreadableCheckpointError: the file ends before, or was changed since it was opened.
@@ -144,7 +144,7 @@ class StoredTensor:
 
 @dataclass(eq=False)
 class Array:
-    """A numpy array; its value comes with a later instruction than the object itself."""
+    """A numpy array; a later instruction than the object's own sets its value."""
 
     value: np.ndarray | None = None
 
@@ -161,7 +161,7 @@ class _Dtype:
 
 @dataclass(frozen=True)
 class _Global:
-    """An imported name: what calling it makes here, if it may be called at all."""
+    """An imported name, and its stand-in if it may be called."""
 
     name: str
     make: Callable[..., object] | None = None
@@ -216,7 +216,7 @@ def _bytes(value: object = b"", encoding: object = None, /) -> bytes:
 
 
 def _persistent(meta: object, /) -> Instance:
-    """NVIDIA's objects carry their source code, which is dropped here."""
+    """Reads NVIDIA's persistent objects; their source code is dropped."""
     if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
         raise _Damaged("a persistent object has no state")
     return Instance(str(meta.get("class_name")), meta["state"])
@@ -237,7 +237,7 @@ def _parameter(tensor: object, *_unused: object) -> StoredTensor:
 
 
 def _storage_from_bytes(raw: object, /) -> Storage:
-    """A storage inside a bare pickle is a whole old-style torch file of its own."""
+    """Reads a storage inside a bare pickle, which is a whole old-style torch file of its own."""
     if not isinstance(raw, bytes):
         raise _Damaged(f"a storage is made of {_kind(raw)}")
     inner = _legacy(
@@ -362,7 +362,7 @@ def _import(module: object, name: object, *, nested: bool) -> _Global:
 
 
 class _Bounded:
-    """A stream that refuses to promise more bytes than it has."""
+    """A stream that raises where more bytes are requested than it has left."""
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self.stream = stream
@@ -383,7 +383,9 @@ class _Bounded:
 def _interpret(
     stream: _Bounded, persistent: Callable[[object], object] | None = None, nested: bool = False
 ) -> object:
-    """One pickle from the stream, which stands behind it afterwards.
+    """Interprets one pickle from the stream, which is positioned after it afterwards.
+
+    One function holds all instructions, since they share the stack, the marks and the memo.
 
     Args:
         stream: the bytes.
@@ -425,7 +427,7 @@ def _interpret(
             raise _Refuse(f"calling {_kind(callee)}")
         if not isinstance(args, tuple):
             raise _Damaged(f"{callee.name} is called without arguments")
-        # Each argument may be as large as the file, and the same one may be given every time.
+        # Each argument may be as large as the file, and the same one may be passed every time.
         nonlocal work
         work -= sum(len(a) for a in args if isinstance(a, (str, bytes, list, tuple, dict, set)))
         if work < 0:
@@ -560,7 +562,7 @@ def _set_state(target: object, state: object) -> None:
 
 
 def read_pickle(path: str | Path) -> object:
-    """What a pickled checkpoint holds, as plain containers and this module's stand-ins.
+    """Reads a pickled checkpoint as plain containers and this module's stand-ins.
 
     Args:
         path: a bare pickle, a torch zip file, or an old-style torch file.
@@ -571,7 +573,7 @@ def read_pickle(path: str | Path) -> object:
 
     Raises:
         RefusedPickleError: it asks for something that is not on the list.
-        UnreadableCheckpointError: missing, cut short, damaged, or no such file.
+        UnreadableCheckpointError: the file is missing, cut short, damaged, or of another kind.
     """
     path = Path(path)
     try:
@@ -581,7 +583,7 @@ def read_pickle(path: str | Path) -> object:
             file.seek(0)
 
             def read_at(start: int, count: int) -> bytes:
-                # Opened anew: numbers may be wanted long after the index was read, or never.
+                # Opened anew: numbers may be read long after the index, or never.
                 with path.open("rb") as again:
                     again.seek(start)
                     return again.read(count)
@@ -600,14 +602,14 @@ def read_pickle(path: str | Path) -> object:
             f"{path} can't be read: {error.strerror or error}."
         ) from error
     except (_Damaged, ValueError, struct.error, OverflowError) as error:
-        # ValueError: pickletools' word for instructions it does not know or that end early
+        # pickletools raises ValueError for unknown instructions, or ones that end early
         raise UnreadableCheckpointError(
             f"{path} is cut short or damaged ({error}). Download or copy it again."
         ) from error
 
 
 def _storage_id(pid: object) -> tuple[torch.dtype, str, int]:
-    """("storage", class, key, location, count[, view]) -> dtype, key, count."""
+    """Reads dtype, key and count of ("storage", class, key, location, count[, view])."""
     if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
         raise _Refuse("an object kept outside of the pickle that is no storage")
     _, kind, key, _location, count, *view = pid
@@ -711,9 +713,9 @@ def _zipped(file: BinaryIO, size: int, read_at: Callable[[int, int], bytes]) -> 
 
 
 def _zip_entries(file: BinaryIO, size: int) -> Mapping[str, _Entry]:
-    """The directory of a zip file.
+    """Reads the directory of a zip file.
 
-    The standard library's reader takes any size of directory and any compression on trust.
+    The standard library's reader accepts any size of directory and any compression.
     """
     tail_start = max(0, size - 65557)
     file.seek(tail_start)

@@ -1,6 +1,6 @@
-"""Characters (`NAME.character`): a person's generator, its anchors, and how it came about.
+"""Characters (`NAME.character`): a person's generator, its anchors, and a record of its making.
 
-The file is sealed safetensors (`core.base.container`) of format "reenact.character":
+The file is safetensors with a digest (`core.base.container`) of format "reenact.character":
 `generator.NAME` for the generator's state, `anchors`, `keypoints` and `thumbnail`, and the
 header's entries `architecture` and `info` (the fields of `CharacterInfo` as JSON).
 """
@@ -29,7 +29,7 @@ VERSION = 3
 CONSENT = ("who", "when", "scope")
 
 _GENERATOR = "generator."
-# A tensor is stored in half precision where that changes it by less than this share of its norm
+# A tensor is stored in half precision if that changes it by less than this share of its norm
 # (rounding takes 2e-4): pictures reconstructed at 35 dB then lose less than .01 dB.
 _ROUNDING = 1e-3
 
@@ -39,22 +39,22 @@ class NotACharacterError(ReenactError):
 
 
 class NoConsentError(ReenactError):
-    """Nobody wrote down who agreed to become a character, when, and to what."""
+    """The record of consent is not complete: who agreed to be reenacted, when, and to what."""
 
 
 class CharacterNotWrittenError(ReenactError):
-    """The character could not be written; what stood there before still does."""
+    """The character could not be written; an older file of its name is unchanged."""
 
 
 @dataclass(frozen=True)
 class CharacterInfo:
-    """How a character came about: plain JSON values."""
+    """Record of a character's making: plain JSON values."""
 
     name: str
     consent: dict[str, str]  # who agreed, when (ISO 8601), scope: to what
-    base_hash: str = ""  # `core.base.digest` of the base generator's tensors
-    metric: str = ""  # name of the perceptual metric that it was trained with
-    alignment: dict[str, Any] = field(default_factory=dict)  # recipe: sigmas in seconds, ...
+    base_hash: str = ""  # `core.generator.storage.generator_digest` of the base
+    metric: str = ""  # name of the perceptual metric of tuning
+    alignment: dict[str, Any] = field(default_factory=dict)  # framing, sigmas in frames
     source: str = ""  # the self-scan
     selected: list[int] = field(default_factory=list)  # frame number of each anchor
     losses: list[dict[str, float]] = field(default_factory=list)  # history of the tuning
@@ -66,14 +66,14 @@ class CharacterInfo:
 
 @dataclass(frozen=True, eq=False)
 class Character:
-    """A person: the generator tuned to them, and N codes of which it draws their pictures."""
+    """A generator tuned to one person, and N codes from which it draws their pictures."""
 
     generator: Generator
     anchors: Tensor  # [N, w_dim] float32
-    keypoints: Tensor  # [N, 86, 3] float32: `objective.face_keypoints` of the anchors' pictures
+    keypoints: Tensor  # [N, 86, 3] float32: `detect_keypoints` of the anchors' pictures
     thumbnail: np.ndarray  # [H, W, 3] uint8, sRGB
     info: CharacterInfo
-    hash: str = ""  # of the file that it was read from, see `character_hash`
+    hash: str = ""  # `character_hash` of the file that it was read from
 
 
 def save_character(path: str | Path, character: Character) -> None:
@@ -84,9 +84,9 @@ def save_character(path: str | Path, character: Character) -> None:
         character: on any device.
 
     Raises:
-        NoConsentError: its consent record is not complete.
-        ValueError: tensors that don't fit together or are not finite; info that is no plain JSON.
-        CharacterNotWrittenError: what the file system said.
+        NoConsentError: the record of consent is not complete.
+        ValueError: tensors don't fit together or are not finite; info is no plain JSON.
+        CharacterNotWrittenError: the file system refuses.
     """
     consent = character.info.consent
     absent = [e for e in CONSENT if not isinstance(consent.get(e), str) or not consent[e].strip()]
@@ -127,7 +127,8 @@ def load_character(path: str | Path) -> Character:
         without gradients.
 
     Raises:
-        NotACharacterError: no such file, another kind of file, a damaged or a newer one.
+        NotACharacterError: no such file, another kind of file, a damaged one, or one of another
+            version.
     """
     header, tensors = _read(path)
     try:
@@ -154,7 +155,7 @@ def load_character(path: str | Path) -> Character:
 
 
 def character_hash(path: str | Path) -> str:
-    """sha256 over the header and the tensors of a character's file, in hexadecimal.
+    """Returns the sha256 of a character's header and tensors, in hexadecimal.
 
     Raises:
         NotACharacterError: as `load_character`.
@@ -168,7 +169,7 @@ def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _check(info: CharacterInfo, tensors: Mapping[str, Tensor]) -> None:
-    """Raises ValueError where tensors are missing, of another kind, or don't fit together."""
+    """Raises KeyError where a tensor is missing, ValueError where tensors don't fit together."""
     anchors, keypoints, thumbnail = (tensors[n] for n in ("anchors", "keypoints", "thumbnail"))
     if anchors.ndim != 2 or not len(anchors) or anchors.dtype != torch.float32:
         raise ValueError(f"anchors are {anchors.dtype} {[*anchors.shape]}")
@@ -188,7 +189,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def compact(tensor: Tensor) -> Tensor:
-    """A tensor for a file, on the CPU: in half precision where its range and digits are enough."""
+    """Converts a tensor for a file: on the CPU, in half precision if its range and digits allow."""
     tensor = _plain(tensor)
     half = tensor.half()
     close = (half.float() - tensor).norm() <= _ROUNDING * tensor.norm()  # never where it overflows

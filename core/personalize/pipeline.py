@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from core.base.checkpoints import load_checkpoint, save_checkpoint
 from core.base.digest import digest
 from core.base.errors import ReenactError
-from core.base.files import atomic_write
 from core.base.progress import Report
 from core.base.sampling import evenly_spaced
 from core.face import perceptual
@@ -23,6 +23,7 @@ from core.face.alignment import AXES_SIGMA, CENTRE_SIGMA
 from core.face.landmarks import detect_keypoints
 from core.face.perceptual import Metric
 from core.generator import Generator, half_precision
+from core.generator.storage import generator_digest
 from core.media.clip import Clip
 from core.media.numbering import format_numbers
 from core.media.write import to_bytes, write_png
@@ -37,9 +38,9 @@ from core.personalize.character import (
 from core.synthetic.base import base_encoder, base_generator
 
 SELECTION_SIZE = 256  # px at most, of the pictures that are compared for diversity
-HELD_OUT = 12  # frames at most that are not trained on, and tell how good the character is
-# Adam's rate at its highest. The embedded generator was made at 5e-2, and at 4e-2 learns a person
-# more than twice as fast as at 2e-3, the rate at which those of real faces were made.
+HELD_OUT = 12  # frames at most that are not trained on, for measuring the character
+# Adam's peak rate. The embedded generator was trained at 5e-2, and learns a person more than twice
+# as fast at 4e-2 as at 2e-3, the rate at which generators of real faces were trained.
 EMBEDDED_RATE, RATE = 4e-2, 2e-3
 SCOPE = "facial reenactment of this person by the owner of this file"
 
@@ -54,10 +55,10 @@ class PersonalizeSettings:
 
     count: int = 250  # frames trained on, at most (the paper's N)
     steps: int = 2000  # of tuning, at most
-    refine: int | None = None  # steps on each anchor; None: 60 after an encoder, 150 without one
-    metric: str | None = None  # None: the best that is on this machine
-    batch: int = 8
-    mask: bool = True  # eyes and mouth count more in tuning, what is far from the face less
+    refine: int | None = None  # inversion's steps; None: 60 after an encoder, 150 without one
+    metric: str | None = None  # perceptual metric; None: the best that is on this machine
+    batch: int = 8  # pictures at once; fewer need less memory
+    mask: bool = True  # tuning weights eyes and mouth more, and what is far from the face less
 
 
 def personalize(
@@ -73,30 +74,33 @@ def personalize(
     at: tuple[float, float] | None = None,
     device: str = "cpu",
 ) -> Character:
-    """Makes a character of a self-scan and writes it, with pictures of how good it is.
+    """Makes a character from a self-scan and writes it, with sheets that show its quality.
 
-    What takes long is kept in `OUTPUT.work`, by what it was made of: the same call goes on where it
-    was stopped, and one with other settings takes nothing from it. Beside
-    the character come `NAME_selection.png` and `NAME_reconstruction.png`.
+    Unfinished work is kept in `OUTPUT.work` under the digest of its inputs: the same call goes on
+    where it was stopped, and a call with other settings takes nothing from it. `NAME_selection.png`
+    and `NAME_reconstruction.png` are written beside the character.
 
     Args:
         clip: the self-scan.
         output: `NAME.character`.
-        report: told of progress.
+        report: receives progress.
         consent: `who` is scanned, and to what `scope` they agreed; the time is added.
-        settings: defaults to `Settings()`.
+        settings: defaults to `PersonalizeSettings()`.
         base: generator to start from; by default the embedded one, with its encoder.
         encoder: pictures -> w of `base`; without one, anchors are found by projection.
         name: of the character; by default NAME.
         at: a point in plate px that picks the person, where several are in the picture.
         device: torch device.
 
+    Returns:
+        The character, read from its file.
+
     Raises:
-        NoConsentError: nobody's name.
+        NoConsentError: no name of who agreed.
         EncoderWithoutBaseError: an encoder, but no base.
         core.face.aligned_clip.NoFaceError: the scan shows no face.
-        core.personalize.selection.UnusableScanError: what else the scan lacks.
-        core.base.errors.ReenactError: other trouble with files.
+        core.personalize.selection.UnusableScanError: too few usable frames, or they are all alike.
+        core.base.errors.ReenactError: a file can't be read or written.
     """
     output = Path(output)
     settings = settings or PersonalizeSettings()
@@ -104,60 +108,41 @@ def personalize(
         raise NoConsentError(
             "Say who is scanned and agreed to it: a character needs a name on record."
         )
-    rate = RATE
-    if base is None:
-        if encoder is not None:
-            raise EncoderWithoutBaseError(
-                "An encoder belongs to a generator: give that too, with --base. The embedded one "
-                "has its own encoder."
-            )
-        base, encoder, rate = base_generator(), base_encoder(), EMBEDDED_RATE
+    base, encoder, rate = _base(base, encoder)
     generator = base.to(device)
     encoder = None if encoder is None else encoder.to(device)
     resolution = generator.architecture.resolution
     metric = perceptual.metric(settings.metric, device)
     report.note(f"perceptual metric: {metric.name}")
 
-    with report.stage("tracking") as tick:
+    with report.stage("tracking") as progress:
         scan = align_clip(
-            clip, min(resolution, SELECTION_SIZE), at=at, device=device, progress=tick
+            clip, min(resolution, SELECTION_SIZE), at=at, device=device, progress=progress
         )
-    chosen, held_out = _select(scan, metric, settings, output, report)
-    rows = np.concatenate([chosen, held_out])
-    pictures = _at_resolution(scan, rows, resolution)
+    selected, held_out = _select(scan, metric, settings, output, report)
+    frames = np.concatenate([selected, held_out])
+    pictures = _at_resolution(scan, frames, resolution)
     work = output.with_name(output.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
     w = _pivots(generator, pictures, encoder, metric, settings, work, report)
-    train, check = slice(len(chosen)), slice(len(chosen), None)
-    half = half_precision(device) is not None
-    how = tuning.TuningSettings(steps=settings.steps, batch=settings.batch, rate=rate, half=half)
-    if not settings.mask:
-        how = replace(how, features=1.0, background=1.0)
-    with report.stage("tuning") as tick:
-        tuned = tuning.tune(
-            generator,
-            w[train],
-            pictures[train],
-            metric,
-            how,
-            held_out=tuning.Pairs(w[check], pictures[check]) if len(held_out) else None,
-            folder=work / f"tuning_{digest(w, metric.name, how)[:16]}",
-            progress=tick,
-        )
-    if tuned.plateau:
-        report.note(
-            f"held-out frames stopped gaining: ended after {tuned.steps} of {settings.steps} steps"
-        )
-    numbers = [int(n) for n in scan.face.numbers[rows]]
+    train, check = slice(len(selected)), slice(len(selected), None)
+    tuned = _tune(
+        generator,
+        tuning.Pairs(w[train], pictures[train]),
+        tuning.Pairs(w[check], pictures[check]) if len(held_out) else None,
+        metric,
+        settings,
+        rate,
+        work,
+        report,
+    )
+    numbers = [int(n) for n in scan.face.numbers[frames]]
+    first = len(selected) if len(held_out) else 0  # the sheet shows held-out frames, if any
     write_png(
         output.with_name(f"{output.stem}_reconstruction.png"),
-        tuning.reconstruction_sheet(
-            tuned.generator, w[check], pictures[check], numbers[len(chosen) :]
-        )
-        if len(held_out)
-        else tuning.reconstruction_sheet(tuned.generator, w, pictures, numbers),
+        tuning.reconstruction_sheet(tuned.generator, w[first:], pictures[first:], numbers[first:]),
     )
-    keypoints, thumbnail = _anchors_seen(tuned.generator, w[train], settings.batch)
+    keypoints, thumbnail = _draw_anchors(tuned.generator, w[train], settings.batch)
     sigmas = {"centre_sigma_frames": CENTRE_SIGMA, "axes_sigma_frames": AXES_SIGMA}
     character = Character(
         generator=tuned.generator.cpu(),
@@ -167,11 +152,11 @@ def personalize(
         info=CharacterInfo(
             name=name or output.stem,
             consent={"when": _now(), "scope": SCOPE} | consent,
-            base_hash=digest(*base.state_dict().values()),
+            base_hash=generator_digest(base),
             metric=metric.name,
             alignment={"framing": "ffhq", **sigmas},
             source=clip.shown,
-            selected=numbers[: len(chosen)],
+            selected=numbers[: len(selected)],
             losses=tuned.losses,
         ),
     )
@@ -180,25 +165,43 @@ def personalize(
     return load_character(output)
 
 
+def _base(
+    base: Generator | None, encoder: nn.Module | None
+) -> tuple[Generator, nn.Module | None, float]:
+    """Returns the generator to start from, its encoder, and the rate at which it is tuned."""
+    if base is not None:
+        return base, encoder, RATE
+    if encoder is not None:
+        raise EncoderWithoutBaseError(
+            "An encoder belongs to a generator: give that too, with --base. The embedded one has "
+            "its own encoder."
+        )
+    return base_generator(), base_encoder(), EMBEDDED_RATE
+
+
 def _select(
     scan: AlignedClip, metric: Metric, settings: PersonalizeSettings, output: Path, report: Report
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the frames to train on, in the order of their choice, and of those held out."""
-    with report.stage("screening") as tick:
+    """Selects the frames to train on, in the order of their choice, and those to hold out.
+
+    Returns:
+        Indices into the scan's frames, twice.
+    """
+    with report.stage("screening") as progress:
         plate = (scan.clip.width, scan.clip.height)
-        screening = selection.screen(scan.face, scan.pictures, plate, progress=tick)
+        screening = selection.screen(scan.face, scan.pictures, plate, progress=progress)
     reasons = defaultdict(list)
     for number, reason in screening.rejected.items():
         reasons[reason.split(" (")[0]].append(number)
-    for reason, which in reasons.items():
-        report.note(f"not used, {reason}: {format_numbers(which)}")
+    for reason, numbers in reasons.items():
+        report.note(f"not used, {reason}: {format_numbers(numbers)}")
     for advice in selection.check_scan(scan.face, screening):
         report.note(advice)
     usable = scan.pictures[torch.from_numpy(screening.kept)]
-    # Of a short scan, too, some frames are held out.
+    # Some frames of a short scan are held out, too.
     count = min(settings.count, len(usable) - max(len(usable) // 10, 1))
-    with report.stage("selecting") as tick:
-        distances = selection.pairwise_distances(metric, usable, progress=tick)
+    with report.stage("selecting") as progress:
+        distances = selection.pairwise_distances(metric, usable, progress=progress)
     order = selection.farthest_first(distances, count)
     write_png(
         output.with_name(f"{output.stem}_selection.png"),
@@ -212,16 +215,16 @@ def _select(
     return screening.kept[order], screening.kept[held_out]
 
 
-def _at_resolution(scan: AlignedClip, rows: np.ndarray, resolution: int) -> Tensor:
+def _at_resolution(scan: AlignedClip, frames: np.ndarray, resolution: int) -> Tensor:
     """Aligned pictures of some frames at the generator's resolution, float16."""
     if scan.pictures.shape[-1] == resolution:
-        return scan.pictures[torch.from_numpy(rows)]
-    order = np.argsort(rows)  # clips are read forwards
-    numbers = [int(n) for n in scan.face.numbers[rows[order]]]
-    result = torch.empty(len(rows), 3, resolution, resolution, dtype=torch.float16)
-    pictures = cut_out(scan.clip, numbers, scan.quads[rows[order]], resolution)
-    for row, picture in zip(order, pictures, strict=True):
-        result[row] = picture
+        return scan.pictures[torch.from_numpy(frames)]
+    order = np.argsort(frames)  # clips are read forwards
+    numbers = [int(n) for n in scan.face.numbers[frames[order]]]
+    result = torch.empty(len(frames), 3, resolution, resolution, dtype=torch.float16)
+    pictures = cut_out(scan.clip, numbers, scan.quads[frames[order]], resolution)
+    for i, picture in zip(order, pictures, strict=True):
+        result[i] = picture
     return result
 
 
@@ -234,41 +237,80 @@ def _pivots(
     work: Path,
     report: Report,
 ) -> Tensor:
-    """w of every picture, kept in the work folder."""
-    state = [*generator.state_dict().values()]
+    """Inverts every picture; its w is kept in the work folder."""
+    tensors = [*generator.state_dict().values()]
     if encoder is not None:
-        state += encoder.state_dict().values()
-    task = digest(pictures, *state, metric.name, settings.refine)
-    path = work / f"pivots_{task[:16]}.npz"
-    if path.exists():
-        with np.load(path) as kept:
-            return torch.from_numpy(kept["w"])
-    with report.stage("inverting") as tick:
-        found = inversion.invert(
+        tensors += encoder.state_dict().values()
+    task = digest(pictures, *tensors, metric.name, settings.refine)
+    path = work / f"pivots_{task[:16]}.checkpoint"
+    if (state := load_checkpoint(path, task)) is not None:
+        return state["w"]
+    with report.stage("inverting") as progress:
+        result = inversion.invert(
             generator,
             pictures,
             encoder,
             metric=metric,
             steps=settings.refine,
             batch=settings.batch,
-            progress=tick,
+            progress=progress,
         )
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, w=found.w.numpy())
-    return found.w
+    save_checkpoint(path, task, {"w": result.w})
+    return result.w
 
 
-def _anchors_seen(generator: Generator, w: Tensor, batch: int) -> tuple[Tensor, np.ndarray]:
-    """Keypoints of the anchors' pictures `[N, 86, 3]`, and the picture of their mean, uint8."""
+def _tune(
+    generator: Generator,
+    pairs: tuning.Pairs,
+    held_out: tuning.Pairs | None,
+    metric: Metric,
+    settings: PersonalizeSettings,
+    rate: float,
+    work: Path,
+    report: Report,
+) -> tuning.Tuned:
+    """Tunes the generator; its checkpoint is kept in the work folder."""
+    half = half_precision(next(generator.parameters()).device) is not None
+    tuning_settings = tuning.TuningSettings(
+        steps=settings.steps, batch=settings.batch, rate=rate, half=half
+    )
+    if not settings.mask:
+        tuning_settings = replace(tuning_settings, features=1.0, background=1.0)
+    codes = (pairs.w, None if held_out is None else held_out.w)
+    with report.stage("tuning") as progress:
+        tuned = tuning.tune(
+            generator,
+            pairs.w,
+            pairs.pictures,
+            metric,
+            tuning_settings,
+            held_out=held_out,
+            folder=work / f"tuning_{digest(*codes, metric.name, tuning_settings)[:16]}",
+            progress=progress,
+        )
+    if tuned.plateau:
+        report.note(
+            f"held-out frames stopped gaining: ended after {tuned.steps} of {settings.steps} steps"
+        )
+    return tuned
+
+
+def _draw_anchors(generator: Generator, w: Tensor, batch: int) -> tuple[Tensor, np.ndarray]:
+    """Draws the anchors `[N, w_dim]`.
+
+    Returns:
+        Keypoints of their pictures `[N, 86, 3]`, and the picture of their mean, uint8.
+    """
     device = next(generator.parameters()).device
     size = min(generator.architecture.resolution, SELECTION_SIZE)
-    found = []
+    keypoints = []
     with torch.no_grad():
         for part in w.split(batch):
-            made = generator.synthesis(part.to(device), stop_at=size)
-            found.append(detect_keypoints(made).cpu())
+            generated = generator.synthesis(part.to(device), stop_at=size)
+            keypoints.append(detect_keypoints(generated).cpu())
         centre = generator.synthesis(w.mean(0, keepdim=True).to(device), stop_at=size)[0]
-    return torch.cat(found), to_bytes(centre.permute(1, 2, 0).float().cpu().numpy() / 2 + 0.5)
+    thumbnail = to_bytes(centre.permute(1, 2, 0).float().cpu().numpy() / 2 + 0.5)
+    return torch.cat(keypoints), thumbnail
 
 
 def _now() -> str:

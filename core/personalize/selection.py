@@ -1,6 +1,6 @@
-"""Which frames of a self-scan a character is trained on (paper, section 3.2 and Algorithm 1).
+"""Selects the frames of a self-scan to train a character on (paper, section 3.2, Algorithm 1).
 
-First the frames that cannot be used are screened out, with a reason for each; of the others a
+First the frames that can't be used are screened out, with a reason for each; from the others a
 subset is chosen greedily, so that its frames differ from one another as much as possible.
 """
 
@@ -23,15 +23,15 @@ from core.media.contact_sheet import contact_sheet
 from core.media.write import to_bytes
 
 MIN_FRAMES = 16  # a scan with fewer usable frames makes no character
-BLURRED = 0.65  # a frame with less than this share of the clip's median sharpness
-# Median sharpness of a clip that is out of focus. Faces in focus had .46 (soft video) to 1.1; with
-# a Gaussian of 3 px in 256 over them it is .24 to .40.
+BLURRED = 0.65  # a frame below this share of the clip's median sharpness is blurred
+# A clip of less median sharpness is out of focus. Faces in focus measured .46 (soft video) to 1.1;
+# blurred by a Gaussian of 3 px in 256 they measured .24 to .40.
 _UNFOCUSED = 0.35
 
 _CHUNK = 1 << 14  # columns multiplied in float32 before they are added up in float64
 _MEMORY = 1 << 30  # bytes of features kept at a time
 _BATCH = 8
-# Eyes, nose and mouth in an aligned picture: left, top, right, bottom in fractions of its side.
+# Box around eyes, nose and mouth of an aligned picture: left, top, right, bottom in fractions.
 _FACE = (0.22, 0.36, 0.78, 0.86)
 
 RECORD = (
@@ -48,10 +48,10 @@ class UnusableScanError(ReenactError):
 
 
 def most_diverse(features: Tensor, count: int) -> np.ndarray:
-    """Algorithm 1 on feature vectors.
+    """Runs Algorithm 1 on feature vectors.
 
     Args:
-        features: `[M, D]`, whose squared Euclidean distance is the distance.
+        features: `[M, D]`; they are compared by their squared Euclidean distance.
         count: as for `farthest_first`.
 
     Returns:
@@ -61,20 +61,20 @@ def most_diverse(features: Tensor, count: int) -> np.ndarray:
 
 
 def farthest_first(distances: np.ndarray, count: int) -> np.ndarray:
-    """Greedy max-min subset (paper, Algorithm 1; Ravi et al. 1994).
+    """Chooses a subset by greedy max-min distance (paper, Algorithm 1; Ravi et al. 1994).
 
-    The first two elements are the farthest apart of all; then, again and again, the one whose
-    nearest chosen element is farthest away. Of equals the lowest index is taken.
+    The first two elements are the farthest apart of all; each next one is the element whose nearest
+    chosen element is farthest away. Ties go to the lowest index.
 
     Args:
         distances: `[M, M]`, symmetric, not negative.
-        count: size of the subset, 2 or more; all M where there are fewer.
+        count: size of the subset, 2 or more; all M elements if there are fewer.
 
     Returns:
         `[min(count, M)]` int64, indices in the order in which they were chosen.
 
     Raises:
-        ValueError: `distances` is not such a matrix, M is less than 2, or `count` is.
+        ValueError: `distances` is no such matrix, or M or `count` is less than 2.
     """
     size = len(distances)
     if distances.shape != (size, size) or size < 2 or count < 2:
@@ -85,7 +85,7 @@ def farthest_first(distances: np.ndarray, count: int) -> np.ndarray:
     if not (np.isfinite(distances).all() and (distances >= 0).all()):
         raise ValueError("Distances must be finite and not negative.")
     distances = distances.copy()
-    np.fill_diagonal(distances, -1)  # below every distance: what is chosen is not chosen again
+    np.fill_diagonal(distances, -1)  # below every distance: nothing is chosen twice
     chosen = [int(i) for i in np.unravel_index(distances.argmax(), distances.shape)]
     nearest = distances[chosen].min(0)
     while len(chosen) < min(count, size):
@@ -95,7 +95,7 @@ def farthest_first(distances: np.ndarray, count: int) -> np.ndarray:
 
 
 def squared_distances(features: Tensor) -> np.ndarray:
-    """Squared Euclidean distances of feature vectors `[M, D]`, as `[M, M]` float64."""
+    """Computes squared Euclidean distances of vectors `[M, D]`, `[M, M]` float64."""
     distances = _cross(features, features, features[0])
     return _symmetric(distances)
 
@@ -108,17 +108,17 @@ def pairwise_distances(
     memory: int = _MEMORY,
     progress: Progress = lambda done, total: None,
 ) -> np.ndarray:
-    """Every picture's distance to every other by a perceptual metric.
+    """Computes every picture's distance to every other by a perceptual metric.
 
-    Features are computed once where all of them fit into `memory`. Otherwise they are kept for
-    as many pictures as fit, and those of all later pictures pass by: with K at a time that costs
-    about M / 2K passes over the pictures.
+    Features are computed once if all of them fit into `memory`. Otherwise those of K pictures, as
+    many as fit, are kept at a time, and the features of all later pictures are computed again: this
+    costs about M / 2K passes over the pictures.
 
     Args:
         metric: the metric.
         pictures: `[M, 3, R, R]` in [-1, 1], any float type, on any device.
         memory: bytes of features that may be kept at a time.
-        progress: called with pictures done and to do, each as often as it is passed by.
+        progress: called with pictures done and to do, over all passes.
 
     Returns:
         `[M, M]` float64, symmetric, zero on the diagonal.
@@ -134,30 +134,30 @@ def pairwise_distances(
     passes = sum(count - start for start in range(0, count, keep))
     done = 0
 
-    def features(start: int, stop: int) -> Iterator[tuple[slice, Tensor]]:
+    def batches(start: int, stop: int) -> Iterator[tuple[slice, Tensor]]:
         nonlocal done
         for i in range(start, stop, batch):
-            rows = slice(i, min(i + batch, stop))
-            yield rows, metric.features(pictures[rows].to(metric.device))
-            done += rows.stop - rows.start
+            part = slice(i, min(i + batch, stop))
+            yield part, metric.features(pictures[part].to(metric.device))
+            done += part.stop - part.start
             progress(done, passes)
 
     for start in range(0, count, keep):
         stop = min(start + keep, count)
         block = kept[: stop - start]
-        for rows, found in features(start, stop):
-            block[rows.start - start : rows.stop - start] = found
+        for part, features in batches(start, stop):
+            block[part.start - start : part.stop - start] = features
         distances[start:stop, start:stop] = _cross(block, block, origin)
-        for rows, found in features(stop, count):
-            distances[start:stop, rows] = _cross(block, found, origin)
+        for part, features in batches(stop, count):
+            distances[start:stop, part] = _cross(block, features, origin)
     return _symmetric(distances)
 
 
 def _cross(a: Tensor, b: Tensor, origin: Tensor) -> np.ndarray:
-    """Squared distances of rows of `[K, D]` to rows of `[L, D]`, as `[K, L]` float64.
+    """Computes squared distances of vectors `[K, D]` to vectors `[L, D]`, `[K, L]` float64.
 
-    |a - b|^2 = |a|^2 + |b|^2 - 2ab loses digits where vectors are long and near each other, so
-    both are taken from an `origin` `[D]` amidst them.
+    |a - b|^2 = |a|^2 + |b|^2 - 2ab loses digits if vectors are long and near each other, so both
+    are taken relative to an `origin` `[D]` among them.
     """
     result = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
     for i in range(0, a.shape[1], _CHUNK):
@@ -180,10 +180,10 @@ def _symmetric(distances: np.ndarray) -> np.ndarray:
 class Screening:
     """Which frames of a scan can be used."""
 
-    kept: np.ndarray  # [K] int, indices into the track
-    rejected: dict[int, str]  # frame number -> why it cannot be used
-    sharpness: np.ndarray  # [T] share of the clip's median sharpness; NaN where there is no face
-    usual: float  # that median (`face_sharpness`); NaN without any face
+    kept: np.ndarray  # [K] int64, indices into the track
+    rejected: dict[int, str]  # frame number -> why it can't be used
+    sharpness: np.ndarray  # [T] relative to the clip's median; NaN where there is no face
+    usual: float  # that median of `face_sharpness`; NaN without any face
 
 
 def screen(
@@ -193,15 +193,15 @@ def screen(
     *,
     progress: Progress = lambda done, total: None,
 ) -> Screening:
-    """Sorts out frames without a face, with a face cut off, with several faces, and blurred ones.
+    """Rejects frames without a face, with a face cut off, with several faces, and blurred ones.
 
-    Faces elsewhere in the plate do no harm; what counts is the aligned picture, which is what the
+    Faces elsewhere in the plate do no harm: only the aligned picture counts, which is what the
     generator learns. Blur is measured on the face, against the clip's own median.
 
     Args:
         track: the face through the T frames of the scan.
         pictures: the T aligned pictures, `[3, R, R]` in [-1, 1], read once and in order; those
-            of frames without a face are not looked at.
+            of frames without a face are ignored.
         plate: width and height of the frames that were tracked, px.
         progress: called with frames done and to do.
 
@@ -235,15 +235,22 @@ def screen(
 
 
 def _inside(landmarks: np.ndarray, plate: tuple[int, int]) -> np.ndarray:
-    """[T] bool: every landmark lies in the plate; false where there is no face."""
+    """Whether every landmark lies in the plate, `[T]` bool; False where there is no face."""
     xy = landmarks[..., :2]  # a whole number is a pixel's centre
     return ((xy >= -0.5) & (xy <= np.array(plate) - 0.5)).all((1, 2))
 
 
 def face_sharpness(picture: Tensor) -> float:
-    """Fine detail of the face over its coarse detail, so that light and contrast do not count.
+    """Measures sharpness: fine detail of the face over coarse, so light and contrast don't count.
 
-    Both are differences of Gaussians whose widths follow the picture's size.
+    Both are standard deviations of differences of Gaussians, whose widths follow the picture's
+    size.
+
+    Args:
+        picture: `[3, R, R]` in [-1, 1], aligned.
+
+    Returns:
+        0 without detail; .5 to 1 for a face in focus.
     """
     rgb = picture.float().cpu().permute(1, 2, 0).numpy()
     side = len(rgb)
@@ -254,8 +261,8 @@ def face_sharpness(picture: Tensor) -> float:
     return float((b1 - b2).std() / ((b4 - b8).std() + 1e-6))
 
 
-# What a scan should show: how far a measure must range, outliers aside, and what is missing where
-# it does not.
+# What a scan should show: the least range of a measure, outliers aside, and the advice if it is
+# smaller.
 _VARIETY = {
     "yaw": (8.0, "the head hardly turns to the sides"),
     "pitch": (5.0, "the head hardly rises and sinks"),
@@ -266,7 +273,7 @@ _VARIETY = {
 
 
 def check_scan(track: FaceTrack, screening: Screening, minimum: int = MIN_FRAMES) -> list[str]:
-    """Whether a screened scan can make a character.
+    """Checks whether a screened scan can make a character.
 
     Args:
         track: the face through the scan.
@@ -274,8 +281,7 @@ def check_scan(track: FaceTrack, screening: Screening, minimum: int = MIN_FRAMES
         minimum: usable frames that are needed.
 
     Returns:
-        What the scan does not show and the character will therefore not do or look well, one
-        sentence each.
+        What the scan lacks and the character will therefore not do well, one sentence each.
 
     Raises:
         UnusableScanError: too few usable frames, or the face is the same in all of them.
@@ -288,8 +294,8 @@ def check_scan(track: FaceTrack, screening: Screening, minimum: int = MIN_FRAMES
             f"Of the scan's {total} frames {kept} can be used{why}; at least {minimum} are "
             f"needed. {RECORD}"
         )
-    seen = measure(track.landmarks[screening.kept])
-    ranges = {name: np.subtract(*np.percentile(seen[name], (98, 2))) for name in _VARIETY}
+    measures = measure(track.landmarks[screening.kept])
+    ranges = {name: np.subtract(*np.percentile(measures[name], (98, 2))) for name in _VARIETY}
     missing = [text for name, (least, text) in _VARIETY.items() if ranges[name] < least]
     if len(missing) == len(_VARIETY):
         raise UnusableScanError(f"The scan's frames are all alike: {', '.join(missing)}. {RECORD}")
@@ -301,11 +307,11 @@ def check_scan(track: FaceTrack, screening: Screening, minimum: int = MIN_FRAMES
 def selection_sheet(
     pictures: Tensor, numbers: Sequence[int], chosen: Sequence[int], tile: int = 96
 ) -> np.ndarray:
-    """A contact sheet of the chosen frames, in the clip's order.
+    """Makes a contact sheet of the chosen frames, in the clip's order.
 
     Args:
         pictures: `[M, 3, R, R]` in [-1, 1].
-        numbers: `[M]` frame numbers.
+        numbers: M frame numbers.
         chosen: indices into both, in the order in which they were chosen.
         tile: side of a picture in the sheet, px.
 

@@ -2,9 +2,9 @@
 
 Driving face and result are observed as the solver observes them: aligned pictures, one fixed ROI,
 meshes in px of the landmark network's 192 px crop. Two neutral faces differ in shape, so the
-driving mesh is moved by the difference that the track states (`LatentTrack.rest`). For points that
-it does not contain, and for tracks that were solved without it, the median difference over the shot
-is used.
+driving mesh is moved by the difference that the track states (`LatentTrack.neutral_offset`). For
+points that it does not contain, and for tracks that were solved without it, the median difference
+over the shot is used.
 
 A character does not contain its scan. The scan's selected frames are represented by the pictures
 that the generator draws of their anchors, which it was tuned to reproduce.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -23,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.base.checkpoints import load_checkpoint, save_checkpoint
 from core.base.digest import digest
 from core.base.errors import ReenactError
-from core.base.files import atomic_write
 from core.base.progress import Progress
 from core.face.aligned_clip import cut_out
 from core.face.alignment import warp
@@ -55,7 +56,7 @@ EXPRESSION_PROXY = "proxy: mouth, mouth corners, lids and brows of the landmarks
 _MAX_SIDE = 512  # px of driving pictures
 _SHUT = 0.12  # eye opening, in widths of the eye, below which the gaze is hidden
 _EXPRESSION = ("jaw", "smile", "skew", "open_r", "open_l", "brow")
-_VERSION = 2  # of what is kept in a work folder
+_VERSION = 2  # of the checkpoints
 
 Arrays = dict[str, np.ndarray]
 Pair = tuple[Tensor | None, Tensor | None]  # aligned pictures [3, R, R] of driving face and result
@@ -63,6 +64,36 @@ Pair = tuple[Tensor | None, Tensor | None]  # aligned pictures [3, R, R] of driv
 
 class NothingToMeasureError(ReenactError):
     """Plate, track and rendered frames share no frames, or belong to different shots."""
+
+
+@dataclass(frozen=True)
+class _Store:
+    """Checkpoints of one call's arrays; without a folder nothing is stored."""
+
+    folder: Path | None
+    task: str  # digest of everything that decides the arrays
+
+    def path(self, name: object) -> Path | None:
+        return self.folder and self.folder / f"measure_{self.task[:16]}_{name}.checkpoint"
+
+    def load(self, name: object) -> Arrays | None:
+        path = self.path(name)
+        state = None if path is None else load_checkpoint(path, self.task)
+        if state is None:
+            return None
+        return {
+            key: value.numpy() if isinstance(value, Tensor) else np.array(value)
+            for key, value in state.items()
+        }
+
+    def save(self, name: object, arrays: Arrays) -> None:
+        path = self.path(name)
+        if path is not None:
+            state = {
+                key: array.tolist() if array.dtype.kind == "S" else torch.from_numpy(array)
+                for key, array in arrays.items()
+            }
+            save_checkpoint(path, self.task, state)
 
 
 def measure_shot(
@@ -99,6 +130,7 @@ def measure_shot(
         NothingToMeasureError: no common frame, or rendered frames of another size.
         ValueError: an incomplete track.
         core.media.errors.ClipError: a frame that can't be read.
+        core.base.checkpoints.CheckpointNotSavedError: `work` can't be written.
     """
     if not track.complete:
         raise ValueError("The track is not complete. Finish its solve first.")
@@ -107,17 +139,15 @@ def measure_shot(
     size = character.generator.architecture.resolution
     small = min(size, MAX_RESOLUTION)  # the solver's resolution
     device = character.anchors.device
-    folder = None
-    if work is not None:
-        clips = [c and (c.shown, c.colour_space) for c in (plate, rendered)]
-        networks = [recogniser.name, face_model and face_model.name]
-        inputs = (track.smooth, track.quads, track.landmarks, frames)
-        folder = work / digest(_VERSION, character.hash, *inputs, clips, networks)[:16]
+    clips = [c and (c.shown, c.colour_space) for c in (plate, rendered)]
+    networks = [recogniser.name, face_model and face_model.name]
+    inputs = (track.smooth, track.quads, track.landmarks, frames)
+    store = _Store(work, digest(_VERSION, character.hash, *inputs, clips, networks))
 
-    scan = _load(folder, "scan")
+    scan = store.load("scan")
     if scan is None:
         scan = _observe_anchors(character, recogniser, small, batch, lambda n: progress(n, total))
-        _save(folder, "scan", scan)
+        store.save("scan", scan)
     vectors = torch.from_numpy(scan["vectors"]).to(device)
 
     def pairs(rest: np.ndarray) -> Iterator[Pair]:
@@ -131,14 +161,14 @@ def measure_shot(
 
     parts: list[Arrays] = []
     done = 0
-    while done < len(frames) and (part := _load(folder, done)):
+    while done < len(frames) and (part := store.load(done)):
         parts.append(part)
         done += len(part["cards"])
     remaining = pairs(frames[done:])
     while done < len(frames):
         chunk = list(islice(remaining, batch))
         parts.append(_observe_pairs(chunk, device, small, vectors, recogniser, face_model))
-        _save(folder, done, parts[-1])
+        store.save(done, parts[-1])
         done += len(chunk)
         progress(len(character.anchors) + done, total)
     observed = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -316,23 +346,6 @@ def _observe_pairs(
     return {**observed, "cards": np.array(cards)}  # numpy drops trailing zeros; JPEGs have none
 
 
-def _load(folder: Path | None, name: object) -> Arrays | None:
-    """Loads arrays that an earlier call saved; None if there are none."""
-    if folder is None or not (path := folder / f"{name}.npz").exists():
-        return None
-    with np.load(path) as file:
-        return dict(file)
-
-
-def _save(folder: Path | None, name: object, arrays: Arrays) -> None:
-    if folder is not None:
-        with (
-            atomic_write(folder / f"{name}.npz") as temporary,
-            temporary.open("wb") as file,
-        ):
-            np.savez(file, **arrays)
-
-
 def _driving_pictures(
     plate: Clip, track: LatentTrack, frames: np.ndarray, size: int
 ) -> Iterator[Tensor | None]:
@@ -443,8 +456,8 @@ def _add_neutral_difference(
         return driving, ["No frame shows the driver's face: nothing can be compared with it."]
     neutral = np.median(difference[found], 0)
     notes = []
-    if track.rest.any():
-        neutral[list(KEYPOINTS)] = track.rest
+    if track.neutral_offset.any():
+        neutral[list(KEYPOINTS)] = track.neutral_offset
     else:
         notes.append(
             "The track was solved with the difference of the two neutral faces left in. Here its "

@@ -133,7 +133,7 @@ def write_frames(
     if mix is None:
         pictures = draw_pictures(generator, codes, batch)
     else:
-        pictures = draw_styled(generator, codes, mix.rows(waiting), batch)
+        pictures = draw_styled(generator, codes, mix.frames(waiting), batch)
     geometries = track_geometry(generator, track, np.array(waiting, int), batch, matched)
 
     def writes() -> Iterator[tuple[int, Callable[[], bool]]]:

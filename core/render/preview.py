@@ -70,7 +70,7 @@ def sheet(
     ]
     names = ["driving", "reenacted"]
     if mix is not None:
-        lines.append(tiles_of(draw_styled(generator, track.smooth[chosen], mix.rows(chosen))))
+        lines.append(tiles_of(draw_styled(generator, track.smooth[chosen], mix.frames(chosen))))
         names.append("styled")
     if truth is not None:
         lines.append(tiles_of(aligned.pictures[np.searchsorted(aligned.face.numbers, numbers)]))

@@ -12,21 +12,19 @@ from torch import Tensor
 from core.base.progress import Progress
 from core.face.aligned_clip import align_clip, cut_out
 from core.media.clip import Clip
-from core.solve.latent_track import (
-    LatentTrack,
-)
+from core.solve.latent_track import LatentTrack
 from core.solve.settings import MAX_RESOLUTION
 
 
 @dataclass(frozen=True, eq=False)
 class Driving:
-    """F frames of a driving performance, aligned.
+    """F aligned frames of a driving performance.
 
-    Several shots are divided by `cut`; numbers may have gaps.
+    `cut` divides them into shots; frame numbers may have gaps.
     """
 
     numbers: np.ndarray  # [F] int64, real frame numbers, increasing
-    pictures: Tensor  # [F, 3, R, R] in [-1, 1], any R and float type; not read without a face
+    pictures: Tensor  # [F, 3, R, R] in [-1, 1], any R and float type; ignored without a face
     found: np.ndarray  # [F] bool: the frame has a face
     cut: np.ndarray  # [F] bool, true on the first frame of a new shot
     landmarks: np.ndarray  # [F, 478, 3], plate px; NaN where there is none
@@ -37,6 +35,7 @@ class Driving:
     pixel_aspect: float = 1.0
 
 
+# Arrays with a value per frame, besides the pictures.
 PER_FRAME = ("numbers", "found", "cut", "landmarks", "quads")
 
 
@@ -48,18 +47,18 @@ def driving_from_clip(
     device: str = "cpu",
     progress: Progress = lambda done, total: None,
 ) -> Driving:
-    """Follows the face through a clip and cuts it out, aligned and steadied. Reads the clip twice.
+    """Tracks the face through a clip and cuts it out, aligned and steadied. Reads the clip twice.
 
     Args:
-        clip: from `core.media.read.open_clip`, limited to the wanted range and its handles.
-        at: a point in plate px that picks the person, where several are in the picture.
+        clip: from `core.media.read.open_clip`, limited to the range to solve and its handles.
+        at: a point in plate px that chooses the person, where several are in the picture.
         size: side of the aligned pictures, px.
         device: torch device that runs the networks.
         progress: called with frames done and to do; every frame counts twice.
 
     Raises:
-        NoFaceError: in no frame.
-        core.media.errors.ClipError: a frame that can't be read.
+        NoFaceError: no frame shows a face.
+        core.media.errors.ClipError: a frame can't be read.
     """
     aligned = align_clip(clip, size, at=at, device=device, progress=progress)
     face = aligned.face
@@ -71,28 +70,29 @@ def driving_from_clip(
 def driving_from_track(
     clip: Clip, track: LatentTrack, numbers: Iterable[int], size: int = MAX_RESOLUTION
 ) -> Driving:
-    """Frames of a clip as they were tracked and aligned before: to solve a part of a shot again.
+    """Cuts frames out of a clip as they were tracked and aligned before, to solve them again.
 
     Args:
         clip: the track's clip.
-        track: where landmarks and squares come from.
-        numbers: the frames to solve again.
+        track: gives landmarks and aligned squares.
+        numbers: frames to solve again.
         size: side of the aligned pictures, px.
 
     Raises:
-        KeyError: a frame that the track does not have.
-        core.media.errors.MissingFramesError: a frame that the clip does not have.
-        core.media.errors.ClipError: a frame that can't be read.
+        KeyError: the track does not have one of the frames.
+        core.media.errors.MissingFramesError: the clip does not have one of the frames.
+        core.media.errors.ClipError: a frame can't be read.
     """
-    rows = np.array([track.index(n) for n in sorted(set(numbers))], int)
-    found = np.isfinite(track.landmarks[rows]).all((1, 2))
-    chosen, quads = track.numbers[rows], track.quads[rows]
-    pictures = torch.zeros(len(rows), 3, size, size, dtype=torch.float16)
+    frames = np.array([track.index(n) for n in sorted(set(numbers))], int)
+    found = np.isfinite(track.landmarks[frames]).all((1, 2))
+    chosen, quads = track.numbers[frames], track.quads[frames]
+    pictures = torch.zeros(len(frames), 3, size, size, dtype=torch.float16)
     seen = np.flatnonzero(found)
     numbers = [int(n) for n in chosen[seen]]
-    for row, picture in zip(seen, cut_out(clip, numbers, quads[seen], size), strict=True):
-        pictures[row] = picture
-    return _driving(clip, chosen, pictures, found, track.cut[rows], track.landmarks[rows], quads)
+    for i, picture in zip(seen, cut_out(clip, numbers, quads[seen], size), strict=True):
+        pictures[i] = picture
+    cut, landmarks = track.cut[frames], track.landmarks[frames]
+    return _driving(clip, chosen, pictures, found, cut, landmarks, quads)
 
 
 def _driving(

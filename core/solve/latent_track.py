@@ -1,8 +1,11 @@
-"""Latent tracks (`NAME.latents`): one code per frame, and all that is known of how it came about.
+"""Latent tracks (`NAME.latents`): one code per frame, and how it was found.
 
-The file is sealed safetensors (`core.base.container`) of format "reenact.latents": arrays by the
-names of `LatentTrack`'s fields (`losses.NAME` and `quality.NAME` for the two tables), and the
-header's entry `track`, the other fields as JSON. Reading and writing need no torch.
+The file is a container (`core.base.container`) of format "reenact.latents": the arrays under the
+names of `LatentTrack`'s fields (`losses.NAME` and `quality.NAME` for the two tables), and all other
+fields as JSON in the header's entry `track`. Reading and writing need no torch.
+
+Files of version 4 are read too. They call `neutral_offset` `rest` and the setting `neutral_steps`
+`rest_steps`, and have no `phase`: NaN in `rest` says that the neutral offset is still to be found.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from enum import IntEnum
+from enum import Enum, IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +26,14 @@ if TYPE_CHECKING:
     from core.media.clip import Clip
 
 FORMAT = "reenact.latents"
-VERSION = 4
+VERSION = 5
+OLDEST = 4  # version that is still read
 
 _TABLES = ("losses", "quality")
 
 
 class NotATrackError(ReenactError):
-    """The file is not a latent track that can be loaded here."""
+    """The file is not a latent track that can be loaded."""
 
 
 class CharacterMismatchError(ReenactError):
@@ -37,66 +41,76 @@ class CharacterMismatchError(ReenactError):
 
 
 class PlateMismatchError(ReenactError):
-    """The plate is not the one that the track was solved on."""
+    """The plate is not the one on which the track was solved."""
 
 
 class TrackNotWrittenError(ReenactError):
-    """The track could not be written; what stood there before still does."""
+    """The track could not be written; an older file in its place is untouched."""
 
 
 class FrameState(IntEnum):
     """Where the code of a frame comes from."""
 
-    PENDING = 0  # not solved yet: NaN, or a keyframe's first codes
+    PENDING = 0  # not solved yet: NaN, or a keyframe's code of the neutral pass
     SOLVED = 1
     INTERPOLATED = 2  # no face in the frame: between the solved frames before and after
-    HELD = 3  # no face for long, or at the end of a shot: that of the nearest solved frame
+    HELD = 3  # no face for long, or at the end of a shot: the code of the nearest solved frame
     NO_FACE = 4  # no face in the whole shot: the centre of P
     REPAIRED = 5  # from other frames' codes, by a repair (core/edit/repair.py)
 
 
+class Phase(str, Enum):
+    """Which pass of the solver a track is in. The values are on disk."""
+
+    NEUTRAL = "neutral"  # keyframes are solved to find the neutral offset
+    SOLVE = "solve"  # the neutral offset is known, all frames are solved with it
+
+
 @dataclass(frozen=True, eq=False)
 class LatentTrack:
-    """Codes of F frames for a character of N anchors and a generator of L rows."""
+    """Codes of F frames for a character of N anchors and a generator of L layers."""
 
     character: str  # hash of the character's file
     numbers: np.ndarray  # [F] int64, real frame numbers, increasing
     state: np.ndarray  # [F] uint8, FrameState
     cut: np.ndarray  # [F] bool, true on the first frame of a new shot
-    alpha: np.ndarray  # [F, N] float32, weights of the anchors, meant over the rows
-    delta: np.ndarray  # [F, L, N] float32, each row's own offset from them
+    alpha: np.ndarray  # [F, N] float32, weights of the anchors, averaged over the layers
+    delta: np.ndarray  # [F, L, N] float32, each layer's own offset from them
     codes: np.ndarray  # [F, L, 512] float32, w+ as solved: (alpha + delta) @ anchors
     smooth: np.ndarray  # [F, L, 512] float32, w+ after the low-pass over time: what is rendered
-    rest: np.ndarray  # [86, 3] float32, px of the 192 px crop: added to the driving keypoints
+    # [86, 3] float32, px of the 192 px crop, added to the driving keypoints: how the character's
+    # neutral face differs in shape from the driver's. An estimate while the phase is NEUTRAL.
+    neutral_offset: np.ndarray
     landmarks: np.ndarray  # [F, 478, 3] float32, driving face, plate px; NaN where there is none
     quads: np.ndarray  # [F, 4, 2] float64, aligned square, plate px; NaN where there is none
-    amount: np.ndarray  # [F] float32, 0..1: how much of the face is laid over the plate
+    amount: np.ndarray  # [F] float32, 0..1: opacity of the face over the plate
     losses: Mapping[str, np.ndarray]  # term -> [F] float32, unweighted; NaN where none was solved
     quality: Mapping[str, np.ndarray]  # measure -> [F] float32; NaN where there is none
-    settings: Mapping[str, Any]  # those of the solver, plain JSON
+    settings: Mapping[str, Any]  # `core.solve.settings.SolveSettings`, plain JSON
+    phase: Phase = Phase.SOLVE
     source: str = ""  # the driving clip
     fps: float = 24.0
     plate: tuple[int, int] = (0, 0)  # width and height of the driving clip, px
     pixel_aspect: float = 1.0
-    task: str = ""  # hash of what was to be solved: says whether a partial track is of this task
+    task: str = ""  # hash of what was to be solved: a partial track of another one is not resumed
     created: str = ""  # ISO 8601
     notes: tuple[str, ...] = field(default=())  # sentences for the user
-    parent: str = ""  # hash of the track that it was made from; empty: it was solved
+    parent: str = ""  # hash of the track that it was made from; empty where it was solved
     recipe: tuple[Mapping[str, Any], ...] = ()  # what was done to the parent, in order, plain JSON
     hash: str = ""  # of the file that it was read from
 
     @property
     def complete(self) -> bool:
-        """Whether every frame has its final code; a solve that was stopped leaves NaN."""
+        """Whether every frame has its final code; an interrupted solve leaves NaN."""
         return bool(np.isfinite(self.smooth).all())
 
     @property
     def weights(self) -> np.ndarray:
-        """[F, L, N] float32, barycentric coordinates of every row in P+."""
+        """[F, L, N] float32, barycentric coordinates of every layer in P+."""
         return self.alpha[:, None] + self.delta
 
     def index(self, number: int) -> int:
-        """The row of a frame number.
+        """Returns a frame number's place in the arrays.
 
         Raises:
             KeyError: the track has no such frame.
@@ -107,10 +121,10 @@ class LatentTrack:
         return i
 
     def check_plate(self, plate: Clip) -> None:
-        """Refuses a clip on which the track's pixels lie elsewhere: a proxy, or another shot.
+        """Refuses a clip of another size, such as a proxy or another shot.
 
         Raises:
-            PlateMismatchError: its size is another one.
+            PlateMismatchError: its size is not that of the track's plate.
         """
         size = (plate.width, plate.height)
         if size != tuple(self.plate):
@@ -128,7 +142,7 @@ _ARRAYS = {
     "delta": ("float32", "FLN"),
     "codes": ("float32", "FLW"),
     "smooth": ("float32", "FLW"),
-    "rest": ("float32", "K3"),
+    "neutral_offset": ("float32", "K3"),
     "landmarks": ("float32", "FP3"),
     "quads": ("float64", "F42"),
     "amount": ("float32", "F"),
@@ -139,8 +153,8 @@ def save_track(path: str | Path, track: LatentTrack) -> None:
     """Writes a track, atomically.
 
     Raises:
-        ValueError: arrays whose shapes or types don't fit together.
-        TrackNotWrittenError: what the file system said; an older file at `path` is untouched.
+        ValueError: the arrays' shapes or types don't fit together.
+        TrackNotWrittenError: the file system refused; an older file at `path` is untouched.
     """
     arrays = {name: np.ascontiguousarray(getattr(track, name)) for name in _ARRAYS}
     for table in _TABLES:
@@ -168,16 +182,20 @@ def load_track(path: str | Path, character: str | None = None) -> LatentTrack:
 
     Args:
         path: the file.
-        character: hash of the character that it is to be used with; None takes any.
+        character: hash of the character that it is to be used with; None accepts any.
 
     Raises:
-        NotATrackError: no such file, another kind of file, a damaged or a newer one.
+        NotATrackError: there is no such file, or it is of another kind, damaged, newer, or older
+            than version 4.
         CharacterMismatchError: the track was solved for another character.
     """
-    header, arrays = container.read(path, FORMAT, VERSION, NotATrackError, "latent track")
+    header, arrays = container.read(path, FORMAT, VERSION, NotATrackError, "latent track", OLDEST)
     try:
-        _check(arrays)
         plain = json.loads(header["track"])
+        if int(header["version"]) == 4:
+            _rename_version_4(plain, arrays)
+        _check(arrays)
+        plain["phase"] = Phase(plain["phase"])
         for name in ("plate", "notes", "recipe"):
             plain[name] = tuple(plain[name])
         plain["hash"] = header["sha256"]
@@ -200,6 +218,19 @@ def load_track(path: str | Path, character: str | None = None) -> LatentTrack:
             "mean other pictures elsewhere, unless both come from the same base."
         )
     return track
+
+
+def _rename_version_4(plain: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    """Brings what a file of version 4 holds under today's names, in place."""
+    offset = arrays.pop("rest")
+    found = bool(np.isfinite(offset).all())
+    plain["phase"] = (Phase.SOLVE if found else Phase.NEUTRAL).value
+    arrays["neutral_offset"] = offset if found else np.zeros_like(offset)
+    if "rest_steps" in plain["settings"]:
+        plain["settings"] = {
+            "neutral_steps" if name == "rest_steps" else name: value
+            for name, value in plain["settings"].items()
+        }
 
 
 def _check(arrays: Mapping[str, np.ndarray]) -> None:

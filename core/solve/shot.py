@@ -1,15 +1,30 @@
-"""Solving a whole shot, resumably."""
+"""Solving a shot: for every driving frame the code with which a character does what it shows.
+
+Latent optimisation as in the paper (section 3.3), many frames at a time:
+
+1. Neutral pass: the keyframes of all shots are solved in a few steps, to find how the two neutral
+   faces differ in shape (`neutral`). Left out where that is known.
+2. Keyframes and then the frames between them are solved with that offset, in batches (`schedule`,
+   `batch`). Each begins at an initial guess (`initial`), which Adam improves (`optimise`).
+3. Frames take over solutions that suit them better than their own (`propagate`).
+4. Frames without a face are filled in, and a low-pass over time gives the codes to render
+   (`smoothing`).
+
+Codes stay barycentric throughout. P+ is convex, so initial guesses, interpolated frames and
+low-passed codes never leave it.
+"""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
 from core.base.digest import digest
 from core.base.errors import ReenactError
@@ -18,23 +33,32 @@ from core.face.aligned_clip import NoFaceError
 from core.face.temporal import shot_runs
 from core.media.numbering import format_numbers
 from core.personalize.character import Character
+from core.solve.batch import solve_batch
+from core.solve.context import SolveContext, prepare
 from core.solve.driving import PER_FRAME, Driving
 from core.solve.latent_track import (
     CharacterMismatchError,
     FrameState,
     LatentTrack,
+    Phase,
     load_track,
     save_track,
 )
-from core.solve.neutral import head_neutral_offset, mouth_neutral_offset, neutral_offset
-from core.solve.objective import (
-    LIPS,
-    TERMS,
-)
-from core.solve.optimise import _Solver
+from core.solve.neutral import estimate_offset, known_neutral_offset, solved_offset
+from core.solve.objective import TERMS
+from core.solve.observe import DrivingObserver
+from core.solve.propagate import propagate_solutions
 from core.solve.schedule import choose_keyframes, plan_batches, split_batches
-from core.solve.settings import GIVEN, PARTS, PROPAGATION_SHARE, SAVE_SECONDS, SOLVER, SolveSettings
+from core.solve.settings import SolveSettings
 from core.solve.smoothing import fill_missing, smooth_codes
+from core.solve.state import GIVEN, ShotState
+
+SAVE_SECONDS = 20.0  # between writes of a partial track
+# Raised whenever the same settings give other codes, or tasks another hash: one shot is not solved
+# by two versions.
+SOLVER = 7
+
+_PROPAGATION_SHARE = 0.05  # of all frames, in the reported progress
 
 
 class TrackExistsError(ReenactError):
@@ -52,17 +76,17 @@ def solve_shot(
 ) -> LatentTrack:
     """Solves the codes of all driving frames.
 
-    With `path`, what is done is written there every few batches, and when it is interrupted; the
-    same call goes on from there, to the same result.
+    With `path`, the partial track is written there every few batches and when interrupted. The same
+    call resumes from there, with the same result to the bit.
 
     Args:
         character: whose face it will be; its hash goes into the track.
         driving: what the face is to do.
-        settings: defaults to `Settings()`.
+        settings: by default `SolveSettings()`.
         path: `.latents` file to write.
-        previous: a track of the shot, of which the driving frames are to be solved again (or to
-            which they are to be added). Its other frames stay as they are, and are neighbours to
-            start from and to be smoothed with.
+        previous: a track of the shot, of which the driving frames are to be solved again, or to
+            which they are to be added. Its other frames stay as they are, and serve as neighbours
+            of the initial guess and of the low-pass.
         progress: called with frames done and to do.
 
     Returns:
@@ -70,12 +94,12 @@ def solve_shot(
 
     Raises:
         NoFaceError: the driving frames have none.
-        NeutralMissingError: a frame of the neutral pair is not there, or shows no face.
+        NeutralMissingError: a frame of the neutral pair is missing, or shows no face.
         TrackExistsError: `path` holds the track of another task.
-        core.solve.latent_track.CharacterMismatchError: the previous track is not this character's.
-        ValueError: driving arrays that don't fit together, a previous track that is partial, or,
-            with `path` or `previous`, a character that was not read from its file.
-        core.solve.latent_track.TrackNotWrittenError: no space, or no rights.
+        core.solve.latent_track.CharacterMismatchError: the previous track is of another character.
+        ValueError: the driving arrays don't fit together, the previous track is partial, or, with
+            `path` or `previous`, the character was not read from its file.
+        core.solve.latent_track.TrackNotWrittenError: the file system refused.
     """
     settings = settings or SolveSettings()
     _check(character, driving, settings, previous)
@@ -83,70 +107,112 @@ def solve_shot(
         raise ValueError("Save the character and load it: its hash says whose codes a file holds.")
     track = _begin(character, driving, settings, previous)
     if path is not None and Path(path).exists():
-        track = _go_on(path, track)
+        track = _resume(path, track)
         if track.complete:
             return track
-    todo = np.isin(track.numbers, driving.numbers)
-    pending = track.state == FrameState.PENDING
-    face = np.isin(track.numbers, driving.numbers[driving.found])
-    shots = shot_runs(track.numbers, track.cut, face | np.isin(track.state, GIVEN))
-    keys = choose_keyframes(shots, todo, settings)
-    first = 0 if np.isfinite(track.rest).all() else len(keys)  # frames that are solved twice
-    settles = settings.start == "blend" and set(settings.follow) == set(PARTS)
-    settles &= settings.objective.keypoints > 0
+    shot = ShotState.of(track)
+    todo = np.isin(shot.numbers, driving.numbers)
+    face = np.isin(shot.numbers, driving.numbers[driving.found])
+    runs = shot_runs(shot.numbers, shot.cut, face | np.isin(shot.state, GIVEN))
+    keyframes = choose_keyframes(runs, todo, settings)
+    propagates = settings.start == "blend" and not settings.keeps_parts
+    propagates &= settings.objective.keypoints > 0
     count = int((todo & face).sum())
-    again = PROPAGATION_SHARE * count if settles else 0
-    done = int((todo & ~pending).sum())
-    scale = count / (count + first + again)  # shown are frames, whatever they cost
-    saved = time.monotonic()
-
-    def tick(frames: float) -> None:
-        if progress is not None:
-            progress((done + frames) * scale, count)
-
-    def run(batches: list[np.ndarray]) -> None:
-        nonlocal done, saved
-        for rows in batches:
-            if not (track.state[rows] == FrameState.PENDING).any():
-                continue
-            solver.solve(track, shots, rows, driving, tick)
-            done += len(rows)
-            tick(0)
-            if path is not None and time.monotonic() - saved > SAVE_SECONDS:
-                save_track(path, track)
-                saved = time.monotonic()
-
-    tick(0)
+    propagation = _PROPAGATION_SHARE * count if propagates else 0
+    twice = len(keyframes) if shot.phase is Phase.NEUTRAL else 0
+    done = int((todo & (shot.state != FrameState.PENDING)).sum())
+    steps = _Steps(shot, path, progress, done, count, count + twice + propagation)
+    steps.report()
     try:
-        solver = _Solver(character, settings, previous)
-        if not np.isfinite(track.rest).all():
-            shown = solver.wanted(driving, track.numbers[keys])
-            both = shown.cpu().numpy(), solver.keypoints.cpu().numpy()
-            mouth = mouth_neutral_offset(*both)
-            rest = head_neutral_offset(*both)
-            if mouth is not None:
-                rest[LIPS] = mouth
-            solver.rest = torch.from_numpy(rest).to(solver.keypoints)
-            run(split_batches(keys, settings))
-            rest = solver.left_over(track.codes[keys], shown)
-            if mouth is not None:  # its place is left over, its shape is known
-                rest[LIPS] = rest[LIPS].mean(0) + mouth
-            track.state[keys] = FrameState.PENDING  # once more, from where they are
-            track.rest[:] = rest  # last: an interrupt may fall in between
-        solver.rest = torch.from_numpy(track.rest).to(solver.keypoints)
-        run(plan_batches(shots, todo, settings))
-        if settles:
-            track = solver.settle(track, todo & face, driving, lambda x: tick(x * again))
-            tick(again)
+        context = prepare(character, settings)
+        observer = DrivingObserver(driving, context.anchors)
+
+        def run(batches: list[np.ndarray]) -> None:
+            for frames in batches:
+                if (shot.state[frames] == FrameState.PENDING).any():
+                    solve_batch(context, shot, runs, frames, observer, previous, steps.report)
+                    steps.finish(len(frames))
+
+        if shot.phase is Phase.NEUTRAL:
+            _find_neutral_offset(context, shot, keyframes, observer, run)
+        run(plan_batches(runs, todo, settings))
+        if propagates:
+            shot = propagate_solutions(
+                context, shot, todo & face, observer, lambda x: steps.report(x * propagation)
+            )
+            steps.report(propagation)
     except BaseException:  # Ctrl-C too
-        if path is not None and np.isfinite(track.codes[todo]).any():
-            save_track(path, track)
+        if path is not None and np.isfinite(shot.codes[todo]).any():
+            save_track(path, shot.build_track())
         raise
-    fill_missing(track, todo, character.anchors.detach().cpu().numpy())
-    track.smooth[todo] = smooth_codes(track, settings.sigma(driving.fps))[todo]
+    fill_missing(shot, todo, character.anchors.detach().cpu().numpy())
+    track = shot.build_track()
+    smooth = track.smooth.copy()
+    smooth[todo] = smooth_codes(track, settings.sigma(driving.fps))[todo]
+    track = replace(track, smooth=smooth)
     if path is not None:
         save_track(path, track)
     return track
+
+
+class _Steps:
+    """Reports progress and saves the partial track as batches finish.
+
+    Args:
+        shot: that is being solved.
+        path: of the track; None saves nothing.
+        progress: called with frames done and to do.
+        done: frames solved so far.
+        count: frames to do.
+        work: frames to solve in all passes, to which `count` is scaled.
+    """
+
+    def __init__(
+        self,
+        shot: ShotState,
+        path: str | Path | None,
+        progress: Progress | None,
+        done: int,
+        count: int,
+        work: float,
+    ) -> None:
+        self._shot, self._path, self._progress = shot, path, progress
+        self._done, self._count, self._scale = done, count, count / work
+        self._saved = time.monotonic()
+
+    def report(self, frames: float = 0) -> None:
+        """Reports what is done, and the share of what is being done, in frames."""
+        if self._progress is not None:
+            self._progress((self._done + frames) * self._scale, self._count)
+
+    def finish(self, frames: int) -> None:
+        """Counts frames as done, and saves the track if it is time."""
+        self._done += frames
+        self.report()
+        if self._path is not None and time.monotonic() - self._saved > SAVE_SECONDS:
+            save_track(self._path, self._shot.build_track())
+            self._saved = time.monotonic()
+
+
+def _find_neutral_offset(
+    context: SolveContext,
+    shot: ShotState,
+    keyframes: np.ndarray,
+    observer: DrivingObserver,
+    run: Callable[[list[np.ndarray]], None],
+) -> None:
+    """Solves the keyframes in few steps and takes the neutral offset from them.
+
+    The keyframes are pending afterwards, with these codes as their initial guess.
+    """
+    batch = context.settings.batch
+    driving = observer.keypoints(shot.numbers[keyframes], batch)
+    shot.neutral_offset = estimate_offset(driving.cpu().numpy(), context.keypoints.cpu().numpy())
+    run(split_batches(keyframes, batch))
+    offset = solved_offset(context, shot.codes[keyframes], driving)
+    shot.state[keyframes] = FrameState.PENDING
+    shot.neutral_offset = offset.astype(np.float32)
+    shot.phase = Phase.SOLVE  # last: an interrupt may fall in between
 
 
 def _check(
@@ -159,13 +225,13 @@ def _check(
         raise ValueError("Driving frames must be in order, each once.")
     if not driving.found.any():
         raise NoFaceError("The driving frames show no face. Choose another range.")
-    if set(settings.follow) < set(PARTS) and (
+    if settings.keeps_parts and (
         previous is None or not np.isin(driving.numbers, previous.numbers).all()
     ):
         raise ValueError("For a part of the face to stay, a previous track must say as what.")
-    shape = (character.generator.architecture.num_ws, len(character.anchors))
     if previous is None:
         return
+    shape = (character.generator.architecture.num_ws, len(character.anchors))
     if previous.character != character.hash or previous.delta.shape[1:] != shape:
         raise CharacterMismatchError(
             "The previous track was solved for another character. Choose that one, or solve the "
@@ -181,33 +247,57 @@ def _begin(
     settings: SolveSettings,
     previous: LatentTrack | None,
 ) -> LatentTrack:
-    """The track with all driving frames pending."""
+    """Returns the track with all driving frames pending."""
     numbers = driving.numbers.astype(np.int64)
     recipe: tuple[dict[str, str], ...] = ()
     if previous is not None:
         recipe = ({"do": "solve", "frames": format_numbers(numbers.tolist())},)
         numbers = np.union1d(numbers, previous.numbers)
     frames, anchors = len(numbers), len(character.anchors)
-    rows, width = character.generator.architecture.num_ws, character.anchors.shape[1]
+    layers, width = character.generator.architecture.num_ws, character.anchors.shape[1]
 
     def empty(*shape: int) -> np.ndarray:
         return np.full((frames, *shape), np.nan, np.float32)
 
-    track = LatentTrack(
+    arrays: dict[str, Any] = {
+        "state": np.full(frames, FrameState.PENDING, np.uint8),
+        "cut": np.zeros(frames, bool),
+        "alpha": empty(anchors),
+        "delta": empty(layers, anchors),
+        "codes": empty(layers, width),
+        "smooth": empty(layers, width),
+        "landmarks": empty(478, 3),
+        "quads": empty(4, 2).astype(np.float64),
+        "amount": np.ones(frames, np.float32),
+    }
+    losses, quality = {name: empty() for name in TERMS}, {"keypoint_error": empty()}
+    now = np.searchsorted(numbers, driving.numbers)
+    for name in ("cut", "landmarks", "quads"):
+        arrays[name][now] = getattr(driving, name)
+    if previous is not None:
+        existing = np.searchsorted(numbers, previous.numbers)
+        # Also of frames to solve: a part of a shot does not see what comes before it.
+        for name in ("cut", "amount"):
+            arrays[name][existing] = getattr(previous, name)
+        kept = ~np.isin(previous.numbers, driving.numbers)
+        for name in ("state", "alpha", "delta", "codes", "smooth", "landmarks", "quads"):
+            arrays[name][existing[kept]] = getattr(previous, name)[kept]
+        for mine, theirs in ((losses, previous.losses), (quality, previous.quality)):
+            for name in mine.keys() & theirs.keys():
+                mine[name][existing[kept]] = theirs[name][kept]
+    offset = known_neutral_offset(character, driving, settings, previous)
+    if offset is None:
+        phase, offset = Phase.NEUTRAL, np.zeros(character.keypoints.shape[1:])
+    else:
+        phase = Phase.SOLVE
+    return LatentTrack(
         character=character.hash,
         numbers=numbers,
-        state=np.full(frames, FrameState.PENDING, np.uint8),
-        cut=np.zeros(frames, bool),
-        alpha=empty(anchors),
-        delta=empty(rows, anchors),
-        codes=empty(rows, width),
-        smooth=empty(rows, width),
-        rest=np.array(neutral_offset(character, driving, settings, previous), np.float32),
-        landmarks=empty(478, 3),
-        quads=empty(4, 2).astype(np.float64),
-        amount=np.ones(frames, np.float32),
-        losses={name: empty() for name in TERMS},
-        quality={"keypoint_error": empty()},
+        **arrays,
+        neutral_offset=np.array(offset, np.float32),
+        phase=phase,
+        losses=losses,
+        quality=quality,
         settings=json.loads(json.dumps(asdict(settings))),
         source=driving.source,
         fps=driving.fps,
@@ -218,39 +308,29 @@ def _begin(
         parent="" if previous is None else previous.hash,
         recipe=recipe,
     )
-    now = np.searchsorted(numbers, driving.numbers)
-    for name in ("cut", "landmarks", "quads"):
-        getattr(track, name)[now] = getattr(driving, name)
-    if previous is not None:
-        there = np.searchsorted(numbers, previous.numbers)
-        track.cut[there] = previous.cut  # a part of a shot does not see what comes before it
-        kept = ~np.isin(previous.numbers, driving.numbers)
-        track.amount[there] = previous.amount
-        for name in ("state", "alpha", "delta", "codes", "smooth", "landmarks", "quads"):
-            getattr(track, name)[there[kept]] = getattr(previous, name)[kept]
-        for mine, theirs in ((track.losses, previous.losses), (track.quality, previous.quality)):
-            for name in mine.keys() & theirs.keys():
-                mine[name][there[kept]] = theirs[name][kept]
-    return track
 
 
 def _task(
     driving: Driving, settings: SolveSettings, character_hash: str, previous: LatentTrack | None
 ) -> str:
-    """What is to be solved, as a hash."""
+    """Returns the hash of what is to be solved."""
     arrays = [getattr(driving, name) for name in PER_FRAME]
     if previous is not None:
-        arrays += [previous.numbers, previous.state, previous.codes, previous.rest]
+        arrays += [previous.numbers, previous.state, previous.codes, previous.neutral_offset]
     # With fewer frames at once, for want of memory, it is still the same task.
     return digest(SOLVER, character_hash, replace(settings, batch=0), *arrays, driving.pictures)
 
 
-def _go_on(path: str | Path, track: LatentTrack) -> LatentTrack:
-    """The track of the same task that an earlier call left at the path."""
-    there = load_track(path)
-    if there.task != track.task:
+def _resume(path: str | Path, track: LatentTrack) -> LatentTrack:
+    """Returns the track of the same task that an earlier call left at the path.
+
+    Raises:
+        TrackExistsError: the track there is of another task.
+    """
+    existing = load_track(path)
+    if existing.task != track.task:
         raise TrackExistsError(
             f"{path} holds another solve (of other frames, another character, other settings or by "
             "another version). Choose another name, or delete it first."
         )
-    return there
+    return existing

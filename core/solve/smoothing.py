@@ -1,53 +1,68 @@
-"""Frames without a face, and the low-pass over time."""
+"""Codes of frames without a face, and the low-pass over time."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from core.face.temporal import MAX_GAP, shot_runs
-from core.solve.latent_track import (
-    FrameState,
-    LatentTrack,
-)
-from core.solve.settings import GIVEN
+from core.solve.latent_track import FrameState, LatentTrack
+from core.solve.state import GIVEN, ShotState
 
 
-def interpolate_weights(track: LatentTrack, row: int, solved: np.ndarray) -> np.ndarray | None:
-    """Weights `[L, N]` of a row by its number, linear between the 0, 1 or 2 solved rows."""
+def interpolate_weights(shot: ShotState, frame: int, solved: np.ndarray) -> np.ndarray | None:
+    """Interpolates a frame's weights `[L, N]` linearly by frame numbers.
+
+    Args:
+        shot: solved in part.
+        frame: to be interpolated.
+        solved: none, one or two solved frames; with one its weights are held, with none there is
+            no result.
+    """
     if not len(solved):
         return None
-    weights = track.weights[solved]
+    weights = shot.weights[solved]
     if len(solved) == 1:
         return weights[0]
-    a, b = track.numbers[solved]
-    share = np.float32((track.numbers[row] - a) / (b - a))
+    a, b = shot.numbers[solved]
+    share = np.float32((shot.numbers[frame] - a) / (b - a))
     return (1 - share) * weights[0] + share * weights[1]
 
 
-def fill_missing(track: LatentTrack, todo: np.ndarray, anchors: np.ndarray) -> None:
-    """Codes for the rows of `todo` without a face, in place."""
-    shot = np.cumsum(track.cut)
-    solved = np.isin(track.state, GIVEN)
-    for row in np.flatnonzero(todo & ~solved):
-        around = np.flatnonzero(solved & (shot == shot[row]))
-        before, after = around[around < row][-1:], around[around > row][:1]
+def fill_missing(shot: ShotState, todo: np.ndarray, anchors: np.ndarray) -> None:
+    """Fills in codes of frames without a face, in place.
+
+    A short gap is interpolated. In a long one, and at the ends of a shot, the nearest solved frame
+    is held; a shot without a face gets the centre of P.
+
+    Args:
+        shot: with all frames solved that have a face.
+        todo: `[F]` bool, frames that may change.
+        anchors: `[N, 512]`.
+    """
+    index = np.cumsum(shot.cut)  # of the shot that a frame is in
+    solved = np.isin(shot.state, GIVEN)
+    for frame in np.flatnonzero(todo & ~solved):
+        around = np.flatnonzero(solved & (index == index[frame]))
+        before, after = around[around < frame][-1:], around[around > frame][:1]
         ends = np.concatenate([before, after])
-        gap = np.diff(track.numbers[ends]) - 1
+        gap = np.diff(shot.numbers[ends]) - 1
         if len(ends) == 2 and gap[0] > MAX_GAP:
-            ends = ends[[np.abs(track.numbers[ends] - track.numbers[row]).argmin()]]
-        weights = interpolate_weights(track, row, ends)
+            ends = ends[[np.abs(shot.numbers[ends] - shot.numbers[frame]).argmin()]]
+        weights = interpolate_weights(shot, frame, ends)
         if weights is None:
-            weights = np.full_like(track.delta[row], 1 / track.alpha.shape[1])
-        track.alpha[row] = weights.mean(0)
-        track.delta[row] = weights - track.alpha[row]
-        track.codes[row] = weights @ anchors
-        track.state[row] = (FrameState.NO_FACE, FrameState.HELD, FrameState.INTERPOLATED)[len(ends)]
+            weights = np.full_like(shot.delta[frame], 1 / shot.alpha.shape[1])
+        shot.alpha[frame] = weights.mean(0)
+        shot.delta[frame] = weights - shot.alpha[frame]
+        shot.codes[frame] = weights @ anchors
+        how = (FrameState.NO_FACE, FrameState.HELD, FrameState.INTERPOLATED)
+        shot.state[frame] = how[len(ends)]
 
 
 def smooth_codes(track: LatentTrack, sigma: float) -> np.ndarray:
-    """Gaussian low-pass over time, by frame numbers; never across a cut or a long gap.
+    """Applies a Gaussian low-pass over time, by frame numbers.
 
-    At the ends of a shot the weights that are left are scaled up to 1. Held frames stay.
+    It never mixes across a cut or a long gap. Near the ends of a shot the remaining weights are
+    scaled to a sum of 1. Held frames stay as they are.
 
     Args:
         track: with codes.
@@ -64,8 +79,8 @@ def smooth_codes(track: LatentTrack, sigma: float) -> np.ndarray:
         numbers = track.numbers[run]
         first = np.searchsorted(numbers, numbers - 4 * sigma)
         last = np.searchsorted(numbers, numbers + 4 * sigma, "right")
-        for i, row in enumerate(run):
+        for i, frame in enumerate(run):
             near = slice(first[i], last[i])
             gauss = np.exp(-0.5 * ((numbers[near] - numbers[i]) / sigma) ** 2)
-            result[row] = np.tensordot(gauss / gauss.sum(), track.codes[run[near]], 1)
+            result[frame] = np.tensordot(gauss / gauss.sum(), track.codes[run[near]], 1)
     return result

@@ -1,8 +1,8 @@
-"""CLIP (Radford et al. 2021) as styles need it: pictures and sentences as unit vectors.
+"""CLIP (Radford et al. 2021) for styles: embeds pictures and sentences as unit vectors.
 
-Models are folders as open_clip keeps them (`open_clip_config.json`, `open_clip_model.safetensors`),
-in `clip` beside torch's other downloads. The user fetches them once (`FETCH`); nothing here goes to
-the network. open_clip itself is optional: `pip install "reenact[styles]"`.
+Models are folders in open_clip's format (`open_clip_config.json`, `open_clip_model.safetensors`),
+in `clip` beside torch's other downloads. The user downloads them once (`fetch_line`); nothing here
+accesses the network. open_clip itself is optional: `pip install "reenact[styles]"`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from core.base.errors import ReenactError
 
-# Names, and where the makers publish them.
+# Names, and where they are published.
 MODELS = {
     "ViT-B-32": "timm/vit_base_patch32_clip_224.openai",
     "ViT-B-16": "timm/vit_base_patch16_clip_224.openai",
@@ -31,7 +31,7 @@ FILES = ("open_clip_config.json", "open_clip_model.safetensors")
 
 
 class ClipMissingError(ReenactError):
-    """open_clip or a model of it is not on this machine."""
+    """open_clip or one of its models is not on this machine."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ClipModel:
     """A CLIP model.
 
     Attributes:
-        name: what logs and styles record.
+        name: recorded in styles and logs.
         image: pictures `[B, 3, R, R]` in [-1, 1], any R -> `[B, D]` of length 1, differentiable.
         text: T sentences -> `[T, D]` of length 1.
     """
@@ -50,27 +50,28 @@ class ClipModel:
 
 
 def root() -> Path:
-    """The folder of all models."""
+    """Returns the folder of all models."""
     return Path(torch.hub.get_dir()) / "clip"
 
 
 def folder(name: str) -> Path:
-    """Where a model is, or should be.
+    """Returns the folder of a model, which may not exist.
 
     Raises:
-        ClipMissingError: it is no name.
+        ClipMissingError: `name` is no valid name.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
         raise ClipMissingError(f"{name!r} is no name of a CLIP model. Choose {', '.join(MODELS)}.")
     return root() / name
 
 
-def is_here(name: str) -> bool:
+def is_installed(name: str) -> bool:
+    """Whether a model's files are on this machine."""
     return all((folder(name) / file).is_file() for file in FILES)
 
 
 def fetch_line(name: str, python: str = "python") -> str:
-    """The line that fetches a model, with internet."""
+    """Returns the command that downloads a model."""
     source = MODELS.get(name, "ORGANISATION/REPOSITORY")
     return (
         f"{python} -c \"from huggingface_hub import snapshot_download; snapshot_download('{source}'"
@@ -79,16 +80,16 @@ def fetch_line(name: str, python: str = "python") -> str:
 
 
 def load_clip(name: str, device: torch.device | str = "cpu") -> ClipModel:
-    """A model from this machine.
+    """Loads a model from this machine.
 
     Args:
         name: of its folder; see `MODELS`.
         device: torch device.
 
     Raises:
-        ClipMissingError: open_clip, or the model's files, are not there or can't be used.
+        ClipMissingError: open_clip or the model's files are missing or can't be used.
     """
-    if not is_here(name):
+    if not is_installed(name):
         raise ClipMissingError(
             f"The CLIP model {name} is not on this machine. Fetch it once with\n"
             f"  {fetch_line(name)}\n"
@@ -96,7 +97,7 @@ def load_clip(name: str, device: torch.device | str = "cpu") -> ClipModel:
             "make a style by --program or --pictures, which need no CLIP."
         )
     try:
-        # Slow, and it fails beside a torchvision that was not built for the installed torch.
+        # Imported late: it is slow, and fails beside a torchvision built for another torch.
         import open_clip
     except ImportError as error:
         raise ClipMissingError(
@@ -119,7 +120,7 @@ def load_clip(name: str, device: torch.device | str = "cpu") -> ClipModel:
 
 
 def from_open_clip(name: str, model: Any, tokenizer: Callable[[list[str]], Tensor]) -> ClipModel:
-    """A model of the `open_clip` library; it is frozen."""
+    """Wraps a model of the `open_clip` library, and freezes it."""
     model = model.eval().requires_grad_(False)
     device = next(model.parameters()).device
     mean, std = (

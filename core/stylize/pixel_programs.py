@@ -1,8 +1,8 @@
-"""Drawing styles that need no model: functions picture -> picture, by OpenCV.
+"""Drawing styles that need no model: functions from picture to picture, by OpenCV.
 
-All work on aligned pictures `[R, R, 3]` float32, sRGB in 0..1. They are deterministic, their sizes
-are fractions of the picture's side, and they have soft thresholds only: a small change of the
-picture is a small change of the result, so that a generator can average them.
+All take and return aligned pictures `[R, R, 3]` float32, sRGB in 0..1. They are deterministic, and
+their sizes are fractions of the picture's side. All thresholds are soft, so that a small change of
+the picture is a small change of the result, which a generator can learn.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
 
 
 def sketch(rgb: np.ndarray) -> np.ndarray:
-    """Pencil on paper: lines where it is darker than around, and a little shading."""
+    """Pencil on paper: lines where the picture is darker than around, and a little shading."""
     grey = rgb @ _LUMA
     line = np.clip((grey + 0.02) / (_blur(grey, 0.025) + 0.02), 0, 1) ** 2.2
     shade = 0.72 + 0.28 * _ramp(_blur(grey, 0.012), 0.1, 0.6)
@@ -27,7 +27,7 @@ def charcoal(rgb: np.ndarray) -> np.ndarray:
     """Charcoal: broad dark tones, smudged, and strong outlines."""
     grey = rgb @ _LUMA
     tone = _ramp(_blur(grey, 0.02), 0.06, 0.7)
-    # Extended difference of Gaussians (Winnemoeller et al. 2012), its threshold a soft one.
+    # Extended difference of Gaussians (Winnemoeller et al. 2012), with a soft threshold.
     edge = 1 - _ramp(-(_blur(grey, 0.006) - 0.97 * _blur(grey, 0.012)), -0.01, 0.03)
     return _between((0.05, 0.05, 0.05), (0.88, 0.87, 0.85), (0.25 + 0.75 * tone) * edge)
 
@@ -56,12 +56,12 @@ PROGRAMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def _blur(grey: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian low-pass; sigma in fractions of the picture's side."""
+    """Gaussian blur; sigma in fractions of the picture's side."""
     return cv2.GaussianBlur(grey, (0, 0), sigma * grey.shape[0], borderType=cv2.BORDER_REFLECT)
 
 
 def _ramp(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    """0 below `low`, 1 above `high`, smooth between."""
+    """Smoothstep: 0 below `low`, 1 above `high`."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
@@ -69,6 +69,6 @@ def _ramp(x: np.ndarray, low: float, high: float) -> np.ndarray:
 def _between(
     dark: tuple[float, float, float], light: tuple[float, float, float], tone: np.ndarray
 ) -> np.ndarray:
-    """Tone `[R, R]` in 0..1 -> colours `[R, R, 3]` between two."""
+    """Maps tones `[R, R]` in 0..1 to colours `[R, R, 3]` between two."""
     a, b = np.array(dark, np.float32), np.array(light, np.float32)
     return a + (b - a) * tone[..., None].astype(np.float32)

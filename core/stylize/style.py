@@ -1,13 +1,14 @@
-"""Styles (`NAME.style`): another hand that draws the same person from the same codes.
+"""Styles (`NAME.style`): fine-tuned generators that draw a character's codes in another manner.
 
 A style is a synthesis network fine-tuned from a character's, its parent. Mapping and w are the
 parent's, and the two stay aligned: any track of the parent can be drawn by the style, and their
 weights can be mixed (network interpolation), per resolution and by any amount.
 
-The file is sealed safetensors (`core.base.container`) of format "reenact.style": `synthesis.NAME`
-for the network's state and `thumbnail`, and the header's entries `architecture` and `info` (the
-fields of `StyleInfo` as JSON). Reading it runs no code. A StyleGAN-NADA child (rosinality .pt),
-or any other checkpoint that `core.generator.checkpoints` reads, can be used as it is.
+The file is safetensors with a digest (`core.base.container`) of format "reenact.style":
+`synthesis.NAME` for the network's state and `thumbnail`, and the header's entries `architecture`
+and `info` (the fields of `StyleInfo` as JSON). Reading it runs no code. A StyleGAN-NADA child
+(rosinality .pt), or any other checkpoint that `core.generator.checkpoints` reads, can be used as it
+is.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from safetensors import SafetensorError, safe_open
 from core.base import container, keyframes
 from core.base.digest import digest
 from core.base.errors import ReenactError
-from core.generator import Generator, checkpoints
-from core.generator.storage import build, describe
+from core.generator import Architecture, Generator, checkpoints
+from core.generator.storage import build, describe, generator_digest
 from core.personalize.character import Character, compact
 
 FORMAT = "reenact.style"
@@ -46,29 +47,29 @@ class ParentMismatchError(ReenactError):
 
 
 class MixError(ReenactError):
-    """Amounts or resolutions that make no sense."""
+    """Amounts of a style lie outside 0..1, or the generator has no such resolution."""
 
 
 class StyleNotWrittenError(ReenactError):
-    """The style could not be written; what stood there before still does."""
+    """The style could not be written; an older file of its name is unchanged."""
 
 
 @dataclass(frozen=True)
 class StyleInfo:
-    """How a style came about: plain JSON values."""
+    """Record of a style's making: plain JSON values."""
 
     name: str
-    parent: str = ""  # hash of the character's file; empty: not known (another tool's checkpoint)
+    parent: str = ""  # hash of the character's file; empty: unknown (another tool's checkpoint)
     parent_generator: str = ""  # `generator_digest` of the character's generator
-    base_hash: str = ""  # that the character has
+    base_hash: str = ""  # the character's
     method: dict[str, Any] = field(default_factory=dict)  # kind, prompts, models, ...
     consent: dict[str, str] = field(default_factory=dict)  # the character's
-    settings: dict[str, Any] = field(default_factory=dict)
-    losses: list[dict[str, float]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)  # `StylizeSettings`
+    losses: list[dict[str, float]] = field(default_factory=list)  # history of the training
     steps: int = 0  # done
-    complete: bool = True  # False: it was written while it was trained
+    complete: bool = True  # False: it was written during training
     alignment: float | None = None  # mean keypoint distance to the parent, px of the 192 px crop
-    task: str = ""  # hash of all that it was made of
+    task: str = ""  # digest of all that decides it
     created: str = field(
         default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds")
     )
@@ -77,9 +78,9 @@ class StyleInfo:
 
 @dataclass(frozen=True, eq=False)
 class Style:
-    """A generator that draws a character's codes in another way."""
+    """A generator that draws a character's codes in another manner."""
 
-    generator: Generator  # its mapping is the parent's; evaluation mode, no gradients
+    generator: Generator  # with the parent's mapping; evaluation mode, no gradients
     thumbnail: np.ndarray  # [H, W, 3] uint8, sRGB
     info: StyleInfo
     hash: str = ""  # of the file that it was read from
@@ -87,40 +88,41 @@ class Style:
 
 @dataclass(frozen=True, eq=False)
 class Mix:
-    """How much of a style each of F frames gets."""
+    """The amount of a style in each of F frames."""
 
     style: Style
     amounts: np.ndarray  # [F] float32 in 0..1: 0 is the parent, 1 the style
-    resolutions: tuple[int, ...]  # blocks that take it; the others stay the parent's
+    resolutions: tuple[int, ...]  # blocks that take the style; the others stay the parent's
 
-    def rows(self, rows: Sequence[int] | np.ndarray) -> Mix:
-        """That of some of the frames."""
-        return replace(self, amounts=self.amounts[rows])
+    def frames(self, indices: Sequence[int] | np.ndarray) -> Mix:
+        """Returns the mix of some of the frames."""
+        return replace(self, amounts=self.amounts[indices])
 
     def digest(self) -> str:
-        """Hash of all that decides the pixels."""
+        """Digest of all that decides the pixels."""
         return digest(self.style.hash, self.amounts, self.resolutions)
 
     def generators(self, parent: Generator) -> Iterator[tuple[slice, Generator]]:
-        """Runs of frames of one amount, and the generator that draws them.
-
-        The generator is the same object each time, with other weights. At 0 they are the parent's
-        bit by bit, at 1, in the blocks that take it, the style's.
+        """Iterates over runs of frames of one amount, with the generator that draws them.
 
         Args:
-            parent: the character's generator; the others are on its device.
+            parent: the character's generator; the mixed one is on its device.
+
+        Yields:
+            The frames of a run, and the generator: the same object each time, with other weights.
+            At 0 they are the parent's bit for bit; at 1, in the blocks that take it, the style's.
         """
         mixed = copy.deepcopy(parent)
         device = next(parent.parameters()).device
-        theirs = self.style.generator.to(device).synthesis.state_dict()
-        ours, result = parent.synthesis.state_dict(), mixed.synthesis.state_dict()
+        style = self.style.generator.to(device).synthesis.state_dict()
+        plain, result = parent.synthesis.state_dict(), mixed.synthesis.state_dict()
         if not len(self.amounts):
             return
         changes = np.flatnonzero(np.diff(self.amounts)) + 1
         for start, stop in zip([0, *changes], [*changes, len(self.amounts)], strict=True):
             for name, tensor in result.items():
                 if _resolution(name) in self.resolutions:
-                    torch.lerp(ours[name], theirs[name], float(self.amounts[start]), out=tensor)
+                    torch.lerp(plain[name], style[name], float(self.amounts[start]), out=tensor)
             yield slice(int(start), int(stop)), mixed
 
 
@@ -131,39 +133,43 @@ def mix(
     first: int | None = None,
     last: int | None = None,
 ) -> Mix:
-    """A style over the frames of a track.
+    """Mixes a style into the frames of a track.
 
     Args:
         style: from `load_style`.
         numbers: F frame numbers.
-        amount: `core.base.keyframes` in 0..1.
+        amount: keyframes (`core.base.keyframes.parse`) of values in 0..1.
         first: resolution of the first block that takes the style; by default 4, the coarsest.
         last: resolution of the last one; by default the finest.
 
     Raises:
         MixError: an amount outside 0..1, or a resolution that the generator does not have.
-        core.base.keyframes.KeyframeError: `amount` is no such thing.
+        core.base.keyframes.KeyframeError: `amount` can't be read.
     """
-    there = style.generator.architecture.resolutions
-    first, last = first or there[0], last or there[-1]
-    if not {first, last} <= set(there) or first > last:
+    blocks = style.generator.architecture.resolutions
+    first, last = first or blocks[0], last or blocks[-1]
+    if not {first, last} <= set(blocks) or first > last:
         raise MixError(
             f"The style can't go from {first} to {last} px. The blocks of this generator are "
-            f"{', '.join(map(str, there))}."
+            f"{', '.join(map(str, blocks))}."
         )
     amounts = keyframes.at(keyframes.parse(amount, "The style's amount"), numbers)
     if not ((amounts >= 0) & (amounts <= 1)).all():
         raise MixError(
             f"Amounts of a style lie between 0 (the character) and 1 (the style), not {amount}."
         )
-    return Mix(style, amounts, tuple(r for r in there if first <= r <= last))
+    return Mix(style, amounts, tuple(r for r in blocks if first <= r <= last))
 
 
 def save_style(path: str | Path, style: Style) -> None:
-    """Writes a style, atomically.
+    """Writes a style, atomically. The same style always gets the same hash.
+
+    Args:
+        path: `.style` file.
+        style: on any device; its mapping network is not written.
 
     Raises:
-        StyleNotWrittenError: what the file system said.
+        StyleNotWrittenError: the file system refuses.
     """
     weights = style.generator.synthesis.state_dict()
     arrays = {f"{_SYNTHESIS}{name}": compact(tensor).numpy() for name, tensor in weights.items()}
@@ -182,36 +188,37 @@ def save_style(path: str | Path, style: Style) -> None:
 
 
 def style_info(path: str | Path) -> StyleInfo:
-    """How the style of a file came about.
+    """Reads the record of a style's making from its file.
 
     Raises:
-        NotAStyleError: no such file, another kind of file, a damaged or a newer one.
+        NotAStyleError: no such file, another kind of file, a damaged one, or one of another
+            version.
     """
     header, _ = container.read(path, FORMAT, VERSION, NotAStyleError, "style")
     return _info(path, header)
 
 
 def load_style(path: str | Path, character: Character, sibling: bool = False) -> Style:
-    """Reads a style, or another tool's fine-tuned generator, that is to draw a character's codes.
+    """Reads a style, or another tool's fine-tuned generator, for drawing a character's codes.
 
     Args:
-        path: `.style` file, or a checkpoint: StyleGAN-NADA's .pt, or another of
-            `core.generator.checkpoints`. A checkpoint does not say whose it is, and is taken at the
-            user's word.
-        character: whose codes it is to draw; lends its mapping network.
-        sibling: take a style of another character that was tuned from the same base, too. Those
-            are aligned as well, but draw that character.
+        path: `.style` file, or a checkpoint: StyleGAN-NADA's .pt, or another format of
+            `core.generator.checkpoints`. A checkpoint does not name its parent; the character is
+            assumed to be it.
+        character: whose codes it will draw; lends its mapping network.
+        sibling: also accept a style of another character that was tuned from the same base. It is
+            aligned as well, but draws that character.
 
     Returns:
         The style in float32 on the CPU.
 
     Raises:
-        NotAStyleError: a damaged one, or one of another architecture.
+        NotAStyleError: a damaged file, or a generator of another architecture.
         ParentMismatchError: the style of another character.
         core.base.errors.ReenactError: no such file, or no checkpoint.
     """
-    if _is_own(path):
-        return _own(path, character, sibling)
+    if _is_style_file(path):
+        return _load_own(path, character, sibling)
     checkpoint = checkpoints.read_checkpoint(path)
     _check_shape(path, checkpoint.architecture, character)
     generator, _ = checkpoints.build(checkpoint, character.generator)
@@ -222,15 +229,15 @@ def load_style(path: str | Path, character: Character, sibling: bool = False) ->
     return Style(generator.requires_grad_(False), blank, info, digest(*tensors))
 
 
-def _is_own(path: str | Path) -> bool:
+def _is_style_file(path: str | Path) -> bool:
     try:
         with safe_open(path, "np") as file:
             return (file.metadata() or {}).get("format") == FORMAT
     except (OSError, SafetensorError):
-        return False  # no safetensors: some checkpoint, or nothing, and its reader says which
+        return False  # a checkpoint or nothing; its reader reports which
 
 
-def _own(path: str | Path, character: Character, sibling: bool) -> Style:
+def _load_own(path: str | Path, character: Character, sibling: bool) -> Style:
     header, arrays = container.read(path, FORMAT, VERSION, NotAStyleError, "style")
     info = _info(path, header)
     if character.hash != info.parent and generator_digest(character.generator) != (
@@ -274,26 +281,21 @@ def _check_sibling(path: str | Path, info: StyleInfo, character: Character, sibl
     )
 
 
-def _check_shape(path: str | Path, theirs: Any, character: Character) -> None:
-    ours = character.generator.architecture
-    if (theirs.resolution, dict(theirs.channels), theirs.w_dim) != (
-        ours.resolution,
-        dict(ours.channels),
-        ours.w_dim,
+def _check_shape(path: str | Path, style: Architecture, character: Character) -> None:
+    parent = character.generator.architecture
+    if (style.resolution, dict(style.channels), style.w_dim) != (
+        parent.resolution,
+        dict(parent.channels),
+        parent.w_dim,
     ):
         raise NotAStyleError(
-            f"{path} is a generator of {theirs.resolution} px with {theirs.w_dim} numbers in w and "
-            f"channels {dict(theirs.channels)}, and that of {character.info.name} has "
-            f"{ours.resolution} px, {ours.w_dim} and {dict(ours.channels)}. Choose one that was "
-            "fine-tuned from this character."
+            f"{path} is a generator of {style.resolution} px with {style.w_dim} numbers in w and "
+            f"channels {dict(style.channels)}, and that of {character.info.name} has "
+            f"{parent.resolution} px, {parent.w_dim} and {dict(parent.channels)}. Choose one that "
+            "was fine-tuned from this character."
         )
 
 
-def generator_digest(generator: Generator) -> str:
-    """Hash of a generator's tensors."""
-    return digest(*generator.state_dict().values())
-
-
 def _resolution(name: str) -> int:
-    """Of the block that a tensor of a synthesis network belongs to."""
+    """Resolution of the block that a tensor of a synthesis network belongs to."""
     return int(name.partition(".")[0][1:])

@@ -1,7 +1,7 @@
-"""The base generator that comes with the package, and its encoder.
+"""The base generator that is shipped with the package, and its encoder.
 
-Both are made by `core.synthetic.distill`; they are used wherever the user has no generator of
-real faces. It has only ever seen the performer.
+Both are made by `core.synthetic.distill` and used unless the user has a generator of real faces.
+They were trained on nothing but the performer.
 """
 
 from functools import lru_cache
@@ -20,11 +20,11 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 class BaseMissingError(ReenactError):
-    """The package came without its base generator."""
+    """The package has no base generator."""
 
 
 class WEncoder(nn.Module):
-    """Picture -> w, for one generator: a small residual network.
+    """Encodes pictures to w, for one generator: a small residual network.
 
     Args:
         resolution: side of the pictures, px.
@@ -75,7 +75,7 @@ class WEncoder(nn.Module):
 
 @lru_cache(maxsize=1)
 def base_generator() -> Generator:
-    """The shipped generator: float32, CPU, evaluation mode; shared, so copy it to change it.
+    """Returns the shipped generator: float32, CPU, evaluation mode; shared, so copy to change it.
 
     Raises:
         BaseMissingError: the weights are not in the package.
@@ -85,7 +85,7 @@ def base_generator() -> Generator:
 
 @lru_cache(maxsize=1)
 def base_encoder() -> WEncoder:
-    """The shipped generator's encoder: float32, CPU, evaluation mode.
+    """Returns the shipped generator's encoder: float32, CPU, evaluation mode.
 
     Raises:
         BaseMissingError: the weights are not in the package.

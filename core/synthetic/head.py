@@ -1,7 +1,7 @@
 """Geometry of the performer: meshes of head and bust, ears, hair and glasses from parameters.
 
 The head is a stack of rings. A few anatomical control rings give the skull, jaw, throat and
-shoulders; bumps in the resting face add sockets, nose, cheeks and chin; expressions then move
+shoulders; bumps in the neutral face add sockets, nose, cheeks and chin; expressions then move
 the result (the jaw turns about its hinge) and the lips are raised along the mouth's own curves.
 Units and axes as in `parameters`; eyes lie at y = 0.
 """
@@ -18,7 +18,7 @@ from scipy.interpolate import CubicSpline
 
 from core.synthetic.parameters import INDEX, NAMES
 
-# Parameters by name inside the kernels, and what is derived from them once per picture.
+# The kernels' record: all parameters by name, and what is derived from them once per picture.
 FACE = np.dtype(
     [
         (n, np.float64)
@@ -37,7 +37,7 @@ FACE = np.dtype(
 )
 
 # Per vertex: head-space position, camera-space normal, light reaching it, occlusion,
-# resting x and y (texture), hair root mask, beard mask.
+# x and y of the neutral face (texture), hair root mask, beard mask.
 X, Y, Z, NX, NY, NZ, LIT, AO, U, V, SCALP, BEARD = range(12)
 ATTRIBUTES = 12
 
@@ -132,8 +132,8 @@ def clip(x: float, a: float, b: float) -> float:
 
 @njit(fastmath=True, cache=True, nogil=True)
 def mouth_curves(p: Any, x: float) -> tuple[float, float, float, float, float]:
-    """At head-space x: u in [-1, 1] across the mouth, inner upper and lower edge (y), and the
-    heights of the upper and the lower lip."""
+    """Returns, at head-space x: u in [-1, 1] across the mouth, inner upper and lower edge (y), and
+    the heights of the upper and the lower lip."""
     smile = p.smile + SKEW * p.mouth_skew * clip(3.0 * x, -1.0, 1.0)
     wide = max(p.smile, 0.0)
     half = 0.252 * p.mouth_w * (1.0 + 0.22 * wide - 0.36 * p.pucker - 0.07 * p.jaw)
@@ -162,8 +162,8 @@ def mouth_curves(p: Any, x: float) -> tuple[float, float, float, float, float]:
 
 @njit(fastmath=True, cache=True, nogil=True)
 def eye_lids(p: Any, side: float, x: float) -> tuple[float, float, float, float, float]:
-    """At head-space x, for the eye on `side` (-1 image left): u across the fissure, upper and
-    lower lid edge (y), the upper edge if the eye were open, and the blink."""
+    """Returns, at head-space x for the eye on `side` (-1 image left): u across the fissure, upper
+    and lower lid edge (y), the upper edge if the eye were open, and the blink."""
     blink = p.blink_r if side < 0.0 else p.blink_l
     u = (side * x - p.eye_x) / (0.156 * p.eye_size)
     k = max(1.0 - u * u, 0.0)
@@ -181,7 +181,7 @@ def eye_lids(p: Any, side: float, x: float) -> tuple[float, float, float, float,
 
 @njit(fastmath=True, cache=True, nogil=True)
 def hairline(p: Any, a: float) -> float:
-    """Lowest y of the hair's roots at angle |theta| = a from the front."""
+    """Returns the lowest y of the hair's roots at angle |theta| = a from the front."""
     front = 0.68 + p.hair_line - 0.03 * bump(a, 0.25)
     y = front + 0.05 * bump(a - 0.55, 0.22)
     y += (0.10 - y) * smooth(0.72, 1.12, a)
@@ -192,7 +192,7 @@ def hairline(p: Any, a: float) -> float:
 
 @njit(fastmath=True, cache=True, nogil=True)
 def _ring(p: Any, row: np.ndarray, s: float, c: float) -> tuple[float, float, float]:
-    """Point of one ring at the angle with sine s and cosine c."""
+    """Returns the point of one ring at the angle with sine s and cosine c."""
     q = row[_SQUARE]
     x = row[_W] * s * (1.0 + q * (1.0 - s * s))
     zc = row[_ZC]
@@ -204,7 +204,7 @@ def _ring(p: Any, row: np.ndarray, s: float, c: float) -> tuple[float, float, fl
 
 @njit(fastmath=True, cache=True, nogil=True)
 def _relief(p: Any, x: float, y: float, z: float) -> float:
-    """Depth added to the resting face at (x, y)."""
+    """Returns the depth that is added to the neutral face at (x, y)."""
     ax = abs(x)
     ex = p.eye_x
     ny = p.nose_y
@@ -258,7 +258,7 @@ def _relief(p: Any, x: float, y: float, z: float) -> float:
 def _build_head(
     P: np.ndarray, rows: np.ndarray, theta: np.ndarray, pos: np.ndarray, attr: np.ndarray
 ) -> None:
-    """Vertices of the head and bust in head space, with rest coordinates and hair masks."""
+    """Places the vertices of head and bust in head space, with texture coordinates and masks."""
     p = P[0]
     n = theta.shape[0]
     my = p.mouth_y
@@ -422,7 +422,7 @@ def _build_hair(
     pos: np.ndarray,
     attr: np.ndarray,
 ) -> None:
-    """Strands run along the rows' axis, from the crown down to where the hair ends.
+    """Places the hair's vertices: strands run along the rows, from the crown to their ends.
 
     attr columns used: U strand coordinate, V share of the way to the end, SCALP softness of the
     end, AO occlusion, BEARD distance hung below the skull.
@@ -575,7 +575,7 @@ def _normals(
 def _hollows(
     pos: np.ndarray, normal: np.ndarray, rows: int, columns: int, attr: np.ndarray
 ) -> None:
-    """Occlusion of the head's grid from how far neighbours rise above the tangent plane."""
+    """Estimates the head's occlusion from how far neighbours rise above the tangent plane."""
     for i in range(rows):
         for j in range(columns):
             q = i * columns + j
@@ -605,7 +605,7 @@ def _hollows(
 
 
 def _tube(points: np.ndarray, radius: float, closed: bool) -> tuple[np.ndarray, np.ndarray]:
-    """A round wire [m, 3] -> its vertices and outward normals [m * sides, 3]."""
+    """Returns vertices and outward normals [m * sides, 3] of a round wire [m, 3]."""
     if closed:
         tangent = np.roll(points, -1, 0) - np.roll(points, 1, 0)
     else:
@@ -631,7 +631,7 @@ GLASS_FACES = np.concatenate(_wires).astype(np.int32)
 
 
 def glasses(f: np.void) -> tuple[np.ndarray, np.ndarray]:
-    """Rims, bridge and temples of a FACE record: vertices and normals [n, 3] in head space."""
+    """Builds rims, bridge and temples of a FACE record: vertices and normals [n, 3]."""
     radius = 0.009 + 0.005 * f["glasses_dark"]
     angle = np.linspace(0, 2 * np.pi, _LENS_POINTS)
     c, s = np.cos(angle), np.sin(angle)
@@ -697,7 +697,7 @@ class Head:
 
 
 def _control_rings(f: np.void) -> np.ndarray:
-    """The control rings of one identity [K, 9]."""
+    """Returns the control rings of one identity [K, 9]."""
     r = _RINGS.copy()
     w, yf, yb = r[:, _W], r[:, _YF], r[:, _YB]
     w[1:6] *= f["head_w"]
@@ -718,7 +718,7 @@ def _control_rings(f: np.void) -> np.ndarray:
 
 
 def face_record(params: np.ndarray) -> np.ndarray:
-    """Parameters [P] with the derived fields, as a FACE record of shape [1]."""
+    """Converts parameters [P] to a FACE record of shape [1], with the derived fields."""
     face = np.zeros(1, FACE)
     f = face[0]
     for name, i in INDEX.items():
@@ -736,7 +736,7 @@ def face_record(params: np.ndarray) -> np.ndarray:
 
 
 def build(params: np.ndarray, noise: np.ndarray) -> Head:
-    """Meshes for one parameter vector [P]; `noise` are the shading module's tiles."""
+    """Builds the meshes of one parameter vector [P]; `noise` are the shading module's tiles."""
     face = face_record(params)
     rows = _BASIS @ _control_rings(face[0])
     position = np.empty((VERTICES, 3), np.float32)

@@ -1,4 +1,4 @@
-"""What the performer can vary: one flat vector of named, bounded numbers.
+"""The performer's parameters: one flat vector of named, bounded numbers.
 
 Head units are 10 cm, x to the image's right, y up, z to the camera; "left" and "right" are the
 subject's, so the subject's left eye is the one on the image's right.
@@ -14,13 +14,13 @@ from scipy.special import ndtr
 
 @dataclass(frozen=True)
 class Parameter:
-    """One entry of the parameter vector: its bounds, its group, and what its value means."""
+    """One entry of the parameter vector."""
 
     name: str
     low: float
     high: float
     group: str  # "expression" | "pose" | "identity" | "look" | "light" | "background"
-    meaning: str
+    meaning: str  # what the value is
 
 
 def _group(group: str, *rows: tuple[str, float, float, str]) -> tuple[Parameter, ...]:
@@ -152,7 +152,7 @@ _ODD = [
     )
 ]
 
-# name: (share of draws at the low end, share at the high end); the rest spreads evenly between.
+# name: (share of draws at the low end, share at the high end); the rest is uniform between them.
 _RESTING = {
     "jaw": (0.3, 0.0),
     "teeth": (0.25, 0.0),
@@ -174,7 +174,7 @@ _RESTING = {
     "bg_clutter": (0.65, 0.0),
     "lip_sat": (0.3, 0.0),
 }
-# Bell-shaped about the middle: (standard deviation as a share of the half range).
+# Normally distributed about the middle, clipped: standard deviation as a share of the half range.
 _BELL = {
     "yaw": 0.4,
     "pitch": 0.36,
@@ -194,7 +194,18 @@ _BELL = {
 
 
 def check(params: np.ndarray, ndim: int | None = None) -> np.ndarray:
-    """`params` as finite float64 [..., P], with `ndim` axes when given; raises ValueError."""
+    """Checks parameters and converts them to float64.
+
+    Args:
+        params: `[..., P]`.
+        ndim: axes that they must have; None: any number.
+
+    Returns:
+        `[..., P]` float64.
+
+    Raises:
+        ValueError: another last axis or number of axes, or a value that is not finite.
+    """
     p = np.asarray(params, np.float64)
     if p.ndim == 0 or p.shape[-1] != len(PARAMETERS):
         raise ValueError(
@@ -210,10 +221,19 @@ def check(params: np.ndarray, ndim: int | None = None) -> np.ndarray:
 
 
 def from_normal(normal: np.ndarray) -> np.ndarray:
-    """Map standard normals [..., P] to parameters, each nondecreasing in its own normal.
+    """Maps standard normals to parameters, each nondecreasing in its own normal.
 
-    Resting values (jaw shut, eyes open, no glasses) are common, so that a generator distilled
-    from such draws knows the neutral face best. Raises ValueError on a wrong last axis or NaN.
+    Neutral values (jaw shut, eyes open, no glasses) are common, so that a generator distilled from
+    such draws knows the neutral face best.
+
+    Args:
+        normal: `[..., P]`.
+
+    Returns:
+        `[..., P]` float64 within the bounds.
+
+    Raises:
+        ValueError: a wrong last axis, or a value that is not finite.
     """
     z = check(normal)
     u = ndtr(z)
@@ -227,7 +247,7 @@ def from_normal(normal: np.ndarray) -> np.ndarray:
 
 
 def neutral() -> np.ndarray:
-    """[P] an average adult with a resting face, looking into the camera."""
+    """Returns an average adult with a neutral face, looking into the camera, `[P]`."""
     p = 0.5 * (LOW + HIGH)
     p[MOTION] = 0.0
     for name, value in {
@@ -259,7 +279,17 @@ def neutral() -> np.ndarray:
 
 
 def mirror(params: np.ndarray) -> np.ndarray:
-    """Parameters [..., P] of the left-right mirrored picture."""
+    """Returns the parameters of the mirrored picture, left and right exchanged.
+
+    Args:
+        params: `[..., P]`.
+
+    Returns:
+        `[..., P]` float64.
+
+    Raises:
+        ValueError: as `check`.
+    """
     p = check(params).copy()
     p[..., _ODD] *= -1
     eyes = [INDEX["blink_l"], INDEX["blink_r"]]

@@ -1,12 +1,13 @@
 """The performer: a procedural head that acts, rendered on one CPU thread.
 
-It makes self-scans, driving clips and their ground truth for the embedded default: the same
+It provides self-scans, driving clips and their ground truth for the embedded default: the same
 performance by another identity is only another vector of parameters.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
@@ -76,20 +77,20 @@ _LIP = [(0.80, 0.42, 0.42), (0.72, 0.20, 0.22), (0.52, 0.20, 0.26), (0.86, 0.46,
 
 
 def _along(colours: list[tuple[float, float, float]], t: float) -> np.ndarray:
-    """Colour at t in [0, 1] of a ramp of sRGB colours, smoothly interpolated, linear light."""
+    """Interpolates a ramp of sRGB colours at t in [0, 1]; linear light."""
     ramp = shading.to_linear(np.array(colours))
     x = t * (len(ramp) - 1)
     return np.array([np.interp(x, np.arange(len(ramp)), ramp[:, k]) for k in range(3)])
 
 
 def _muted(r: float, g: float, b: float) -> np.ndarray:
-    """Linear colour with most of its saturation taken out: few rooms are painted in primaries."""
+    """Converts sRGB to linear light with little saturation: few rooms are painted in primaries."""
     c = np.array([r, g, b])
     return shading.to_linear(c.mean() + 0.28 * (c - c.mean()))
 
 
 def _palette(f: np.void) -> np.ndarray:
-    """Linear colours [11, 3] in the order of shading's column names."""
+    """Returns linear colours `[11, 3]` in the order of shading's column names."""
     skin = _along(_SKIN, f["skin"]) * (1 + f["skin_hue"] * np.array([-0.03, 0.02, -0.12]))
     grey = 0.9 * f["hair_grey"]
     # dark hair and eyes go with dark skin far more often than not
@@ -123,7 +124,7 @@ def _palette(f: np.void) -> np.ndarray:
 
 
 def _rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
-    """Degrees, as PARAMETERS say; applied pitch first, then yaw, then roll."""
+    """Returns the rotation of angles in degrees: pitch first, then yaw, then roll."""
     a, b, c = math.radians(yaw), math.radians(pitch), math.radians(roll)
     ry = np.array([[math.cos(a), 0, math.sin(a)], [0, 1, 0], [-math.sin(a), 0, math.cos(a)]])
     rx = np.array([[1, 0, 0], [0, math.cos(b), -math.sin(b)], [0, math.sin(b), math.cos(b)]])
@@ -132,20 +133,20 @@ def _rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
 
 
 def _pose(f: np.void) -> tuple[np.ndarray, np.ndarray]:
-    """Rotation of the head about its pivot, and of the body, which follows a little."""
+    """Returns the rotations of the head, and of the body, which follows a little."""
     yaw, pitch, roll = f["yaw"], f["pitch"], f["roll"]
     return _rotation(yaw, pitch, roll), _rotation(0.12 * yaw, 0.0, 0.08 * roll)
 
 
-# The three below are compiled because numpy's matrix product wakes all of BLAS's threads for them.
+# These are compiled because numpy's matrix product would wake all of BLAS's threads.
 
 
 @njit(cache=True, nogil=True)
 def _place(
     points: np.ndarray, share: np.ndarray, rotation: np.ndarray, body: np.ndarray
 ) -> np.ndarray:
-    """Head space to camera space [N, 3]: a blend, by `share` [N], of the head's and the body's
-    rigid motion."""
+    """Converts points `[N, 3]` from head space to camera space: a blend, by `share` `[N]`, of the
+    head's and the body's rigid motion."""
     out = np.empty(points.shape, np.float32)
     for q in range(points.shape[0]):
         w = share[q]
@@ -163,7 +164,7 @@ def _place(
 def _turn(
     normals: np.ndarray, share: np.ndarray, rotation: np.ndarray, body: np.ndarray
 ) -> np.ndarray:
-    """Normals [N, 3] turned as `_place` moves their points (not renormalised)."""
+    """Rotates normals `[N, 3]` as `_place` moves their points, without normalising them again."""
     out = np.empty(normals.shape, np.float32)
     for q in range(normals.shape[0]):
         w = share[q]
@@ -177,7 +178,7 @@ def _turn(
 
 @njit(cache=True, nogil=True)
 def _project(points: np.ndarray, size: int) -> np.ndarray:
-    """Camera space to pixel x, y (down, centres at integers) and distance [N, 3]."""
+    """Projects points `[N, 3]` to pixel x, y (down, centres at integers) and distance."""
     out = np.empty(points.shape, np.float32)
     middle = 0.5 * (size - 1)
     for q in range(points.shape[0]):
@@ -194,7 +195,7 @@ _SHADOW_SPAN = 4.6  # head units it covers
 
 
 def _light(f: np.void) -> np.ndarray:
-    """Key light direction in camera space."""
+    """Returns the key light's direction in camera space."""
     azimuth, elevation = math.radians(60) * f["light_az"], 0.15 + f["light_el"]
     d = np.array(
         [
@@ -208,7 +209,7 @@ def _light(f: np.void) -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def _seen_from(light: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Orthographic view along the light [N, 3]: map x, map y, distance."""
+    """Projects points `[N, 3]` along the light: shadow-map x, y, and distance."""
     flat = math.hypot(light[0], light[2])
     sx, sz = light[2] / flat, -light[0] / flat
     ux, uy, uz = light[1] * sz, light[2] * sx - light[0] * sz, -light[1] * sx
@@ -222,34 +223,77 @@ def _seen_from(light: np.ndarray, points: np.ndarray) -> np.ndarray:
     return out
 
 
-def render(params: np.ndarray, size: int = 256, supersample: int = 2) -> np.ndarray:
-    """One picture of the performer.
+@dataclass(frozen=True)
+class _Scene:
+    """Meshes and lights of one picture."""
 
-    params [P] (clipped to the bounds of PARAMETERS); size 64..1024 pixels; supersample 1..4
-    samples per pixel and axis. Returns uint8 [size, size, 3], sRGB. The same parameters give
-    the same bytes. Raises ValueError for a wrong count, a value that is not finite, or a size
-    or supersample out of range.
+    mesh: head.Head
+    rotation: np.ndarray  # of the head
+    body: np.ndarray  # rotation of the body
+    skin: np.ndarray  # [N, 3] vertices in camera space
+    hair: np.ndarray  # [M, 3]
+    lights: np.ndarray  # [14] directions and strengths, as the kernels of `shading` take them
+    palette: np.ndarray  # [11, 3]
+    samples: int  # side of the picture before it is resolved, px
+
+    def buffers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Allocates depth, face numbers and two barycentric weights for the rasteriser."""
+        shape = (self.samples, self.samples)
+        return (
+            np.full(shape, 1e9, np.float32),
+            np.zeros(shape, np.int32),
+            np.empty(shape, np.float32),
+            np.empty(shape, np.float32),
+        )
+
+
+def render(params: np.ndarray, size: int = 256, supersample: int = 2) -> np.ndarray:
+    """Renders one picture of the performer. The same parameters give the same bytes.
+
+    Args:
+        params: `[P]`, clipped to the bounds of PARAMETERS.
+        size: side of the picture, 64 to 1024 px.
+        supersample: samples per pixel and axis, 1 to 4.
+
+    Returns:
+        `[size, size, 3]` uint8, sRGB.
+
+    Raises:
+        ValueError: a wrong number of parameters, a value that is not finite, or a size or
+            supersample out of range.
     """
     p = check(params, 1)
     if not 64 <= size <= 1024:
         raise ValueError(f"size is {size}; the performer renders 64 to 1024 pixels.")
     if not 1 <= supersample <= 4:
         raise ValueError(f"supersample is {supersample}; choose 1 to 4.")
-    p = np.clip(p, LOW, HIGH)
-    n = int(size) * int(supersample)
-    mesh = head.build(p, shading.NOISE)
+    scene = _stage(np.clip(p, LOW, HIGH), int(size) * int(supersample))
+    linear = np.empty((scene.samples, scene.samples, 3), np.float32)
+    depth = _draw_skin(scene, linear)
+    face = scene.mesh.face[0]
+    if face["glasses"] > 0.0:
+        _draw_glasses(scene, depth, linear)
+    if face["hair_amount"] > 0.0:
+        _draw_hair(scene, depth, linear)
+    out = np.empty((size, size, 3), np.uint8)
+    shading.resolve(
+        linear, supersample, shading.TONE, (shading.TONE_STEPS - 1) / shading.TONE_MAX, out
+    )
+    return out
+
+
+def _stage(params: np.ndarray, samples: int) -> _Scene:
+    """Builds the meshes of parameters `[P]`, poses them and casts the key light on them."""
+    mesh = head.build(params, shading.NOISE)
     f = mesh.face[0]
     rotation, body = _pose(f)
     skin = _place(mesh.position, mesh.head_share, rotation, body)
     hair = _place(mesh.hair_position, mesh.hair_share, rotation, body)
-
     mesh.attribute[:, head.NX : head.NZ + 1] = _turn(mesh.normal, mesh.head_share, rotation, body)
     mesh.attribute[:, head.X : head.Z + 1] = mesh.position
     mesh.hair_attribute[:, head.NX : head.NZ + 1] = _turn(
         mesh.hair_normal, mesh.hair_share, rotation, body
     )
-    grid = hair.reshape(head.HAIR_ROWS, head.HAIR_COLUMNS, 3)
-    tangent = np.gradient(grid, axis=0).reshape(-1, 3).astype(np.float32)
 
     light = _light(f)
     skin_lit, hair_lit = _seen_from(light, skin), _seen_from(light, hair)
@@ -268,89 +312,95 @@ def render(params: np.ndarray, size: int = 256, supersample: int = 2) -> np.ndar
     lights = np.concatenate(
         [to_head @ light, to_head @ half, light, half, [ambient * 1.15, 1.35 - 1.0 * ambient]]
     )
-    eye = to_head @ (np.array([0, _CENTRE_Y, _DISTANCE + _PIVOT[2]]) - _PIVOT) + _PIVOT
-    palette = _palette(f)
+    return _Scene(mesh, rotation, body, skin, hair, lights, _palette(f), samples)
 
+
+def _draw_skin(scene: _Scene, linear: np.ndarray) -> np.ndarray:
+    """Draws background, head and bust; returns the depth of every sample."""
+    mesh = scene.mesh
+    f = mesh.face[0]
     background = np.empty((97, 97, 3))
     shading.paint_background(
         mesh.face, shading.NOISE, _muted(f["bg_r"], f["bg_g"], f["bg_b"]), background
     )
-
-    def buffers() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        return (
-            np.full((n, n), 1e9, np.float32),
-            np.zeros((n, n), np.int32),
-            np.empty((n, n), np.float32),
-            np.empty((n, n), np.float32),
-        )
-
-    linear = np.empty((n, n, 3), np.float32)
-    skin_buffers = buffers()
-    shading.rasterize(_project(skin, n), head.FACES, 1, *skin_buffers)
+    eye = scene.rotation.T @ (np.array([0, _CENTRE_Y, _DISTANCE + _PIVOT[2]]) - _PIVOT) + _PIVOT
+    buffers = scene.buffers()
+    shading.rasterize(_project(scene.skin, scene.samples), head.FACES, 1, *buffers)
     shading.shade_skin(
         mesh.face,
         shading.NOISE,
-        palette,
-        lights,
+        scene.palette,
+        scene.lights,
         eye,
-        n / _WINDOW,
+        scene.samples / _WINDOW,
         head.FACES,
         head.EAR_FACE,
         mesh.attribute,
-        *skin_buffers,
+        *buffers,
         background,
         linear,
     )
-    if f["glasses"] > 0.0:
-        wire, wire_normal = head.glasses(f)
-        rigid = np.ones(len(wire), np.float32)
-        wire = _place(wire, rigid, rotation, body)
-        glass_buffers = buffers()
-        shading.rasterize(_project(wire, n), head.GLASS_FACES, 0, *glass_buffers)
-        shading.shade_glasses(
-            mesh.face,
-            palette,
-            lights,
-            head.GLASS_FACES,
-            _turn(wire_normal, rigid, rotation, body),
-            *glass_buffers,
-            skin_buffers[0],
+    return buffers[0]
+
+
+def _draw_glasses(scene: _Scene, depth: np.ndarray, linear: np.ndarray) -> None:
+    """Draws glasses over the picture, where nothing is nearer; updates the depth."""
+    wire, wire_normal = head.glasses(scene.mesh.face[0])
+    rigid = np.ones(len(wire), np.float32)
+    wire = _place(wire, rigid, scene.rotation, scene.body)
+    buffers = scene.buffers()
+    shading.rasterize(_project(wire, scene.samples), head.GLASS_FACES, 0, *buffers)
+    shading.shade_glasses(
+        scene.mesh.face,
+        scene.palette,
+        scene.lights,
+        head.GLASS_FACES,
+        _turn(wire_normal, rigid, scene.rotation, scene.body),
+        *buffers,
+        depth,
+        linear,
+    )
+
+
+def _draw_hair(scene: _Scene, depth: np.ndarray, linear: np.ndarray) -> None:
+    """Draws hair over the picture, where nothing is nearer."""
+    grid = scene.hair.reshape(head.HAIR_ROWS, head.HAIR_COLUMNS, 3)
+    tangent = np.gradient(grid, axis=0).reshape(-1, 3).astype(np.float32)
+    screen = _project(scene.hair, scene.samples)
+    # the far curtain's inside first: the near one's thin ends must not punch holes into it
+    for facing in (-1, 1):
+        buffers = scene.buffers()
+        shading.rasterize(screen, head.HAIR_FACES, facing, *buffers)
+        shading.shade_hair(
+            scene.mesh.face,
+            shading.NOISE,
+            scene.palette,
+            scene.lights,
+            head.HAIR_FACES,
+            scene.mesh.hair_attribute,
+            tangent,
+            *buffers,
+            depth,
             linear,
         )
-    if f["hair_amount"] > 0.0:
-        screen = _project(hair, n)
-        # the far curtain's inside first: the near one's thin ends must not punch holes into it
-        for facing in (-1, 1):
-            hair_buffers = buffers()
-            shading.rasterize(screen, head.HAIR_FACES, facing, *hair_buffers)
-            shading.shade_hair(
-                mesh.face,
-                shading.NOISE,
-                palette,
-                lights,
-                head.HAIR_FACES,
-                mesh.hair_attribute,
-                tangent,
-                *hair_buffers,
-                skin_buffers[0],
-                linear,
-            )
-    out = np.empty((size, size, 3), np.uint8)
-    shading.resolve(
-        linear, supersample, shading.TONE, (shading._TONE_STEPS - 1) / shading._TONE_MAX, out
-    )
-    return out
 
 
-# -- where things are ------------------------------------------------------------------------
+# -- landmarks -------------------------------------------------------------------------------
 
 
 def landmarks(params: np.ndarray) -> dict[str, np.ndarray]:
-    """Analytic points of the picture [2], as fractions of its side: x right, y down.
+    """Computes points of the face analytically; they move smoothly with every parameter.
 
-    eye_l, eye_r (middle of the fissure), mouth_l, mouth_r (corners), mouth (middle of the
-    opening), nose (tip), chin, brow_l, brow_r, crown. They move smoothly with every parameter.
-    "l" is the subject's left. Raises ValueError as `render` does.
+    Args:
+        params: `[P]`.
+
+    Returns:
+        By name, `[2]` each, x right and y down in fractions of the picture's side: eye_l, eye_r
+        (middle of the fissure), mouth_l, mouth_r (corners), mouth (middle of the opening), nose
+        (tip), chin, brow_l, brow_r, crown. "l" is the subject's left.
+
+    Raises:
+        ValueError: as `render`.
     """
     p = np.clip(check(params, 1), LOW, HIGH)
     f = head.face_record(p)[0]
@@ -383,7 +433,7 @@ def landmarks(params: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def random_identity(seed: int) -> np.ndarray:
-    """[P] a seeded person with their look, light and background; resting face, straight pose."""
+    """Draws a person with appearance, light and background, `[P]`; neutral face, frontal pose."""
     p = from_normal(np.random.default_rng(seed).standard_normal(len(PARAMETERS)))
     p[MOTION] = 0.0
     p[INDEX["glasses"]] = round(p[INDEX["glasses"]])  # a person wears them or does not
@@ -391,20 +441,28 @@ def random_identity(seed: int) -> np.ndarray:
 
 
 def transfer(motion: np.ndarray, identity: np.ndarray) -> np.ndarray:
-    """The same expressions and poses by another identity: motion [T, P] -> [T, P]."""
+    """Lets another identity perform the same expressions and poses.
+
+    Args:
+        motion: `[T, P]`, whose expressions and poses are taken.
+        identity: `[P]`, of which all else is taken.
+
+    Returns:
+        `[T, P]`.
+    """
     moves, who = check(motion, 2), check(identity, 1)
     return np.where(MOTION, moves, who)
 
 
 def _ease(t: np.ndarray, start: float, rise: float, hold: float, fall: float) -> np.ndarray:
-    """0 before start, eased up to 1 within rise, held, eased back within fall; seconds."""
+    """Eases from 0 up to 1 within `rise` from `start` on, holds, and eases back; seconds."""
     up = np.clip((t - start) / rise, 0, 1)
     down = np.clip((t - start - rise - hold) / fall, 0, 1)
     return up * up * (3 - 2 * up) * (1 - down * down * (3 - 2 * down))
 
 
 def _drift(rng: np.random.Generator, t: np.ndarray, rate: float) -> np.ndarray:
-    """Smooth random motion of about unit size and `rate` changes of direction a second."""
+    """Draws smooth motion of about unit size and `rate` changes of direction a second."""
     out = np.zeros_like(t)
     for octave, weight in ((1.0, 0.8), (2.1, 0.5), (4.3, 0.2)):
         out += weight * np.sin(2 * np.pi * (0.5 * rate * octave * t + rng.random()))
@@ -412,7 +470,7 @@ def _drift(rng: np.random.Generator, t: np.ndarray, rate: float) -> np.ndarray:
 
 
 def _blinks(rng: np.random.Generator, t: np.ndarray, every: float) -> np.ndarray:
-    """Spontaneous blinks: shut in 70 ms, open again in 120 ms."""
+    """Draws spontaneous blinks: shut in 70 ms, open again in 120 ms."""
     out = np.zeros_like(t)
     at = rng.uniform(0.4, every)
     while at < t[-1]:
@@ -421,15 +479,15 @@ def _blinks(rng: np.random.Generator, t: np.ndarray, every: float) -> np.ndarray
     return out
 
 
-def _saccades(rng: np.random.Generator, t: np.ndarray, spread: float, every: float) -> np.ndarray:
-    """Fixations [T, 2] joined by fast jumps (about 50 ms)."""
+def _saccades(rng: np.random.Generator, t: np.ndarray, std: float, every: float) -> np.ndarray:
+    """Draws fixations `[T, 2]` joined by fast jumps (about 50 ms)."""
     out = np.zeros((len(t), 2))
-    here = np.zeros(2)
+    current = np.zeros(2)
     at = rng.uniform(0.3, every)
     while at < t[-1]:
-        there = np.clip(rng.normal(0, spread, 2) * (1, 0.7), -1, 1)
-        out += np.clip((t - at) / 0.05, 0, 1)[:, None] * (there - here)
-        here = there
+        target = np.clip(rng.normal(0, std, 2) * (1, 0.7), -1, 1)
+        out += np.clip((t - at) / 0.05, 0, 1)[:, None] * (target - current)
+        current = target
         at += rng.uniform(0.4, 1.6) * every
     return out
 
@@ -445,7 +503,7 @@ def _start(identity: np.ndarray, frames: int, fps: float) -> tuple[np.ndarray, n
     return clip, np.arange(frames) / fps
 
 
-# What a self-scan holds, in its order: name and the frontal share of its time.
+# The phases of a self-scan in order, with their shares of its time.
 _SCAN = (
     ("rest", 1.0),
     ("yaw", 2.6),
@@ -467,10 +525,19 @@ _SCAN = (
 
 
 def self_scan(identity: np.ndarray, frames: int, fps: float = 30, seed: int = 0) -> np.ndarray:
-    """Motion of a good self-scan [frames, P] by `identity` [P].
+    """Makes the motion of a good self-scan.
 
-    Turns of the head, vowels, smiles, brows, looks around and blinks; among them exactly one
+    It has turns of the head, vowels, smiles, brows, gaze and blinks, and among them exactly one
     wink, one pair of puffed cheeks and one pucker. The programme is stretched over the clip.
+
+    Args:
+        identity: `[P]`.
+        frames: of the clip.
+        fps: of the clip.
+        seed: of the random motion.
+
+    Returns:
+        `[frames, P]`.
     """
     p, t = _start(identity, frames, fps)
     rng = np.random.default_rng([seed, 1])
@@ -540,8 +607,18 @@ def self_scan(identity: np.ndarray, frames: int, fps: float = 30, seed: int = 0)
 
 
 def performance(identity: np.ndarray, frames: int, fps: float = 30, seed: int = 0) -> np.ndarray:
-    """A talking performance [frames, P] by `identity` [P]: phrases of syllables (4 to 6 a
-    second) with pauses, blinks, saccades, sway of the head and accents of the brows."""
+    """Makes a talking performance: phrases of syllables (4 to 6 a second) with pauses, blinks,
+    saccades, sway of the head and accents of the brows.
+
+    Args:
+        identity: `[P]`.
+        frames: of the clip.
+        fps: of the clip.
+        seed: of the random motion.
+
+    Returns:
+        `[frames, P]`.
+    """
     p, t = _start(identity, frames, fps)
     rng = np.random.default_rng([seed, 2])
     set_ = {name: p[:, i] for name, i in INDEX.items()}

@@ -1,8 +1,10 @@
 """Rasteriser and shading of the performer: deferred, in linear light, on one thread.
 
-Head and bust fill one buffer, hair a second one that is laid over it with soft ends. What is
-smaller than the mesh is drawn per sample on top of it: eyes (rays meet the eyeball behind the
-lids), teeth (rays meet the dental arch behind the lips), brows, lashes, pores, beard and strands.
+Head and bust fill one buffer; hair fills a second one that is composited over it with soft ends.
+What is smaller than the mesh is drawn per sample on top of it: eyes (rays meet the eyeball behind
+the lids), teeth (rays meet the dental arch behind the lips), brows, lashes, pores, beard and
+strands. `shade_skin` stays one function: divided, its arithmetic would be reordered (fastmath), and
+the performer's pictures are the same to the byte everywhere.
 
 numba's cache watches this file alone: touch it after changing a function of head.py used here.
 """
@@ -41,7 +43,7 @@ _TILE = 256
 
 
 def _tile(seed: int, octaves: tuple[tuple[int, float], ...]) -> np.ndarray:
-    """Periodic band-limited noise [256, 256], unit variance."""
+    """Draws periodic band-limited noise [256, 256] of unit variance."""
     rng = np.random.default_rng(seed)
     total = np.zeros((_TILE, _TILE))
     for cells, amplitude in octaves:
@@ -64,17 +66,17 @@ NOISE = np.stack(
 
 
 def to_linear(srgb: np.ndarray) -> np.ndarray:
-    """sRGB in [0, 1] to linear light (IEC 61966-2-1)."""
+    """Converts sRGB in [0, 1] to linear light (IEC 61966-2-1)."""
     c = np.asarray(srgb, np.float64)
     return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
 
 
-_TONE_MAX, _TONE_STEPS = 4.0, 16384
+TONE_MAX, TONE_STEPS = 4.0, 16384  # brightest value, and entries, of the tone table
 
 
 def _tone() -> np.ndarray:
-    """Linear light to 8-bit sRGB with a shoulder that spares highlights, as a table."""
-    x = np.linspace(0, _TONE_MAX, _TONE_STEPS)
+    """Tabulates linear light to 8-bit sRGB, with a shoulder that protects highlights."""
+    x = np.linspace(0, TONE_MAX, TONE_STEPS)
     y = np.where(x < 0.6, x, 0.6 + 0.4 * (1 - np.exp(-(x - 0.6) / 0.4)))
     s = np.where(y <= 0.0031308, 12.92 * y, 1.055 * np.maximum(y, 1e-9) ** (1 / 2.4) - 0.055)
     return np.clip(np.rint(255 * s), 0, 255).astype(np.uint8)
@@ -85,7 +87,7 @@ TONE = _tone()
 
 @njit(fastmath=True, cache=True, nogil=True)
 def _noise(tiles: np.ndarray, k: int, x: float, y: float) -> float:
-    """Bilinear lookup, periodic, coordinates in tile pixels."""
+    """Looks up periodic noise bilinearly; coordinates in tile pixels."""
     xf = math.floor(x)
     yf = math.floor(y)
     fx = x - xf
@@ -108,9 +110,10 @@ def rasterize(
     wa: np.ndarray,
     wb: np.ndarray,
 ) -> None:
-    """Z-buffer triangles seen from their outer side (facing 1), inner side (-1) or either (0).
-    screen [N, 3]: pixel x, pixel y (down), distance. Fills depth, the face's number and the
-    weights of its first two corners."""
+    """Draws triangles seen from their outer side (facing 1), inner side (-1) or either (0).
+
+    screen [N, 3] holds pixel x, pixel y (down), distance. Fills depth, the face's number and the
+    barycentric weights of its first two corners."""
     height, width = depth.shape
     for t in range(faces.shape[0]):
         a = faces[t, 0]
@@ -151,7 +154,7 @@ def rasterize(
 
 @njit(fastmath=True, cache=True, nogil=True)
 def depth_map(screen: np.ndarray, faces: np.ndarray, depth: np.ndarray) -> None:
-    """Nearest distance only, for shadows; both sides cast."""
+    """Draws the nearest distance only, for shadows; both sides of a triangle cast them."""
     height, width = depth.shape
     for t in range(faces.shape[0]):
         a = faces[t, 0]
@@ -184,7 +187,7 @@ def depth_map(screen: np.ndarray, faces: np.ndarray, depth: np.ndarray) -> None:
 
 @njit(fastmath=True, cache=True, nogil=True)
 def light_received(screen: np.ndarray, depth: np.ndarray, radius: float, attr: np.ndarray) -> None:
-    """Share of the key light that reaches each vertex, softened over `radius` map pixels."""
+    """Computes the share of the key light at each vertex, softened over `radius` map pixels."""
     height, width = depth.shape
     for q in range(screen.shape[0]):
         total = 0.0
@@ -211,8 +214,10 @@ def light_received(screen: np.ndarray, depth: np.ndarray, radius: float, attr: n
 
 @njit(fastmath=True, cache=True, nogil=True)
 def paint_background(P: np.ndarray, tiles: np.ndarray, base: np.ndarray, out: np.ndarray) -> None:
-    """Backdrop on a coarse square grid [n, n, 3], linear light; things come in mirrored pairs
-    whose twin takes the negated layout, so that negating the layout mirrors the picture."""
+    """Paints the backdrop on a coarse square grid [n, n, 3], linear light.
+
+    Things come in mirrored pairs of opposite layout, so that negating the layout mirrors the
+    picture."""
     p = P[0]
     n = out.shape[0]
     for j in range(n):
@@ -298,8 +303,8 @@ def _eye(
     light: np.ndarray,
     colour: np.ndarray,
 ) -> None:
-    """Colour of the eyeball seen through the fissure along a ray with direction d (head space)
-    that crosses the lids' surface at (x, y, z)."""
+    """Computes the colour of the eyeball seen through the fissure, along a ray with direction d
+    (head space) that crosses the lids' surface at (x, y, z)."""
     cx = x - side * p.eye_x
     cz = z - p.eye_z
     b = cx * dx + y * dy + cz * dz
@@ -383,7 +388,7 @@ def _mouth_inside(
     low: float,
     colour: np.ndarray,
 ) -> None:
-    """Teeth, tongue and dark of the mouth along a ray that crosses the lips' surface."""
+    """Computes the colour of teeth, tongue and dark along a ray that crosses the lips' surface."""
     # dental arch: z = front - 3.8 x^2
     front = 0.035
     qa = 3.8 * dx * dx
@@ -856,7 +861,7 @@ def shade_glasses(
     skin_depth: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """Lay the frame over `out`, and leave its distance in skin_depth for the hair."""
+    """Composites the frame over `out`, and leaves its distance in skin_depth for the hair."""
     alpha = smooth(0.0, 1.0, P[0].glasses)
     height, width = depth.shape
     for yy in range(height):
@@ -905,8 +910,8 @@ def shade_hair(
     skin_depth: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """Lay the hair over `out`: strands with two shifted highlights (Kajiya and Kay 1989) and
-    ends that thin out strand by strand."""
+    """Composites the hair over `out`: strands with two shifted highlights (Kajiya and Kay 1989)
+    and ends that thin out strand by strand."""
     p = P[0]
     height, width = depth.shape
     key = light[13]
@@ -988,7 +993,7 @@ def shade_hair(
 def resolve(
     linear: np.ndarray, factor: int, tone: np.ndarray, scale: float, out: np.ndarray
 ) -> None:
-    """Average factor x factor samples and look up display values."""
+    """Averages factor x factor samples and looks up display values."""
     last = tone.shape[0] - 1
     norm = scale / (factor * factor)
     for y in range(out.shape[0]):

@@ -1,88 +1,94 @@
-"""Native nodes with keys that follow a face, as Nuke's text.
+"""Native nodes with keys that follow a face, as text of a Nuke script.
 
-Each moves what lies in one quad, the source, into another, the target; one of the two is the
-aligned square in the plate, frame by frame, the other stays. Coordinates are those of
-`tracks.Places`.
+Each node warps what lies in a source quad into a target quad. One of the two is the aligned square
+in the plate, keyed frame by frame; the other is constant. Coordinates are those of
+`tracks.FaceQuads`.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Callable, Dict, Sequence, Tuple
 
-from reenact.tracks import Corners, Places, Point
+from reenact.tracks import Corners, FaceQuads, Point
 
-Moving = Dict[int, Corners]  # by frame
+MovingQuad = Dict[int, Corners]  # by frame
 
 
 @dataclass(frozen=True)
-class Way:
-    """What is moved where.
+class Warp:
+    """A warp between two quads.
 
     Attributes:
         face: the aligned square in the plate.
-        still: the other quad.
-        inverse: from the face to the other one, not to the face.
-        size: width and height of the picture that is moved, px.
+        still: the constant quad.
+        inverse: warps the face to the constant quad, instead of the constant quad to the face.
+        size: width and height of the picture that is warped, px.
     """
 
-    face: Moving
+    face: MovingQuad
     still: Corners
     inverse: bool
     size: Tuple[int, int]
 
 
-def way(places: Places, frame: int, crop: bool, inverse: bool) -> Way:
-    """From an aligned crop, or from the plate at a frame, to the face of each frame; or back.
+def face_warp(quads: FaceQuads, frame: int, crop: bool, inverse: bool) -> Warp:
+    """Returns the warp of the aligned crop to the face of each frame, or of a plate's frame.
+
+    Args:
+        quads: where the faces are.
+        frame: the frame of the plate that is warped, where `crop` is False.
+        crop: whether the aligned crop is warped.
+        inverse: warps the other warp.
 
     Raises:
         KeyError: there is no face in that frame.
     """
-    side = float(places.crop)
+    side = float(quads.crop)
     square: Corners = ((0.0, 0.0), (side, 0.0), (side, side), (0.0, side))
-    still = square if crop else places.corners[frame]
-    moved = (places.crop, places.crop) if crop and not inverse else places.plate
-    return Way(places.corners, still, inverse, moved)
+    still = square if crop else quads.corners[frame]
+    size = (quads.crop, quads.crop) if crop and not inverse else quads.plate
+    return Warp(quads.corners, still, inverse, size)
 
 
-def corner_pin(way: Way) -> str:
-    """A CornerPin2D."""
-    lines = [f"to{k + 1} {_keys(_corner(way.face, k))}" for k in range(4)]
-    lines += [f"from{k + 1} {{{x:.4f} {y:.4f}}}" for k, (x, y) in enumerate(way.still)]
-    return _node("CornerPin2D", [*lines, f"invert {_flag(way.inverse)}", "name FaceCornerPin1"])
+def corner_pin(warp: Warp) -> str:
+    """Returns a CornerPin2D."""
+    lines = [f"to{k + 1} {_keys(_corner(warp.face, k))}" for k in range(4)]
+    lines += [f"from{k + 1} {{{x:.4f} {y:.4f}}}" for k, (x, y) in enumerate(warp.still)]
+    return _node("CornerPin2D", [*lines, f"invert {_flag(warp.inverse)}", "name FaceCornerPin1"])
 
 
-def transform(way: Way) -> str:
-    """A Transform: exact where pixels are square."""
-    middle, side, turn = _middle(way.still), _side(way.still), _turn(way.still)
-    turns: Dict[int, float] = {}
+def transform(warp: Warp) -> str:
+    """Returns a Transform, which is exact where pixels are square."""
+    centre, side, angle = _centre(warp.still), _side(warp.still), _angle(warp.still)
+    angles: Dict[int, float] = {}
     before = 0.0
-    for number, corners in sorted(way.face.items()):
-        before += (_turn(corners) - turn - before + 180) % 360 - 180  # never the long way round
-        turns[number] = before
-    middles = {number: _middle(corners) for number, corners in way.face.items()}
-    moved = {number: (x - middle[0], y - middle[1]) for number, (x, y) in middles.items()}
-    sizes = {number: _side(corners) / side for number, corners in way.face.items()}
+    for number, corners in sorted(warp.face.items()):
+        before += (_angle(corners) - angle - before + 180) % 360 - 180  # the shorter way round
+        angles[number] = before
+    centres = {number: _centre(corners) for number, corners in warp.face.items()}
+    moved = {number: (x - centre[0], y - centre[1]) for number, (x, y) in centres.items()}
+    scales = {number: _side(corners) / side for number, corners in warp.face.items()}
     return _node(
         "Transform",
         [
             f"translate {_keys(moved)}",
-            f"rotate {{{_curve(turns)}}}",
-            f"scale {{{_curve(sizes)}}}",
-            f"center {{{middle[0]:.4f} {middle[1]:.4f}}}",
-            f"invert_matrix {_flag(way.inverse)}",
+            f"rotate {{{_curve(angles)}}}",
+            f"scale {{{_curve(scales)}}}",
+            f"center {{{centre[0]:.4f} {centre[1]:.4f}}}",
+            f"invert_matrix {_flag(warp.inverse)}",
             "name FaceTransform1",
         ],
     )
 
 
-def stmap(way: Way) -> str:
-    """An STMap, and above it an Expression that draws its map: u in red, v in green.
+def stmap(warp: Warp) -> str:
+    """Returns an STMap, and above it an Expression that draws its map: u in red, v in green.
 
-    Of each pixel the share of the way along the target's two sides (Cramer's rule), then the place
-    as far along the source's.
+    The Expression computes each pixel's coordinates along two sides of the target (Cramer's rule),
+    and from these the point of the source with the same coordinates.
     """
-    still = {number: way.still for number in sorted(way.face)[:1]}
-    target, source = (still, way.face) if way.inverse else (way.face, still)
+    still = {number: warp.still for number in sorted(warp.face)[:1]}
+    target, source = (still, warp.face) if warp.inverse else (warp.face, still)
     knobs = ["addUserKnob {20 User}"]
     for name, quad in (("to", target), ("from", source)):
         for k in (0, 1, 3):
@@ -96,14 +102,14 @@ def stmap(way: Way) -> str:
     for i, axis in enumerate("xy"):
         knobs.append(
             f"expr{i} (from1.{axis}+along*(from2.{axis}-from1.{axis})"
-            f"+up*(from4.{axis}-from1.{axis}))/{way.size[i]}"
+            f"+up*(from4.{axis}-from1.{axis}))/{warp.size[i]}"
         )
     knobs += ["temp_name0 along", f"temp_expr0 {right}", "temp_name1 up", f"temp_expr1 {up}"]
     drawn = _node("Expression", [*knobs, "name FaceMap1"])
     return f"{drawn}push 0\n" + _node("STMap", ["inputs 2", "uv rgb", "name FaceSTMap1"])
 
 
-KINDS: Dict[str, Callable[[Way], str]] = {
+KINDS: Dict[str, Callable[[Warp], str]] = {
     "corner_pin": corner_pin,
     "transform": transform,
     "stmap": stmap,
@@ -119,12 +125,12 @@ def _flag(value: bool) -> str:
     return "true" if value else "false"
 
 
-def _corner(moving: Moving, k: int) -> Dict[int, Point]:
-    return {number: corners[k] for number, corners in moving.items()}
+def _corner(quad: MovingQuad, k: int) -> Dict[int, Point]:
+    return {number: corners[k] for number, corners in quad.items()}
 
 
 def _keys(points: Dict[int, Point]) -> str:
-    """The value of a knob with two components."""
+    """Returns the value of a knob with two components."""
     x, y = (_curve({number: point[axis] for number, point in points.items()}) for axis in (0, 1))
     return f"{{{x} {y}}}"
 
@@ -134,7 +140,7 @@ def _curve(values: Dict[int, float]) -> str:
     return f"{{curve L {keys}}}"
 
 
-def _middle(corners: Corners) -> Point:
+def _centre(corners: Corners) -> Point:
     return sum(x for x, _ in corners) / 4, sum(y for _, y in corners) / 4
 
 
@@ -142,7 +148,7 @@ def _side(corners: Corners) -> float:
     return math.dist(corners[0], corners[1])
 
 
-def _turn(corners: Corners) -> float:
-    """Degrees, counter-clockwise."""
+def _angle(corners: Corners) -> float:
+    """Returns the rotation in degrees, counter-clockwise."""
     (x0, y0), (x1, y1) = corners[:2]
     return math.degrees(math.atan2(y1 - y0, x1 - x0))

@@ -1,7 +1,7 @@
-"""Nuke, as far as Reenact's nodes need it: the only file that imports `nuke`.
+"""All that Reenact's nodes need of Nuke: the only file that imports `nuke`.
 
-At most 25 functions, all to be called from the main thread. A node is a handle that only these
-functions look into, so that the logic (`reenact.nodes`) can be read and tested without Nuke.
+It has at most 25 functions, which are called on the main thread. Other modules treat a node as an
+opaque handle that only these functions look into, so they can be read and tested without Nuke.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ Node = nuke.Node
 
 @dataclass(frozen=True)
 class Project:
-    """What the script's settings say.
+    """The script's settings.
 
     Attributes:
-        space: the working space, by the name that the server's config has for it.
-        config: the OCIO config it belongs to: a path, a stock name, or `nuke-default`.
-        views: the first is the one that is used where none is chosen.
-        frame: the current one.
-        nuke: the version.
+        space: the working space, by its name in the server's config.
+        config: the OCIO config of `space`: a path, a stock name, or `nuke-default`.
+        views: the views; the first is used where none is chosen.
+        frame: the current frame.
+        nuke: Nuke's version.
     """
 
     space: str
@@ -36,11 +36,12 @@ class Project:
 
 @dataclass(frozen=True)
 class Plate:
-    """A Read whose files are what its node shows: nothing between it and us changes pixels.
+    """A Read that is connected so that nothing between it and our node changes pixels or time.
 
     Attributes:
-        space: its colour space, as its node names it; empty if it is read raw.
-        first, last: the frames that it has.
+        node: the Read.
+        space: its colour space, by the Read's name for it; empty if it is read raw.
+        first, last: its frames.
     """
 
     node: Node
@@ -51,7 +52,7 @@ class Plate:
 
 @dataclass(frozen=True)
 class Extent:
-    """Of a node's output: the frames that it has, and its format's height at full size, px."""
+    """The frames of a node's output, and the height of its format at full size, px."""
 
     first: int
     last: int
@@ -62,22 +63,22 @@ class Extent:
 
 
 def gui() -> bool:
-    """False in `nuke -t` and on a farm."""
+    """Returns whether Nuke has a GUI; False in `nuke -t` and on a farm."""
     return bool(nuke.GUI)
 
 
 def say(text: str) -> None:
-    """A line in the terminal."""
+    """Prints a line in the terminal."""
     nuke.tprint(text)
 
 
 def choose_file(title: str, pattern: str) -> str:
-    """A file that the artist picks; empty if none."""
+    """Asks the artist for a file; returns an empty text if none was chosen."""
     return nuke.getFilename(title, pattern) or ""
 
 
 def every(seconds: float, call: Callable[[], None]) -> Callable[[], None]:
-    """Has Qt's event loop call something again and again; returns what ends it."""
+    """Calls a function repeatedly from Qt's event loop; returns a function that stops that."""
     from reenact import qt  # not in `nuke -t`
 
     timer = qt.QtCore.QTimer()
@@ -87,23 +88,30 @@ def every(seconds: float, call: Callable[[], None]) -> Callable[[], None]:
 
 
 def on_script_close(call: Callable[[], None]) -> None:
+    """Calls a function whenever a script closes."""
     nuke.addOnScriptClose(call)
 
 
 def add_command(path: str, script: str, icon: str = "") -> None:
-    """An entry of the node menu: `Reenact/Personalize`."""
+    """Adds an entry to the node menu, such as `Reenact/Personalize`."""
     nuke.menu("Nodes").addCommand(path, script, icon=icon)
 
 
 def add_panel(widget: str, name: str, id: str) -> None:
-    """A panel for the panes: `widget` is its class, as Python finds it."""
+    """Adds a panel that can be docked in a pane.
+
+    Args:
+        widget: an expression that evaluates to the widget's class; saved layouts contain it.
+        name: the panel's title.
+        id: its id in saved layouts.
+    """
     from nukescripts import panels  # not in `nuke -t`
 
     panels.registerWidgetAsPanel(widget, name, id)
 
 
 def project() -> Project:
-    """Read anew with each call."""
+    """Returns the script's current settings."""
     root = nuke.root()
     config = os.environ.get("OCIO") or root["OCIO_config"].value()
     managed = root["colorManagement"].value() == "OCIO" or "OCIO" in os.environ
@@ -125,7 +133,7 @@ def go_to(frame: int) -> None:
 
 
 def name(node: Node) -> str:
-    """With the groups that it is in; empty once it was deleted, or its script closed."""
+    """Returns a node's full name; empty if it was deleted or its script was closed."""
     try:
         return node.fullName()
     except ValueError:  # "A PythonObject is not attached to a node"
@@ -133,43 +141,49 @@ def name(node: Node) -> str:
 
 
 def has(node: Node, knob: str) -> bool:
+    """Returns whether a node has a knob."""
     return node.knob(knob) is not None
 
 
 def reveal(node: Node) -> None:
-    """Shows it in the graph, and its knobs."""
+    """Shows a node in the graph, and opens its properties."""
     node.selectOnly()
     nuke.zoomToFitSelected()
     nuke.show(node)
 
 
 def get(node: Node, knob: str, at: Optional[int] = None) -> Any:
-    """A knob's value; of a file or another line that can hold Tcl, what it comes to; of a number
-    at a frame, if one is given, else at the current one."""
+    """Returns a knob's value.
+
+    Args:
+        node: has the knob.
+        knob: its name. Tcl in files and single lines is evaluated.
+        at: the frame of an animated number; None for the current frame.
+    """
     found = node[knob]
     if at is not None:
         return cast("nuke.Array_Knob", found).valueAt(at)
-    lines = isinstance(found, nuke.Multiline_Eval_String_Knob)  # a # in them is no frame
+    lines = isinstance(found, nuke.Multiline_Eval_String_Knob)  # a # there is no frame number
     if isinstance(found, nuke.EvalString_Knob) and not lines:
         return found.evaluate() or ""
     return found.value()
 
 
 def put(node: Node, knob: str, value: Any, undo: bool = False) -> None:
-    """Sets a knob: no step of the artist's undo, unless that is asked for."""
+    """Sets a knob; with `undo` as a step of the artist's undo."""
     with contextlib.nullcontext() if undo else _no_undo():
         node[knob].setValue(value)
 
 
 def put_curve(node: Node, knob: str, values: Dict[int, float]) -> None:
-    """Sets a knob's keys: one per frame, straight lines between."""
+    """Sets a knob's keys, one per frame, with linear interpolation; no values reset it to 0."""
     keys = " ".join(f"x{number} {value:.6g}" for number, value in sorted(values.items()))
     with _no_undo():
         node[knob].fromScript(f"{{curve L {keys}}}" if values else "0")
 
 
 def put_choices(node: Node, knob: str, choices: List[str]) -> None:
-    """What an enumeration offers."""
+    """Sets the items of an enumeration."""
     with _no_undo():
         cast("nuke.Enumeration_Knob", node[knob]).setValues(choices)
 
@@ -183,10 +197,10 @@ def show(node: Node, knob: str, label: str) -> None:
 
 
 def inner(node: Node, name: str) -> Node:
-    """A node inside one of ours.
+    """Returns a node inside one of ours.
 
     Raises:
-        KeyError: somebody removed it.
+        KeyError: it was removed.
     """
     found = cast("nuke.Group", node).node(name)
     if found is None:
@@ -195,14 +209,23 @@ def inner(node: Node, name: str) -> Node:
 
 
 def above(node: Node) -> List[Node]:
-    """What is connected, in the order of its inputs: B of a Merge, then A."""
+    """Returns the connected nodes in the order of the inputs: B of a Merge, then A."""
     sources = [node.input(i) for i in range(node.inputs())]
     return [source for source in sources if source is not None]
 
 
 def paste(beside: Node, text: str, under: Optional[Node]) -> str:
-    """Makes nodes of their text, next to one of ours and connected to another; the last's name."""
-    with tempfile.TemporaryDirectory() as folder, beside.parent() as group:  # else inside ours
+    """Pastes nodes from text.
+
+    Args:
+        beside: a node of ours, next to which the last pasted node is placed.
+        text: of a Nuke script.
+        under: the node that they are connected to; None for none.
+
+    Returns:
+        The name of the last pasted node.
+    """
+    with tempfile.TemporaryDirectory() as folder, beside.parent() as group:  # not inside ours
         path = os.path.join(folder, "nodes.nk")
         with open(path, "w") as file:
             file.write(text)
@@ -210,19 +233,19 @@ def paste(beside: Node, text: str, under: Optional[Node]) -> str:
             other["selected"].setValue(False)
         if under is not None:
             under["selected"].setValue(True)
-        made = nuke.nodePaste(path)
-        if made is None:
+        pasted = nuke.nodePaste(path)
+        if pasted is None:
             return ""
         for knob, step in (("xpos", 150), ("ypos", 0)):
-            made[knob].setValue(beside[knob].value() + step)
-        return made.name()
+            pasted[knob].setValue(beside[knob].value() + step)
+        return pasted.name()
 
 
 # -- pictures ------------------------------------------------------------------------------------
 
 
 def connected(node: Node) -> Optional[Extent]:
-    """How far what is connected reaches; None if nothing is."""
+    """Returns the extent of a node's first input; None if nothing is connected."""
     above = node.input(0)
     if above is None:
         return None
@@ -230,7 +253,7 @@ def connected(node: Node) -> Optional[Extent]:
 
 
 def plate(node: Node) -> Optional[Plate]:
-    """The Read that is connected, if its files are what comes out of it."""
+    """Returns the Read that is connected, if its files can be used instead of rendering it."""
     above = node.input(0)
     while above is not None and above.Class() == "Dot":
         above = above.input(0)
@@ -243,7 +266,7 @@ def plate(node: Node) -> Optional[Plate]:
 
 
 def plate_files(plate: Plate, numbers: List[int], view: str) -> List[str]:
-    """The file of each frame, in a view."""
+    """Returns the file of each frame, in a view."""
     context = nuke.OutputContext()
     context.setView(context.viewFromName(view))
     knob = cast("nuke.File_Knob", plate.node["file"])
@@ -255,11 +278,13 @@ def plate_files(plate: Plate, numbers: List[int], view: str) -> List[str]:
 
 
 def render(write: Node, pattern: str, first: int, last: int, view: str) -> None:
-    """Has a Write inside one of our nodes write frames at full size, whatever the proxy is. Both
-    are left as they were: a Write that has a file would be rendered with all others.
+    """Renders frames with a Write inside one of our nodes, at full size also in proxy mode.
+
+    The Write and the proxy mode are restored: a Write that kept its file would be rendered
+    together with the artist's.
 
     Raises:
-        RuntimeError: what Nuke says, also where the artist cancels.
+        RuntimeError: Nuke's message; also if the artist cancels.
     """
     changes = [(nuke.root()["proxy"], False), (write["file"], pattern)]
     before = [knob.value() for knob, _ in changes]
@@ -274,7 +299,7 @@ def render(write: Node, pattern: str, first: int, last: int, view: str) -> None:
 
 
 def show_files(read: Node, pattern: str, first: int, last: int) -> None:
-    """Points a Read inside one of our nodes to other files."""
+    """Points a Read inside one of our nodes to files, and reloads it."""
     with _no_undo():
         read["file"].setValue(pattern)
         for knob, number in (
@@ -287,15 +312,15 @@ def show_files(read: Node, pattern: str, first: int, last: int) -> None:
         cast("nuke.Script_Knob", read["reload"]).execute()
 
 
-# -- on the way ----------------------------------------------------------------------------------
+# -- helpers -------------------------------------------------------------------------------------
 
 
-def _plain_space(shown: str) -> str:
-    """A colour space as the config names it: menus wrap names, "default (ACES - ACEScg)"."""
-    inside = shown[shown.find("(") + 1 : -1]
+def _plain_space(label: str) -> str:
+    """Returns a colour space's name in the config; menus show "default (ACES - ACEScg)"."""
+    inside = label[label.find("(") + 1 : -1]
     roles = ("default", "scene_linear", "compositing_log", "color_picking", "matte_paint")
-    wrapped = shown.endswith(")") and shown.partition(" (")[0] in roles
-    return inside if wrapped else shown.rpartition("/")[2]
+    wrapped = label.endswith(")") and label.partition(" (")[0] in roles
+    return inside if wrapped else label.rpartition("/")[2]
 
 
 @contextlib.contextmanager

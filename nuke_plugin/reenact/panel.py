@@ -1,28 +1,30 @@
-"""A panel for Nuke's panes: the server's jobs, which nodes they belong to, and how far they are."""
+"""A panel for Nuke's panes that lists the server's jobs, their nodes and their progress."""
 
 import time
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any, Dict, List, Union
 
-from reenact import nodes, qt, runs
-from reenact.client import Client, ServerError
+from reenact import nodes, qt
+from reenact.client import Client
+from reenact.errors import ServerError
+from reenact.runs import CONNECT_SECONDS
 
-Seen = Union[List[Dict[str, Any]], str]  # the server's jobs, or why there is no list
+Answer = Union[List[Dict[str, Any]], str]  # the server's jobs, or why there is no list
 
 COLUMNS = ("Node", "Job", "State", "Progress", "Last change")
 THUMBNAIL = 36  # px
-ASKED_SECONDS = 2.0  # between two lists
+POLL_SECONDS = 2.0  # between two lists
 COLOURS = {"failed": "#d05050", "running": "#70b070", "done": "#909090", "cancelled": "#909090"}
 
 
 class Jobs(qt.QtWidgets.QWidget):  # type: ignore[misc]  # Qt has no types here
-    """The server's jobs, the newest first; a thread asks for them while the panel is shown."""
+    """Lists the server's jobs, newest first; a thread asks for them while the panel is shown."""
 
     def __init__(self) -> None:
         super().__init__()
         self.setWindowTitle("Reenact jobs")
-        self.said = qt.QtWidgets.QLabel("Asking the server.")
+        self.message = qt.QtWidgets.QLabel("Asking the server.")
         self.table = qt.QtWidgets.QTableWidget(0, len(COLUMNS))
         self.table.setHorizontalHeaderLabels(COLUMNS)
         self.table.horizontalHeader().setStretchLastSection(True)
@@ -32,7 +34,7 @@ class Jobs(qt.QtWidgets.QWidget):  # type: ignore[misc]  # Qt has no types here
         self.table.setEditTriggers(qt.QtWidgets.QAbstractItemView.NoEditTriggers)
         self.table.setSelectionBehavior(qt.QtWidgets.QAbstractItemView.SelectRows)
         layout = qt.QtWidgets.QVBoxLayout(self)
-        layout.addWidget(self.said)
+        layout.addWidget(self.message)
         layout.addWidget(self.table)
         row = qt.QtWidgets.QHBoxLayout()
         layout.addLayout(row)
@@ -46,42 +48,42 @@ class Jobs(qt.QtWidgets.QWidget):  # type: ignore[misc]  # Qt has no types here
             row.addWidget(button)
         row.addStretch()
         self._ids: List[str] = []
-        self._seen: "SimpleQueue[Seen]" = SimpleQueue()
+        self._answers: "SimpleQueue[Answer]" = SimpleQueue()
         self._closed = Event()
         self._timer = qt.QtCore.QTimer(self)
         self._timer.timeout.connect(self.drain)
 
     def showEvent(self, event: Any) -> None:
-        """Qt: it is in sight."""
+        """Qt: the panel is shown; starts asking for jobs."""
         self._closed = Event()
-        Thread(target=_ask, args=(self._seen, self._closed), daemon=True, name="jobs").start()
+        Thread(target=_poll, args=(self._answers, self._closed), daemon=True, name="jobs").start()
         self._timer.start(300)
 
     def hideEvent(self, event: Any) -> None:
-        """Qt: it is not."""
+        """Qt: the panel is hidden; stops asking for jobs."""
         self._closed.set()
         self._timer.stop()
 
     def drain(self) -> None:
         """Shows the newest list; never waits."""
-        seen: Seen = ""
+        jobs: Answer = ""
         try:
             while True:
-                seen = self._seen.get_nowait()
+                jobs = self._answers.get_nowait()
         except Empty:
-            if seen == "":
+            if jobs == "":
                 return
-        if isinstance(seen, str):
-            self.said.setText(seen)
+        if isinstance(jobs, str):
+            self.message.setText(jobs)
             return
-        count = len(seen)
-        self.said.setText(f"{count} job{'s' * (count != 1)} on the server.")
-        nodes_of, chosen = nodes.of_jobs(), self.chosen()
-        self._ids = [job["id"] for job in seen]
+        count = len(jobs)
+        self.message.setText(f"{count} job{'s' * (count != 1)} on the server.")
+        job_nodes, chosen = nodes.SESSION.job_nodes(), self.chosen()
+        self._ids = [job["id"] for job in jobs]
         self.table.setRowCount(count)
-        for row, job in enumerate(seen):
+        for row, job in enumerate(jobs):
             when = time.strftime("%d %b %H:%M", time.localtime(job["updated"]))
-            name, picture = nodes_of.get(job["id"], ("", None))
+            name, picture = job_nodes.get(job["id"], ("", None))
             texts = (name, job["kind"], job["state"], _progress(job), when)
             for column, text in enumerate(texts):
                 item = qt.QtWidgets.QTableWidgetItem(text)
@@ -95,48 +97,49 @@ class Jobs(qt.QtWidgets.QWidget):  # type: ignore[misc]  # Qt has no types here
                 self.table.selectRow(row)
 
     def chosen(self) -> str:
-        """The id of the job that is selected; empty if none is."""
+        """Returns the id of the selected job; empty if none is selected."""
         rows = self.table.selectionModel().selectedRows()
         return self._ids[rows[0].row()] if rows and rows[0].row() < len(self._ids) else ""
 
     def show_node(self) -> None:
-        """Opens the node that the job belongs to."""
-        nodes.reveal(self.chosen())
+        """Shows the node that the selected job belongs to."""
+        nodes.SESSION.reveal(self.chosen())
 
     def cancel(self) -> None:
-        """Stops the job."""
-        self._tell("cancel")
+        """Stops the selected job."""
+        self._command("cancel")
 
     def resume(self) -> None:
-        """Has it go on."""
-        self._tell("resume")
+        """Resumes the selected job."""
+        self._command("resume")
 
-    def _tell(self, what: str) -> None:
+    def _command(self, name: str) -> None:
         job = self.chosen()
         if job:
-            Thread(target=_command, args=(self._seen, what, job), daemon=True).start()
+            Thread(target=_command, args=(self._answers, name, job), daemon=True).start()
 
 
-def _ask(seen: "SimpleQueue[Seen]", closed: Event) -> None:
-    """Asks for the jobs again and again: a thread."""
+def _poll(answers: "SimpleQueue[Answer]", closed: Event) -> None:
+    """Asks for the jobs repeatedly; runs in a thread."""
     while not closed.is_set():
         try:
-            with Client("nuke", runs.HELLO_SECONDS) as client:
+            with Client("nuke", CONNECT_SECONDS) as client:
                 while not closed.wait(0):
-                    seen.put(client.jobs())
-                    closed.wait(ASKED_SECONDS)
+                    answers.put(client.jobs())
+                    closed.wait(POLL_SECONDS)
         except ServerError as error:
-            seen.put(str(error))
-            closed.wait(ASKED_SECONDS)
+            answers.put(str(error))
+            closed.wait(POLL_SECONDS)
 
 
-def _command(seen: "SimpleQueue[Seen]", what: str, job: str) -> None:
+def _command(answers: "SimpleQueue[Answer]", name: str, job: str) -> None:
+    """Carries out a command of the client's on a job; runs in a thread."""
     try:
-        with Client("nuke", runs.HELLO_SECONDS) as client:
-            getattr(client, what)(job)
-            seen.put(client.jobs())
+        with Client("nuke", CONNECT_SECONDS) as client:
+            getattr(client, name)(job)
+            answers.put(client.jobs())
     except ServerError as error:
-        seen.put(str(error))
+        answers.put(str(error))
 
 
 def _progress(job: Dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""The wire between Reenact's clients and its server; `docs/protocol.md` specifies it in words.
+"""The wire format between Reenact's clients and its server, specified in `docs/protocol.md`.
 
-A message is one ZeroMQ frame of JSON, the header, and for `upload` and for the answer to `download`
-a second one, the chunk. Everything here is the standard library: Nuke imports it (Python 3.9).
+A message is one ZeroMQ frame of JSON, the header; `upload` and the answer to `download` have a
+second one, the chunk. Only the standard library is used, since Nuke imports this (Python 3.9).
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Any, Dict, List, Optional, Tuple, Type, TypeVar, Union
 
 VERSION = 1
 CHUNK = 1 << 20  # bytes of a chunk; only the last of a file is smaller
-CREDIT = 16  # chunks under way at most, per connection
+CREDIT = 16  # unanswered chunk requests at most, per connection
 MAX_HEADER = 1 << 20  # bytes
 MAX_TEXT = 4096  # characters of any text in a header
 MAX_ITEMS = 10_000  # of any list in a request
@@ -26,7 +26,7 @@ MAX_MOVES = 256  # of an edit
 HASH = re.compile(r"[0-9a-f]{64}")
 REQUEST_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
-# Suffixes of files that a clip may be made of, and of movies.
+# Suffixes of the files of a clip: of stills and of movies.
 STILLS = (".exr", ".dpx", ".png", ".tif", ".tiff", ".jpg", ".jpeg")
 MOVIES = (".mov", ".mp4", ".mkv", ".avi", ".m4v", ".webm")
 
@@ -36,13 +36,13 @@ FINISHED = ("done", "failed", "cancelled")
 
 
 class ProtocolError(ValueError):
-    """A message that this document does not allow.
+    """A message that the protocol doesn't allow.
 
     Args:
-        code: one word for programs; see `docs/protocol.md`.
+        code: one word for programs (`docs/protocol.md`).
         message: a sentence for the artist.
-        detail: what a TD wants to know.
-        id: the request's, if it could be read.
+        detail: technical details for a TD.
+        id: the request's id, if it could be read.
     """
 
     def __init__(self, code: str, message: str, detail: str = "", id: str = "") -> None:
@@ -50,16 +50,16 @@ class ProtocolError(ValueError):
         self.code, self.message, self.detail, self.id = code, message, detail, id
 
 
-# -- what requests speak of ----------------------------------------------------------------------
+# -- files, clips and tasks -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class File:
-    """A file by its content, or where the server may read it itself."""
+    """A file, identified by its content or by a path that the server may read."""
 
     hash: str = ""  # BLAKE2b-256, 64 hexadecimal digits
     size: int = 0  # bytes
-    path: str = ""  # instead of both: a path under a prefix that the server's owner allowed
+    path: str = ""  # instead of both: under a prefix that the server's owner allowed
 
 
 @dataclass(frozen=True)
@@ -69,29 +69,29 @@ class Clip:
     suffix: str = ""  # of its files, with the dot
     numbers: List[int] = field(default_factory=list)  # of the frames; empty for a movie
     files: List[File] = field(default_factory=list)  # one per number, or the movie
-    path: str = ""  # instead of the three
-    frames: str = ""  # limits a movie or a pattern: "1-50"
-    colour_space: Optional[str] = None  # where the default is wrong
-    config: str = ""  # the OCIO config that it is a space of, as the client calls it
-    name: str = ""  # what people call it; never used as a path
+    path: str = ""  # instead of suffix, numbers and files
+    frames: str = ""  # the range to use of a movie or a pattern: "1-50"
+    colour_space: Optional[str] = None  # None: the default for its suffix
+    config: str = ""  # the OCIO config of the colour space, by the client's name for it
+    name: str = ""  # for people; never used as a path
 
 
 @dataclass(frozen=True)
 class Personalize:
-    """Makes a character of a self-scan. Files: `character`, `selection.png`,
+    """Makes a character from a self-scan. Files: `character`, `selection.png`,
     `reconstruction.png`."""
 
     scan: Clip
     name: str
-    who: str  # is scanned and agreed
-    scope: str = ""  # to what
+    who: str  # the person, who has agreed to be scanned
+    scope: str = ""  # what they have agreed to
     count: int = 250
     steps: int = 2000
     refine: Optional[int] = None
     metric: Optional[str] = None
     base: Optional[File] = None
     encoder: Optional[File] = None
-    at: Optional[List[float]] = None  # x, y in plate px
+    at: Optional[List[float]] = None  # x, y of the face, in plate px; None: the largest face
     batch: int = 8
     mask: bool = True
 
@@ -102,9 +102,9 @@ class Solve:
 
     plate: Clip
     character: File
-    previous: Optional[File] = None  # a track, of which only the plate's frames are solved again
+    previous: Optional[File] = None  # a track in which the plate's frames are solved again
     preset: str = "default"
-    neutral: str = ""  # "auto", "off", "DRIVING:SCAN"; empty: as the preset has it
+    neutral: str = ""  # "auto", "off", "DRIVING:SCAN"; empty: the preset's
     steps: Optional[int] = None
     at: Optional[List[float]] = None
     batch: int = 8
@@ -112,7 +112,7 @@ class Solve:
 
 @dataclass(frozen=True)
 class Render:
-    """Draws a track. Files: `frame` with its number, `preview.mp4`, `sheet.png`."""
+    """Renders a track. Files: `frame` with its number, `preview.mp4`, `sheet.png`."""
 
     track: File
     character: File
@@ -120,32 +120,32 @@ class Render:
     movie: bool = False
     sheet: bool = False
     truth: Optional[Clip] = None
-    name: str = ""  # of the track; goes into the frames' headers
-    colour_space: Optional[str] = None  # of the frames; by default scene-linear
+    name: str = ""  # the track's, for the headers of the frames
+    colour_space: Optional[str] = None  # of the frames; None: scene-linear
     batch: int = 8
-    layers: str = "all"  # or "basic": the uncomposited render alone
-    match: float = 0.0  # 0..1, how much of the colour match to the plate's skin is laid on
-    grain: float = 0.0  # 0..1, of the plate's grain
-    motion_blur: float = 0.0  # shutter, degrees
+    layers: str = "all"  # or "basic": beside RGBA only the uncomposited render
+    match: float = 0.0  # 0..1, amount of the colour match to the plate's skin
+    grain: float = 0.0  # 0..1, amount of the plate's grain
+    motion_blur: float = 0.0  # shutter angle, degrees
     style: Optional[File] = None  # a style of the character, or a fine-tuned checkpoint
     style_amount: str = "1"  # keyframes, 0 to 1
     style_from: Optional[int] = None  # resolution of the first block that takes the style
-    style_to: Optional[int] = None  # and of the last one
-    sibling: bool = False  # take a style of another character of the same base
+    style_to: Optional[int] = None  # resolution of the last one
+    sibling: bool = False  # accepts a style of another character with the same base
 
 
 @dataclass(frozen=True)
 class Move:
-    """How far a direction is moved along."""
+    """A movement along a direction."""
 
     direction: str  # its name in one of the files
     amount: str  # keyframes, in units of the direction
-    rows: str = ""  # "coarse", "middle", "fine", "0-5", joined by "+"; empty: all
+    rows: str = ""  # layers of w+: "coarse", "middle", "fine", "0-5", joined by "+"; empty: all
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Draws one frame of a track at once, before any long job. File: `frame` with its number."""
+    """Renders one frame of a track, without waiting for long jobs. File: `frame`, its number."""
 
     track: File
     character: File
@@ -153,13 +153,13 @@ class Frame:
     plate: Optional[Clip] = None
     name: str = ""
     colour_space: Optional[str] = None
-    style: Optional[File] = None  # this and the rest as in `Render`
+    style: Optional[File] = None  # this and the next four as in `Render`
     style_amount: str = "1"
     style_from: Optional[int] = None
     style_to: Optional[int] = None
     sibling: bool = False
     directions: List[File] = field(default_factory=list)
-    moves: List[Move] = field(default_factory=list)  # an edit that is drawn, but not kept
+    moves: List[Move] = field(default_factory=list)  # an edit that is rendered, but not kept
     edge: str = "continue"
     limit: float = 0.02
 
@@ -169,8 +169,8 @@ class Repair:
     """Repairs parts of a track. File: `track.latents`."""
 
     track: File
-    repairs: List[Dict[str, Any]]  # a repair list, see `core/edit/repair.py`
-    plate: Optional[Clip] = None  # this and the character are needed where frames are solved
+    repairs: List[Dict[str, Any]]  # as in `core/edit/repair.py`
+    plate: Optional[Clip] = None  # needed, like the character, where frames are solved
     character: Optional[File] = None
     batch: int = 8
 
@@ -182,18 +182,18 @@ class Qc:
     track: File
     character: File
     plate: Clip
-    rendered: Optional[Clip] = None  # frames of the track; None: they are drawn
+    rendered: Optional[Clip] = None  # frames of the track; None: they are rendered
     recogniser: Optional[File] = None  # ONNX, ArcFace's convention; None: a proxy
     face_model: Optional[File] = None  # ONNX, Deep3DFaceRecon's convention; None: proxies
-    name: str = ""  # of the track; the report's title
-    limits: Dict[str, Any] = field(default_factory=dict)  # by measure: beyond it frames are marked
+    name: str = ""  # the track's, for the report's title
+    limits: Dict[str, Any] = field(default_factory=dict)  # by measure; frames beyond are marked
     batch: int = 8
 
 
 @dataclass(frozen=True)
 class Stylize:
-    """Makes a style of a character, by one of `program`, `prompt` and `pictures`. Files: `style`
-    and `preview.png`, told anew while they get better."""
+    """Trains a style of a character from one of `program`, `prompt` and `pictures`. Files: `style`
+    and `preview.png`, repeatedly during training."""
 
     character: File
     name: str
@@ -202,29 +202,29 @@ class Stylize:
     source: str = "a photo of a person"  # what the prompt is compared with
     pictures: Optional[Clip] = None  # stills of any sizes, or a movie
     clip: List[str] = field(default_factory=list)  # names of CLIP models
-    adaptive: Optional[int] = None  # layers trained at a time, with CLIP; None: all
+    adaptive: Optional[int] = None  # layers that are trained at a time, with CLIP; None: all
     steps: int = 300
     batch: int = 4
 
 
 @dataclass(frozen=True)
 class Edit:
-    """Moves a track's codes along directions. File: `track.latents`."""
+    """Moves a track's latent codes along directions. File: `track.latents`."""
 
     track: File
     character: File
     directions: List[File]
     moves: List[Move]
-    edge: str = "continue"  # of P: or "stop", "project"
-    limit: float = 0.02  # beta: how far P reaches beyond the anchors' hull
+    edge: str = "continue"  # at the boundary of P; or "stop", "project"
+    limit: float = 0.02  # beta: how far P extends beyond the anchors' convex hull
 
 
 @dataclass(frozen=True)
 class FitDirections:
-    """Finds directions. Files: `directions`, `sheet.png`."""
+    """Fits directions. Files: `directions`, `sheet.png`."""
 
     character: Optional[File] = None
-    base: Optional[File] = None  # without a character: a generator; without both the embedded one
+    base: Optional[File] = None  # a generator, without a character; neither: the embedded one
     samples: int = 768
     seed: int = 0
     batch: int = 8
@@ -244,13 +244,18 @@ TASKS: Dict[str, Type[Any]] = {
 }
 
 
+def kind_of(task: Task) -> str:
+    """Returns the kind of job that a task is of."""
+    return next(kind for kind, task_type in TASKS.items() if task_type is type(task))
+
+
 # -- requests and their answers ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Hello:
     client: str  # name and version, for the log
-    versions: List[int]  # of this protocol that the client speaks
+    versions: List[int]  # versions of the protocol that the client supports
 
 
 @dataclass(frozen=True)
@@ -260,7 +265,7 @@ class Ping:
 
 @dataclass(frozen=True)
 class Bye:
-    """The connection ends; there is no answer."""
+    """Ends the connection; there is no answer."""
 
 
 @dataclass(frozen=True)
@@ -282,8 +287,8 @@ class List_:
 @dataclass(frozen=True)
 class Events:
     job: str
-    after: int = 0  # the last number that the client knows
-    wait: float = 0.0  # seconds that the server may wait for news, at most 30
+    after: int = 0  # number of the last event that the client has
+    wait: float = 0.0  # seconds to wait for an event, at most 30
 
 
 @dataclass(frozen=True)
@@ -308,7 +313,7 @@ class Delete:
 
 @dataclass(frozen=True)
 class Held:
-    """Asks how many bytes of some files the server has."""
+    """Asks how many bytes the server has of each file."""
 
     hashes: List[str]
 
@@ -322,7 +327,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class Download:
-    """Asks for one chunk."""
+    """Requests one chunk."""
 
     hash: str
     offset: int
@@ -330,7 +335,7 @@ class Download:
 
 @dataclass(frozen=True)
 class Verify:
-    """Has the server read a file again, and drop it if it is damaged."""
+    """Has the server check a file's hash, and drop the file if it is damaged."""
 
     hash: str
 
@@ -380,24 +385,24 @@ NAMES = {kind: name for name, kind in REQUESTS.items()}
 
 
 def encode(request: Request, id: str) -> bytes:
-    """The header of a request."""
+    """Returns the header of a request."""
     body = dataclasses.asdict(request)
     return _dump({"reenact": VERSION, "type": NAMES[type(request)], "id": id, "body": body})
 
 
 def encode_answer(id: str, body: Dict[str, Any]) -> bytes:
-    """The header of an answer."""
+    """Returns the header of an answer."""
     return _dump({"reenact": VERSION, "type": "answer", "id": id, "body": body})
 
 
 def encode_error(error: ProtocolError) -> bytes:
-    """The header of a refusal."""
+    """Returns the header of an error."""
     body = {"code": error.code, "message": error.message, "detail": error.detail}
     return _dump({"reenact": VERSION, "type": "error", "id": error.id, "body": body})
 
 
 def decode(header: bytes) -> Tuple[str, Request]:
-    """The id of a request, and the request.
+    """Decodes a request; returns its id and the request.
 
     Raises:
         ProtocolError: `version`, `too_large` or `malformed`.
@@ -415,12 +420,12 @@ def decode(header: bytes) -> Tuple[str, Request]:
 
 
 def decode_answer(header: bytes) -> Tuple[str, Union[Dict[str, Any], ProtocolError]]:
-    """The id of an answer, and its body, or the error that it is.
+    """Decodes an answer; returns its id, and its body or the error that the server answered.
 
-    The id is empty where the server could not read the request's.
+    The id is empty if the server could not read the request's.
 
     Raises:
-        ProtocolError: it is neither.
+        ProtocolError: `version`, `too_large` or `malformed`.
     """
     kind, id, body = _open(header, "server", "plugin")
     if kind == "answer":
@@ -435,7 +440,7 @@ def decode_answer(header: bytes) -> Tuple[str, Union[Dict[str, Any], ProtocolErr
 
 
 def read_task(submit: Submit) -> Task:
-    """The task of a `submit`, checked.
+    """Returns the task of a `submit`, checked.
 
     Raises:
         ProtocolError: `unknown_kind`, `malformed`, or `bad_value`.
@@ -468,7 +473,7 @@ def read_task(submit: Submit) -> Task:
 
 
 def parts(task: Task) -> List[Tuple[str, Union[File, Clip]]]:
-    """The files and clips that a task names, by their fields' names: `plate`, `directions.0`."""
+    """Returns the files and clips of a task, with their fields' names: `plate`, `directions.0`."""
     fields: List[Tuple[str, Any]] = []
     for f in dataclasses.fields(task):
         value = getattr(task, f.name)
@@ -478,7 +483,7 @@ def parts(task: Task) -> List[Tuple[str, Union[File, Clip]]]:
 
 
 def files(task: Task) -> List[File]:
-    """The files that a task names by content, each once."""
+    """Returns the files that a task identifies by content, each once."""
     return list({file.hash: file for file in _named(task)}.values())
 
 
@@ -488,7 +493,7 @@ def _named(task: Task) -> List[File]:
 
 
 def task_key(kind: str, task: Task) -> str:
-    """A hash of what is asked for: two requests with the same one have the same result."""
+    """Returns a hash of a task; tasks with the same hash have the same result."""
     plain = json.dumps([kind, dataclasses.asdict(task)], sort_keys=True)
     return hashlib.blake2b(plain.encode(), digest_size=32).hexdigest()
 
@@ -496,7 +501,7 @@ def task_key(kind: str, task: Task) -> str:
 # -- JSON to dataclasses -------------------------------------------------------------------------
 
 _WRONG = "The server was sent something that it can't read. Update the plugin or the server."
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # no path and no database takes it
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # paths and databases can't hold these
 T = TypeVar("T")
 
 
@@ -505,7 +510,13 @@ def _dump(value: Dict[str, Any]) -> bytes:
 
 
 def _open(header: bytes, theirs: str, ours: str) -> Tuple[str, str, Dict[str, Any]]:
-    """Type, id and body; `theirs` and `ours` are what to update where versions differ."""
+    """Opens a header; returns its type, id and body.
+
+    Args:
+        header: the frame.
+        theirs: what to update if the other side's version is older.
+        ours: what to update if this side's version is older.
+    """
     if len(header) > MAX_HEADER:
         raise ProtocolError(
             "too_large", f"The request is too large: {len(header)} bytes, limit {MAX_HEADER}."
@@ -551,7 +562,12 @@ def _hints(kind: Any) -> Dict[str, Any]:
 
 
 def build(kind: Type[T], value: Any, where: str = "") -> T:
-    """A dataclass of plain JSON values, every field of the type that it declares.
+    """Builds a dataclass from JSON values; checks each field against its declared type.
+
+    Args:
+        kind: the dataclass.
+        value: the JSON value.
+        where: names the value in errors.
 
     Raises:
         ProtocolError: `malformed`.
@@ -561,9 +577,9 @@ def build(kind: Type[T], value: Any, where: str = "") -> T:
     hints = _hints(typing.cast(Any, kind))
     if unknown := set(value) - set(hints):
         raise ProtocolError("malformed", _WRONG, f"{where}: unknown {sorted(unknown)[0][:40]!r}")
-    made = {name: _typed(hints[name], v, f"{where}.{name}") for name, v in value.items()}
+    values = {name: _typed(hints[name], v, f"{where}.{name}") for name, v in value.items()}
     try:
-        return kind(**made)
+        return kind(**values)
     except TypeError as error:
         raise ProtocolError("malformed", _WRONG, f"{where or kind.__name__}: {error}") from None
 
@@ -624,10 +640,10 @@ def _check_clip(clip: Clip, where: str) -> None:
 
 
 def file_hash(path: Any) -> Tuple[str, int]:
-    """Hash and size of a file.
+    """Returns the hash and size of a file.
 
     Raises:
-        OSError: what the file system said.
+        OSError: the file can't be read.
     """
     sha, size = hashlib.blake2b(digest_size=32), 0
     buffer = memoryview(bytearray(CHUNK // 4))  # stays in the processor's cache
@@ -639,10 +655,10 @@ def file_hash(path: Any) -> Tuple[str, int]:
 
 
 def write_all(file: Any, chunk: Any) -> None:
-    """Writes to an unbuffered file, which may take less than it is given.
+    """Writes all of a chunk to an unbuffered file, which may take less than it is given.
 
     Raises:
-        OSError: the rest has no room.
+        OSError: there is no space for the rest.
     """
     rest = memoryview(chunk)
     while len(rest):

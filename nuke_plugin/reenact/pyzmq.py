@@ -1,10 +1,10 @@
-"""ZeroMQ for whichever Python runs this: the only place in the plugin where zmq is looked for.
+"""Imports ZeroMQ for the Python that runs this; the only place in the plugin that does.
 
     from reenact.pyzmq import zmq
 
-A zmq that this Python already has comes first: another tool in the same Nuke may rely on it, and
-there is room for one only. Where there is none, or one that does not load, it is the one that
-install.py laid beside this file for this Python and system. sys.path is left as it was.
+A zmq that this Python already has takes precedence: another tool in the same Nuke may rely on it,
+and only one can be loaded. If there is none, or it does not load, the one is imported that
+install.py placed beside this file for this Python and system. sys.path stays as it was.
 """
 
 import sys
@@ -19,7 +19,7 @@ try:
     import zmq.auth
 except ImportError as error:
     for name in [name for name in sys.modules if name.partition(".")[0] == "zmq"]:
-        del sys.modules[name]  # what had loaded before it failed
+        del sys.modules[name]  # submodules that loaded before it failed
     sys.path.insert(0, str(FOLDER))
     try:
         import zmq.auth

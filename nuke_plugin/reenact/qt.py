@@ -1,4 +1,4 @@
-"""Qt as this Nuke has it: PySide6 from Nuke 16 on, PySide2 before."""
+"""Qt from the binding that this Nuke has: PySide6 from Nuke 16 on, PySide2 before."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""Repairs as an artist lists them, a line each, and the runs that suggest and make them.
+"""Repairs as an artist lists them, one per line, and the runs that suggest and make them.
 
     solve 1004-1008 only mouth steps 40  # The mouth is open wider than the driver's
     interpolate 1020-1024, 1030 ease smooth
@@ -6,7 +6,7 @@
     replace 1050-1052 from 1010-1012
     amount 1060-1070 keys 1060:1:smooth,1070:0
 
-`core/edit/repair.py` says what they do. Nothing of Nuke.
+`core/edit/repair.py` defines what they do. Nothing here knows Nuke.
 """
 
 import dataclasses
@@ -17,124 +17,129 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Mapping, Sequence, Tuple
 
 from reenact import protocol
-from reenact.client import Client, ServerError, safe_name, write_file
-from reenact.runs import Order, Result, between
-from reenact.shots import Change, Sender, ShotRun, have_plate, listing
+from reenact.client import Client
+from reenact.errors import ServerError
+from reenact.files import safe_name, write_file
+from reenact.runs import Result, RunRequest, clip_between
+from reenact.shots import Sender, ShotRequest, ShotRun, existing_frames, send_missing_frames
 from reenact.tracks import quality
 
 UPSTREAM = "upstream"  # the version of a node that repairs nothing
 
 # Fields of a `Frame` that are as in a `Render`.
-DRAWN_ALIKE = ("colour_space", "style", "style_amount", "style_from", "style_to", "sibling")
+RENDER_FIELDS = ("colour_space", "style", "style_amount", "style_from", "style_to", "sibling")
 
-# What a repair may have beside its frames, and what it must have.
-WORDS: Dict[str, Tuple[str, ...]] = {
+# Options of a repair, and the option that it requires.
+OPTIONS: Dict[str, Tuple[str, ...]] = {
     "solve": ("only", "steps"),
     "interpolate": ("ease",),
     "hold": ("from", "blend"),
     "replace": ("from", "blend"),
     "amount": ("keys",),
 }
-NEEDED = {"hold": "from", "replace": "from", "amount": "keys"}
+REQUIRED = {"hold": "from", "replace": "from", "amount": "keys"}
 
 _RANGE = re.compile(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?")
 
 
-class WrongLine(ValueError):
-    """A line that is no repair.
+class RepairLineError(ValueError):
+    """A line that is not a repair.
 
     Args:
-        said: what is wrong, and what to do.
-        line: its number, from 1; 0 where there is only one.
+        message: what is wrong, and what to do.
+        line: the line's number, from 1; 0 where there is only one.
     """
 
-    def __init__(self, said: str, line: int = 0) -> None:
-        super().__init__(f"Line {line}: {said}" if line else said)
+    def __init__(self, message: str, line: int = 0) -> None:
+        super().__init__(f"Line {line}: {message}" if line else message)
 
 
 # -- the list ------------------------------------------------------------------------------------
 
 
 def parse(text: str, numbers: Sequence[int]) -> List[Tuple[int, Dict[str, Any]]]:
-    """The repairs of a list, each with its line's number.
+    """Parses a list of repairs.
 
     Args:
-        text: as above; empty lines and what follows a # are for people.
+        text: as above; empty lines and text after a # are ignored.
         numbers: the frames of the track.
 
+    Returns:
+        The number of each repair's line, and the repair.
+
     Raises:
-        WrongLine: the first one that is no repair of these frames.
+        RepairLineError: for the first line that is not a repair of these frames.
     """
-    listed = []
-    for line, said in enumerate(text.splitlines(), 1):
-        if said.partition("#")[0].strip():
+    entries = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.partition("#")[0].strip():
             try:
-                listed.append((line, _entry(said, frozenset(numbers))))
-            except WrongLine as wrong:
-                raise WrongLine(str(wrong), line) from None
-    return listed
+                entries.append((number, _entry(line, frozenset(numbers))))
+            except RepairLineError as error:
+                raise RepairLineError(str(error), number) from None
+    return entries
 
 
-def _entry(said: str, numbers: "frozenset[int]") -> Dict[str, Any]:
-    plain, _, reason = said.partition("#")
+def _entry(line: str, numbers: "frozenset[int]") -> Dict[str, Any]:
+    plain, _, reason = line.partition("#")
     do, *words = plain.split()
-    if do not in WORDS:
-        raise WrongLine(f"{do} is no repair. Begin with one of {', '.join(WORDS)}.")
+    if do not in OPTIONS:
+        raise RepairLineError(f"{do} is no repair. Begin with one of {', '.join(OPTIONS)}.")
     parts: Dict[str, List[str]] = {"frames": []}
     name = "frames"
     for word in words:
-        if any(word in others for others in WORDS.values()):
-            if word not in WORDS[do] or word in parts:
-                raise WrongLine(f"{do} takes {' and '.join(WORDS[do])}, each once.")
+        if any(word in options for options in OPTIONS.values()):
+            if word not in OPTIONS[do] or word in parts:
+                raise RepairLineError(f"{do} takes {' and '.join(OPTIONS[do])}, each once.")
             name = word
             parts[name] = []
         else:
             parts[name].append(word)
     if do == "amount" and not parts["frames"]:
-        del parts["frames"]  # all of them
-    if do in NEEDED and NEEDED[do] not in parts:
-        raise WrongLine(f"{do} needs {NEEDED[do]}.")
+        del parts["frames"]  # it means all of them
+    if do in REQUIRED and REQUIRED[do] not in parts:
+        raise RepairLineError(f"{do} needs {REQUIRED[do]}.")
     entry: Dict[str, Any] = {"do": do}
-    for name, given in parts.items():
-        value = " ".join(given)
+    for name, words in parts.items():
+        value = " ".join(words)
         if name in ("frames", "from"):
-            absent = [n for span in ranges(value) for n in span if n not in numbers]
+            absent = [n for span in parse_ranges(value) for n in span if n not in numbers]
             if absent:
-                there = as_ranges(numbers)
-                raise WrongLine(f"frame {absent[0]} is not in the shot above, {there}.")
+                existing = format_ranges(numbers)
+                raise RepairLineError(f"frame {absent[0]} is not in the shot above, {existing}.")
         if name in ("steps", "blend") and not value.isdecimal():
-            raise WrongLine(f"{name} must be a whole number, not {value or 'nothing'}.")
+            raise RepairLineError(f"{name} must be a whole number, not {value or 'nothing'}.")
         entry[name] = int(value) if name in ("steps", "blend") else value
     return {**entry, "reason": reason.strip()} if reason.strip() else entry
 
 
-def as_line(entry: Mapping[str, Any]) -> str:
-    """What `parse` reads the same repair from."""
+def format_entry(entry: Mapping[str, Any]) -> str:
+    """Returns the line that `parse` reads a repair from."""
     words = [entry["do"], *([entry["frames"]] if "frames" in entry else [])]
-    for name in WORDS[entry["do"]]:
+    for name in OPTIONS[entry["do"]]:
         words += [name, str(entry[name])] if name in entry else []
     reason = entry.get("reason")
     return " ".join(words) + (f"  # {reason}" if reason else "")
 
 
-def ranges(text: str) -> List[Tuple[int, int]]:
-    """First and last frames of text like "1020-1035, 1040".
+def parse_ranges(text: str) -> List[Tuple[int, int]]:
+    """Returns first and last frames of text like "1020-1035, 1040".
 
     Raises:
-        WrongLine: it is something else.
+        RepairLineError: the text is something else.
     """
     spans = []
     for part in text.split(","):
         found = _RANGE.fullmatch(part)
         if not found or int(found[2] or found[1]) < int(found[1]):
-            said = f'"{text}" are no frames' if text else "there are no frames"
-            raise WrongLine(f"{said}. Write them as in 1020-1035, 1040.")
+            problem = f'"{text}" is not a list of frames' if text else "the frames are missing"
+            raise RepairLineError(f"{problem}. Write them as in 1020-1035, 1040.")
         spans.append((int(found[1]), int(found[2] or found[1])))
     return spans
 
 
-def as_ranges(numbers: Iterable[int]) -> str:
-    """What `ranges` reads the same frames from."""
+def format_ranges(numbers: Iterable[int]) -> str:
+    """Returns text that `parse_ranges` reads the same frames from."""
     spans: List[List[int]] = []
     for number in sorted(numbers):
         if spans and number == spans[-1][-1] + 1:
@@ -144,15 +149,21 @@ def as_ranges(numbers: Iterable[int]) -> str:
     return ", ".join("-".join(map(str, span)) for span in spans)
 
 
-def bad_frames(listed: Iterable[Mapping[str, Any]], marked: str) -> List[int]:
-    """Frames to look at: those that are marked, and of repairs that have none of them the first.
+def bad_frames(entries: Iterable[Mapping[str, Any]], marked: str) -> List[int]:
+    """Returns the frames to look at, increasing: marked ones, and the first frame of each range of
+    a repair that contains no marked one.
+
+    Args:
+        entries: the repairs.
+        marked: ranges of frames; may be empty.
 
     Raises:
-        WrongLine: marked are no frames.
+        RepairLineError: `marked` is not a list of frames.
     """
-    bad = {n for first, last in (ranges(marked) if marked else ()) for n in range(first, last + 1)}
-    for entry in listed:
-        for first, last in ranges(entry["frames"]) if "frames" in entry else ():
+    spans = parse_ranges(marked) if marked else ()
+    bad = {n for first, last in spans for n in range(first, last + 1)}
+    for entry in entries:
+        for first, last in parse_ranges(entry["frames"]) if "frames" in entry else ():
             if bad.isdisjoint(range(first, last + 1)):
                 bad.add(first)
     return sorted(bad)
@@ -162,7 +173,7 @@ def bad_frames(listed: Iterable[Mapping[str, Any]], marked: str) -> List[int]:
 
 
 def versions(folder: Path, id: str) -> List[str]:
-    """What a node can show: nothing repaired, and the versions that it has made, oldest first."""
+    """Returns what a node can show: `upstream`, and the versions that it has made, oldest first."""
     marks = [
         mark for mark in folder.glob(f"*/.node-{id}") if (mark.parent / "track.latents").exists()
     ]
@@ -170,34 +181,36 @@ def versions(folder: Path, id: str) -> List[str]:
     return [UPSTREAM, *(mark.parent.name for mark in marks)]
 
 
-def of_version(folder: Path) -> Result:
-    """What a node shows of a version.
+def version_result(folder: Path) -> Result:
+    """Returns what a node shows of a version.
 
     Raises:
-        OSError, ValueError, KeyError: it is gone or damaged.
-        ServerError: it has no frames.
+        OSError, ValueError, KeyError: the version is gone or damaged.
+        ServerError: the version has no frames.
     """
-    plain, track = json.loads((folder / "run.json").read_text()), folder / "track.latents"
+    content, track = json.loads((folder / "run.json").read_text()), folder / "track.latents"
     reads = {}
-    for read, place, suffix in (("Result", folder, ""), ("Crops", folder / "crops", "_crop")):
-        if place.is_dir():
-            pattern = (place / f"{folder.name}{suffix}.####.exr").as_posix()
-            there = listing(pattern)
-            reads[read] = (pattern, there[0], there[-1])
-    return Result(_knobs(track, plain), quality(track), reads)
+    for read, frames, suffix in (("Result", folder, ""), ("Crops", folder / "crops", "_crop")):
+        if frames.is_dir():
+            pattern = (frames / f"{folder.name}{suffix}.####.exr").as_posix()
+            existing = existing_frames(pattern)
+            reads[read] = (pattern, existing[0], existing[-1])
+    return Result(_track_knobs(track, content), quality(track), reads)
 
 
-def _knobs(track: Path, plain: Mapping[str, Any]) -> Dict[str, Any]:
-    return {"track": track.as_posix(), "character": plain["character"]}
+def _track_knobs(track: Path, content: Mapping[str, Any]) -> Dict[str, Any]:
+    return {"track": track.as_posix(), "character": content["character"]}
 
 
 # -- runs ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Repairs(Change):
-    """What a ReenactRepair wants: `kind` is `qc`, `repair`, or `repaired_frame` for a look at one
-    frame, which has the whole list done by the very job that `repair` finds done then.
+class RepairRequest(ShotRequest):
+    """What a ReenactRepair asks for.
+
+    `kind` is `qc`, `repair`, or `repaired_frame` for a preview of one frame: that repairs the whole
+    list in a job which a later `repair` finds done.
 
     Attributes:
         lines: number of each repair's line.
@@ -207,97 +220,95 @@ class Repairs(Change):
 
 
 class RepairRun(ShotRun):
-    """As `Run`, for `Repairs`."""
+    """Carries out a `RepairRequest`; otherwise as `Run`."""
 
-    def _begin(self, client: Client, order: Order) -> None:
-        assert isinstance(order, Repairs)
-        assert order.shot is not None
-        above, send = order.shot, Sender(client, self._sending)
-        if order.kind == "qc":
+    def _begin(self, client: Client, request: RunRequest) -> None:
+        assert isinstance(request, RepairRequest)
+        above, send = request.shot_above, Sender(client, self._on_sent)
+        if request.kind == "qc":
             track, character = send(above.track), send(above.character)
-            have_plate(client, above.plate, above.source)
-            plate = between(above.plate, order.first, order.last)
+            send_missing_frames(client, above.plate, above.source)
+            plate = clip_between(above.plate, request.first, request.last)
             name = Path(above.track).parent.name
-            self._submit(
-                client, order, protocol.Qc(track, character, plate, name=name, **order.settings)
-            )
+            task = protocol.Qc(track, character, plate, name=name, **request.settings)
+            self._submit(client, request, task)
             return
-        render, more = self._drawing(client, order, send)
-        task = protocol.Repair(render.track, **order.settings)
+        render, more = self._render_task(client, request, send)
+        repair = protocol.Repair(render.track, **request.settings)
         solved = [
             number
-            for entry in task.repairs
+            for entry in repair.repairs
             if entry["do"] == "solve"
-            for span in ranges(entry["frames"])
+            for span in parse_ranges(entry["frames"])
             for number in span
         ]
         if solved:
-            plate = between(above.plate, min(solved), max(solved))
-            task = dataclasses.replace(task, plate=plate, character=render.character)
+            plate = clip_between(above.plate, min(solved), max(solved))
+            repair = dataclasses.replace(repair, plate=plate, character=render.character)
         version = self._submit(
             client,
-            order,
-            task,
-            self._key(order, render),
-            lines=order.lines,
+            request,
+            repair,
+            self._key(request, render),
+            lines=request.lines,
             render=dataclasses.asdict(render),
             **more,
         )
         mark = version / f".node-{self.id}"
-        if order.kind == "repair" and not mark.exists():
+        if request.kind == "repair" and not mark.exists():
             write_file(mark, b"")
 
-    def _go_on(self, client: Client) -> None:
+    def _continue(self, client: Client) -> None:
         version = Path(self.folder)
-        plain, task = self._asked()
+        content, task = self._read_version()
         if isinstance(task, protocol.Qc):
             self._qc(client, version, task)
             return
         try:
             track = self._track(client, task, version / "track.latents")
-        except ServerError as error:  # the server counts repairs, the artist lines
-            said = re.sub(r"^Repair (\d+)", _line(plain["lines"]), str(error))
-            raise ServerError(error.code, said, error.detail) from None
+        except ServerError as error:  # the server counts repairs, the artist counts lines
+            message = re.sub(r"^Repair (\d+)", _line_name(content["lines"]), str(error))
+            raise ServerError(error.code, message, error.detail) from None
         if track is None:
             return
-        if plain["kind"] == "repaired_frame":  # the track stays that of the version that is shown
-            render = protocol.build(protocol.Render, plain["render"])
+        if content["kind"] == "repaired_frame":  # the node keeps the track of the shown version
+            render = protocol.build(protocol.Render, content["render"])
             frame = protocol.Frame(
                 track,
                 render.character,
-                plain["first"],
+                content["first"],
                 render.plate,
                 version.name,
-                **{name: getattr(render, name) for name in DRAWN_ALIKE},
+                **{name: getattr(render, name) for name in RENDER_FIELDS},
             )
             self._frames(client, version, frame, "Preview", "")
         else:
             path = version / "track.latents"
-            knobs = {**_knobs(path, plain), "version": version.name}
+            knobs = {**_track_knobs(path, content), "version": version.name}
             choices = {"version": versions(version.parent, self.id)}
-            self._draw(client, plain, track, Result(knobs, quality(path), choices=choices))
+            self._render(client, content, track, Result(knobs, quality(path), choices=choices))
 
     def _qc(self, client: Client, version: Path, task: protocol.Qc) -> None:
-        def place(event: Dict[str, Any]) -> Path:
+        def destination(event: Dict[str, Any]) -> Path:
             return version / safe_name(event["name"], "qc")
 
-        if not self._follow(client, task, place):
+        if not self._follow(client, task, destination):
             return
-        found = json.loads((version / "qc.json").read_text())
+        report = json.loads((version / "qc.json").read_text())
         curves = {
-            name: {n: v for n, v in zip(found["frames"], values) if v is not None}
-            for name, values in found["measures"].items()
+            name: {n: v for n, v in zip(report["frames"], values) if v is not None}
+            for name, values in report["measures"].items()
         }
-        marked = {mark["frame"] for mark in found["marks"]}
-        worst = "".join(f", {number} the most" for number in found["summary"]["worst"])
-        text = f"{len(marked) or 'None'} of {len(found['frames'])} frames stand out{worst}."
+        marked = {mark["frame"] for mark in report["marks"]}
+        worst = "".join(f", {number} the most" for number in report["summary"]["worst"])
+        text = f"{len(marked) or 'None'} of {len(report['frames'])} frames stand out{worst}."
         knobs = {
-            "marked": as_ranges(marked),
+            "marked": format_ranges(marked),
             "report": (version / "report.html").as_posix(),
-            "suggested": "\n".join(map(as_line, found["repairs"])),
+            "suggested": "\n".join(map(format_entry, report["repairs"])),
         }
-        self._say("done", text, result=Result(knobs, curves))
+        self._update("done", text, result=Result(knobs, curves))
 
 
-def _line(lines: Sequence[int]) -> "Callable[[re.Match[str]], str]":
+def _line_name(lines: Sequence[int]) -> "Callable[[re.Match[str]], str]":
     return lambda found: f"Line {lines[int(found[1]) - 1]}"

@@ -1,10 +1,9 @@
-"""What nodes do with the shot above them: edits and styles, of a range and of one frame at once.
+"""What nodes do with the shot above them: edits and styles of a range.
 
-Nothing of Nuke. A version that holds a shot says in its `run.json` what it was made with; whoever
-goes on with the shot finds there the plate, where its files lay, and the style it is drawn in.
+Nothing here knows Nuke. A version folder that holds a shot says in its `run.json` how it was made:
+a node below finds there the plate, where its files were, and the style of the shot.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -13,34 +12,36 @@ import shutil
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Event, Lock, Thread
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from reenact import protocol, runs
-from reenact.client import Client, ServerError
-from reenact.protocol import FINISHED, STILLS, Clip, File
-from reenact.runs import HELLO_SECONDS, News, Order, Result, Run, Source, between, progress_text
+from reenact import protocol
+from reenact.client import Client
+from reenact.errors import ServerError
+from reenact.protocol import STILLS, Clip, File
+from reenact.runs import (
+    Result,
+    Run,
+    RunRequest,
+    Source,
+    clip_between,
+    progress_text,
+)
 from reenact.tracks import numbers, quality
-
-LIVE_KEPT = 50  # frames drawn live that stay in a node's folder
-EVENT_SECONDS = 0.2  # after which a frame that was overtaken is given up
-NEAR = 1e-5  # how far keyframes may be from the curve that they stand for
-KEYS = 150  # for which there is room in one text, whatever their numbers
+from reenact.transfers import Progress
 
 
 @dataclass(frozen=True)
 class Shot:
-    """A shot that a node hands on.
+    """A shot that a node hands on to those below.
 
     Attributes:
         track, character: files.
-        plate: the clip that it was solved on, as the server knows it.
-        source: where the plate's files lie here.
+        plate: the clip that the shot was solved on, as the server knows it.
+        source: where the plate's files are on this machine.
         first, last: the frames that were delivered.
         numbers: the frames of the track.
-        look: fields of a `protocol.Render` that say in which style it is drawn; the style by its
-            path.
+        style_fields: the fields of a `protocol.Render` about the shot's style, with the style's
+            path as `style`; empty without a style.
     """
 
     track: str
@@ -50,124 +51,97 @@ class Shot:
     first: int
     last: int
     numbers: List[int]
-    look: Dict[str, Any]
+    style_fields: Dict[str, Any]
 
     @property
     def directions(self) -> str:
-        """Where the directions of its character lie, once they were found."""
+        """The file of the character's directions, which exists once they were fitted."""
         return Path(self.character).with_suffix(".directions").as_posix()
 
 
 @dataclass(frozen=True)
-class Change(Order):
-    """What a node wants of the shot above it: `kind` is `edit` or `style`, or `stylize` for a style
-    that is to be made.
+class ShotRequest(RunRequest):
+    """What a node asks for of the shot above it: `kind` is `edit`, `style`, or `stylize` for a new
+    style.
 
     Attributes:
         shot: the shot.
-        directions: files of an edit; the character's own are found if there are none yet.
-        look: as in `Shot`: that of the result.
-        pictures: examples of a style: a still, a movie, or a folder of stills.
+        directions: files of an edit; the character's own file is made if it doesn't exist.
+        style_fields: as in `Shot`, of the result.
+        pictures: examples for a new style: a still, a movie, or a folder of stills.
     """
 
     shot: Optional[Shot] = None
     directions: List[str] = field(default_factory=list)
-    look: Dict[str, Any] = field(default_factory=dict)
+    style_fields: Dict[str, Any] = field(default_factory=dict)
     pictures: str = ""
 
+    @property
+    def shot_above(self) -> Shot:
+        """The shot, which every request of a node has."""
+        assert self.shot is not None
+        return self.shot
 
-def shot(track: str, character: str) -> Shot:
-    """The shot whose track lies in a version.
+
+def read_shot(track: str, character: str) -> Shot:
+    """Reads the shot whose track is in a version folder.
 
     Raises:
-        OSError, ValueError, KeyError: it is gone or damaged.
+        OSError, ValueError, KeyError, TypeError: the version is gone or damaged.
     """
-    plain = json.loads((Path(track).parent / "run.json").read_text())
-    plate = plain["plate"] if "plate" in plain else plain["task"]["plate"]
+    content = json.loads((Path(track).parent / "run.json").read_text())
+    plate = content["plate"] if "plate" in content else content["task"]["plate"]
     return Shot(
         track,
         character,
         protocol.build(Clip, plate),
-        Source(**plain["source"]),
-        int(plain["first"]),
-        int(plain["last"]),
+        Source(**content["source"]),
+        int(content["first"]),
+        int(content["last"]),
         numbers(track),
-        plain.get("look", {}),
+        content.get("look", {}),
     )
-
-
-def keyframes(frames: Sequence[int], values: Sequence[float], near: float = NEAR) -> List[str]:
-    """Keyframes, as the protocol has them, of values at frames: texts whose values add up to them,
-    one if there is room for all keys.
-
-    Args:
-        frames: increasing.
-        values: one each.
-        near: how far from them the keys' straight lines may go.
-    """
-    corners = _corners(frames, values, near)
-    if len({values[i] for i in corners}) == 1:
-        return [f"{values[0]:.6g}"]
-    texts, first = [], 0
-    for start in range(0, len(corners), KEYS):
-        part = corners[start : start + KEYS]
-        keys = {frames[i]: values[i] for i in (first, *part)}
-        if start:
-            keys[frames[first] - 1] = 0.0
-        if start + KEYS < len(corners):
-            keys[frames[part[-1]] + 1] = 0.0
-        texts.append(",".join(f"{number}:{keys[number]:.6g}" for number in sorted(keys)))
-        first = part[-1] + 1
-    return texts
-
-
-def _corners(frames: Sequence[int], values: Sequence[float], near: float) -> List[int]:
-    """Indices of values between which straight lines come near to all of them."""
-    kept, low, high = [0], float("-inf"), float("inf")
-    for i in range(1, len(frames)):
-        base = kept[-1]
-        run, rise = frames[i] - frames[base], values[i] - values[base]
-        if not low <= rise / run <= high:
-            base = i - 1
-            kept.append(base)
-            run, rise = frames[i] - frames[base], values[i] - values[base]
-            low, high = float("-inf"), float("inf")
-        low, high = max(low, (rise - near) / run), min(high, (rise + near) / run)
-    return kept + [len(frames) - 1] * (len(frames) > 1)
 
 
 # -- files ---------------------------------------------------------------------------------------
 
 
 class Sender:
-    """Sends files that were not sent yet, by their dates: for frames that follow one another."""
+    """Sends files, each once: remembers by name, time and size which files were sent.
 
-    def __init__(self, client: Client, told: Callable[[int, int], None]) -> None:
-        self.client, self._told = client, told
+    Args:
+        client: a client of this thread.
+        progress: as for `Client.send`.
+    """
+
+    def __init__(self, client: Client, progress: Optional[Progress] = None) -> None:
+        self._client, self._progress = client, progress
         self._sent: Dict[Tuple[str, int, int], File] = {}
 
     def __call__(self, path: str) -> File:
-        """
+        """Sends a file unless it was sent before.
+
         Raises:
-            OSError: there is no such file.
+            OSError: the file can't be read.
+            ServerError: as `Client.send`.
         """
-        facts = os.stat(path)
-        key = path, facts.st_mtime_ns, facts.st_size
+        status = os.stat(path)
+        key = path, status.st_mtime_ns, status.st_size
         if key not in self._sent:
-            (self._sent[key],) = self.client.send([path], self._told)
+            (self._sent[key],) = self._client.send([path], self._progress)
         return self._sent[key]
 
     def forget(self) -> None:
-        """The server has lost files."""
+        """Forgets what was sent, because the server has lost files."""
         self._sent.clear()
 
 
-def have_plate(client: Client, plate: Clip, source: Source) -> None:
-    """Sends those frames of a plate that the server does not have any more.
+def send_missing_frames(client: Client, plate: Clip, source: Source) -> None:
+    """Sends the frames of a plate that the server doesn't have any more.
 
     Raises:
-        ServerError: `changed`, they are others now.
-        OSError: they are not there any more.
+        ServerError: `changed`, the files have other content now.
+        OSError: the files are gone.
     """
     held = client.ask(protocol.Held([file.hash for file in plate.files]))["bytes"]
     lost = [i for i, file in enumerate(plate.files) if held[i] < file.size]
@@ -180,156 +154,166 @@ def have_plate(client: Client, plate: Clip, source: Source) -> None:
         raise ServerError("changed", text, files[0])
 
 
-def directions(
+def send_directions(
     client: Client,
-    order: Change,
+    request: ShotRequest,
     character: File,
     send: Callable[[str], File],
-    told: Callable[[str], None],
+    on_status: Callable[[str], None],
 ) -> List[File]:
-    """The files that an edit takes; those of its character are found where there are none yet.
+    """Sends the directions of an edit; fits the character's own where they don't exist.
+
+    Args:
+        client: a client of this thread.
+        request: the edit.
+        character: of the shot.
+        send: sends a file.
+        on_status: called with a text for the artist while directions are fitted.
 
     Raises:
-        ServerError: `job`, they could not be.
+        ServerError: `job`, fitting failed; or as `Client.send`.
     """
-    assert order.shot is not None
-    own = order.shot.directions
-    if own in order.directions and not os.path.exists(own):
-        told("Finding what this character can be moved along, once for all.")
+    own = request.shot_above.directions
+    if own in request.directions and not os.path.exists(own):
+        on_status("Finding what this character can be moved along; this is done once.")
         job = client.submit(protocol.FitDirections(character))
         for event in client.follow(job):
             if event["type"] == "file" and event["name"] == "directions":
                 client.fetch(File(event["hash"], event["size"]), own)
             elif event["type"] == "progress":
                 text = progress_text(event, float(event["time"]), (0.0, 0.0))
-                told(f"Finding directions, {text[:1].lower()}{text[1:]}")
-        _check(client, job)
-    return [send(path) for path in order.directions]
+                on_status(f"Finding directions, {text[:1].lower()}{text[1:]}")
+        check_done(client, job)
+    return [send(path) for path in request.directions]
 
 
-def _check(client: Client, job: str) -> None:
+def check_done(client: Client, job: str) -> None:
+    """Raises unless a job has succeeded.
+
+    Raises:
+        ServerError: `job`.
+    """
     status = client.status(job)
     if status["state"] != "done":
         raise ServerError("job", status["reason"] or f"The server's job was {status['state']}.")
 
 
-def _looked(look: Dict[str, Any], send: Callable[[str], File]) -> Dict[str, Any]:
-    """The fields of a task for a look."""
-    return {**look, "style": send(look["style"])} if look else {}
+def send_style(style_fields: Dict[str, Any], send: Callable[[str], File]) -> Dict[str, Any]:
+    """Returns style fields with the style sent, as a task takes them."""
+    return {**style_fields, "style": send(style_fields["style"])} if style_fields else {}
 
 
-def examples(client: Client, path: str, told: Callable[[int, int], None]) -> Clip:
+def send_examples(client: Client, path: str, progress: Optional[Progress] = None) -> Clip:
     """Sends example pictures: a still, a movie, or the stills in a folder.
 
     Raises:
-        ServerError: `no_frames`, there are none, or of several kinds.
-        OSError: what the file system said.
+        ServerError: `no_frames`, the folder holds no pictures, or pictures of several kinds.
+        OSError: a file can't be read.
     """
     folder = Path(path)
     if not folder.is_dir():
-        return client.send_clip(path, progress=told)
+        return client.send_clip(path, progress=progress)
     stills = sorted(p for p in folder.iterdir() if p.suffix.lower() in STILLS)
     kinds = sorted({still.suffix.lower() for still in stills})
     if len(kinds) != 1:
         found = f"pictures of several kinds, {', '.join(kinds)}" if kinds else "no pictures"
-        raise ServerError("no_frames", f"There are {found} in {path}. Put those of one kind there.")
+        raise ServerError("no_frames", f"There are {found} in {path}. Use pictures of one kind.")
     numbered = list(range(1, len(stills) + 1))
-    return Clip(kinds[0], numbered, client.send(stills, told), name=folder.name)
+    return Clip(kinds[0], numbered, client.send(stills, progress), name=folder.name)
 
 
-def listing(pattern: str) -> List[int]:
-    """The frames that there are of a pattern, `a.##.exr` or `a.%02d.exr`; none for one file.
+def existing_frames(pattern: str) -> List[int]:
+    """Returns the frames that exist of a pattern, `a.##.exr` or `a.%02d.exr`; none for one file.
 
     Raises:
-        ServerError: `no_frames`, there is none.
+        ServerError: `no_frames`, no frame exists.
     """
     path = Path(pattern)
     found = re.search(r"#+|%0?\d*d", path.name)
     if not found:
         return []
-    wanted = re.compile(
+    expected = re.compile(
         re.escape(path.name[: found.start()]) + r"(\d+)" + re.escape(path.name[found.end() :])
     )
-    listed = [wanted.fullmatch(p.name) for p in path.parent.iterdir()]
-    numbers = sorted({int(match[1]) for match in listed if match})
+    matches = [expected.fullmatch(p.name) for p in path.parent.iterdir()]
+    numbers = sorted({int(match[1]) for match in matches if match})
     if not numbers:
         raise ServerError("no_frames", f"There is no picture {pattern}.")
     return numbers
 
 
-# -- of a range ----------------------------------------------------------------------------------
+# -- a range -------------------------------------------------------------------------------------
 
 
 class ShotRun(Run):
-    """As `Run`, for a `Change`."""
+    """Carries out a `ShotRequest`; otherwise as `Run`."""
 
-    def _begin(self, client: Client, order: Order) -> None:
-        assert isinstance(order, Change)
-        assert order.shot is not None
-        above, send = order.shot, Sender(client, self._sending)
-        if order.kind == "stylize":
+    def _begin(self, client: Client, request: RunRequest) -> None:
+        assert isinstance(request, ShotRequest)
+        above, send = request.shot_above, Sender(client, self._on_sent)
+        if request.kind == "stylize":
             pictures = None
-            if order.pictures:
-                pictures = examples(client, order.pictures, self._sending)
-            task = protocol.Stylize(send(above.character), pictures=pictures, **order.settings)
-            self._submit(client, order, task)
+            if request.pictures:
+                pictures = send_examples(client, request.pictures, self._on_sent)
+            task = protocol.Stylize(send(above.character), pictures=pictures, **request.settings)
+            self._submit(client, request, task)
             return
-        render, more = self._drawing(client, order, send)
-        if order.kind == "style":
-            copied = self._submit(client, order, render, **more) / "track.latents"
-            if not copied.exists():  # the version is whole, whatever happens to the one above
-                temporary = copied.with_name(f".{uuid.uuid4().hex[:8]}")
+        render, more = self._render_task(client, request, send)
+        if request.kind == "style":
+            track = self._submit(client, request, render, **more) / "track.latents"
+            if not track.exists():  # the version stays complete if the one above is deleted
+                temporary = track.with_name(f".{uuid.uuid4().hex[:8]}")
                 shutil.copyfile(above.track, temporary)
-                os.replace(temporary, copied)
+                os.replace(temporary, track)
         else:
-            files = directions(client, order, render.character, send, self._finding)
-            edit = protocol.Edit(render.track, render.character, files, **order.settings)
+            files = send_directions(client, request, render.character, send, self._on_status)
+            edit = protocol.Edit(render.track, render.character, files, **request.settings)
             self._submit(
                 client,
-                order,
+                request,
                 edit,
-                self._key(order, render),
+                self._key(request, render),
                 render=dataclasses.asdict(render),
                 **more,
             )
 
-    def _drawing(
-        self, client: Client, order: Change, send: Sender
+    def _render_task(
+        self, client: Client, request: ShotRequest, send: Sender
     ) -> Tuple[protocol.Render, Dict[str, Any]]:
-        """How the shot is drawn, its files being sent; and what the version says of it."""
-        assert order.shot is not None
-        above = order.shot
+        """Sends the shot's files.
+
+        Returns:
+            The task that renders the shot, and what `run.json` says of it.
+        """
+        above = request.shot_above
         track, character = send(above.track), send(above.character)
-        have_plate(client, above.plate, above.source)
-        name = Path(above.track).parent.name
-        plate = between(above.plate, order.first, order.last)
+        send_missing_frames(client, above.plate, above.source)
         render = protocol.Render(
             track,
             character,
-            plate,
-            name=name,
+            clip_between(above.plate, request.first, request.last),
+            name=Path(above.track).parent.name,
             colour_space=above.source.working or None,
-            **_looked(order.look, send),
+            **send_style(request.style_fields, send),
         )
         return render, {
             "plate": dataclasses.asdict(above.plate),
-            "look": order.look,
+            "look": request.style_fields,
             "source": dataclasses.asdict(above.source),
             "character": above.character,
         }
 
-    def _key(self, order: Change, render: protocol.Render) -> str:
-        """Sets versions apart whose tracks are the same and that are drawn in other styles."""
-        return f" {protocol.task_key('', render)}" if order.look else ""
+    def _key(self, request: ShotRequest, render: protocol.Render) -> str:
+        """Returns a key that separates versions of the same track in different styles."""
+        return f" {protocol.task_key('', render)}" if request.style_fields else ""
 
-    def _finding(self, text: str) -> None:
-        if self._cancelled.is_set() or self._left.is_set():
-            raise runs.Stopped
-        self._say("running", text)
+    def _on_status(self, text: str) -> None:
+        self._check_stopped()
+        self._update("running", text)
 
-    def _go_on(self, client: Client) -> None:
+    def _continue(self, client: Client) -> None:
         version = Path(self.folder)
-        plain, task = self._asked()
+        content, task = self._read_version()
         if isinstance(task, protocol.Stylize):
             self._stylize(client, version, task)
             return
@@ -339,227 +323,39 @@ class ShotRun(Run):
             track = self._track(client, task, path)
             if track is None:
                 return
-        knobs = {"track": path.as_posix(), "character": plain["character"]}
-        self._say("running", "Drawing.", result=Result(knobs, quality(path)))
-        self._draw(client, plain, track)
+        knobs = {"track": path.as_posix(), "character": content["character"]}
+        self._update("running", "Rendering.", result=Result(knobs, quality(path)))
+        self._render(client, content, track)
 
-    def _draw(
+    def _render(
         self,
         client: Client,
-        plain: Dict[str, Any],
+        content: Dict[str, Any],
         track: Optional[File],
-        shown: Optional[Result] = None,
+        more: Optional[Result] = None,
     ) -> None:
-        """Draws a version; its own track, if it has made one.
+        """Renders a version.
 
         Args:
-            client: used by this thread.
-            plain: what the version says.
-            track: that was made.
-            shown: what changes on the node once frames are there.
+            client: a client of this thread.
+            content: of the version's `run.json`.
+            track: the version's own track, if it has made one.
+            more: what else changes on the node once there are frames.
         """
         version = Path(self.folder)
-        render = protocol.build(protocol.Render, plain["task" if track is None else "render"])
+        render = protocol.build(protocol.Render, content["task" if track is None else "render"])
         if track is not None:
             render = dataclasses.replace(render, track=track, name=version.name)
-        if self._frames(client, version, render, "Result", "", shown) and plain["crops"]:
+        if self._frames(client, version, render, "Result", "", more) and content["crops"]:
             crops = dataclasses.replace(render, plate=None)
             self._frames(client, version / "crops", crops, "Crops", "_crop")
 
     def _stylize(self, client: Client, version: Path, task: protocol.Stylize) -> None:
         style = version / f"{version.name}.style"
 
-        def place(event: Dict[str, Any]) -> Path:
+        def destination(event: Dict[str, Any]) -> Path:
             return style if event["name"] == "style" else version / "preview.png"
 
-        if self._follow(client, task, place):
+        if self._follow(client, task, destination):
             result = Result({"style": style.as_posix()})
-            self._say("done", f"{style.name} is ready.", result=result)
-
-
-# -- of one frame --------------------------------------------------------------------------------
-
-
-class Live(Thread):
-    """Draws single frames for nodes: the newest that each one wants. What it overtakes is given up,
-    here and on the server, and is not told any more."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True, name="reenact live")
-        self._lock, self._awake, self._ended = Lock(), Event(), Event()
-        self._count = 0
-        self._newest: Dict[str, int] = {}  # wish by node
-        self._waiting: Dict[str, Change] = {}
-        self._told: "SimpleQueue[Tuple[int, News]]" = SimpleQueue()
-        self._at_work = False
-        self._jobs: List[str] = []  # on the server, to be deleted
-
-    def want(self, id: str, change: Change) -> None:
-        """Wishes for a frame, the change's first, from the main thread. Returns at once."""
-        with self._lock:
-            self._count += 1
-            self._newest[id] = self._count
-            self._waiting[id] = change
-        self._awake.set()
-
-    def drop(self, id: str) -> None:
-        """A node does not wait for its frame any more."""
-        with self._lock:
-            self._count += 1
-            self._newest[id] = self._count
-            self._waiting.pop(id, None)
-
-    def drain(self) -> List[News]:
-        """What has come since, of wishes that nothing has overtaken. Never waits."""
-        news: List[News] = []
-        while True:
-            try:
-                number, one = self._told.get_nowait()
-            except Empty:
-                return news
-            if self._newest.get(one.id) == number:
-                news.append(one)
-
-    def busy(self) -> bool:
-        """Whether something is wanted, or there is news."""
-        return self._at_work or bool(self._waiting) or not self._told.empty()
-
-    def close(self) -> None:
-        """Ends it at its next step. Returns at once."""
-        self._ended.set()
-        self._awake.set()
-
-    def run(self) -> None:
-        """Draws, until it is closed."""
-        with Client("nuke", HELLO_SECONDS) as client:
-            send = Sender(client, lambda done, total: None)
-            while not self._ended.is_set():
-                self._awake.wait(1.0 if self._jobs else None)
-                with self._lock:
-                    self._awake.clear()
-                    id, change = self._waiting.popitem() if self._waiting else ("", None)
-                    number, self._at_work = self._newest.get(id, 0), change is not None
-                if change is not None:
-                    news = self._drawn(client, send, id, number, change)
-                    if news is not None:
-                        self._told.put((number, news))
-                    self._at_work = False
-                    self._awake.set()  # there may be more
-                self._forget(client)
-
-    def _drawn(
-        self, client: Client, send: Sender, id: str, number: int, change: Change
-    ) -> Optional[News]:
-        def say(text: str) -> None:
-            self._told.put((self._newest[id], News(id, "", text)))
-
-        def overtaken() -> bool:
-            return self._ended.is_set() or self._newest[id] != number
-
-        try:
-            for again in (False, True):
-                try:
-                    return draw(client, send, id, change, say, overtaken, self._jobs)
-                except ServerError as error:
-                    if error.code != "missing" or again:
-                        raise
-                    send.forget()
-        except ServerError as error:
-            step = "start" if error.code == "no_server" else "preview"
-            return News(id, "failed", str(error), step)
-        except OSError as error:
-            where = error.filename or "A file"
-            return News(id, "failed", f"{where}: {error.strerror or error}.", "preview")
-        return None
-
-    def _forget(self, client: Client) -> None:
-        """Has the server forget frames that are done with; one that still runs, later."""
-        for job in list(self._jobs):
-            try:
-                client.delete(job)
-            except ServerError as error:
-                if error.code == "no_server":
-                    return
-                continue
-            self._jobs.remove(job)
-
-
-def draw_now(client: Client, id: str, change: Change) -> News:
-    """Has one frame drawn, and waits for it; raises as `draw`."""
-    send = Sender(client, lambda done, total: None)
-    news = draw(client, send, id, change, lambda text: None, lambda: False, [])
-    assert news is not None
-    return news
-
-
-def draw(
-    client: Client,
-    send: Sender,
-    id: str,
-    change: Change,
-    say: Callable[[str], None],
-    overtaken: Callable[[], bool],
-    jobs: List[str],
-) -> Optional[News]:
-    """Has one frame drawn, and fetches it; None where it was overtaken meanwhile.
-
-    Args:
-        client: used by this thread.
-        send: sends files.
-        id: the node's.
-        change: what is wanted; its first frame.
-        say: told what takes longer.
-        overtaken: whether nobody waits for it any more.
-        jobs: gets the server's jobs.
-
-    Raises:
-        ServerError: as a client does; `job`, it failed.
-        OSError: a file is not there, or can't be written.
-    """
-    above, frame = change.shot, change.first
-    assert above is not None
-    track, character = send(above.track), send(above.character)
-    plate = between(above.plate, frame, frame)
-    have_plate(client, plate, above.source)
-    task = protocol.Frame(
-        track,
-        character,
-        frame,
-        plate,
-        Path(above.track).parent.name,
-        above.source.working or None,
-        **_looked(change.look, send),
-    )
-    if change.kind == "edit":
-        files = directions(client, change, character, send, say)
-        task = dataclasses.replace(task, directions=files, **change.settings)
-    if overtaken():
-        return None
-    job = client.submit(task)
-    jobs.append(job)
-    after, state, shown = 0, "", Path()
-    while state not in (*FINISHED, "paused"):
-        if overtaken():
-            client.cancel(job)
-            return None
-        for event in client.events(job, after, EVENT_SECONDS):
-            after = event["n"]
-            if event["type"] == "file":
-                shown = Path(change.folder) / f"{change.name}.{event['hash'][:8]}.{frame:04d}.exr"
-                client.fetch(File(event["hash"], event["size"]), shown)
-            elif event["type"] == "state":
-                state = event["state"]
-    _check(client, job)
-    _thin_out(Path(change.folder), shown)
-    knobs = {"has_preview": True, "show": "preview"}
-    result = Result(knobs, reads={"Preview": (shown.as_posix(), frame, frame)})
-    return News(id, "done", f"Frame {frame}, live.", result=result)
-
-
-def _thin_out(folder: Path, newest: Path) -> None:
-    """Removes the oldest frames that were drawn live."""
-    os.utime(newest)  # it may be one that was there
-    frames = sorted(folder.glob("*.exr"), key=lambda path: path.stat().st_mtime)
-    for path in frames[:-LIVE_KEPT]:
-        with contextlib.suppress(OSError):  # Windows: it is being read
-            path.unlink()
+            self._update("done", f"{style.name} is ready.", result=result)

@@ -1,35 +1,48 @@
-"""The picture of a character, beside its file: what nodes and the panel show of it."""
+"""The picture of a character, beside its file, as nodes and the panel show it."""
 
 import struct
 import zlib
 from pathlib import Path
+from typing import Any, Dict
 
-from reenact.client import write_file
-from reenact.sealed import PathLike, opened
+from reenact.container import PathLike, open_container
+from reenact.files import write_file
 
 
-def path_of(character: PathLike) -> Path:
-    """Where a character's picture is, if it was made."""
+def picture_path(character: PathLike) -> Path:
+    """Returns where a character's picture is, if one was made."""
     return Path(character).with_suffix(".png")
 
 
-def make(character: PathLike) -> str:
-    """Writes a character's picture beside it; how a text of Nuke's shows it.
+def make_picture(character: PathLike) -> str:
+    """Writes a character's picture beside its file.
+
+    Returns:
+        HTML that shows it in a text knob of Nuke.
 
     Raises:
-        OSError: the character can't be read, or the picture not be written.
-        ValueError: it is no character.
+        OSError: the character can't be read, or the picture can't be written.
+        ValueError: the file is not a character.
     """
-    with opened(character, "thumbnail") as (header, read):
+    with open_container(character, "thumbnail") as (header, read):
         height, width, _ = header["thumbnail"]["shape"]
         rgb = read("thumbnail")
-    path = path_of(character)
+    path = picture_path(character)
     write_file(path, _png(width, height, rgb))
     return f'<img src="{path.as_posix()}" width="128">'
 
 
+def character_knobs(character: Path) -> Dict[str, Any]:
+    """Returns the knobs that show a character; without a picture where none can be made."""
+    try:
+        picture = make_picture(character)
+    except (OSError, ValueError):  # the character is usable without one
+        picture = ""
+    return {"character": character.as_posix(), "thumbnail": picture}
+
+
 def _png(width: int, height: int, rgb: bytes) -> bytes:
-    """Of 8-bit RGB, rows from the top."""
+    """Encodes 8-bit RGB, rows from the top, as PNG."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         check = zlib.crc32(name + content)

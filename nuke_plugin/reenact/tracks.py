@@ -1,4 +1,4 @@
-"""Latent tracks as far as Nuke looks into them."""
+"""Reads what Nuke needs of latent tracks: frames, quality measures, and where the faces are."""
 
 import array
 import contextlib
@@ -8,20 +8,21 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
-from reenact.sealed import PathLike, opened
+from reenact.container import PathLike, open_container
 
 Point = Tuple[float, float]
 Corners = Tuple[Point, Point, Point, Point]  # bottom left, bottom right, top right, top left
-Values = Callable[[str, str], "array.array[Any]"]  # an array's values by its name and type code
+Values = Callable[[str, str], "array.array[Any]"]  # reads an array by its name and type code
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the aligned square lies in the plate, in Nuke's pixels: continuous (the centre of the
-    first one is 0.5), origin bottom left.
+class FaceQuads:
+    """Where the aligned square lies in the plate.
+
+    Pixels are Nuke's: continuous (the centre of the first one is 0.5), origin bottom left.
 
     Attributes:
-        corners: by frame; frames without a face are left out.
+        corners: by frame; frames without a face are absent.
         crop: side of an aligned crop, px.
         plate: width and height, px.
         pixel_aspect: width of a plate pixel over its height.
@@ -34,25 +35,25 @@ class Places:
 
 
 def numbers(path: PathLike) -> List[int]:
-    """The frames of a track (`core.solve.latent_track`), increasing.
+    """Returns the frames of a track (`core.solve.latent_track`), increasing.
 
     Raises:
         OSError: the file can't be read.
-        ValueError: it is no track.
+        ValueError: the file is not a track.
     """
-    with _opened(path) as (_, values):
+    with _open(path) as (_, values):
         return list(values("numbers", "q"))
 
 
 def quality(path: PathLike) -> Dict[str, Dict[int, float]]:
-    """Per-frame measures of a track: name -> frame -> value.
+    """Returns a track's quality measures: name -> frame -> value.
 
-    Frames without a value are left out.
+    Frames without a value are absent.
 
     Raises:
         OSError, ValueError: as `numbers`.
     """
-    with _opened(path) as (header, values):
+    with _open(path) as (header, values):
         frames = values("numbers", "q")
         measures = [name for name in header if name.startswith("quality.")]
         return {
@@ -65,16 +66,16 @@ def quality(path: PathLike) -> Dict[str, Dict[int, float]]:
         }
 
 
-def places(path: PathLike) -> Places:
-    """Where a track's faces are.
+def face_quads(path: PathLike) -> FaceQuads:
+    """Returns where a track's faces are.
 
     Raises:
         OSError, ValueError: as `numbers`.
     """
-    with _opened(path) as (header, values):
-        facts = json.loads(header["__metadata__"]["track"])
-        width, height = facts["plate"]
-        rows = header["codes"]["shape"][1]  # two for each resolution of the generator, from 4 px on
+    with _open(path) as (header, values):
+        plate = json.loads(header["__metadata__"]["track"])
+        width, height = plate["plate"]
+        layers = header["codes"]["shape"][1]  # two for each resolution, from 4 px on
         frames, flat = values("numbers", "q"), values("quads", "d")
     corners: Dict[int, Corners] = {}
     for i, number in enumerate(frames):
@@ -82,19 +83,19 @@ def places(path: PathLike) -> Places:
         if all(map(math.isfinite, quad)):
             points: List[Point] = [(quad[2 * k], height - quad[2 * k + 1]) for k in (1, 2, 3, 0)]
             corners[number] = (points[0], points[1], points[2], points[3])
-    return Places(corners, 2 << (rows // 2), (width, height), facts["pixel_aspect"])
+    return FaceQuads(corners, 2 << (layers // 2), (width, height), plate["pixel_aspect"])
 
 
 @contextlib.contextmanager
-def _opened(path: PathLike) -> Iterator[Tuple[Dict[str, Any], Values]]:
-    """The header of a track's file, and what reads its arrays."""
-    with opened(path, "numbers") as (header, read):
+def _open(path: PathLike) -> Iterator[Tuple[Dict[str, Any], Values]]:
+    """Opens a track; yields its header and a function that reads its arrays."""
+    with open_container(path, "numbers") as (header, read):
 
-        def values(name: str, kind: str) -> "array.array[Any]":
-            made = array.array(kind)
-            made.frombytes(read(name))
+        def values(name: str, type_code: str) -> "array.array[Any]":
+            numbers = array.array(type_code)
+            numbers.frombytes(read(name))
             if sys.byteorder == "big":
-                made.byteswap()
-            return made
+                numbers.byteswap()
+            return numbers
 
         yield header, values

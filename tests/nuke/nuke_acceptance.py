@@ -1,11 +1,11 @@
-"""For a real Nuke, which the test suite does not have: does it take our nodes as we think it does?
+"""Checks in a real Nuke, which the test suite doesn't have, what the plugin assumes about it.
 
     Nuke15.1 -t tests/nuke/nuke_acceptance.py report.json          terminal
     Nuke15.1 --nc tests/nuke/nuke_acceptance.py        or from the Script Editor, in the GUI:
         exec(open("/path/to/tests/nuke/nuke_acceptance.py").read())
 
-Needs the plugin installed and a server that runs; sends nothing. Writes what Nuke answered as JSON,
-and prints REENACT_ACCEPTANCE_OK or what failed. Python 3.9.
+It needs the installed plugin and a running server; it sends nothing. It writes Nuke's answers as
+JSON, and prints REENACT_ACCEPTANCE_OK or how many checks failed. Python 3.9.
 """
 
 import json
@@ -37,7 +37,7 @@ def nodes_are_made_with_all_their_knobs():
 
 @check
 def on_create_of_a_group_sees_its_inside():
-    """The plugin does not rely on it; which is it?"""
+    """The plugin relies on neither order; the report says which one it is."""
     seen = []
     nuke.addOnCreate(lambda: seen.append(len(nuke.thisNode().nodes())), nodeClass="Group")
     nuke.createNode("Reenact", inpanel=False)
@@ -170,7 +170,7 @@ def pasted_nodes_are_beside_ours_and_not_inside():
 
     node = nuke.createNode(COMP, inpanel=False)
     inside = len(node.nodes())
-    with node:  # as in a button of it
+    with node:  # as a button of the node does
         made = host.paste(node, "push $cut_paste_input\nBlur {\n size 3\n}\n", None)
     assert nuke.toNode(made) is not None
     assert len(node.nodes()) == inside

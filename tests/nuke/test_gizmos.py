@@ -1,6 +1,7 @@
-"""The shipped nodes as text: Tcl, Nuke's rules, and ours."""
+"""Tests the text of the shipped nodes: valid Tcl, Nuke's rules, and ours."""
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -14,8 +15,25 @@ from repository import ROOT
 FOLDER = ROOT / "gizmos"
 GIZMOS = sorted(FOLDER.glob("*.gizmo"))
 TOOLSETS = sorted(FOLDER.glob("ToolSets/**/*.nk"))
-HIDDEN_NAMES = {"reenact_id", "run", "job_state", "step"}  # that the logic keeps on nodes with jobs
+# What the plugin keeps on nodes with jobs.
+HIDDEN_NAMES = {"reenact_kind", "reenact_id", "run", "job_state", "step"}
 CALLBACKS = ("onCreate", "onDestroy", "knobChanged")
+
+# What saved scripts call of `reenact.nodes`: these names stay.
+ENTRY_POINTS = {
+    *("on_create", "on_destroy", "knob_changed", "submit", "preview", "cancel", "resume"),
+    *("next_step", "make_style", "measure", "add_repair", "clear_repairs", "next_bad"),
+    *("open_report", "list_characters", "list_styles", "input_range", "open_results"),
+    *("open_sheet", "bake"),
+}
+KINDS = {
+    "ReenactPersonalize": "personalize",
+    "Reenact": "reenact",
+    "ReenactRepair": "repair",
+    "ReenactEdit": "edit",
+    "ReenactStyle": "style",
+    "ReenactComp": "",  # has no jobs
+}
 
 
 def group(path: Path) -> Statement:
@@ -24,7 +42,7 @@ def group(path: Path) -> Statement:
 
 
 def has_jobs(node: Statement) -> bool:
-    """Whether it has the server do something; one that has not needs no callbacks."""
+    """Returns whether a node has jobs on the server; one without needs no callbacks."""
     return any(knob.name() == "reenact_id" for knob in own_knobs(node))
 
 
@@ -58,7 +76,7 @@ def flat(nodes: list[Statement]) -> list[Statement]:
 
 @pytest.mark.parametrize("path", GIZMOS, ids=lambda p: p.stem)
 def test_it_is_a_group_that_works_without_us(path: Path) -> None:
-    """Embedded in the script, with scripts that only begin to do something where we are there."""
+    """It is embedded in the script, and its callbacks do nothing where the plugin is missing."""
     node = group(path)
     assert (node.kind, node.knob("name")) == ("Group", path.stem)
     assert [c.kind for c in node.children].count("Output") == 1
@@ -74,10 +92,42 @@ def test_it_is_a_group_that_works_without_us(path: Path) -> None:
         assert ast.unparse(guarded.body[0]) == "import reenact.nodes"
         (call,) = guarded.orelse
         called = ast.unparse(call).partition("(")[0].removeprefix("reenact.nodes.")
+        assert called in ENTRY_POINTS
         with nuke_standin.running():
             import reenact.nodes
 
             assert callable(getattr(reenact.nodes, called))
+
+
+def test_what_saved_scripts_call_is_there() -> None:
+    with nuke_standin.running():
+        nodes = importlib.import_module("reenact.nodes")
+        assert all(callable(getattr(nodes, name)) for name in ENTRY_POINTS)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("path", GIZMOS, ids=lambda p: p.stem)
+def test_a_node_says_which_kind_it_is(path: Path, version: int) -> None:
+    """Also in scripts that were saved with nodes of version 1, which have no knob for it."""
+    text = path.read_text()
+    if version == 1:
+        text = re.sub(r"^ (addUserKnob \{1 )?reenact_kind .*\n", "", text, flags=re.M)
+    assert ("reenact_kind" in text) == (version == 2 and path.stem != "ReenactComp")
+    with nuke_standin.running() as session:
+        kinds = importlib.import_module("reenact.kinds")
+        session._build(nk_script.parse(text), session._root)
+        assert kinds.kind_of(session.module.toNode(path.stem)).name == KINDS[path.stem]
+        assert kinds.kind_of(session.module.createNode("Read")) is kinds.FOREIGN
+
+
+def test_a_node_of_a_newer_plugin_says_what_to_update() -> None:
+    text = (FOLDER / "Reenact.gizmo").read_text()
+    with nuke_standin.running() as session:
+        newer = text.replace("reenact_kind reenact\n", "reenact_kind relight\n")
+        session._build(nk_script.parse(newer), session._root)
+        node = session.module.toNode("Reenact")
+        session.press(node, "submit")
+        assert "Update the plugin." in node["state"].value()
 
 
 @pytest.mark.parametrize("path", GIZMOS, ids=lambda p: p.stem)
@@ -97,7 +147,7 @@ def test_its_knobs_are_like_those_of_the_others(path: Path) -> None:
         assert decoration or knob.tooltip().endswith("."), f"{knob.name()} has no tooltip"
         assert (knob.name() in HIDDEN_NAMES) <= (not knob.visible())
     everything = {k for name, k in node.knobs if name == "addUserKnob"}
-    for other in GIZMOS:  # the same knob, the same text
+    for other in GIZMOS:  # a shared knob has the same text
         others = {
             u.name(): v
             for v in (v for n, v in group(other).knobs if n == "addUserKnob")

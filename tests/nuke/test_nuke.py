@@ -1,4 +1,4 @@
-"""The nodes in the stand-in for Nuke, with real sockets, a real server and real pictures."""
+"""Tests the nodes in the stand-in for Nuke, with real sockets, a real server and real pictures."""
 
 import importlib
 import json
@@ -13,10 +13,22 @@ from unittest.mock import patch
 import nuke_standin
 import numpy as np
 import pytest
-from nuke_session import copy_of, logic, read_node, slow, state, under, until, until_said
+from nuke_session import (
+    copy_of,
+    plugin,
+    read_node,
+    request_of,
+    slow,
+    state,
+    under,
+    until,
+    until_said,
+    work,
+)
 from nuke_standin import Node, Session
 from OpenImageIO import UINT8, ImageBuf
-from reenact import __version__, client, protocol, runs, thumbnails
+from reenact import __version__, client, launcher, protocol, runs, thumbnails
+from reenact import channel as channel_module
 from repository import ROOT
 from running_server import FRAMES, Server, inputs, wait_for
 
@@ -34,12 +46,12 @@ GIZMOS = ROOT / "gizmos"
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A character's file and a driving clip's pattern."""
+    """Returns a character's file and a driving clip's pattern."""
     return inputs(tmp_path_factory.mktemp("given"))
 
 
 def shot(session: Session, given: tuple[Path, str], folder: Path, **knobs: Any) -> Node:
-    """A saved script: a Read of the driving clip, and a Reenact node under it."""
+    """Saves a script with a Read of the driving clip and a Reenact below; returns the Reenact."""
     nuke = session.module
     nuke.root()["first_frame"].setValue(FIRST)
     nuke.root()["last_frame"].setValue(LAST)
@@ -57,7 +69,7 @@ def shot(session: Session, given: tuple[Path, str], folder: Path, **knobs: Any) 
 def test_a_plate_becomes_frames_under_the_node(
     session: Session, server: Server, given: tuple[Path, str], tmp_path: Path
 ) -> None:
-    """While the node is renamed, copied, and its copy deleted."""
+    """Meanwhile the node is renamed and copied, and its copy is deleted."""
     nuke = session.module
     node = shot(
         session,
@@ -69,7 +81,7 @@ def test_a_plate_becomes_frames_under_the_node(
         crops=True,
         result_name="anna",
     )
-    plate = session.look(node, FIRST)  # no result yet: it shows the plate
+    plate = session.look(node, FIRST)  # it shows the plate until there is a result
     session.press(node, "submit")
     until(session, node, "running")
     steps = len(session._undo)
@@ -78,7 +90,7 @@ def test_a_plate_becomes_frames_under_the_node(
     assert copy["reenact_id"].value() != node["reenact_id"].value()
     assert (copy["state"].value(), copy["run"].value()) == ("Not submitted.", "")
     nuke.delete(copy)
-    assert len(session._undo) == steps + 4  # what the artist did, nothing of ours
+    assert len(session._undo) == steps + 4  # only the artist's steps, none of ours
     session.pump(lambda: node["has_crops"].value(), 200, "the crops")
 
     run = Path(node["run"].value())
@@ -92,7 +104,7 @@ def test_a_plate_becomes_frames_under_the_node(
     assert node.node("Result")["file"].value() == f"{run.as_posix()}/anna_v001.####.exr"
 
     exr = ImageBuf(str(run / made[0]))
-    # The plate is an sRGB file; what comes back is in the script's working space.
+    # The plate is an sRGB file; the result is in the script's working space.
     assert exr.spec().getattribute("reenact:colourSpace") == colour.resolve("lin_rec709")
     assert exr.spec().full_width == plate["red"].shape[1]
     shown = session.look(node, FIRST)
@@ -111,7 +123,7 @@ def test_a_plate_becomes_frames_under_the_node(
     session.set(node, "output", "aligned crop")
     assert session.look(node, FIRST)["red"].shape == (64, 64)
 
-    session.press(node, "submit")  # the same again: the same version, nothing new
+    session.press(node, "submit")  # the same request: the same version, nothing new
     until(session, node, "done")
     assert node["run"].value() == str(run)
     nuke.scriptSaveAs(str(tmp_path / "shot.nk"), True)
@@ -155,7 +167,7 @@ def test_a_scan_becomes_a_character_that_the_next_node_finds(
     scan = read_node(session, str(tmp_path / "scan.####.png"), 1, 20)
     node = under(session, "ReenactPersonalize", scan)
     session.press(node, "submit")
-    assert "agreed" in node["state"].value()  # nothing without consent
+    assert "agreed" in node["state"].value()  # nothing is submitted without consent
     for knob, value in {
         "who": "nobody: synthetic",
         "agreed": True,
@@ -165,7 +177,7 @@ def test_a_scan_becomes_a_character_that_the_next_node_finds(
         session.set(node, knob, value)
     for quality, count, steps in (("preview", 60, 300), ("production", 250, 2000)):
         session.set(node, "quality", quality)
-        settings = logic().order(node).settings
+        settings = request_of(node).settings
         assert (settings["count"], settings["steps"]) == (count, steps)
     for knob, value in {"count": 8, "steps": 3}.items():
         session.set(node, knob, value)
@@ -199,7 +211,7 @@ def test_a_scan_becomes_a_character_that_the_next_node_finds(
 def test_every_button_of_a_new_node_says_what_it_lacks(
     session: Session, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the shipped text, where there is no input, no script on disk, no server, no plugin."""
+    """With the shipped text, and without an input, a saved script, a server or the plugin."""
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
     monkeypatch.setenv("REENACT_HOME", str(tmp_path / "nobody"))
@@ -208,7 +220,7 @@ def test_every_button_of_a_new_node_says_what_it_lacks(
     buttons = [knob for knob in node.knobs().values() if knob.Class() == "PyScript_Knob"]
 
     def quiet() -> bool:
-        return logic()._news.empty() and not any(e.is_alive() for e in logic()._errands)
+        return work().updates.empty() and not any(q.is_alive() for q in work().queries)
 
     for button in buttons:
         if button.visible():
@@ -218,7 +230,9 @@ def test_every_button_of_a_new_node_says_what_it_lacks(
     assert opened == session.messages == []
     if kind != "ReenactComp":
         assert node["versions"].value() == f"plugin {__version__}, protocol 1, Nuke 15.1v3"
-        logic()._show(node, runs.News(node["reenact_id"].value(), "failed", "It failed.", "log"))
+        id = node["reenact_id"].value()
+        failure = runs.NodeUpdate(id, "failed", "It failed.", "log")
+        plugin("display").show_update(node, failure)
         assert node["next"].label() == "Show log"
         session.press(node, "next")
         assert opened == [(tmp_path / "nobody/store/logs/server.log").as_uri()]
@@ -234,7 +248,7 @@ def test_progress_is_stage_loss_and_time_left() -> None:
     text = "Tuning: 300 of 1200, loss 0.0123"
     assert runs.progress_text(event, 130.0, (100.0, 0.0)) == f"{text}, 90 s left"
     assert runs.progress_text(event, 400.0, (100.0, 0.0)) == f"{text}, 15 min left"
-    assert runs.progress_text(event, 400.0, (100.0, 300.0)) == text  # no speed yet
+    assert runs.progress_text(event, 400.0, (100.0, 300.0)) == text  # no speed is known yet
 
 
 # -- what is sent --------------------------------------------------------------------------------
@@ -244,16 +258,16 @@ def test_the_files_of_a_plain_read_are_sent_as_they_are(
     session: Session, given: tuple[Path, str], tmp_path: Path
 ) -> None:
     node = shot(session, given, tmp_path, first=FIRST + 1, last=FIRST + 2, handles=5)
-    source = logic().order(node).source
-    assert source.numbers == list(range(FIRST, LAST + 1))  # handles end where the plate does
+    source = request_of(node).source
+    assert source.numbers == list(range(FIRST, LAST + 1))  # handles end with the plate
     assert source.paths == [frame_path(given[1], n) for n in source.numbers]
     assert source.space == "srgb_tx"  # Nuke's own sRGB
-    assert logic().order(node).settings["neutral"] == "auto"
+    assert request_of(node).settings["neutral"] == "auto"
     for knob, value in {"neutral": "pair", "neutral_driving": FIRST + 1, "neutral_scan": 4}.items():
         node[knob].setValue(value)
-    assert "at" not in logic().order(node).settings
-    node["at"].setValue((50, 30))  # in Nuke from the bottom left, for the server from the top left
-    settings = logic().order(node).settings
+    assert "at" not in request_of(node).settings
+    node["at"].setValue((50, 30))  # from the bottom left; the server counts from the top left
+    settings = request_of(node).settings
     height = session.look(node.input(0), FIRST)["red"].shape[0]
     assert (settings["neutral"], settings["at"]) == (f"{FIRST + 1}:4", [50, height - 30])
     root = session.module.root()
@@ -261,10 +275,10 @@ def test_the_files_of_a_plain_read_are_sent_as_they_are(
     root["OCIO_config"].setValue("aces_1.2")
     root["workingSpaceLUT"].setValue("scene_linear (ACES - ACEScg)")
     node.input(0)["colorspace"].setValue("default (Utility - sRGB - Texture)")
-    source = logic().order(node).source
+    source = request_of(node).source
     assert (source.space, source.config) == ("Utility - sRGB - Texture", "aces_1.2")
     node.input(0)["raw"].setValue(True)
-    assert logic().order(node).source.space == "ACES - ACEScg"
+    assert request_of(node).source.space == "ACES - ACEScg"
 
 
 def test_what_is_upstream_is_rendered_at_full_size_as_raw_half(
@@ -275,12 +289,12 @@ def test_what_is_upstream_is_rendered_at_full_size_as_raw_half(
     node.setInput(0, under(session, "NoOp", read))
     root["proxy"].setValue(True)
     steps = len(session._undo)
-    source = logic().order(node).source
+    source = request_of(node).source
     read["file"].setValue("/nowhere.####.png")
     session.press(node, "submit")
     assert "The input could not be rendered" in node["state"].value()
     read["file"].setValue(given[1])
-    write = node.node("Source")  # none of it stays, whatever comes of it
+    write = node.node("Source")  # both are restored, whether rendering succeeds or not
     assert (root["proxy"].value(), write["file"].value()) == (True, "")
     assert len(session._undo) == steps + 2  # the test's own
     assert (source.space, source.numbers) == ("lin_rec709", [FIRST])
@@ -296,7 +310,7 @@ def test_what_is_upstream_is_rendered_at_full_size_as_raw_half(
     node.setInput(0, None)
     session.press(node, "submit")
     assert node["state"].value() == "Connect the input."
-    assert node["tile_color"].value() == logic().RED
+    assert node["tile_color"].value() == plugin("display").RED
 
 
 def test_the_chosen_view_is_used(given: tuple[Path, str], tmp_path: Path) -> None:
@@ -304,15 +318,15 @@ def test_the_chosen_view_is_used(given: tuple[Path, str], tmp_path: Path) -> Non
         node = shot(session, given, tmp_path, first=FIRST, last=FIRST)
         node.input(0)["file"].setValue("/plates/%V/shot.%v.####.exr")
         node.input(0)["raw"].setValue(True)
-        assert logic().order(node).source.paths == [f"/plates/left/shot.l.{FIRST}.exr"]
+        assert request_of(node).source.paths == [f"/plates/left/shot.l.{FIRST}.exr"]
         node["view"].setValue("right")
-        assert logic().order(node).source.paths == [f"/plates/right/shot.r.{FIRST}.exr"]
+        assert request_of(node).source.paths == [f"/plates/right/shot.r.{FIRST}.exr"]
         node["view"].setValue("middle")
         session.press(node, "submit")
         assert "no view middle" in node["state"].value()
 
 
-# -- through whatever happens --------------------------------------------------------------------
+# -- interruptions -------------------------------------------------------------------------------
 
 
 def test_server_killed_and_nuke_closed_and_the_job_is_finished(
@@ -334,7 +348,7 @@ def test_server_killed_and_nuke_closed_and_the_job_is_finished(
     session.press(node, "next")
     until(session, node, "done")
     assert len(list(Path(node["run"].value()).glob("*.exr"))) == 4
-    assert node["tile_color"].value() == logic().PLAIN
+    assert node["tile_color"].value() == plugin("display").PLAIN
     assert not node["next"].visible()
 
 
@@ -345,7 +359,7 @@ def test_a_deleted_node_gets_its_result_when_undo_brings_it_back(
     node = shot(session, given, tmp_path, first=FIRST, last=FIRST + 1)
     session.press(node, "submit")
     until(session, node, "running")
-    run, id = logic()._runs[node["reenact_id"].value()], node["reenact_id"].value()
+    run, id = work().runs[node["reenact_id"].value()], node["reenact_id"].value()
     nuke.delete(node)
     session.pump(lambda: not run.is_alive(), 200, "the job")
     nuke.undo()
@@ -406,8 +420,10 @@ def test_cancel_keeps_what_is_done_and_resume_goes_on(
 def test_every_trouble_lands_on_the_node(
     session: Session, own_server: Server, given: tuple[Path, str], tmp_path: Path
 ) -> None:
-    """No server, a frozen one, a slow one, a dying one; the wrong version, file, character. Nuke
-    is never held up: where the server does not answer, it would be for seconds."""
+    """No server, a frozen, a slow and a dying one; a wrong version, file and character.
+
+    The main thread is never blocked; waiting for a server that doesn't answer would take seconds.
+    """
     node = shot(session, given, tmp_path)
     session.longest = 0.0
     session.press(node, "submit")
@@ -433,12 +449,15 @@ def test_every_trouble_lands_on_the_node(
     session.press(node, "submit")
     until_said(session, node, "There is no character")
     session.picked = str(given[0])
-    with patch.object(client, "AGAIN_SECONDS", 0.5), patch.object(runs, "Client", Impatient):
-        session.press(node, "next")  # locates it, and submits
+    with (
+        patch.object(channel_module, "RESEND_SECONDS", 0.5),
+        patch.object(runs, "Client", Impatient),
+    ):
+        session.press(node, "next")  # locates the character, and submits
         until_said(session, node, "Solving: ")
         own_server.kill()
         until(session, node, "lost")
-        assert node["tile_color"].value() == logic().RED
+        assert node["tile_color"].value() == plugin("display").RED
         own_server.start()
         until(session, node, "running", "done")
     session.press(node, "cancel")
@@ -467,10 +486,10 @@ def test_the_button_starts_the_server_and_goes_on(
     command.parent.mkdir()
     command.write_text(
         f"#!/bin/sh\nPYTHONPATH='{os.environ.get('PYTHONPATH', '')}' exec "
-        f"'{sys.executable}' -m server.cli \"$@\"\n"
+        f"'{sys.executable}' -m server.cli.main \"$@\"\n"
     )
     command.chmod(0o755)
-    monkeypatch.setattr(runs, "server_command", lambda: [str(command), "serve"])
+    monkeypatch.setattr(launcher, "server_command", lambda: [str(command), "serve"])
     node = shot(session, given, tmp_path, first=FIRST, last=FIRST)
     session.press(node, "submit")
     until(session, node, "failed")
@@ -494,9 +513,9 @@ def test_a_terminal_submits_at_once_and_a_render_asks_no_server(
         session.press(node, "submit")
         assert node["state"].value() == "Reenact1_v001: 2 frames, view left."
         assert state(node) == "done"
-        assert any(line.strip() for line in session.said), session.said  # it tells how it goes
+        assert any(line.strip() for line in session.said), session.said  # it reports progress
         nuke.scriptSaveAs(str(tmp_path / "shot.nk"), True)
-        node["job_state"].setValue("running")  # as the script of an artist who went home
+        node["job_state"].setValue("running")  # as saved by an artist while the job was running
         nuke.scriptSaveAs(str(tmp_path / "busy.nk"), True)
     for installed in (True, False):
         with (
@@ -524,7 +543,7 @@ def test_a_terminal_submits_at_once_and_a_render_asks_no_server(
                 )
             first = Path(frame_path(result.path, FIRST))
             first.rename(tmp_path / "away.exr")
-            with pytest.raises(RuntimeError, match="No such file"):  # as any Read
+            with pytest.raises(RuntimeError, match="No such file"):  # as any Read says
                 nuke.execute(write, FIRST, FIRST)
             (tmp_path / "away.exr").rename(first)
 
@@ -536,7 +555,7 @@ def test_the_panel_lists_jobs_with_their_nodes(
     session: Session, server: Server, given: tuple[Path, str], tmp_path: Path
 ) -> None:
     panel = importlib.import_module("reenact.panel").Jobs()
-    thumbnails.make(given[0])
+    thumbnails.make_picture(given[0])
     node = shot(session, given, tmp_path, steps=300)
     session.press(node, "submit")
     until_said(session, node, "Solving: ")

@@ -1,4 +1,4 @@
-"""Nuke's names: every one that the plugin or its stand-in uses is one that Nuke has."""
+"""Tests the boundary to Nuke: its names, the only file that uses them, and the stand-in."""
 
 import ast
 import importlib.util
@@ -21,7 +21,7 @@ NEWER: dict[str, tuple[str, str]] = {}
 
 
 def stubs() -> dict[str, ast.ClassDef | None]:
-    """Top level names of `nuke` in its stubs; of classes the definition."""
+    """Returns the top-level names of `nuke` in its stubs, with the definitions of classes."""
     found = importlib.util.find_spec("nuke-stubs")
     assert found is not None
     assert found.submodule_search_locations is not None
@@ -38,7 +38,7 @@ def stubs() -> dict[str, ast.ClassDef | None]:
 
 
 def methods(name: str, known: dict[str, ast.ClassDef | None]) -> set[str]:
-    """Of a class and those that it comes from."""
+    """Returns the methods of a class and its bases."""
     body = known[name]
     assert body is not None
     own = {line.name for line in body.body if isinstance(line, ast.FunctionDef)}
@@ -52,6 +52,19 @@ def test_one_file_looks_into_nuke() -> None:
     for path in PLUGIN.glob("*.py"):
         imports = re.findall(r"^\s*(?:import|from) nuke\b", path.read_text(), re.M)
         assert bool(imports) == (path.name == "host.py"), path.name
+
+
+def test_the_stand_in_knows_which_modules_know_nuke() -> None:
+    """Those are imported again for each session; runs, files and sockets don't know Nuke."""
+    for path in PLUGIN.glob("*.py"):
+        imported = set()
+        for line in ast.walk(ast.parse(path.read_text())):
+            if isinstance(line, ast.ImportFrom) and line.module == "reenact":
+                imported |= {name.name for name in line.names}
+            elif isinstance(line, ast.ImportFrom) and line.module:
+                imported.add(line.module.removeprefix("reenact."))
+        if imported & {*nuke_standin.KNOW_NUKE}:
+            assert path.stem in nuke_standin.KNOW_NUKE, path.name
 
 
 def test_the_boundary_is_small_and_typed() -> None:
@@ -150,7 +163,7 @@ def test_the_stand_in_is_strict() -> None:
 def test_the_acceptance_script_runs(
     gui: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Shows that it would run in Nuke, and that the stand-in does what Nuke is asked for."""
+    """The script would run in Nuke, and the stand-in does what the script asks of Nuke."""
     script, report = Path(__file__).with_name("nuke_acceptance.py"), tmp_path / "report.json"
     monkeypatch.setattr("sys.argv", ["nuke", str(report)])
     with nuke_standin.running(gui):
@@ -187,7 +200,7 @@ def test_the_menu_makes_the_nodes() -> None:
 
 
 def test_a_render_does_not_load_what_talks_to_the_server() -> None:
-    """Opening a script on a farm imports the nodes' logic, and no sockets."""
+    """Opening a script on a farm imports the nodes' logic, but no sockets."""
     code = (
         "import sys, types; nuke = sys.modules['nuke'] = types.ModuleType('nuke')\n"
         "nuke.Node = object\n"
@@ -199,7 +212,7 @@ def test_a_render_does_not_load_what_talks_to_the_server() -> None:
 
 
 def test_nuke_starts_whatever_is_wrong_with_the_plugin(capsys: pytest.CaptureFixture[str]) -> None:
-    """A line in the terminal, and no menu."""
+    """It prints a line in the terminal, and has no menu."""
     script = compile((PLUGIN.parent / "menu.py").read_text(), "menu.py", "exec")
     with nuke_standin.running() as session:
         for broken in ("reenact", "nukescripts"):

@@ -1,4 +1,4 @@
-"""ReenactComp: its own text, drawn in the stand-in for Nuke, against the core and closed forms."""
+"""Tests ReenactComp's text, drawn by the stand-in for Nuke, against the core and closed forms."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,7 +47,7 @@ RGB = ("red", "green", "blue")
 
 @dataclass(frozen=True)
 class Made:
-    """Files of two frames: a plate, and the face that the core draws for it, somewhat changed."""
+    """Files of two frames: a plate, and the face that the core renders for it, slightly changed."""
 
     plate: str
     face: str
@@ -87,7 +87,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def face_points() -> np.ndarray:
-    """`[478, 2]` a mesh whose outline, eyes and lips are ellipses, in sides of the square."""
+    """Returns a mesh `[478, 2]`, in sides of the square; outline, eyes and lips are ellipses."""
     points = np.random.default_rng(1).normal(0.5, 0.1, (478, 2))
     for ring, x, y, w, h in (
         (FACE_OVAL, 0.5, 0.5, 0.3, 0.36),
@@ -133,7 +133,7 @@ def comp(session: Session, plate: str, face: str, **knobs: object) -> Node:
 
 
 def merged(plate: Picture, face: Picture) -> np.ndarray:
-    """Premultiplied over, in float64."""
+    """Merges premultiplied, in float64."""
     keep = 1 - face["alpha"].astype(np.float64)
     return rgb(plate) * keep[..., None] + rgb(face)
 
@@ -158,7 +158,7 @@ EVERYTHING = {
 
 
 def test_amount_0_is_the_plate_bit_for_bit(session: Session, made: Made, tmp_path: Path) -> None:
-    """With an alpha and a layer of its own, which the face leaves alone."""
+    """Also of a plate with alpha and another layer, which the face doesn't change."""
     rgb = read_frame(made.clip, FIRST).pixels
     more = np.random.default_rng(0).uniform(size=rgb.shape[:2]).astype(np.float32)
     path = tmp_path / "rich.1001.exr"
@@ -169,7 +169,7 @@ def test_amount_0_is_the_plate_bit_for_bit(session: Session, made: Made, tmp_pat
     np.testing.assert_array_equal(shown["alpha"], plate["alpha"])
     node["amount"].setValue(0)
     shown = session.look(node, FIRST)
-    assert shown.keys() == plate.keys()  # none of the face's layers
+    assert shown.keys() == plate.keys()  # without the face's layers
     for channel, values in plate.items():
         np.testing.assert_array_equal(shown[channel], values)
 
@@ -214,7 +214,7 @@ def test_the_match_is_the_measured_one_of_each_frame_and_can_be_taken_out(
             np.testing.assert_array_equal(session.look(node, number)["alpha"], plain["alpha"])
         node["match"].setValue(0)
         np.testing.assert_array_equal(rgb(session.look(node, number)), rgb(plain))
-    # A Read of something else: nothing is measured, and nothing breaks.
+    # A Read of another file: there is no measured match, and nothing breaks.
     other = comp(session, made.plate, made.plate, match=1)
     other.node("Match")["mix"]._set_text("1")
     picture = session.look(other.node("Match"), FIRST)
@@ -266,7 +266,7 @@ def test_motion_blur_is_centred_on_the_frame(session: Session, made: Made, tmp_p
     assert np.abs(rgb(ours) - rgb(theirs)).mean() < 0.1 * changed
     x = np.arange(plain["alpha"].shape[1])
     centres = [(p["alpha"] * x).sum() / p["alpha"].sum() for p in (plain, ours)]
-    assert centres[0] == pytest.approx(centres[1], abs=0.05)  # not 1.5 px beside it
+    assert centres[0] == pytest.approx(centres[1], abs=0.05)  # not 1.5 px off
 
 
 def test_regions_choose_what_of_the_face_is_laid_over(session: Session, made: Made) -> None:
@@ -299,7 +299,7 @@ def test_the_edge_of_the_hair_can_be_left_to_the_plate(session: Session, made: M
     assert (alpha * (1 - unsure) > 0.9).sum() > 500
     wanted = np.where(face["matte.head"] > 0, alpha * (1 - 0.75 * unsure), alpha)
     np.testing.assert_allclose(session.look(node, FIRST)["red"], wanted, atol=1e-6)
-    # Frames without that layer are laid over as they are.
+    # Frames without that layer are merged unchanged.
     node.setInput(1, read(session, made.plate))
     node["output"].setValue("RGBA premultiplied")
     node["hair_amount"].setValue(1)
@@ -311,7 +311,7 @@ def test_the_edge_of_the_hair_can_be_left_to_the_plate(session: Session, made: M
 
 @pytest.fixture(scope="module")
 def flat(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """A plate of one colour, and a face of the same colour in the middle of it."""
+    """Writes a plate of one colour, and a face of the same colour in its middle."""
     folder = tmp_path_factory.mktemp("flat")
     height, width = 60, 80
     shade = np.float32([0.5, 0.25, 0.125])
@@ -352,7 +352,7 @@ def test_no_knob_of_the_matte_makes_a_dark_edge(
     width: float,
     grow: int,
 ) -> None:
-    """A face of the plate's colour is not to be seen, whatever is done to its matte."""
+    """A face of the plate's colour is invisible, whatever is done to its matte."""
     with nuke_standin.running(gui=False) as session:
         node = comp(
             session,
@@ -415,7 +415,7 @@ def test_a_larger_crop_is_put_into_its_place(session: Session, made: Made, tmp_p
     plate, shown = session.look(node.input(0), FIRST), session.look(node, FIRST)
     face = session.look(node.input(1), FIRST)
     assert (face["alpha"] > 0.9).sum() > 500
-    # The plate's own pixels, cut out and put back: nothing to see.
+    # The plate's own pixels, cut out and pasted back: no visible difference.
     error = np.mean((rgb(shown) - rgb(plate)) ** 2)
     assert error < 0.01 * np.mean((merged(plate, face) - rgb(plate)) ** 2)
 
@@ -435,7 +435,7 @@ def test_a_plate_of_another_size_gets_the_face_in_the_same_place(
     halved = large.reshape(small.shape[0], 2, small.shape[1], 2, 3).mean((1, 3))
     assert np.abs(halved - small).mean() < 0.05 * np.abs(small - image).mean()
     face = session.look(session.module.toNode("ReenactComp1").input(1), FIRST)["alpha"]
-    edge = (face > 0.05) & (face < 0.95)  # where a blur of half the length would be seen
+    edge = (face > 0.05) & (face < 0.95)  # where a blur of half the length would show
     assert np.abs(halved - small)[edge].mean() < 0.3 * np.abs(small - sharp)[edge].mean()
 
 
@@ -464,12 +464,12 @@ def test_a_farm_without_the_plugin_renders_the_same(made: Made, tmp_path: Path) 
 
 # -- nodes with keys -----------------------------------------------------------------------------
 
-ROWS, CROP, PLATE = 10, 64, (240, 160)  # ten rows of codes are 64 px
+ROWS, CROP, PLATE = 10, 64, (240, 160)  # ten layers of codes are 64 px
 
 
 @pytest.fixture(scope="module")
 def shot(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, np.ndarray]:
-    """A track whose square moves, turns past 180 degrees and grows; frame 1003 has no face."""
+    """Saves a track whose square moves, turns past 180 degrees and grows; 1003 has no face."""
     turns, sides = np.radians([170, 178, 0, 190, 200]), np.array([50, 60, 1, 70, 85.5])
     x = np.stack([np.cos(turns), np.sin(turns)], 1) * sides[:, None]
     y = np.stack([-x[:, 1], x[:, 0]], 1)
@@ -489,7 +489,7 @@ def shot(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, np.ndarray]:
             delta=np.zeros((count, ROWS, 1), np.float32),
             codes=np.zeros((count, ROWS, 512), np.float32),
             smooth=np.zeros((count, ROWS, 512), np.float32),
-            rest=np.zeros((86, 3), np.float32),
+            neutral_offset=np.zeros((86, 3), np.float32),
             landmarks=np.zeros((count, 478, 3), np.float32),
             quads=quads,
             amount=np.ones(count, np.float32),
@@ -503,16 +503,16 @@ def shot(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, np.ndarray]:
 
 
 def test_places_are_those_of_the_core(shot: tuple[str, np.ndarray]) -> None:
-    places = tracks.places(shot[0])
-    assert (places.crop, places.plate, places.pixel_aspect) == (CROP, PLATE, 1.0)
-    assert sorted(places.corners) == [1001, 1002, 1004, 1005]
+    quads = tracks.face_quads(shot[0])
+    assert (quads.crop, quads.plate, quads.pixel_aspect) == (CROP, PLATE, 1.0)
+    assert sorted(quads.corners) == [1001, 1002, 1004, 1005]
     wanted = corner_pin(shot[1], PLATE[1])
-    for number, corners in places.corners.items():
+    for number, corners in quads.corners.items():
         np.testing.assert_array_equal(corners, wanted[number - FIRST])
 
 
 def baked(session: Session, made: Made, shot: tuple[str, np.ndarray], button: str, **knobs) -> Node:
-    """What a button makes, from a script: Read, Reenact, ReenactComp."""
+    """Presses a Bake button in a script of Read, Reenact and ReenactComp; returns the new node."""
     node = comp(session, made.plate, made.face, **knobs)
     reenact = session.module.createNode("Reenact")
     reenact["track"].setValue(shot[0])
@@ -590,10 +590,10 @@ def test_an_stmap_is_the_cores(session: Session, made: Made, shot: tuple[str, np
 
 
 def test_what_is_baked_is_text_that_nuke_reads(shot: tuple[str, np.ndarray]) -> None:
-    places = tracks.places(shot[0])
+    quads = tracks.face_quads(shot[0])
     for crop in (True, False):
         for kind, make in bake.KINDS.items():
-            text = make(bake.way(places, 1002, crop, not crop))
+            text = make(bake.face_warp(quads, 1002, crop, not crop))
             for node in nk_script.parse(f"push 0\n{text}"):
                 own = {"to1", "to2", "to4", "from1", "from2", "from4"} if kind == "stmap" else set()
                 for name, _ in node.knobs:
@@ -631,7 +631,7 @@ def test_buttons_say_why_not(
 
 
 def test_the_square_of_the_face_is_the_patchs_own(made: Made) -> None:
-    """The STMap layer of a patch and the corners of a track mean the same pixels."""
+    """The STMap layer of a patch and the corners of a track refer to the same pixels."""
     exr = read_frame(open_clip(made.face), FIRST)
     corners = corner_pin(made.quad[None], made.clip.height)[0]
     middle = from_square(np.array([0.5, 0.5]), made.quad)

@@ -1,4 +1,4 @@
-"""ReenactEdit and ReenactStyle in the stand-in for Nuke, with a real server and real pictures."""
+"""Tests ReenactEdit and ReenactStyle in the stand-in for Nuke, with a real server and pictures."""
 
 import copy
 import os
@@ -16,27 +16,28 @@ import torch
 from hypothesis import given as examples_of
 from hypothesis import settings
 from hypothesis import strategies as st
-from nuke_session import copy_of, freeze, logic, read_node, under, until, until_said
+from nuke_session import copy_of, freeze, plugin, read_node, under, until, until_said, work
 from nuke_standin import Node, Session
 from OpenImageIO import ImageBuf
-from reenact import protocol, shots
-from reenact.client import ServerError
+from reenact import keyframes, protocol, shots
+from reenact.errors import NodeError, ServerError
 from running_server import Server, inputs
 
 from core.base import keyframes as keys_of
 from core.edit.directions import Direction, Directions, load_directions, save_directions
+from core.generator.storage import generator_digest
 from core.media.numbering import frame_path
 from core.media.write import write_png
 from core.personalize.character import Character, load_character
 from core.solve.latent_track import LatentTrack, load_track
-from core.stylize.style import Style, StyleInfo, generator_digest, save_style, style_info
+from core.stylize.style import Style, StyleInfo, save_style, style_info
 
 FIRST, LAST = 1001, 1004
 
 
 @pytest.fixture(scope="module")
 def solved(tmp_path_factory: pytest.TempPathFactory, running: Server) -> Path:
-    """A script with a Reenact node whose shot is solved, its character and what comes with it."""
+    """Makes a script whose Reenact has solved its shot, the character and its files."""
     folder = tmp_path_factory.mktemp("solved")
     (tmp_path_factory.getbasetemp() / "given").mkdir()
     made, pattern = inputs(tmp_path_factory.getbasetemp() / "given")
@@ -73,7 +74,7 @@ def solved(tmp_path_factory: pytest.TempPathFactory, running: Server) -> Path:
 
 
 def loud(who: Character) -> Style:
-    """A style whose weights are the character's and some more."""
+    """Returns a style whose weights are the character's plus noise."""
     generator = copy.deepcopy(who.generator)
     torch.manual_seed(3)
     for parameter in generator.synthesis.parameters():
@@ -83,7 +84,7 @@ def loud(who: Character) -> Style:
 
 
 def opened(session: Session, solved: Path, folder: Path) -> Node:
-    """The solved shot in a script of the test's own; its Reenact node."""
+    """Opens the solved shot in a script of the test's own; returns its Reenact node."""
     nuke = session.module
     nuke.scriptOpen(str(solved / "shot.nk"))
     nuke.scriptSaveAs(str(folder / "shot.nk"), True)
@@ -92,14 +93,14 @@ def opened(session: Session, solved: Path, folder: Path) -> Node:
 
 
 def shown_live(session: Session, node: Node, but: str = "") -> Path:
-    """The file that the node's preview shows, once it is another one."""
+    """Waits until the node's preview shows another file; returns that file."""
     read = node.node("Preview")["file"]
     session.pump(lambda: read.value() not in ("", but), 120, "a preview")
     return Path(read.value())
 
 
 def same(a: np.ndarray, b: np.ndarray) -> None:
-    """To the last digit of halves: several frames at once are rounded otherwise than one alone."""
+    """Equal up to the last digit of half floats: a batch is rounded differently from one frame."""
     np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-3)
 
 
@@ -121,7 +122,7 @@ def test_a_track_is_found_through_whatever_lies_between(session: Session) -> Non
 
     def found(*sources: Node | None) -> str:
         end = under(session, "NoOp", *sources)
-        seen = logic().upstream(end)
+        seen = plugin("upstream").upstream(end)
         assert seen.character == f"{seen.track}.character"
         assert seen.node["track"].value() == seen.track
         return str(seen.track)
@@ -146,16 +147,16 @@ def test_without_a_track_above_it_is_said_what_to_do(session: Session) -> None:
         (node, "Reenact1 has no latent track yet. Submit it first, or disable it."),
     ):
         end.setInput(0, source)
-        with pytest.raises(logic().Wrong, match=sentence):
-            logic().upstream(end)
+        with pytest.raises(NodeError, match=sentence):
+            plugin("upstream").upstream(end)
 
 
 def test_a_diamond_of_nodes_is_walked_once(session: Session) -> None:
     top = under(session, "Read")
-    for _ in range(40):  # 2^40 ways lead up
+    for _ in range(40):  # there are 2^40 paths to the top
         top = under(session, "Merge2", top, top)
-    with pytest.raises(logic().Wrong):
-        logic().upstream(top)
+    with pytest.raises(NodeError):
+        plugin("upstream").upstream(top)
 
 
 # -- edits ---------------------------------------------------------------------------------------
@@ -236,7 +237,7 @@ def test_keys_of_sliders_become_amounts_of_frames_and_edits_stack(
     until(session, node, "done")
     assert node["track"].value() == f"{run.as_posix()[:-1]}2/track.latents"
     assert load_track(node["track"].value()).parent == parent.hash
-    assert load_track(run / "track.latents").hash == track.hash  # the first one is kept
+    assert load_track(run / "track.latents").hash == track.hash  # the first version is kept
 
 
 def test_a_terminal_edits_and_previews_at_once(
@@ -245,7 +246,7 @@ def test_a_terminal_edits_and_previews_at_once(
     with nuke_standin.running(gui=False) as session:
         node = under(session, "ReenactEdit", opened(session, solved, tmp_path))
         session.set(node, "mouth", 2.0)
-        assert logic()._live is None  # nothing starts by itself
+        assert work().live is None  # nothing starts by itself
         session.press(node, "preview")
         assert node["state"].value() == f"Frame {FIRST}, live."
         session.set(node, "last", FIRST)
@@ -269,19 +270,19 @@ def test_sliders_are_drawn_live_as_submit_would(
     session.module.frame(1003)
     node["yaw"].fromScript("{curve L x1001 -1 x1006 2}")
     begun = len(session._undo)
-    for amount in (0.2, 0.9, 1.6):  # a slider on its way
+    for amount in (0.2, 0.9, 1.6):  # a slider is being dragged
         session.set(node, "smile", amount)
     steps = len(session._undo)
     assert steps == begun + 3
     first = shown_live(session, node)
     assert (node["show"].value(), first.parent.parent) == ("preview", tmp_path / "reenact/live")
-    assert len([*first.parent.glob("*.exr")]) == 1  # one for the whole way
-    session.module.frame(1004)  # the preview goes with it
+    assert len([*first.parent.glob("*.exr")]) == 1  # one frame for the whole drag
+    session.module.frame(1004)  # the preview follows
     second = shown_live(session, node, str(first))
     until_said(session, node, "Frame 1004, live.")
     session.set(node, "live", False)
     session.set(node, "smile", 0.4)
-    assert len(session._undo) == steps + 2  # nothing of ours
+    assert len(session._undo) == steps + 2  # none of ours
     session.set(node, "smile", 1.6)
     session.press(node, "submit")
     until(session, node, "running")
@@ -294,7 +295,7 @@ def test_sliders_are_drawn_live_as_submit_would(
         same(there.get_pixels()[..., :4], result.get_pixels()[..., :4])
     with server.client() as client:
         made = [job["kind"] for job in client.jobs() if job["id"] not in known]
-    assert sorted(made) == ["edit", "render"]  # the server keeps no list of frames
+    assert sorted(made) == ["edit", "render"]  # live frames are deleted from the server's list
 
 
 def test_a_frozen_server_holds_nobody_up_and_overtaken_frames_are_not_shown(
@@ -306,7 +307,7 @@ def test_a_frozen_server_holds_nobody_up_and_overtaken_frames_are_not_shown(
     freeze(server)
     session.longest = 0.0
     session.set(node, "smile", 2.0)
-    live = session.pump(lambda: logic()._live is not None, 30, "a wish")
+    live = session.pump(lambda: work().live is not None, 30, "a wish")
     session.set(node, "smile", -2.0)
     wished = time.monotonic() + 1.0
 
@@ -318,7 +319,7 @@ def test_a_frozen_server_holds_nobody_up_and_overtaken_frames_are_not_shown(
     assert set(shown) == {""}
     freeze(server, signal.SIGCONT)
     session.pump(lambda: look() and shown[-1], 120, "a frame")
-    live = logic()._live
+    live = work().live
     session.pump(lambda: look() and not live.busy(), 60, "the end")
     assert len(set(shown)) == 2  # nothing, then the last one
     with server.client() as client:
@@ -329,7 +330,7 @@ def test_a_frozen_server_holds_nobody_up_and_overtaken_frames_are_not_shown(
                 str(solved / "anna.directions"),
             ]
         )
-        above = logic()._shot(node)
+        above = plugin("upstream").shot_above(node)
         wanted = protocol.Frame(
             kept[0],
             kept[1],
@@ -344,13 +345,13 @@ def test_a_frozen_server_holds_nobody_up_and_overtaken_frames_are_not_shown(
     there = ImageBuf(str(tmp_path / f"wanted_v001/wanted_v001.{FIRST}.exr"))
     same(ImageBuf(shown[-1]).get_pixels(), there.get_pixels())
 
-    # One that has come already, but that nobody has looked at yet, is overtaken as well.
-    logic()._draw(node, logic()._change(node, FIRST + 1))
+    # A frame that has arrived but isn't shown yet is replaced too.
+    work().request_frame(node, plugin("requests").build_request(node, FIRST + 1))
     until_time = time.monotonic() + 60
-    while live._told.empty():
+    while live.updates.empty():
         assert time.monotonic() < until_time
         time.sleep(0.01)
-    logic()._draw(node, logic()._change(node, FIRST + 2))
+    work().request_frame(node, plugin("requests").build_request(node, FIRST + 2))
     session.pump(lambda: look() and f".{FIRST + 2}." in shown[-1], 60, "the last")
     assert not any(f".{FIRST + 1}." in name for name in shown)
 
@@ -362,7 +363,7 @@ def test_a_frozen_server_holds_nobody_up_and_overtaken_frames_are_not_shown(
     freeze(server, signal.SIGCONT)
     session.set(node, "smile", 1.1)
     session.pump(lambda: node["job_state"].value() == "done", 60, "a frame")
-    assert node["tile_color"].value() == logic().PLAIN
+    assert node["tile_color"].value() == plugin("display").PLAIN
     print(f"held up for {session.longest:.3f} s at most")
     assert session.longest < 0.5
 
@@ -374,9 +375,10 @@ def test_what_is_wrong_is_said_on_the_node(
     node = under(session, "ReenactEdit")
     session.set(node, "smile", 1.0)
     until_said(session, node, "There is no Reenact node above.")
-    assert node["job_state"].value() == ""  # a slider is no reason for alarm
+    assert node["job_state"].value() == ""  # moving a slider is no failure
     session.press(node, "submit")
-    assert (node["job_state"].value(), node["tile_color"].value()) == ("failed", logic().RED)
+    assert node["job_state"].value() == "failed"
+    assert node["tile_color"].value() == plugin("display").RED
     node.setInput(0, reenact)
     session.set(node, "extra_file", str(solved / "gone.directions"))
     until_said(session, node, "gone.directions: No such file")
@@ -384,7 +386,7 @@ def test_what_is_wrong_is_said_on_the_node(
     session.set(node, "extra_file", "")
     session.press(node, "next")
     until_said(session, node, f"Frame {FIRST}, live.")
-    session.set(node, "brow", 1.0)  # these directions have none
+    session.set(node, "brow", 1.0)  # these directions have no brow
     until_said(session, node, "There are: jaw, smile, yaw")
     session.set(node, "brow", 0.0)
     session.module.frame(LAST + 5)
@@ -440,7 +442,7 @@ def test_a_style_is_drawn_by_amount_and_resolution_and_kept_by_an_edit_below(
     node["style_amount"].fromScript("{curve L x1001 0 x1002 0 x1003 1}")
     session.set(node, "style_from", "16")
     session.module.frame(1003)
-    session.set(node, "style", str(solved / "loud.style"))  # the one knob
+    session.set(node, "style", str(solved / "loud.style"))  # only this knob is needed
     live = shown_live(session, node)
     session.set(node, "first", 1002)
     session.set(node, "last", 1003)
@@ -456,13 +458,13 @@ def test_a_style_is_drawn_by_amount_and_resolution_and_kept_by_an_edit_below(
     session.set(node, "show", "result")
     same(session.look(node, 1003)["red"], there["red"])
     assert node.node("Preview")["file"].value() == live.as_posix()
-    # Its track is the one above, in its own version.
+    # Its track is a copy of the one above, in its own version.
     assert node["track"].value() != reenact["track"].value()
     assert load_track(node["track"].value()).hash == load_track(reenact["track"].value()).hash
 
     edit = under(session, "ReenactEdit", node)
     session.set(edit, "live", False)
-    session.press(edit, "submit")  # of nothing: the look stays
+    session.press(edit, "submit")  # without moves: the style stays
     until(session, edit, "done")
     same(session.look(edit, 1003)["render.red"], drawn)
 
@@ -492,7 +494,7 @@ def test_a_style_is_made_from_the_node_and_chosen_in_another(
     assert fetched.parent == tmp_path / "reenact" / "styles"
     assert fetched.read_bytes() == made.read_bytes()
     assert other["styles"].value() == rest
-    reenact["character"].setValue((solved / "age.directions").as_posix())  # somebody else
+    reenact["character"].setValue((solved / "age.directions").as_posix())  # another character
     session.press(other, "list_styles")
     until_said(session, other, "0 styles of this character")
     assert other["styles"].values() == [rest]
@@ -533,12 +535,12 @@ def test_frames_that_the_server_has_lost_are_sent_again(server: Server, tmp_path
     source = shots.Source([str(p) for p in paths], [1, 2, 3])
     with server.client() as client:
         client.send(paths[:1])
-        shots.have_plate(client, clip, source)
+        shots.send_missing_frames(client, clip, source)
         held = client.ask(protocol.Held([file.hash for file in files]))["bytes"]
         assert held == [file.size for file in files]
         changed = protocol.Clip(".png", [1], [protocol.File("a" * 64, 9)])
         with pytest.raises(ServerError, match="has changed"):
-            shots.have_plate(client, changed, source)
+            shots.send_missing_frames(client, changed, source)
 
 
 def values_of(texts: list[str], numbers: list[int]) -> np.ndarray:
@@ -554,20 +556,20 @@ def values_of(texts: list[str], numbers: list[int]) -> np.ndarray:
 )
 def test_keyframes_are_the_curve(heights: list[float], gaps: list[int], room: int) -> None:
     numbers = (1000 + np.cumsum(gaps))[: len(heights)].tolist()
-    with patch.object(shots, "KEYS", room):
-        texts = shots.keyframes(numbers, heights)
+    with patch.object(keyframes, "MAX_KEYS", room):
+        texts = keyframes.keyframes(numbers, heights)
     np.testing.assert_allclose(values_of(texts, numbers), heights, atol=3e-5)
 
 
 def test_keyframes_of_long_shots() -> None:
     numbers = list(range(999_998_001, 1_000_000_001))
     ramp = [0.001 * n for n in range(2000)]
-    assert [text.count(":") for text in shots.keyframes(numbers, ramp)] == [2]
-    assert shots.keyframes(numbers, [0.5] * 2000) == ["0.5"]
-    assert shots.keyframes([7], [0.0]) == ["0"]
+    assert [text.count(":") for text in keyframes.keyframes(numbers, ramp)] == [2]
+    assert keyframes.keyframes(numbers, [0.5] * 2000) == ["0.5"]
+    assert keyframes.keyframes([7], [0.0]) == ["0"]
     for near, count in ((1e-5, 14), (1e-3, 2)):
         smooth = [-1e-5 + float(np.sin(n / 80)) for n in range(2000)]
-        texts = shots.keyframes(numbers, smooth, near)
+        texts = keyframes.keyframes(numbers, smooth, near)
         assert len(texts) <= count
         np.testing.assert_allclose(values_of(texts, numbers), smooth, atol=near + 1e-6)
 
@@ -583,25 +585,25 @@ def test_example_pictures_are_those_of_a_folder(
         (art / f"{name}.png").rename(art / name)
     (art / "notes.txt").touch()
     session.set(node, "pictures", art.as_posix())
-    wanted = logic()._new_style(node)
+    wanted = plugin("requests").new_style_request(node)
     with server.client() as client:
-        clip = shots.examples(client, wanted.pictures, lambda done, total: None)
+        clip = shots.send_examples(client, wanted.pictures)
         files = [protocol.File(*protocol.file_hash(art / name)) for name in ("a.PNG", "b.png")]
         assert (clip.suffix, clip.numbers, clip.files) == (".png", [1, 2], files)
-        one = shots.examples(client, str(art / "b.png"), lambda done, total: None)
+        one = shots.send_examples(client, str(art / "b.png"))
         assert (one.numbers, one.files) == ([], files[1:])
         (art / "c.jpg").touch()
         with pytest.raises(ServerError, match="several kinds"):
-            shots.examples(client, wanted.pictures, lambda done, total: None)
+            shots.send_examples(client, wanted.pictures)
         with pytest.raises(ServerError, match="no pictures"):
-            shots.examples(client, str(server.folder / "keys"), lambda done, total: None)
+            shots.send_examples(client, str(server.folder / "keys"))
 
 
 def test_files_of_a_pattern_are_listed(tmp_path: Path) -> None:
     for name in ("art.03.png", "art.11.png", "art.1.txt", "other.04.png"):
         (tmp_path / name).touch()
-    assert shots.listing(str(tmp_path / "art.##.png")) == [3, 11]
-    assert shots.listing(str(tmp_path / "art.%02d.png")) == [3, 11]
-    assert shots.listing(str(tmp_path / "art.03.png")) == []
+    assert shots.existing_frames(str(tmp_path / "art.##.png")) == [3, 11]
+    assert shots.existing_frames(str(tmp_path / "art.%02d.png")) == [3, 11]
+    assert shots.existing_frames(str(tmp_path / "art.03.png")) == []
     with pytest.raises(ServerError, match="There is no picture"):
-        shots.listing(str(tmp_path / "none.##.png"))
+        shots.existing_frames(str(tmp_path / "none.##.png"))

@@ -1,4 +1,4 @@
-"""ReenactRepair in the stand-in for Nuke, on a shot whose faults are known, with a real server."""
+"""Tests ReenactRepair in the stand-in for Nuke, on a shot with known faults, with a real server."""
 
 import shutil
 from pathlib import Path
@@ -10,17 +10,23 @@ import pytest
 from hypothesis import given as examples_of
 from hypothesis import settings
 from hypothesis import strategies as st
-from nuke_session import logic, read_node, under, until
+from nuke_session import plugin, read_node, under, until
 from nuke_standin import Node, Session
 from OpenImageIO import ImageBuf
 from reenact import repairs
-from reenact.repairs import WrongLine, as_line, as_ranges, parse, ranges
+from reenact.repairs import (
+    RepairLineError,
+    format_entry,
+    format_ranges,
+    parse,
+    parse_ranges,
+)
 from running_server import Server
 from small_shot import FIRST, FRAMES, LOST, WRONG, small_shot
 
 from core.media.write import copy_exr
 from core.solve.latent_track import LatentTrack, load_track
-from server import store
+from server import blobs
 
 LAST = FIRST + FRAMES - 1
 NUMBERS = range(FIRST, LAST + 1)
@@ -28,15 +34,14 @@ NUMBERS = range(FIRST, LAST + 1)
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
-    """Files of a character and a track, and the plate's pattern."""
+    """Returns the files of a character and a track, and the plate's pattern."""
     return small_shot(tmp_path_factory.mktemp("given"))
 
 
 def script(session: Session, given: tuple[Path, Path, str], folder: Path) -> tuple[Node, Node]:
-    """A saved script: a plate, its Reenact, and a ReenactRepair below.
+    """Saves a script with a plate, its Reenact, and a ReenactRepair below; returns both nodes.
 
-    The Reenact's job is submitted and stopped at once; instead of what it would have solved, the
-    version holds the track with the known faults.
+    The Reenact's job is cancelled at once, and its version gets the track with the known faults.
     """
     nuke = session.module
     nuke.root()["first_frame"].setValue(FIRST)
@@ -59,14 +64,14 @@ def script(session: Session, given: tuple[Path, Path, str], folder: Path) -> tup
 
 
 def press(session: Session, node: Node, knob: str) -> str:
-    """Presses a button whose work takes its time; what the node says then."""
+    """Presses a button, waits for the job, and returns the node's state."""
     session.press(node, knob)
     until(session, node, "done")
     return node["state"].value()
 
 
 def same_but(a: LatentTrack, b: LatentTrack, *numbers: int) -> None:
-    """The tracks agree bit for bit, and differ in those frames."""
+    """Asserts that the tracks are equal bit for bit except in these frames, where they differ."""
     others = ~np.isin(a.numbers, numbers)
     for name in ("alpha", "delta", "codes", "smooth", "state", "amount", "landmarks"):
         np.testing.assert_array_equal(getattr(a, name)[others], getattr(b, name)[others])
@@ -100,14 +105,14 @@ def test_bad_frames_are_listed_repaired_and_every_version_kept(
 
     session.set(node, "repairs", line.replace("steps 40", "steps 5"))
     nuke.frame(WRONG)
-    press(session, node, "preview")  # the whole list, and one frame of it
+    press(session, node, "preview")  # repairs the whole list, and renders one frame
     assert (node["show"].value(), node["track"].value()) == ("preview", "")
     assert node["version"].values() == ["upstream"]
     previewed = session.look(node, WRONG)
     assert not np.array_equal(previewed["red"], came_in["red"])
     assert f"ReenactRepair1_v001: {FRAMES} frames" in press(session, node, "submit")
     with server.client() as client:
-        assert [job["kind"] for job in client.jobs()].count("repair") == 1  # it was done already
+        assert [job["kind"] for job in client.jobs()].count("repair") == 1  # by the preview
     session.set(node, "output", "over the plate")
     np.testing.assert_allclose(
         session.look(node, WRONG)["red"], previewed["red"], rtol=2e-3, atol=1e-3
@@ -116,7 +121,7 @@ def test_bad_frames_are_listed_repaired_and_every_version_kept(
     first = load_track(node["track"].value())
     assert (first.parent, first.recipe[0]["steps"]) == (before.hash, 5)
     same_but(before, first, *range(WRONG - 2, WRONG + 3))
-    right, row = before.codes[WRONG - FIRST], WRONG - FIRST  # what it was drawn with, in the plate
+    right, row = before.codes[WRONG - FIRST], WRONG - FIRST  # the plate's own codes
     off = [np.linalg.norm(track.smooth[row] - right) for track in (before, first)]
     assert off[1] < off[0] / 3
     repaired = session.look(node, WRONG)
@@ -125,7 +130,7 @@ def test_bad_frames_are_listed_repaired_and_every_version_kept(
     assert repaired["alpha"].max() > 0.9
 
     steps = len(session._undo)
-    nuke.frame(LOST)  # another one by hand
+    nuke.frame(LOST)  # one more by hand
     session.set(node, "repair_action", "hold")
     session.press(node, "add_repair")
     listed = node["repairs"].value().splitlines()
@@ -141,9 +146,9 @@ def test_bad_frames_are_listed_repaired_and_every_version_kept(
     second = load_track(node["track"].value())
     assert second.parent == before.hash
     same_but(before, second, *range(WRONG - 2, WRONG + 3), LOST)
-    assert len(session._undo) == steps + 2  # what the artist did, nothing of ours
+    assert len(session._undo) == steps + 2  # only the artist's steps, none of ours
 
-    below = nuke.createNode("ReenactRepair")  # goes on with what is shown
+    below = nuke.createNode("ReenactRepair")  # works on the shown version
     below.setInput(0, node)
     session.set(node, "show", "preview")
     session.set(node, "version", "ReenactRepair1_v001")
@@ -151,12 +156,12 @@ def test_bad_frames_are_listed_repaired_and_every_version_kept(
     assert load_track(node["track"].value()).hash == first.hash
     for channel, pixels in session.look(node, WRONG).items():
         np.testing.assert_array_equal(pixels, repaired[channel])
-    assert logic().upstream(below).track == node["track"].value()
+    assert plugin("upstream").upstream(below).track == node["track"].value()
     session.set(node, "version", "upstream")
     np.testing.assert_array_equal(session.look(node, WRONG)["red"], came_in["red"])
-    assert logic().upstream(below).track == above["track"].value()
+    assert plugin("upstream").upstream(below).track == above["track"].value()
 
-    press(session, node, "submit")  # the same again: the same version
+    press(session, node, "submit")  # the same request: the same version
     assert node["version"].value() == "ReenactRepair1_v002"
     assert len(node["version"].values()) == 3
     nuke.scriptSaveAs(str(tmp_path / "shot.nk"), True)
@@ -176,7 +181,7 @@ def test_bad_frames_are_listed_repaired_and_every_version_kept(
 def test_what_is_wrong_with_a_list_is_said_with_its_line(
     server: Server, given: tuple[Path, Path, str], tmp_path: Path
 ) -> None:
-    """By the node, and by the server, which counts otherwise; in a terminal, which waits for it."""
+    """By the node, and by the server, which counts repairs, not lines; in a terminal."""
     with nuke_standin.running() as session:
         above, node = script(session, given, tmp_path)
         track = above["track"].value()
@@ -195,13 +200,13 @@ def test_what_is_wrong_with_a_list_is_said_with_its_line(
         assert "No frame is listed" in said("next_bad")
         assert "Nothing was measured yet" in said("open_report")
         assert "Line 2: " in said("submit", repairs=f"interpolate {WRONG}\nhold {WRONG}")
-        assert node["tile_color"].value() == logic().RED
+        assert node["tile_color"].value() == plugin("display").RED
         first = f"# by hand\n\ninterpolate {WRONG}\ninterpolate {FIRST}  # has none before it"
         assert said("submit", repairs=first).startswith(
             "Line 4 (interpolate): the shot has no frame before"
         )
         assert node["step"].value() == "log"
-        assert '"soon" are no frames' in said("add_repair", repair_frames="soon")
+        assert '"soon" is not a list of frames' in said("add_repair", repair_frames="soon")
         assert "which frames replace them" in said(
             "add_repair", repair_action="replace", repair_frames="1003-1004"
         )
@@ -223,11 +228,11 @@ def test_what_is_wrong_with_a_list_is_said_with_its_line(
         amount = load_track(node["track"].value()).amount
         assert np.flatnonzero(amount != 1).tolist() == [2, 3]
         assert amount[2] == np.float32(0.25)
-        # Another amount of two frames: the others are not drawn again.
+        # Another amount for two frames: the others are not rendered again.
         with server.client() as client:
             drawn = next(job["id"] for job in client.jobs() if job["kind"] == "render")
             stored = {
-                file["number"]: store.file_path(server.folder / "store", file["hash"])
+                file["number"]: blobs.file_path(server.folder / "store", file["hash"])
                 for file in client.status(drawn)["files"]
             }
         for path in stored.values():
@@ -251,10 +256,10 @@ def test_what_is_wrong_with_a_list_is_said_with_its_line(
     ("line", "what"),
     [
         ("sovle 1004", "sovle is no repair. Begin with one of solve, interpolate, hold"),
-        ("solve", "there are no frames. Write them as in 1020-1035, 1040"),
-        ("solve 1004 mouth", '"1004 mouth" are no frames'),
-        ("solve 1006-1004", '"1006-1004" are no frames'),
-        ("solve 1004,", '"1004," are no frames'),
+        ("solve", "the frames are missing. Write them as in 1020-1035, 1040"),
+        ("solve 1004 mouth", '"1004 mouth" is not a list of frames'),
+        ("solve 1006-1004", '"1006-1004" is not a list of frames'),
+        ("solve 1004,", '"1004," is not a list of frames'),
         ("solve 1004-1020", "frame 1020 is not in the shot above, 1001-1014"),
         ("solve 1004 steps", "steps must be a whole number, not nothing"),
         ("solve 1004 steps -3", "steps must be a whole number, not -3"),
@@ -266,11 +271,11 @@ def test_what_is_wrong_with_a_list_is_said_with_its_line(
     ],
 )
 def test_lines_that_are_no_repairs(line: str, what: str) -> None:
-    with pytest.raises(WrongLine, match=f"^Line 3: {what}"):
+    with pytest.raises(RepairLineError, match=f"^Line 3: {what}"):
         parse(f"hold 1004 from 1003 # fine\n\n{line}  # why\nnonsense", NUMBERS)
 
 
-some_frames = st.sets(st.sampled_from(NUMBERS), min_size=1).map(as_ranges)
+some_frames = st.sets(st.sampled_from(NUMBERS), min_size=1).map(format_ranges)
 some_repairs = st.one_of(
     st.fixed_dictionaries(
         {"do": st.just("solve"), "frames": some_frames},
@@ -298,7 +303,7 @@ some_repairs = st.one_of(
 @settings(max_examples=50, deadline=None)
 @examples_of(st.lists(some_repairs, max_size=4))
 def test_a_list_is_read_as_it_was_written(entries: list[dict[str, Any]]) -> None:
-    text = "\n\n".join(map(as_line, entries))
+    text = "\n\n".join(map(format_entry, entries))
     assert parse(text, NUMBERS) == [(2 * i + 1, entry) for i, entry in enumerate(entries)]
 
 
@@ -307,10 +312,10 @@ def test_a_list_is_read_as_it_was_written(entries: list[dict[str, Any]]) -> None
 def test_bad_frames_are_the_marked_ones_and_the_rest_of_the_list(
     marked: set[int], frames: set[int]
 ) -> None:
-    spans = ranges(as_ranges(frames))
+    spans = parse_ranges(format_ranges(frames))
     assert {n for first, last in spans for n in range(first, last + 1)} == frames
-    entries = [{"do": "solve", "frames": as_ranges(frames)}, {"do": "amount", "keys": "1"}]
-    bad = repairs.bad_frames(entries, as_ranges(marked))
+    entries = [{"do": "solve", "frames": format_ranges(frames)}, {"do": "amount", "keys": "1"}]
+    bad = repairs.bad_frames(entries, format_ranges(marked))
     assert bad == sorted(bad)
     assert set(bad) >= marked
     for first, last in spans:

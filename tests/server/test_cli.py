@@ -127,7 +127,7 @@ def test_handles_are_solved_too(demo: tuple[Path, str], tmp_path: Path) -> None:
     done = reenact(*solve, "--handles", 1, "--neutral", "off", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert load_track(track).numbers.tolist() == [1002, 1003, 1004]
-    assert not load_track(track).rest.any()
+    assert not load_track(track).neutral_offset.any()
     drawn = reenact(
         "render",
         track,

@@ -21,8 +21,14 @@ from core.face.measures import MEASURES
 from core.personalize.character import Character, load_character, save_character
 from core.render.geometry import deciding_frames
 from core.solve.latent_track import LatentTrack, load_track, save_track
-from server import edit_cli, method_cli, remote, tasks
-from server.reporting import Report
+from server.cli import edit as edit_cli
+from server.cli import remote
+from server.cli.directions import directions
+from server.cli.inspect import inspect
+from server.cli.reporting import Report
+from server.jobs import registry
+from server.jobs.common import Context
+from server.jobs.edit import edit_track, load_named_directions
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +69,16 @@ def shot(who: Character, frames: int = 4) -> LatentTrack:
         {"keypoint_error": nothing},
         {},
     )
+
+
+def context(folder: Path, track: Path, result: str, path: Path) -> Context:
+    """What a job on a track, of the folder's character and directions, runs in."""
+    files = {
+        "character": folder / "me.character",
+        "directions.0": folder / "me.directions",
+        "track": track,
+    }
+    return Context(Report(True), files, {}, {result: path})
 
 
 def results(capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], list[str]]:
@@ -111,7 +127,7 @@ def test_the_server_edits_as_the_command_line_does(
     )
     assert load_track(tmp_path / "c.latents").hash == a.hash  # the recipe replays
     capsys.readouterr()
-    method_cli.inspect(tmp_path / "a.latents", json=True)
+    inspect(tmp_path / "a.latents", json=True)
     shown, _ = results(capsys)
     assert shown["parent"] == parent.hash
     assert shown["recipe"] == list(a.recipe)
@@ -120,10 +136,10 @@ def test_the_server_edits_as_the_command_line_does(
 def test_a_frame_is_drawn_edited_without_a_file(folder: Path, tmp_path: Path) -> None:
     move = protocol.Move("grin", "2")
     with remote.connected(Report(True)) as client:  # which starts a server if none runs
-        track, character, directions = client.send(
+        track, character, named = client.send(
             [folder / name for name in ("shot.latents", "me.character", "me.directions")]
         )
-        live = protocol.Frame(track, character, 1002, directions=[directions], moves=[move])
+        live = protocol.Frame(track, character, 1002, directions=[named], moves=[move])
         job = client.submit(live)
         assert finish(client, job)["state"] == "done"
         (made,) = client.status(job)["files"]
@@ -131,17 +147,13 @@ def test_a_frame_is_drawn_edited_without_a_file(folder: Path, tmp_path: Path) ->
         wrong = client.submit(replace(live, moves=[replace(move, direction="smirk")]))
         status = finish(client, wrong)
         assert (status["state"], "There are: grin, turn" in status["reason"]) == ("failed", True)
-    who = load_character(folder / "me.character")
     plain = protocol.Frame(protocol.File(), protocol.File(), 1002)
     task = protocol.Edit(protocol.File(), protocol.File(), [], [move])
-    for name in ("shot", "edited"):
-        given = load_track(folder / "shot.latents")
-        if name == "edited":
-            tasks.edit(
-                task, given, who, [folder / "me.directions"], tmp_path / "e.latents", Report(True)
-            )
-            given = load_track(tmp_path / "e.latents")
-        tasks.frame(plain, given, who, None, str(tmp_path / f"{name}.####.exr"))
+    shot_path, edited = folder / "shot.latents", tmp_path / "e.latents"
+    registry.run_task(task, context(folder, shot_path, "track.latents", edited))
+    for name, path in (("shot", shot_path), ("edited", edited)):
+        out = tmp_path / f"{name}.####.exr"
+        registry.run_task(plain, context(folder, path, "frame", out))
     pixels = {path.name: ImageBuf(str(path)).get_pixels() for path in tmp_path.glob("*.exr")}
     np.testing.assert_array_equal(pixels["live.exr"], pixels["edited.1002.exr"])
     assert np.abs(pixels["live.exr"] - pixels["shot.1002.exr"]).max() > 0.05
@@ -152,22 +164,23 @@ def test_a_frame_of_a_long_track_needs_few_frames_to_be_edited(
 ) -> None:
     """And comes out as after the whole edit, its steadied mattes too."""
     who = load_character(folder / "me.character")
-    files = [folder / "me.directions"]
     square = np.array([[0, 0], [0, 64], [64, 64], [64, 0]], float)
     track = replace(
         shot(who, 60), cut=np.isin(np.arange(60), [0, 28]), quads=np.tile(square, (60, 1, 1))
     )
     plain = protocol.Frame(protocol.File(), protocol.File(), 1031)
     task = replace(plain, moves=[protocol.Move("turn", "1001:-9,1027:2,1033:-4,1060:9")])
-    named = tasks.named_directions(files)
+    named = load_named_directions([folder / "me.directions"])
     only = deciding_frames(track, 30)
     assert only.tolist() == [*range(28, 35)]  # 3 sigma around its neighbours, but for the cut
     for name, drawn, edited in (
         ("live", task, track),
-        ("whole", plain, tasks._edited(task, track, who, named)),
-        ("alone", plain, tasks._edited(task, track, who, named, np.array([30]))),
+        ("whole", plain, edit_track(task, track, who, named)),
+        ("alone", plain, edit_track(task, track, who, named, np.array([30]))),
     ):
-        tasks.frame(drawn, edited, who, None, str(tmp_path / f"{name}.####.exr"), None, files)
+        save_track(tmp_path / "drawn.latents", edited)
+        out = tmp_path / f"{name}.####.exr"
+        registry.run_task(drawn, context(folder, tmp_path / "drawn.latents", "frame", out))
     live, whole, alone = (
         ImageBuf(str(tmp_path / f"{name}.1031.exr")).get_pixels()
         for name in ("live", "whole", "alone")
@@ -180,7 +193,7 @@ def test_the_server_finds_directions(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, sheet = tmp_path / "me.directions", tmp_path / "sheet.png"
-    edit_cli.directions(folder / "me.character", out, sheet, samples=64, json=True)
+    directions(folder / "me.character", out, sheet, samples=64, json=True)
     said, notes = results(capsys)
     assert said["owner"] == load_character(folder / "me.character").hash
     found = load_directions(out)
@@ -192,7 +205,7 @@ def test_the_server_finds_directions(
     assert found.directions.keys() ^ missing == {*MEASURES}
     assert len(notes) == len(found.notes)
     assert ImageBuf(str(sheet)).spec().width == 10 * 128
-    method_cli.inspect(out)
+    inspect(out)
     assert "+1 of" in capsys.readouterr().out
 
 
@@ -200,7 +213,7 @@ def test_other_tools_directions_and_what_speaks_against_them(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save(torch.randn(1, 512), tmp_path / "age.pt")
-    edit_cli.directions(tmp_path / "age.pt", json=True)
+    directions(tmp_path / "age.pt", json=True)
     said, _ = results(capsys)
     assert said["directions"]["age"]["shape"] == [512]
     (age,) = load_directions(tmp_path / "age.directions").directions.values()
@@ -271,8 +284,8 @@ def test_an_edit_that_can_not_be_made_says_what_to_do(folder: Path, tmp_path: Pa
     with pytest.raises(typer.BadParameter, match="add --local"):
         edit_cli.edit(**given | {"local": False}, set_=[f"grin={many}"])
     save_character(tmp_path / "alone.character", small_character())
-    with pytest.raises(edit_cli.DirectionsMissing, match="reenact directions"):
+    with pytest.raises(edit_cli.DirectionsMissingError, match="reenact directions"):
         edit_cli.edit(**given | {"character": tmp_path / "alone.character"}, set_=["grin=1"])
     with pytest.raises(typer.BadParameter, match=r"\.png"):
-        edit_cli.directions(folder / "me.character", sheet=tmp_path / "s.jpg")
+        directions(folder / "me.character", sheet=tmp_path / "s.jpg")
     assert [p.name for p in tmp_path.iterdir()] == ["alone.character"]

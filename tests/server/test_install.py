@@ -22,8 +22,9 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from repository import ROOT
 
-from server import doctor, environment, installer
-from server.environment import Environment
+from server import locks
+from server.install import doctor, environment, installer, pip
+from server.install.environment import Environment
 
 CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8")
 MINOR = sys.version_info[1]
@@ -32,16 +33,22 @@ MINOR = sys.version_info[1]
 @pytest.fixture
 def checkout(tmp_path: Path) -> Environment:
     """What install.py needs of a checkout, in a folder without an environment."""
-    (tmp_path / "server").mkdir()
     for name in ("install.py", "constraints.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path / name)
-    for name in ("__init__", "installer", "environment", "doctor", "nuke", "nuke_installer"):
-        shutil.copy(ROOT / f"server/{name}.py", tmp_path / f"server/{name}.py")
-    shutil.copytree(
-        ROOT / "core",
-        tmp_path / "core",
-        ignore=lambda folder, names: set(names) - {"__init__.py", "files.py"},
-    )
+    needed = {
+        "server": {"__init__.py", "locks.py", "install"},
+        "core": {"__init__.py", "errors.py", "files.py", "base"},
+    }
+    for package, names in needed.items():
+        for source in (ROOT / package).iterdir():
+            target = tmp_path / package / source.name
+            target.parent.mkdir(exist_ok=True)
+            if source.name not in names:
+                continue
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, target)
     return Environment(tmp_path)
 
 
@@ -212,7 +219,7 @@ def test_an_environment_of_another_python_is_made_anew_after_saying_so(
     make_venv(interpreter(other), checkout, "--without-pip")
     put(checkout, "torch", "2.13.0+cu130")
     assert other in (installer.outdated_here(checkout, set()) or "")
-    installer.make_environment(checkout)
+    pip.make_environment(checkout)
     said = capsys.readouterr().out
     assert f"made by Python {other}" in said
     assert "without its torch 2.13.0+cu130" in said
@@ -228,7 +235,7 @@ def test_a_half_made_environment_is_made_anew(bare: Environment, torso: str) -> 
     else:
         (bare.venv / "pyvenv.cfg").unlink()
     assert environment.why_outdated(bare, set()) == "there is no complete environment"
-    installer.make_environment(bare)
+    pip.make_environment(bare)
     assert subprocess.run([bare.python, "-m", "pip", "--version"]).returncode == 0
 
 
@@ -251,7 +258,7 @@ def test_half_written_packages_are_found_and_others_left_alone(bare: Environment
     assert {first, second} <= set(environment.damaged(bare))
 
     (bare.site_packages / "~horch").mkdir()
-    installer.repair(bare)
+    installer.remove_damaged(bare)
     assert [path.name for path in bare.site_packages.glob("*.dist-info")] == [whole.name]
     assert not (bare.site_packages / "~horch").exists()
 
@@ -261,9 +268,9 @@ def test_half_written_packages_are_found_and_others_left_alone(bare: Environment
 HOLD = """
 import sys, time
 from pathlib import Path
-from server import installer
-from server.environment import Environment
-with installer.exclusive(Environment(Path(sys.argv[1]))):
+from server.install import pip
+from server.install.environment import Environment
+with pip.installation_lock(Environment(Path(sys.argv[1]))):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
 """
@@ -303,8 +310,8 @@ def test_a_second_installation_waits_and_a_killed_one_does_not_block(tmp_path: P
 
 def test_torch_of_another_version_is_named_and_not_replaced(bare: Environment) -> None:
     torch = put(bare, "torch", "2.12.1+cu126")
-    with pytest.raises(installer.Failure, match=r"torch 2\.12\.1\+cu126 is installed") as caught:
-        installer.chosen_torch(bare)
+    with pytest.raises(pip.InstallError, match=r"torch 2\.12\.1\+cu126 is installed") as caught:
+        installer.installed_torch(bare)
     assert f"{bare.python} -m pip uninstall -y torch torchvision" in caught.value.mend
     assert torch.exists()
 
@@ -322,18 +329,18 @@ def test_a_damaged_torch_of_another_version_is_not_replaced_either(checkout: Env
 def test_pip_keeps_another_build_of_the_pinned_torch(with_pip: Environment) -> None:
     version = with_pip.pins()["torch"] + "+cu130"
     put(with_pip, "torch", version)
-    assert installer.chosen_torch(with_pip) == {"torch": version}
-    with installer.exclusive(with_pip) as lock:
-        installer.pip(with_pip, lock, "install", "--no-index", "-c", "constraints.txt", "torch")
+    assert installer.installed_torch(with_pip) == {"torch": version}
+    with pip.installation_lock(with_pip) as lock:
+        pip.pip(with_pip, lock, "install", "--no-index", "-c", "constraints.txt", "torch")
     assert with_pip.installed()["torch"] == version
 
 
 # --- failures ----------------------------------------------------------------------------------
 
 
-def fail(env: Environment, *arguments: str) -> installer.Failure:
-    with installer.exclusive(env) as lock, pytest.raises(installer.Failure) as caught:
-        installer.pip(env, lock, "install", *arguments)
+def fail(env: Environment, *arguments: str) -> pip.InstallError:
+    with pip.installation_lock(env) as lock, pytest.raises(pip.InstallError) as caught:
+        pip.pip(env, lock, "install", *arguments)
     assert " ".join(arguments) in env.log.read_text()
     return caught.value
 
@@ -377,16 +384,16 @@ def test_an_index_that_cannot_be_reached_is_told_from_a_package_that_is_not_ther
     ],
 )
 def test_other_faults_say_what_to_do(said: str, what: str, mend: str) -> None:
-    meaning, advice = installer.remedy(said)
+    meaning, advice = pip.advice(said)
     assert what in meaning
     assert mend in advice
 
 
 def test_an_old_glibc_is_named() -> None:
     said = "ERROR: No matching distribution found for torch==2.13.0"
-    assert "glibc is 2.17" in installer.platform_advice(said, "glibc", "2.17")
-    assert "glibc is" not in installer.platform_advice(said, "glibc", "2.36")
-    assert "torch==2.13.0" in installer.platform_advice(said, "glibc", "2.36")
+    assert "glibc is 2.17" in pip.platform_advice(said, "glibc", "2.17")
+    assert "glibc is" not in pip.platform_advice(said, "glibc", "2.36")
+    assert "torch==2.13.0" in pip.platform_advice(said, "glibc", "2.36")
 
 
 # --- interrupted downloads ---------------------------------------------------------------------
@@ -460,14 +467,14 @@ def test_a_broken_transfer_goes_on_where_it_broke_and_is_kept(
     host = url.split("/")[2]  # pip caches what comes by http only from hosts declared trusted
     arguments = ["install", "--index-url", url, "--trusted-host", host]
     arguments += ["--resume-retries", "20", "sample"]
-    with installer.exclusive(with_pip) as lock:
-        installer.pip(with_pip, lock, *arguments)
+    with pip.installation_lock(with_pip) as lock:
+        pip.pip(with_pip, lock, *arguments)
         assert len(handler.served) == 2
         assert re.fullmatch(rf"bytes={len(handler.wheel) // 2}-", handler.served[1][1] or "")
         assert (with_pip.site_packages / "sample.bin").stat().st_size == 1 << 21
         for path in with_pip.site_packages.glob("sample*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        installer.pip(with_pip, lock, *arguments)  # from pip's cache
+        pip.pip(with_pip, lock, *arguments)  # from pip's cache
     assert len(handler.served) == 2
     assert with_pip.installed()["sample"] == "1.0"
 
@@ -475,11 +482,11 @@ def test_a_broken_transfer_goes_on_where_it_broke_and_is_kept(
 STEP = """
 import sys
 from pathlib import Path
-from server import installer
-from server.environment import Environment
+from server.install import pip
+from server.install.environment import Environment
 env = Environment(Path(sys.argv[1]))
-with installer.exclusive(env) as lock:
-    installer.pip(env, lock, "install", "--index-url", sys.argv[2], "sample")
+with pip.installation_lock(env) as lock:
+    pip.pip(env, lock, "install", "--index-url", sys.argv[2], "sample")
 """
 
 
@@ -502,7 +509,7 @@ def test_an_interrupted_pip_leaves_nothing_running_unlocked(
     process.send_signal(number)
     process.wait(timeout=10)
     descriptor = os.open(with_pip.lock, os.O_RDWR)
-    free = installer.try_lock(descriptor)
+    free = locks.try_lock(descriptor)
     os.close(descriptor)
     # Ctrl-C ends pip; a kill cannot, and then pip itself still holds the lock.
     assert free == (number == signal.SIGINT)
@@ -580,7 +587,7 @@ def test_doctor_says_how_to_get_clip(tmp_path: Path) -> None:
 
 
 def doctor_inside(name: str, **variables: str) -> dict:
-    code = f"import json, dataclasses; from server import doctor; \
+    code = f"import json, dataclasses; from server.install import doctor; \
 print(json.dumps(dataclasses.asdict(doctor.examine({name!r}))))"
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -1,5 +1,6 @@
-"""Nuke's part of the installation: real interpreters, pips, wheels and sockets, and trees that look
-like Nuke's. No Nuke: what one does with it all is for tests/nuke/nuke_acceptance.py."""
+"""Tests Nuke's part of the installation, with real interpreters, pips, wheels and sockets.
+
+Folders look like Nuke's, but no Nuke runs: that is for tests/nuke/nuke_acceptance.py."""
 
 import ast
 import json
@@ -25,9 +26,9 @@ from reenact import __version__
 from repository import ROOT
 from running_server import Server
 
-from server import doctor, nuke, nuke_installer
-from server.environment import Environment
-from server.installer import Failure
+from server.install import doctor, nuke, nuke_installer
+from server.install.environment import Environment
+from server.install.pip import InstallError
 
 VERSION = nuke.pyzmq_version(Environment(ROOT), nuke.Nuke(Path(), "14.0v1", "linux", (3, 9), None))
 LINUX_ONLY = pytest.mark.skipif(sys.platform != "linux", reason="runs interpreters in Linux's tree")
@@ -35,7 +36,7 @@ PYTHONS = {"3.9": "14.1v2", "3.10": "15.1v3", "3.11": "16.0v2"}
 
 
 def tree(root: Path, version: str, system: str, python: Path | None = None) -> Path:
-    """An installation's folder with the files that matter, and a Python that runs, if given."""
+    """Makes a folder like an installation of Nuke, with a Python that runs if one is given."""
     short = version.partition("v")[0]
     folder = root / f"Nuke{version}"
     inner = folder / f"Nuke{version}.app/Contents/MacOS" if system == "darwin" else folder
@@ -57,7 +58,7 @@ def at(folder: Path) -> nuke.Nuke:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """A checkout with the plugin, and an environment that holds pip alone."""
+    """Makes a checkout with the plugin, and an environment that contains only pip."""
     root = tmp_path_factory.mktemp("checkout with spaces")
     shutil.copy(ROOT / "constraints.txt", root)
     skip = shutil.ignore_patterns("vendor", "__pycache__")
@@ -72,7 +73,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 def env(
     made: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Environment]:
-    """That checkout, for a user with an empty home, on a machine without a Nuke."""
+    """The checkout, for a user with an empty home, on a machine without Nuke."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("NUKE_PATH", raising=False)
     (tmp_path / "home").mkdir()
@@ -81,7 +82,7 @@ def env(
 
 
 def wheel(folder: Path, tag: str, inside: str = "", version: str = VERSION, body: str = "") -> Path:
-    """A wheel that calls itself pyzmq for a tag, in its name and (or `inside`) in its metadata."""
+    """Makes a wheel of pyzmq for a tag in its name, and the same or `inside` in its metadata."""
     folder.mkdir(exist_ok=True)
     path = folder / f"pyzmq-{version}-{tag}.whl"
     info = f"pyzmq-{version}.dist-info"
@@ -141,9 +142,9 @@ def test_it_is_told_by_its_folder_its_application_or_its_program(
 
 
 def test_what_is_no_nuke_is_refused_and_says_what_to_give(env: Environment, tmp_path: Path) -> None:
-    (tmp_path / "Nuke15.1v3").mkdir()  # uninstalled, the folder left
+    (tmp_path / "Nuke15.1v3").mkdir()  # uninstalled, but the folder is left
     for path in (tmp_path, tmp_path / "Nuke15.1v3", tree(tmp_path, "13.2v5", "linux")):
-        with pytest.raises(Failure, match="is no Nuke 14 to 17") as caught:
+        with pytest.raises(InstallError, match="is no Nuke 14 to 17") as caught:
             nuke_installer.main(env, [str(path)])
         assert "/usr/local/Nuke" in caught.value.mend
     done = subprocess.run(
@@ -186,7 +187,7 @@ print(zmq.__file__.startswith(str(FOLDER)), zmq.__version__)
 
 
 def run_plugin(python: Path, env: Environment, code: str, *arguments: str, more: str = "") -> str:
-    """Runs code as Nuke would with the plugin on sys.path, `more` being folders before it."""
+    """Runs code as Nuke would, with the plugin on sys.path and folders `more` before it."""
     path = os.pathsep.join(filter(None, [more, str(env.root / "nuke_plugin")]))
     done = subprocess.run(
         [python, "-s", "-c", code, *arguments],
@@ -209,7 +210,7 @@ def test_the_pythons_of_nuke_talk_with_the_pyzmq_laid_beside_the_plugin(
     nukes = [at(tree(tmp_path, PYTHONS[v], "linux", python)) for v, python in pythons.items()]
     try:
         nuke_installer.vendor(env, nukes, None)
-    except Failure as failure:
+    except InstallError as failure:
         pytest.skip(f"pyzmq can't be had: {failure.what}")
     assert vendored(env) == sorted(one.target for one in nukes)
     broken, own = tmp_path / "broken", tmp_path / "own"  # a studio's, before the plugin
@@ -248,7 +249,7 @@ def test_without_any_pyzmq_the_client_says_what_to_run(env: Environment) -> None
     code = "import sys; sys.path[:] = [p for p in sys.path if 'site-packages' not in p]\n"
     code += "import reenact.client; reenact.client.Client()"
     said = run_plugin(python, env, code).splitlines()[-1]
-    assert said.startswith("reenact.client.ServerError: Reenact has no pyzmq that loads in Python")
+    assert said.startswith("reenact.errors.ServerError: Reenact has no pyzmq that loads in Python")
     assert said.endswith(f"Run: python3 {env.root / 'install.py'} nuke")
 
 
@@ -268,7 +269,7 @@ def test_only_the_wheel_for_its_python_and_system_is_taken_from_a_folder(
     others = ["manylinux2014_x86_64", "win_amd64", "macosx_10_15_universal2"]
     for other in [f"cp39-cp39-{t}" for t in others if t != tag] + [f"cp310-cp310-{tag}"]:
         wheel(wheels, other)
-    with pytest.raises(Failure, match=f"has no pyzmq {VERSION} for {one.target}") as caught:
+    with pytest.raises(InstallError, match=f"has no pyzmq {VERSION} for {one.target}") as caught:
         nuke_installer.vendor(env, [one], wheels)
     assert f"--abi cp39 --platform {nuke.PLATFORMS[system][0]}" in caught.value.mend
     assert vendored(env) == []
@@ -276,7 +277,7 @@ def test_only_the_wheel_for_its_python_and_system_is_taken_from_a_folder(
     right = wheel(wheels, f"cp39-cp39-{tag}")
     nuke_installer.vendor(env, [one], wheels)
     assert vendored(env) == [one.target]
-    assert nuke.amiss(env, one) == ""
+    assert nuke.problem(env, one) == ""
     right.unlink()
     nuke_installer.vendor(env, [one], wheels)  # nothing to do
 
@@ -292,13 +293,13 @@ def test_a_wheel_that_is_not_what_it_says_leaves_the_one_that_is_there(
     monkeypatch.setattr(nuke, "pyzmq_version", lambda *_: "1.0")
     nuke_installer.vendor(env, [one], tmp_path / "old")
     monkeypatch.setattr(nuke, "pyzmq_version", lambda *_: "2.0")
-    assert "there is no pyzmq 2.0" in nuke.amiss(env, one)
+    assert "there is no pyzmq 2.0" in nuke.problem(env, one)
 
     wheel(tmp_path / "foreign", tag, inside="cp38-cp38-win_amd64", version="2.0")
-    with pytest.raises(Failure, match="for another Python or system: cp38-cp38-win_amd64"):
+    with pytest.raises(InstallError, match="for another Python or system: cp38-cp38-win_amd64"):
         nuke_installer.vendor(env, [one], tmp_path / "foreign")
     wheel(tmp_path / "broken", tag, version="2.0", body="raise ImportError('libzmq is torn')")
-    with pytest.raises(Failure, match=r"does not load in .*: ImportError: libzmq is torn"):
+    with pytest.raises(InstallError, match=r"does not load in .*: ImportError: libzmq is torn"):
         nuke_installer.vendor(env, [one], tmp_path / "broken")
     assert vendored(env) == [one.target]
     place = nuke.vendor_folder(env) / one.target
@@ -313,8 +314,8 @@ def test_a_wheel_that_is_not_what_it_says_leaves_the_one_that_is_there(
 VENDOR = """
 import sys
 from pathlib import Path
-from server import nuke, nuke_installer
-from server.environment import Environment
+from server.install import nuke, nuke_installer
+from server.install.environment import Environment
 nuke_installer.vendor(Environment(Path(sys.argv[1])), [nuke.at(Path(sys.argv[2]))], None)
 """
 
@@ -324,7 +325,7 @@ def test_a_killed_installation_leaves_no_half_folder_and_goes_on(
     env: Environment, tmp_path: Path
 ) -> None:
     folder = tree(tmp_path, "14.1v2", "darwin")
-    with socket.create_server(("127.0.0.1", 0)) as index:  # takes the call, and says nothing
+    with socket.create_server(("127.0.0.1", 0)) as index:  # never answers
         process = subprocess.Popen(
             [sys.executable, "-c", VENDOR, str(env.root), str(folder)],
             cwd=ROOT,
@@ -338,7 +339,7 @@ def test_a_killed_installation_leaves_no_half_folder_and_goes_on(
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     torso = nuke.vendor_folder(env) / ".py39-darwin.0" / "zmq"
-    torso.mkdir(parents=True)  # had it come so far
+    torso.mkdir(parents=True)  # if it had come that far
     assert "py39-darwin" not in vendored(env)
     wheel(tmp_path / "wheels", "cp39-cp39-macosx_10_15_universal2")
     nuke_installer.vendor(env, [at(folder)], tmp_path / "wheels")
@@ -413,7 +414,7 @@ def test_lines_that_only_look_like_ours_stay() -> None:
 
 @pytest.fixture
 def ready(env: Environment, tmp_path: Path) -> tuple[Environment, list[str]]:
-    """The checkout with pyzmq for a Nuke, and what to tell `install.py nuke` of it."""
+    """The checkout with pyzmq for a Nuke, and the arguments of `install.py nuke` for it."""
     folder = tree(tmp_path / "home", "14.1v2", "linux")
     wheel(tmp_path / "wheels", "cp39-cp39-manylinux2014_x86_64")
     nuke_installer.vendor(env, [at(folder)], tmp_path / "wheels")
@@ -425,7 +426,7 @@ def test_the_line_comes_and_goes_and_all_else_stays(
 ) -> None:
     env, told = ready
     init = tmp_path / "home/.nuke/init.py"
-    nuke_installer.main(env, [*told, "--yes"])  # makes the file
+    nuke_installer.main(env, [*told, "--yes"])  # creates the file
     assert nuke.line_in(init.read_bytes()) == nuke.plugin_line(env)
     nuke_installer.main(env, ["--uninstall"])
     assert not init.exists()
@@ -447,7 +448,7 @@ def test_the_line_comes_and_goes_and_all_else_stays(
     nuke_installer.main(env, ["--uninstall", "--studio", str(studio)])
     assert real.read_bytes() == b"import nuke\r\n# \xff"
     assert (studio / "init.py").is_symlink()
-    with pytest.raises(Failure, match="there is no folder"):
+    with pytest.raises(InstallError, match="there is no folder"):
         nuke_installer.main(env, [*told, "--yes", "--studio", str(tmp_path / "studoi")])
 
 
@@ -459,13 +460,13 @@ def test_a_read_only_init_py_is_left_and_the_line_told(
     init.parent.mkdir()
     init.write_bytes(b"import nuke\n")
     init.chmod(0o444)
-    with pytest.raises(Failure, match=r"init\.py was not changed: it is read-only") as caught:
+    with pytest.raises(InstallError, match=r"init\.py was not changed: it is read-only") as caught:
         nuke_installer.main(env, [*told, "--yes"])
     assert caught.value.mend == f"put this line into it by hand: {nuke.plugin_line(env)}"
     init.chmod(0o644)
     nuke_installer.main(env, [*told, "--yes"])
     init.chmod(0o444)
-    with pytest.raises(Failure, match="it is read-only"):
+    with pytest.raises(InstallError, match="it is read-only"):
         nuke_installer.main(env, ["--uninstall"])
     assert nuke.line_in(init.read_bytes())
     assert sorted(path.name for path in init.parent.iterdir()) == ["init.py"]
@@ -474,9 +475,9 @@ def test_a_read_only_init_py_is_left_and_the_line_told(
 OFFER = """
 import sys
 from pathlib import Path
-from server import nuke_installer
-from server.environment import Environment
-nuke_installer.offer(Environment(Path(sys.argv[1])))
+from server.install import nuke_installer
+from server.install.environment import Environment
+nuke_installer.prompt_install(Environment(Path(sys.argv[1])))
 """
 
 
@@ -491,7 +492,7 @@ def test_it_is_offered_at_a_terminal_only_and_a_no_changes_nothing(
         command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
     )
     assert asked.stdout == f"Nuke 14.1v2: for the nodes, {doctor.install_line()} nuke\n"
-    with pytest.raises(Failure, match="nobody is there to be asked"):
+    with pytest.raises(InstallError, match="nobody is there to be asked"):
         nuke_installer.main(env, told)
     assert not init.exists()
 
@@ -503,7 +504,7 @@ def test_it_is_offered_at_a_terminal_only_and_a_no_changes_nothing(
         os.close(master)
         assert init.exists() == changed
     quiet = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert quiet.stdout == ""  # it has it
+    assert quiet.stdout == ""  # it has the line already
 
 
 # --- what Nuke runs ----------------------------------------------------------------------------
@@ -594,7 +595,7 @@ def test_the_doctor_knows_whether_a_server_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REENACT_HOME", str(tmp_path))
-    assert doctor.check_server().state == "ok"  # none, and the first command starts one
+    assert doctor.check_server().state == "ok"  # none runs, and the first command starts one
     monkeypatch.setenv("REENACT_SERVER", "tcp://127.0.0.1:1")
     check = doctor.check_server()
     assert check.state == "warning"

@@ -15,7 +15,9 @@ from running_server import wait_for
 from small_shot import FIRST, FRAMES, WRONG, small_shot
 
 from core.media.errors import ClipNotFoundError
-from server import qc_cli, tasks
+from server.cli import qc
+from server.jobs import registry
+from server.jobs.common import BadOptionError
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def test_a_table_of_two_tracks_and_a_report_of_each(shot: Path) -> None:
     )
     for name in names:
         folder = shot / f"{name}_qc"
-        assert {p.name for p in folder.iterdir()} == set(tasks.QC_FILES)
+        assert {p.name for p in folder.iterdir()} == set(registry.KINDS["qc"].results)
         assert not folder.with_name(f"{name}_qc.work").exists()
         facts = json.loads((folder / "qc.json").read_text())
         assert facts["frames"] == list(range(FIRST, FIRST + FRAMES))
@@ -67,7 +69,7 @@ def test_a_table_of_two_tracks_and_a_report_of_each(shot: Path) -> None:
         "--limit",
         "clipping=99",
     )
-    killed = subprocess.Popen([sys.executable, "-m", "server.cli", *again], cwd=shot)
+    killed = subprocess.Popen([sys.executable, "-m", "server.cli.main", *again], cwd=shot)
     kept = shot / "again" / "shot_qc.work"
     wait_for(lambda: list(kept.glob("*/3.npz")), 120, "six frames")
     killed.kill()
@@ -84,28 +86,28 @@ def test_a_table_of_two_tracks_and_a_report_of_each(shot: Path) -> None:
 
 
 def test_a_list_that_somebody_worked_on_is_not_written_over(tmp_path: Path) -> None:
-    qc_cli.keep_edited(tmp_path / "none")
+    qc.keep_edited(tmp_path / "none")
     for name, content in (("qc.json", {"repairs": []}), ("repairs.json", [])):
         (tmp_path / name).write_text(json.dumps(content))
-    qc_cli.keep_edited(tmp_path)
+    qc.keep_edited(tmp_path)
     (tmp_path / "repairs.json").write_text('[{"do": "hold"}]')
-    with pytest.raises(qc_cli.ListInTheWay, match="Move it away"):
-        qc_cli.keep_edited(tmp_path)
+    with pytest.raises(qc.RepairListExistsError, match="Move it away"):
+        qc.keep_edited(tmp_path)
     (tmp_path / "repairs.json").write_text("[")
-    with pytest.raises(qc_cli.ListInTheWay):
-        qc_cli.keep_edited(tmp_path)
+    with pytest.raises(qc.RepairListExistsError):
+        qc.keep_edited(tmp_path)
     (tmp_path / "qc.json").unlink()
-    with pytest.raises(qc_cli.ListInTheWay):
-        qc_cli.keep_edited(tmp_path)
+    with pytest.raises(qc.RepairListExistsError):
+        qc.keep_edited(tmp_path)
 
 
 def test_a_plate_that_is_gone_is_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(qc_cli.PlateMissing, match="--plate"):
-        qc_cli.driving(str(tmp_path / "gone.####.exr"), Path("a.latents"), None, None)
-    with pytest.raises(qc_cli.PlateMissing, match="any known place"):
-        qc_cli.driving("", Path("a.latents"), None, None)
+    with pytest.raises(qc.PlateMissingError, match="--plate"):
+        qc.driving(str(tmp_path / "gone.####.exr"), Path("a.latents"), None, None)
+    with pytest.raises(qc.PlateMissingError, match="any known place"):
+        qc.driving("", Path("a.latents"), None, None)
     with pytest.raises(ClipNotFoundError):
-        qc_cli.driving("", Path("a.latents"), str(tmp_path / "gone.mov"), None)
+        qc.driving("", Path("a.latents"), str(tmp_path / "gone.mov"), None)
 
 
 def test_the_mean_is_over_what_is_known() -> None:
@@ -113,7 +115,7 @@ def test_the_mean_is_over_what_is_known() -> None:
         {"shot": "a", "frames": 3, "ID": 0.5, "APD": 1.0, "AED": None, "NIQE": None},
         {"shot": "b", "frames": 9, "ID": 0.7, "APD": None, "AED": None, "NIQE": 4.0},
     ]
-    mean = qc_cli.with_mean(shots)[-1]
+    mean = qc.with_mean(shots)[-1]
     assert mean == {"shot": "mean", "frames": 12, "ID": 0.6, "APD": 1.0, "AED": None, "NIQE": 4.0}
 
 
@@ -127,5 +129,5 @@ def test_wrong_calls_say_what_is_needed(shot: Path) -> None:
         ({"lips": "2"}, "The limit of lips must be a number from 0"),
     ):
         task = protocol.Qc(protocol.File(), protocol.File(), protocol.Clip(), limits=limits)
-        with pytest.raises(tasks.BadOption, match=said):
-            tasks.checked_limits(task)
+        with pytest.raises(BadOptionError, match=said):
+            registry.check_task(task)

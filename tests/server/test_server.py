@@ -23,8 +23,9 @@ import zmq
 from interpreters import interpreter
 from OpenImageIO import ImageBuf, ImageOutput, ImageSpec
 from reenact import protocol
-from reenact.client import Client, NoServer, Pump, ServerError, _Part, find_server
+from reenact.client import Client, NoServerError, Pump, ServerError, find_server
 from reenact.protocol import CHUNK, File
+from reenact.transfers import PartialFile
 from running_server import (
     FRAMES,
     Server,
@@ -42,10 +43,12 @@ from core.media.write import write_png
 from core.personalize.character import load_character
 from core.solve.latent_track import load_track
 from core.synthetic import performer
-from server import home, tasks
-from server.reporting import Report
-from server.service import Disk
-from server.store import file_path
+from server.blobs import file_path
+from server.cli.reporting import Report
+from server.frontend import home
+from server.frontend.transfers import Disk
+from server.jobs import registry
+from server.jobs.common import Context
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,10 @@ def local(folder: Path) -> Path:
     path = folder / "local.latents"
     empty = protocol.Solve(protocol.Clip(), File())
     clip = open_clip(pattern)
-    tasks.solve(empty, clip, load_character(character), path, Report(machine=True))
+    context = Context(
+        Report(machine=True), {"character": character}, {"plate": clip}, {"track.latents": path}
+    )
+    registry.run_task(empty, context)
     return path
 
 
@@ -86,7 +92,16 @@ def same_track(client: Client, job: str, local: Path, folder: Path) -> Path:
     path = folder / "fetched.latents"
     client.receive([(File(made["hash"], made["size"]), path)])
     ours, theirs = load_track(path), load_track(local)
-    for name in ("numbers", "state", "alpha", "delta", "codes", "smooth", "quads", "rest"):
+    for name in (
+        "numbers",
+        "state",
+        "alpha",
+        "delta",
+        "codes",
+        "smooth",
+        "quads",
+        "neutral_offset",
+    ):
         np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), name)
     return path
 
@@ -123,10 +138,15 @@ def test_the_server_gives_what_the_command_line_gives(
         assert first_file < len(seen) - FRAMES  # frames came while it still ran
 
         character, pattern = inputs(folder)
-        who = load_character(character)
         out = str(tmp_path / "local.####.exr")
         empty = protocol.Render(File(), File(), name="track")
-        tasks.render(empty, load_track(track), who, open_clip(pattern), out, Report(machine=True))
+        context = Context(
+            Report(machine=True),
+            {"track": track, "character": character},
+            {"plate": open_clip(pattern)},
+            {"frame": Path(out)},
+        )
+        registry.run_task(empty, context)
         for number in manifest["frames"]:
             there, here = (frame_path(p, number) for p in (manifest["pattern"], out))
             assert Path(there).read_bytes() == Path(here).read_bytes()
@@ -255,7 +275,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     command = [
         sys.executable,
         "-m",
-        "server.cli",
+        "server.cli.main",
         "solve",
         pattern,
         "--character",
@@ -476,13 +496,13 @@ def test_two_programs_that_fetch_one_file_do_not_meet(tmp_path: Path) -> None:
     path, whole = tmp_path / "frame.exr", b"".join(content)
     hash = hashlib.blake2b(whole, digest_size=32).hexdigest()
 
-    def part() -> _Part:
-        return _Part(File(hash, len(whole)), path)
+    def part() -> PartialFile:
+        return PartialFile(File(hash, len(whole)), path)
 
     first = part()
     first.write(content[0])
     second = part()
-    assert second.come == 0  # not what the first one is at
+    assert second.received == 0  # not what the first one is at
     first.write(content[1])
     second.write(content[0])
     assert first.finish()
@@ -494,7 +514,7 @@ def test_two_programs_that_fetch_one_file_do_not_meet(tmp_path: Path) -> None:
     cut = part()
     cut.write(content[0])
     cut.target.close()  # it died
-    assert part().come == CHUNK
+    assert part().received == CHUNK
 
 
 class Line:
@@ -706,8 +726,8 @@ def test_a_client_that_never_reads_costs_a_stated_amount(
         deaf.hello()
         for turn in range(20):  # 1.25 GiB, were they all kept
             for i in range(64):
-                deaf._ask(protocol.Download(file.hash, i * CHUNK))
-                deaf._asked.clear()
+                id = deaf.channel.send(protocol.Download(file.hash, i * CHUNK))
+                deaf.channel.forget(id)
             start = time.monotonic()
             client.ask(protocol.Ping())
             assert time.monotonic() - start < 5, f"turn {turn}"
@@ -721,7 +741,7 @@ def test_keys_decide_who_gets_an_answer(own_server: Server, tmp_path: Path) -> N
         with patch.dict(os.environ, {"REENACT_HOME": str(folder)}), Client("x", 3) as client:
             try:
                 return bool(client.hello())
-            except NoServer:
+            except NoServerError:
                 return False
 
     stranger = tmp_path / "stranger"
@@ -799,7 +819,7 @@ def test_limits_are_named(server: Server, folder: Path, tmp_path: Path) -> None:
         with pytest.raises(ServerError) as raised:
             client.ask(protocol.Download("../../../../etc/passwd", 0))
         assert raised.value.code == "malformed"
-        socket = client._socket
+        socket = client.channel.socket
         assert socket is not None
         until, codes = time.monotonic() + 20, set()
         while "rate" not in codes:
@@ -908,7 +928,12 @@ def test_a_worker_killed_in_tuning_gives_the_same_character(
         write_png(tmp_path / f"scan.{number:04d}.png", performer.render(parameters, 160))
     pattern = str(tmp_path / "scan.####.png")
     task = protocol.Personalize(protocol.Clip(), "anna", "nobody", "", 12, 12, 1)
-    tasks.personalize(task, open_clip(pattern), tmp_path / "local.character", Report(machine=True))
+    context = Context(
+        Report(machine=True),
+        clips={"scan": open_clip(pattern)},
+        outputs={"character": tmp_path / "local.character"},
+    )
+    registry.run_task(task, context)
     own_server.start()
     with own_server.client() as client:
         clip = client.send_clip(pattern, range(1, 25))
@@ -932,7 +957,7 @@ def test_a_demo_killed_five_times_ends_with_the_same_frames(tmp_path: Path) -> N
     command = [
         sys.executable,
         "-m",
-        "server.cli",
+        "server.cli.main",
         "demo",
         "--scan-frames",
         "28",

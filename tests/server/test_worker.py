@@ -1,18 +1,28 @@
 """A worker's jobs in this process, and the store's books."""
 
+import dataclasses
 import io
 import json
+import os
+import sqlite3
+import sys
+import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from reenact import protocol
 from reenact.protocol import ProtocolError
-from running_server import FRAMES, inputs
+from running_server import FRAMES, inputs, wait_for
 
 from core.solve.latent_track import load_track
-from server import store, tasks, worker
+from server import blobs, jobs, worker
+from server.cli.reporting import Report
+from server.frontend import database
+from server.jobs import registry
+from server.jobs.common import Context
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +35,10 @@ def stored(root: Path, given: Path) -> protocol.Solve:
     character, pattern = inputs(given)
     numbers = list(range(1001, 1001 + FRAMES))
     files = [
-        protocol.File(*store.add_file(root, Path(pattern.replace("####", str(n))))) for n in numbers
+        protocol.File(*blobs.add_file(root, Path(pattern.replace("####", str(n))))) for n in numbers
     ]
     clip = protocol.Clip(".png", numbers, files, name="plate")
-    return protocol.Solve(clip, protocol.File(*store.add_file(root, character)))
+    return protocol.Solve(clip, protocol.File(*blobs.add_file(root, character)))
 
 
 def said(front: worker.Front) -> list[dict[str, Any]]:
@@ -40,15 +50,15 @@ def test_too_little_memory_halves_the_batch_and_then_fails(
 ) -> None:
     task = stored(tmp_path, given)
     job = {"id": "a", "kind": "solve", "task": json.loads(json.dumps(task, default=vars))}
-    solve, tried = tasks.solve, []
+    kind, tried = registry.KINDS["solve"], []
 
-    def heavy(task: protocol.Solve, *rest: Any) -> Any:
+    def heavy(task: protocol.Solve, context: Context) -> dict[str, Any]:
         tried.append(task.batch)
         if task.batch > limit:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
-        return solve(task, *rest)
+        return kind.run(task, context)
 
-    monkeypatch.setattr(tasks, "solve", heavy)
+    monkeypatch.setitem(registry.KINDS, "solve", dataclasses.replace(kind, run=heavy))
     limit = 2
     front = worker.Front(io.StringIO(), io.StringIO())
     front._stop = False
@@ -60,9 +70,91 @@ def test_too_little_memory_halves_the_batch_and_then_fails(
     notes = [m["text"] for m in said(front) if m["type"] == "note"]
     assert notes[-1] == "too little memory: going on with 2 pictures at once"
     limit = 0
-    with pytest.raises(worker.TooLittleMemory, match=r"Close what else .*CUDA out of memory"):
+    with pytest.raises(worker.TooLittleMemoryError, match=r"Close what else .*CUDA out of memory"):
         worker.run(tmp_path, job | {"id": "b"}, front, worker.Characters())
     assert tried[3:] == [8, 4, 2, 1]
+
+
+NEW_KIND = '''
+"""Jobs that write a greeting."""
+
+from dataclasses import dataclass
+
+from reenact import protocol
+
+from server.jobs.common import BadOptionError, Context, Kind
+
+
+@dataclass(frozen=True)
+class Greet:
+    file: protocol.File
+    times: int = 1
+
+
+def check(task: Greet) -> None:
+    if task.times < 1:
+        raise BadOptionError("A greeting is said once at least.")
+
+
+def run(task: Greet, context: Context) -> dict[str, int]:
+    text = context.files["file"].read_text() * task.times
+    with context.report.stage("greeting") as progress:
+        context.outputs["greeting.txt"].write_text(text)
+        progress(1, 1)
+    context.announce("greeting.txt")
+    return {"letters": len(text)}
+
+
+KIND = Kind("greet", Greet, "live", 1, {"greeting.txt": "greeting.txt"}, run, check)
+'''
+
+
+def test_a_new_kind_of_job_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry finds it, and the worker does it and the command line's process alike."""
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "greet.py").write_text(NEW_KIND)
+    monkeypatch.setattr(jobs, "__path__", [*jobs.__path__, str(tmp_path / "jobs")])
+    kinds = registry.find_kinds()
+    monkeypatch.delitem(sys.modules, "server.jobs.greet")
+    assert kinds.keys() - registry.KINDS.keys() == {"greet"}
+    monkeypatch.setattr(registry, "KINDS", kinds)
+    (tmp_path / "word").write_text("Hello. ")
+    hash, size = blobs.add_file(tmp_path, tmp_path / "word")
+
+    def ended(id: str) -> bool:
+        return any(e["job"] == id and e["type"] in ("done", "failed") for e in said(front))
+
+    reader, writer = os.pipe()
+    with open(reader) as source, open(writer, "w") as orders:
+        front = worker.Front(source, io.StringIO())
+        loop = threading.Thread(target=worker.work, args=(tmp_path, front))
+        loop.start()
+        for id, times in (("a", 3), ("b", 0)):
+            task = {"file": {"hash": hash, "size": size}, "times": times}
+            order = {"run": {"id": id, "kind": "greet", "task": task}}
+            print(json.dumps(order), file=orders, flush=True)
+            wait_for(partial(ended, id), 20, id)
+        orders.close()  # the front end is gone
+        loop.join()
+    events = said(front)
+    first = [e for e in events if e["job"] == "a"]
+    assert [e["type"] for e in first] == ["started", "progress", "progress", "file", "done"]
+    assert first[-1]["facts"] == {"letters": 21}
+    assert blobs.file_path(tmp_path, first[-2]["hash"]).read_text() == "Hello. Hello. Hello. "
+    assert events[-1]["message"] == "A greeting is said once at least."
+
+    here = tmp_path / "here.txt"
+    kind = kinds["greet"]
+    context = Context(Report(True), {"file": tmp_path / "word"}, {}, {"greeting.txt": here})
+    task = kind.task(protocol.File(hash, size), 3)
+    assert registry.run_task(task, context) == first[-1]["facts"]
+    assert here.read_text() == "Hello. Hello. Hello. "
+
+
+def test_every_kind_is_on_the_wire_and_names_its_lane() -> None:
+    assert {name: kind.task for name, kind in registry.KINDS.items()} == protocol.TASKS
+    assert all(name == kind.name for name, kind in registry.KINDS.items())
+    assert {kind.lane for kind in registry.KINDS.values()} == {*registry.LANES}
 
 
 def test_warm_characters_stay_within_their_budget(given: Path, tmp_path: Path) -> None:
@@ -79,9 +171,9 @@ def test_warm_characters_stay_within_their_budget(given: Path, tmp_path: Path) -
     assert kept.get(character, "b") is not b
 
 
-def made_store(root: Path, budget: int = 1 << 30) -> store.Store:
+def made_store(root: Path, budget: int = 1 << 30) -> database.Database:
     (root / "sent").mkdir(parents=True, exist_ok=True)
-    return store.Store(root, budget)
+    return database.Database(root, budget)
 
 
 def test_another_version_of_the_program_does_a_job_anew(
@@ -89,10 +181,19 @@ def test_another_version_of_the_program_does_a_job_anew(
 ) -> None:
     task, books = stored(tmp_path, given), made_store(tmp_path, 10**9)
     job = books.submit("solve", task, "me")
-    assert books.submit("solve", task, "me") == books.known("solve", task) == job
-    monkeypatch.setattr(store, "program", lambda: "of tomorrow")
-    assert books.known("solve", task) is None
-    assert books.submit("solve", task, "me") != job
+    assert books.submit("solve", task, "me") == books.find_job("solve", task) == job
+    newer = dataclasses.replace(registry.KINDS["solve"], version=10**6)
+    jobs = {job}
+    for name, value in (
+        (f"{database.__name__}.reenact.__version__", "of tomorrow"),
+        (f"{registry.__name__}.KINDS", {**registry.KINDS, "solve": newer}),
+    ):
+        with monkeypatch.context() as changed:
+            changed.setattr(name, value)
+            assert books.find_job("solve", task) is None
+            jobs.add(books.submit("solve", task, "me"))
+    assert len(jobs) == 3
+    assert books.submit("solve", task, "me") == job
 
 
 def test_events_are_in_order_whatever_the_clock_does(
@@ -100,23 +201,23 @@ def test_events_are_in_order_whatever_the_clock_does(
 ) -> None:
     books = made_store(tmp_path)
     clock = iter([2e9, 1e9, 3e9, 5e8] * 10)
-    monkeypatch.setattr(store.time, "time", lambda: next(clock))
+    monkeypatch.setattr(database.time, "time", lambda: next(clock))
     task = stored(tmp_path, given)
     first = books.submit("solve", task, "me")
     second = books.submit("solve", protocol.Solve(task.plate, task.character, steps=1), "me")
     for file in protocol.files(task):
-        books.arrived(file.hash, file.size)
+        books.record_file(file.hash, file.size)
     for i in range(5):
-        books.event(first, "note", {"text": str(i)})
+        books.add_event(first, "note", {"text": str(i)})
     events = books.events(first, 0)
     assert [e["n"] for e in events] == list(range(1, len(events) + 1))
     assert [e["text"] for e in events if e["type"] == "note"] == list("01234")
     assert books.events(first, 4)[0]["n"] == 5
-    due = books.next(("solve",))
+    due = books.next_job(("solve",))
     assert due is not None
     assert due.id == first  # who came first, not whose time is lower
     books.set_state(first, "done")
-    due = books.next(("solve",))
+    due = books.next_job(("solve",))
     assert due is not None
     assert due.id == second
 
@@ -125,8 +226,8 @@ def test_room_is_made_of_what_can_be_sent_again_and_of_nothing_else(tmp_path: Pa
     def put(text: str) -> protocol.File:
         path = tmp_path / "sent" / text
         path.write_bytes(text.encode() * 1000)
-        file = protocol.File(*store.add_file(tmp_path, path))
-        books.arrived(file.hash, file.size)
+        file = protocol.File(*blobs.add_file(tmp_path, path))
+        books.record_file(file.hash, file.size)
         return file
 
     books = made_store(tmp_path)
@@ -134,13 +235,13 @@ def test_room_is_made_of_what_can_be_sent_again_and_of_nothing_else(tmp_path: Pa
     character = protocol.File("0" * 64, 1)  # never sent: the job waits
     clip = protocol.Clip(".png", [1], [needed])
     job = books.submit("solve", protocol.Solve(clip, character), "me")
-    books.result(job, "track.latents", 0, made.hash, made.size)
+    books.add_result(job, "track.latents", 0, made.hash, made.size)
     assert books.pin(pinned.hash)
     books.budget = books.used() + 100
     books.make_room(2000)
     assert not books.has(old.hash)  # unused for longest
     assert all(books.has(f.hash) for f in (needed, made, pinned, new))
-    with pytest.raises(store.StoreFull, match="store is full"):
+    with pytest.raises(database.StoreFullError, match="store is full"):
         books.make_room(60_000)
     assert not books.has(new.hash)
     assert all(books.has(f.hash) for f in (needed, made, pinned))
@@ -154,39 +255,84 @@ def test_what_a_crash_left_is_put_right(tmp_path: Path) -> None:
     books = made_store(tmp_path)
     (tmp_path / "sent" / "a").write_bytes(b"abc")
     clip = protocol.Clip(
-        ".png", [1], [protocol.File(*store.add_file(tmp_path, tmp_path / "sent" / "a"))]
+        ".png", [1], [protocol.File(*blobs.add_file(tmp_path, tmp_path / "sent" / "a"))]
     )
-    books.arrived(clip.files[0].hash, 3)
+    books.record_file(clip.files[0].hash, 3)
     job = books.submit("solve", protocol.Solve(clip, clip.files[0]), "me")
     books.set_state(job, "running")
     books.close()
     (tmp_path / "sent" / "b").write_bytes(b"abcd")
-    orphan, _ = store.add_file(tmp_path, tmp_path / "sent" / "b")  # added, never told
-    store.file_path(tmp_path, orphan).with_name(f".{orphan}.123").write_bytes(b"torso")
+    orphan, _ = blobs.add_file(tmp_path, tmp_path / "sent" / "b")  # added, never told
+    blobs.file_path(tmp_path, orphan).with_name(f".{orphan}.123").write_bytes(b"torso")
     again = made_store(tmp_path)
     assert again.job(job).state == "queued"
     assert again.has(orphan)
     assert len(list((tmp_path / "files").rglob(".*"))) == 0
     again.close()
-    store.file_path(tmp_path, clip.files[0].hash).unlink()
+    blobs.file_path(tmp_path, clip.files[0].hash).unlink()
     third = made_store(tmp_path)
     assert third.missing(job) == [clip.files[0].hash]
     third.db.execute("PRAGMA user_version=9")
     third.close()
-    with pytest.raises(store.StoreInUse, match="format 9"):
+    with pytest.raises(database.SchemaMismatchError, match="format 9"):
         made_store(tmp_path)
+
+
+SCHEMA_1 = """
+CREATE TABLE files (
+    hash TEXT PRIMARY KEY, size INTEGER NOT NULL, used REAL NOT NULL, pinned INTEGER DEFAULT 0);
+CREATE TABLE jobs (
+    id TEXT PRIMARY KEY, key TEXT UNIQUE NOT NULL, kind TEXT NOT NULL, task TEXT NOT NULL,
+    state TEXT NOT NULL, reason TEXT DEFAULT '', client TEXT NOT NULL, created REAL NOT NULL,
+    updated REAL NOT NULL, progress TEXT DEFAULT '{}', deaths INTEGER DEFAULT 0,
+    died_at TEXT DEFAULT '', turn INTEGER DEFAULT 0);
+CREATE TABLE events (
+    job TEXT NOT NULL, n INTEGER NOT NULL, time REAL NOT NULL, type TEXT NOT NULL,
+    body TEXT NOT NULL, PRIMARY KEY (job, n)) WITHOUT ROWID;
+CREATE TABLE inputs (
+    job TEXT NOT NULL, hash TEXT NOT NULL, PRIMARY KEY (job, hash)) WITHOUT ROWID;
+CREATE INDEX inputs_hash ON inputs (hash);
+CREATE TABLE results (
+    job TEXT NOT NULL, name TEXT NOT NULL, number INTEGER NOT NULL, hash TEXT NOT NULL,
+    size INTEGER NOT NULL, PRIMARY KEY (job, name, number)) WITHOUT ROWID;
+CREATE INDEX results_hash ON results (hash);
+INSERT INTO jobs (id, key, kind, task, state, client, created, updated, deaths, died_at, turn)
+VALUES ('b', 'k2', 'solve', '{}', 'queued', 'me', 2, 2, 2, 'solving 7', 2),
+       ('a', 'k1', 'solve', '{}', 'done', 'me', 1, 1, 0, '', 1);
+INSERT INTO events VALUES ('a', 1, 1.5, 'note', '{"text": "hello"}');
+PRAGMA user_version = 1;
+"""
+
+
+@pytest.mark.parametrize("version", [1, 0])  # 0: a crash between its tables and its number
+def test_a_database_of_the_version_before_opens(tmp_path: Path, version: int) -> None:
+    old = sqlite3.connect(tmp_path / "jobs.sqlite")
+    old.executescript(SCHEMA_1)
+    old.execute(f"PRAGMA user_version = {version}")
+    old.close()
+    for _ in range(2):  # it is changed once
+        books = made_store(tmp_path)
+        assert [job.id for job in books.jobs()] == ["b", "a"]
+        assert (books.job("b").crashes, books.job("b").crashed_at) == (2, "solving 7")
+        assert [event["text"] for event in books.events("a", 0)] == ["hello"]
+        due = books.next_job(["solve"])
+        assert due is not None
+        assert due.id == "b"
+        assert books.db.execute("PRAGMA user_version").fetchone()[0] == database.SCHEMA
+        books.close()
+    assert made_store(tmp_path).add_crash("b", "solving 7") == 3
 
 
 def test_a_stored_file_is_only_given_out_whole(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
-    file = protocol.File(*store.add_file(tmp_path, tmp_path / "a"))
-    store.place(tmp_path, file, tmp_path / "in" / "plate.0001.png")
+    file = protocol.File(*blobs.add_file(tmp_path, tmp_path / "a"))
+    blobs.materialize(tmp_path, file, tmp_path / "in" / "plate.0001.png")
     assert (tmp_path / "in" / "plate.0001.png").read_bytes() == b"abc"
     with pytest.raises(ProtocolError, match="damaged"):
-        store.place(tmp_path, protocol.File(file.hash, 4), tmp_path / "in" / "b")
+        blobs.materialize(tmp_path, protocol.File(file.hash, 4), tmp_path / "in" / "b")
     for bad in ("../../etc/passwd", "", "g" * 64, file.hash.upper()):
         with pytest.raises(ValueError, match="no hash"):
-            store.file_path(tmp_path, bad)
+            blobs.file_path(tmp_path, bad)
 
 
 def test_load_track_of_a_solved_job_is_the_workers(tmp_path: Path, given: Path) -> None:
@@ -197,6 +343,6 @@ def test_load_track_of_a_solved_job_is_the_workers(tmp_path: Path, given: Path) 
     job = {"id": "a", "kind": "solve", "task": json.loads(json.dumps(task, default=vars))}
     worker.run(tmp_path, job, front, worker.Characters())
     (told,) = [m for m in said(front) if m["type"] == "file"]
-    track = load_track(store.file_path(tmp_path, told["hash"]))
+    track = load_track(blobs.file_path(tmp_path, told["hash"]))
     assert track.source == "plate"  # not where the server keeps it
     assert (track.numbers == range(1001, 1001 + FRAMES)).all()

@@ -1,8 +1,8 @@
-"""Nuke's script text, read and written by a real Tcl interpreter, as Nuke does it.
+"""Reads and writes Nuke scripts with a real Tcl interpreter, as Nuke does.
 
-A script is a Tcl program whose commands are node classes. It runs in a safe interpreter that has no
-files, sockets or processes. Commands that a script may use beside node classes are listed; an
-unknown one that has no body in braces is an error.
+A script is a Tcl program whose commands are node classes. It runs in a safe interpreter without
+files, sockets or processes. Apart from node classes only listed commands are allowed; an unknown
+command without a body in braces is an error.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ IGNORED = ("version", "define_window_layout_xml")
 
 
 class BadScript(ValueError):
-    """The text is no script; the message says where."""
+    """The text is not a script; the message says where."""
 
 
 @dataclass(eq=False)
 class Statement:
-    """One node of a script: knobs in their order, `inputs` by number, children of a group."""
+    """A node of a script: its knobs in order, its inputs, and the children of a group."""
 
     kind: str
     knobs: list[tuple[str, str]]
@@ -36,7 +36,7 @@ class Statement:
 
 
 def words(text: str) -> list[str]:
-    """The elements of a Tcl list."""
+    """Returns the elements of a Tcl list."""
     try:
         return [str(word) for word in _lists().splitlist(text)]
     except tkinter.TclError as error:
@@ -44,7 +44,7 @@ def words(text: str) -> list[str]:
 
 
 def quote(text: str) -> str:
-    """A text as one element of a Tcl list: what `words` gives back."""
+    """Quotes a text as one element of a Tcl list, which `words` returns."""
     return str(_lists().call("list", text))
 
 
@@ -60,14 +60,14 @@ def _tcl() -> Any:
 
 
 def parse(text: str, pasted_under: Statement | None = None) -> list[Statement]:
-    """The nodes of a script, in their order.
+    """Parses a script; returns its nodes in order.
 
     Args:
         text: of a .nk or .gizmo file, or of the clipboard.
-        pasted_under: what `$cut_paste_input` stands for.
+        pasted_under: the value of `$cut_paste_input`.
 
     Raises:
-        BadScript: no Tcl, a group without its end, a stack that lacks what a node takes.
+        BadScript: invalid Tcl, a group without an end, or a node with too few nodes on the stack.
     """
     app = _tcl()
     app.eval("interp create -safe script")
@@ -161,7 +161,7 @@ def parse(text: str, pasted_under: Statement | None = None) -> list[Statement]:
 
 
 def write(nodes: Iterable[Statement], root: Statement | None = None, indent: str = "") -> str:
-    """The text of nodes, which `parse` reads back. Inputs come before what they feed."""
+    """Writes nodes as text that `parse` reads. Inputs come before the nodes that use them."""
     lines = []
     if root is not None:
         lines.append(_statement(root, indent))
@@ -178,7 +178,7 @@ def write(nodes: Iterable[Statement], root: Statement | None = None, indent: str
 
 
 def ordered(nodes: Iterable[Statement]) -> list[Statement]:
-    """Each after its inputs."""
+    """Sorts nodes, each after its inputs."""
     done: dict[int, Statement] = {}
     inside = list(nodes)
 
@@ -209,8 +209,8 @@ def _statement(one: Statement, indent: str) -> str:
 def substitute(
     text: str, value: Mapping[str, str], metadata: Mapping[str, object] | None = None
 ) -> str:
-    """Tcl in a file name, label or expression: `[value KNOB]`, `[file dirname ...]`, `[metadata
-    KEY]` (empty where there is none), and what a safe interpreter has."""
+    """Evaluates Tcl in a file name, label or expression: `[value KNOB]`, `[file dirname ...]`,
+    `[metadata KEY]` (empty if it is missing), and commands of a safe interpreter."""
     app = _tcl()
     app.eval("interp create -safe label")
 
@@ -241,7 +241,7 @@ def substitute(
 
 
 def number(expression: str) -> float:
-    """An expression of numbers, by Tcl's `expr`."""
+    """Evaluates a numeric expression with Tcl's `expr`."""
     app = _tcl()
     app.eval("interp create -safe numbers")
     try:

@@ -1,8 +1,8 @@
-"""What native nodes do to pixels: the few that ReenactComp is made of, for the stand-in for Nuke.
+"""The pixel operations of the native nodes in ReenactComp, for the stand-in for Nuke.
 
-Channel arithmetic is Nuke's, by its reference guide. Filters (Blur, FilterErode, VectorBlur,
-Reformat, STMap) have the right reach and direction, but kernels of their own: what is tested with
-them must not depend on the kernel. Nodes read their knobs' text, expressions and keys included.
+Channel arithmetic follows Nuke's reference guide. Filters (Blur, FilterErode, VectorBlur, Reformat,
+STMap) have the right size and direction, but other kernels: tests must not depend on the kernel.
+Nodes read the text of their knobs, including expressions and keys.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FUNCTIONS = {
 
 
 def numbers(node: Node, knob: str, default: str) -> list[float]:
-    """The components of a knob of numbers, at the session's frame."""
+    """Returns the components of a numeric knob at the session's frame."""
     found = []
     for text in words(node[knob]._text() or default):
         part = nuke_standin.Double_Knob(knob)
@@ -48,13 +48,13 @@ def number(node: Node, knob: str, default: str) -> float:
 
 
 def channels(node: Node, picture: Picture, default: str, knob: str = "channels") -> list[str]:
-    """Those of a picture that a node works on."""
+    """Returns the channels of a picture that a node processes."""
     layer = node[knob].value() or default
     return [c for c in picture if c in LAYERS.get(layer, ()) or c.rpartition(".")[0] == layer]
 
 
 def plane(picture: Picture, channel: str = "alpha") -> np.ndarray:
-    """Black where there is no such channel."""
+    """Returns a channel; black if the picture doesn't have it."""
     return picture.get(channel.removeprefix("rgba."), np.zeros_like(next(iter(picture.values()))))
 
 
@@ -85,7 +85,7 @@ def grade(node: Node, picture: Picture) -> Picture:
     gain, offset = numbers(node, "multiply", "1 1 1 1"), numbers(node, "add", "0 0 0 0")
     mix = np.float32(number(node, "mix", "1"))
     made = dict(picture)
-    for c, g, o in zip(RGB, gain * 3, offset * 3, strict=False):  # one number is for all
+    for c, g, o in zip(RGB, gain * 3, offset * 3, strict=False):  # one number applies to all
         graded = picture[c] * np.float32(g) + np.float32(o)
         if node["black_clamp"].value() != "false":
             graded = np.maximum(graded, 0)
@@ -121,7 +121,7 @@ def shuffle(node: Node, picture: Picture) -> Picture:
 
 
 def expression(node: Node, picture: Picture) -> Picture:
-    """Each channel by its text: channels, knobs, x and y of the pixel, origin bottom left."""
+    """Evaluates each channel's expression: channels, knobs, and x and y from the bottom left."""
     height, width = picture["red"].shape
     y, x = np.mgrid[:height, :width].astype(np.float64)
     known = {**picture, "x": x, "y": height - 1 - y, "width": width, "height": height}
@@ -132,7 +132,7 @@ def expression(node: Node, picture: Picture) -> Picture:
         where, _, knob = name.rpartition(".")
         if where == "parent":
             return node._parent[knob].value()
-        if node.knob(where) is not None:  # one of its own, by component
+        if node.knob(where) is not None:  # a knob of its own, by component
             return numbers(node, where, "")["xyzw".index(knob)]
         return plane(picture, name)
 
@@ -196,7 +196,7 @@ def stmap(node: Node, source: Picture, where: Picture) -> Picture:
 
 
 def vector_blur(node: Node, picture: Picture) -> Picture:
-    """The mean along the vectors, from each pixel as far as `scale` says."""
+    """Averages along the vectors, from each pixel over `scale` times the vector."""
     layer, scale = node["uv"].value(), np.float32(number(node, "scale", "1"))
     u, v = (plane(picture, f"{layer}.{c}").astype(np.float32) * scale for c in "uv")
     y, x = np.mgrid[: u.shape[0], : u.shape[1]].astype(np.float32)

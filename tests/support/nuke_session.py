@@ -1,6 +1,6 @@
-"""What all tests of nodes share: a Nuke, a server that it finds, and waiting for what they do.
+"""What the tests of nodes share: a session of Nuke, a server that it finds, and waiting.
 
-A plugin of pytest (`conftest.py`), so that its fixtures need no imports.
+A pytest plugin (`conftest.py`), so that its fixtures need no imports.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-if TYPE_CHECKING:  # Qt and sockets load where a test of nodes runs
+if TYPE_CHECKING:  # Qt and sockets are loaded only by tests of nodes
     from nuke_standin import Node, Session
     from running_server import Server
 
@@ -32,7 +32,7 @@ def session() -> Iterator[Session]:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server for all tests of a file."""
+    """Starts a server for all tests of a file."""
     from running_server import Server
 
     one = Server(tmp_path_factory.mktemp("server")).start()
@@ -42,7 +42,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def server(running: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """The server that Nuke finds; tests leave it as it was, also where they freeze it."""
+    """The server that Nuke finds; it is unfrozen after each test."""
     monkeypatch.setenv("REENACT_HOME", str(running.folder))
     yield running
     freeze(running, signal.SIGCONT)
@@ -50,7 +50,7 @@ def server(running: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]
 
 @pytest.fixture
 def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """One for a test that hurts it; not started yet."""
+    """A server for a test that kills or freezes it; not started yet."""
     from running_server import Server
 
     one = Server(tmp_path / "home")
@@ -68,7 +68,7 @@ def freeze(server: Server, how: signal.Signals = signal.SIGSTOP) -> None:
 
 @contextmanager
 def slow(server: Server) -> Iterator[None]:
-    """A server that does something for a third of the time only."""
+    """Freezes a server for two thirds of the time."""
     ended = Event()
 
     def hold_up() -> None:
@@ -84,13 +84,23 @@ def slow(server: Server) -> Iterator[None]:
     thread.join()
 
 
-def logic() -> ModuleType:
-    """`reenact.nodes` of the Nuke that runs now."""
-    return importlib.import_module("reenact.nodes")
+def plugin(module: str) -> ModuleType:
+    """Returns a module of the plugin as the current session has imported it."""
+    return importlib.import_module(f"reenact.{module}")
+
+
+def work() -> Any:
+    """Returns the plugin's `Session`."""
+    return plugin("nodes").SESSION
+
+
+def request_of(node: Node, frame: int | None = None) -> Any:
+    """Returns what a node's knobs ask the server for."""
+    return plugin("requests").build_request(node, frame)
 
 
 def under(session: Session, kind: str, *sources: Node | None) -> Node:
-    """A new node with others connected to it."""
+    """Creates a node with others connected to its inputs."""
     node = session.module.createNode(kind)
     for i, source in enumerate(sources):
         node.setInput(i, source)
@@ -98,7 +108,7 @@ def under(session: Session, kind: str, *sources: Node | None) -> Node:
 
 
 def read_node(session: Session, pattern: str, first: int, last: int) -> Node:
-    """A Read of some frames."""
+    """Creates a Read of some frames."""
     node = session.module.createNode("Read")
     for knob, value in {"file": pattern, "first": first, "last": last}.items():
         node[knob].setValue(value)
@@ -118,7 +128,7 @@ def state(node: Node) -> str:
 
 
 def until(session: Session, node: Node, *states: str, seconds: float = 200) -> None:
-    """Waits for a state of the node's job; fails at once where it failed instead."""
+    """Waits for a state of the node's job; fails at once if the job has failed instead."""
 
     def there() -> bool:
         assert state(node) != "failed" or "failed" in states, node["state"].value()

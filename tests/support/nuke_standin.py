@@ -1,11 +1,11 @@
-"""A strict stand-in for Nuke, where Nuke itself can't run.
+"""A strict stand-in for Nuke, for machines without Nuke.
 
-It is as strict as Nuke or stricter: names that it does not have raise AttributeError, nodes and
-knobs off the main thread raise, knobs of native nodes are those of `nuke_knobs.json` and
-`DOCUMENTED`. Scripts are real text, read by Tcl; Write and Read work on real files; Qt's own event
-loop runs. A group's onCreate runs before its inside is there, since Nuke does not promise more.
+It is at least as strict as Nuke: unknown names raise AttributeError, nodes and knobs raise when
+used off the main thread, and native nodes have the knobs of `nuke_knobs.json` and `DOCUMENTED`.
+Scripts are real text, parsed by Tcl; Write and Read use real files; Qt's event loop runs. A group's
+onCreate runs before its inside exists, since Nuke does not promise otherwise.
 
-What it can't show: how Nuke draws, caches, schedules and licenses (`nuke_acceptance.py`).
+It can't show how Nuke draws, caches, schedules and licenses (`nuke_acceptance.py`).
 """
 
 from __future__ import annotations
@@ -37,20 +37,23 @@ from core.media.write import write_exr
 _plain_import = builtins.__import__
 from PySide6.QtWidgets import QApplication  # noqa: E402
 
-builtins.__import__ = _plain_import  # Qt's own, for features nobody uses, is in other tests' way
+builtins.__import__ = _plain_import  # without Qt's hook, which disturbs other tests
 
 Picture = dict[str, np.ndarray]  # channel -> [H, W], over the format
 
+# The plugin's modules that import Nuke, directly or through each other.
+KNOW_NUKE = ("host", "kinds", "upstream", "requests", "display", "session", "nodes", "panel")
+
 CLASSES = json.loads((Path(__file__).parent / "nuke_knobs.json").read_text())
 
-# Knobs that every node has: those seen in five classes or more.
+# Knobs that every node has: those seen in at least five classes.
 _SEEN = Counter(
     knob for kind in CLASSES.values() if isinstance(kind, dict) for knob in kind["knobs"]
 )
 EVERYWHERE = {knob for knob, classes in _SEEN.items() if classes >= 5} | {"inputs"}
 _CALLBACKS = "https://learn.foundry.com/nuke/developers/130/pythondevguide/callbacks.html"
 _ROOT = "https://learn.foundry.com/nuke/content/reference_guide/other_nodes/root.html"
-# Classes and knobs that no harvested script had, and where they are described.
+# Classes and knobs that no collected script had, with their documentation.
 DOCUMENTED = {
     "Group": {
         **dict.fromkeys(("onCreate", "onDestroy", "knobChanged"), _CALLBACKS),
@@ -74,14 +77,14 @@ DOCUMENTED = {
 
 
 def knows(kind: str, knob: str) -> bool:
-    """Whether a native node of a class is known to have a knob."""
+    """Returns whether a native node of a class is known to have a knob."""
     seen = CLASSES.get(kind, {})
     names = {*seen.get("knobs", ()), *seen.get("also_seen_in_scripts", ())}
     return knob in names or knob in EVERYWHERE or knob in DOCUMENTED.get(kind, {})
 
 
 class _Main:
-    """Used by the main thread alone."""
+    """Base of classes whose public names raise off the main thread."""
 
     def __getattribute__(self, name: str):
         if not name.startswith("_"):
@@ -380,8 +383,8 @@ _USER = {
 
 
 def user_knob(definition: str) -> Knob:
-    """A knob as `addUserKnob {...}` says it: type, name, then `l` label, `t` tooltip, `T` text,
-    `M` menu, `R` range, and flags."""
+    """Builds a knob from the text of `addUserKnob {...}`: type, name, then `l` label, `t` tooltip,
+    `T` text, `M` menu, `R` range, and flags."""
     number, name, *rest = words(definition)
     knob = _USER[number](name)
     knob._definition = [number]
@@ -426,7 +429,7 @@ def _user_definition(knob: Knob) -> str:
     return " ".join(map(quote, made))
 
 
-# Types and defaults of native knobs that matter here; others keep their text.
+# Types and defaults of native knobs that are used; others keep their text.
 _NATIVE: dict[str, dict[str, Callable[[str], Knob]]] = {
     "Read": {
         **dict.fromkeys(("file", "proxy"), File_Knob),
@@ -626,7 +629,7 @@ _session: Session
 
 
 class Session:
-    """One Nuke that runs.
+    """A running Nuke.
 
     Args:
         gui: False is `nuke -t`.
@@ -651,14 +654,14 @@ class Session:
         self.plugin_path: list[Path] = []
         self.said: list[str] = []  # on the terminal
         self.messages: list[str] = []  # in windows
-        self.picked = ""  # what the artist picks in file windows
-        self.shown: list[str] = []  # nodes whose knobs were opened
+        self.picked = ""  # what the artist chooses in file dialogs
+        self.shown: list[str] = []  # nodes whose properties were opened
         self.panels: dict[str, str] = {}  # id -> class
         self.menus: dict[str, Menu] = {}
-        self.longest = 0.0  # s that the event loop was held up
+        self.longest = 0.0  # longest time that the event loop was blocked, s
         self._root = self._new_root()
-        self._drawn: dict[tuple[Node, int], Picture] | None = None  # of the look that goes on
-        self._contexts: list[Group] = []  # in which nodes are made; a button's is its own group
+        self._drawn: dict[tuple[Node, int], Picture] | None = None  # by `look`
+        self._contexts: list[Group] = []  # groups that nodes are created in
         self.module = self._module()
 
     def _module(self) -> types.ModuleType:
@@ -728,11 +731,11 @@ class Session:
         self._held(node[knob].execute)
 
     def set(self, node: Node, knob: str, value: object) -> None:
-        """Changes a knob by hand."""
+        """Changes a knob as the artist does."""
         self._held(lambda: node[knob].setValue(value))
 
     def pump(self, test: Callable[[], object], seconds: float, what: str) -> None:
-        """Lets the event loop run until something is so."""
+        """Runs the event loop until a condition holds."""
         until = time.monotonic() + seconds
         while not test():
             assert time.monotonic() < until, f"waited {seconds} s for {what}"
@@ -747,7 +750,7 @@ class Session:
         self.longest = max(self.longest, time.monotonic() - begun)
 
     def look(self, node: Node, frame: int) -> Picture:
-        """What a viewer shows."""
+        """Returns what a viewer shows."""
         before, self._frame, self._drawn = self._frame, frame, {}
         try:
             return self._picture(node, frame)
@@ -1019,7 +1022,7 @@ class Session:
         return nk_script.number(re.sub(r"([a-z]\w*\.)?[a-z_]\w*(?!\w*\()", number, expression))
 
     def _metadata(self, node: Node | None) -> dict[str, object]:
-        """What comes to a node with its picture, on the session's frame."""
+        """Returns the metadata that reaches a node on the session's frame."""
         while node is not None and node._kind != "Read":
             if node._kind == "Group":
                 (node,) = [n for n in node._children if n._kind == "Output"]
@@ -1147,7 +1150,7 @@ def _knob_classes() -> list[type]:
 
 @contextmanager
 def running(gui: bool = True, views: tuple[str, ...] = ("main",)) -> Iterator[Session]:
-    """A Nuke that runs, with the plugin on its path; it is `nuke` for whoever imports that."""
+    """Runs a Nuke with the plugin on its path, as the module `nuke`."""
     session = Session(gui, views)
     nukescripts, panels = (types.ModuleType(f"nukescripts{p}") for p in ("", ".panels"))
     panels.registerWidgetAsPanel = lambda widget, name, id: session.panels.update({id: widget})
@@ -1161,7 +1164,7 @@ def running(gui: bool = True, views: tuple[str, ...] = ("main",)) -> Iterator[Se
         yield session
         session.module.scriptClear()
     finally:
-        for name in ("host", "nodes", "panel"):  # the next Nuke imports its own
+        for name in KNOW_NUKE:  # the next session imports them again
             sys.modules.pop(f"reenact.{name}", None)
             vars(reenact).pop(name, None)
         for name in made:

@@ -20,7 +20,7 @@ from small_character import small_character
 from core.media.write import write_png
 from core.personalize.character import save_character
 from core.synthetic import performer
-from server import home
+from server.frontend import home
 
 FRAMES = 8
 
@@ -37,7 +37,7 @@ class Server:
         (self.folder / "server.json").unlink(missing_ok=True)
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "server.cli", "serve", *self.options],
+                [sys.executable, "-m", "server.cli.main", "serve", *self.options],
                 env=os.environ | {"REENACT_HOME": str(self.folder)},
                 stdout=log,
                 stderr=log,

@@ -33,13 +33,13 @@ def small_shot(folder: Path) -> tuple[Path, Path, str]:
     save_character(character, small_character())
     who = load_character(character)
     rng = np.random.default_rng(0)
-    rows = who.generator.architecture.num_ws
+    layers = who.generator.architecture.num_ws
     # From the face at rest some way towards others, and slowly back.
     share = 0.25 + 0.2 * np.sin(np.arange(FRAMES) / 3)[:, None] * rng.uniform(0.5, 1, len(MOVES))
     share[:, 1] = 0  # never with an open jaw
     share[:, 0] += 3
     alpha = (share / share.sum(1, keepdims=True)).astype(np.float32)
-    codes = np.repeat((alpha @ who.anchors.numpy())[:, None], rows, 1)
+    codes = np.repeat((alpha @ who.anchors.numpy())[:, None], layers, 1)
     with torch.no_grad():
         drawn = who.generator.synthesis(torch.from_numpy(codes)).clamp(-1, 1)
     for i, picture in enumerate(drawn):
@@ -65,10 +65,10 @@ def small_shot(folder: Path) -> tuple[Path, Path, str]:
             state=state,
             cut=np.arange(FRAMES) == 0,
             alpha=alpha,
-            delta=np.zeros((FRAMES, rows, len(MOVES)), np.float32),
+            delta=np.zeros((FRAMES, layers, len(MOVES)), np.float32),
             codes=codes,
             smooth=smooth,
-            rest=np.zeros((86, 3), np.float32),
+            neutral_offset=np.zeros((86, 3), np.float32),
             landmarks=landmarks,
             quads=quads,
             amount=np.ones(FRAMES, np.float32),

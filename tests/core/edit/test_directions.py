@@ -24,7 +24,6 @@ from core.edit.directions import (
     facts,
     find_in_character,
     find_in_generator,
-    generator_hash,
     load_directions,
     merge_directions,
     sample_p,
@@ -34,10 +33,11 @@ from core.edit.directions import (
 )
 from core.face.landmarks import detect_landmarks
 from core.face.measures import MEASURES, measure
+from core.generator.storage import generator_digest
 from core.personalize.character import Character, CharacterInfo
 from core.quality.recognition import proxy_recogniser
 from core.synthetic.base import base_generator
-from server.reporting import Report
+from server.cli.reporting import Report
 
 RNG = np.random.default_rng(0)
 FLAT = np.float32(RNG.standard_normal(512))
@@ -195,7 +195,7 @@ def someone(base: str) -> Character:
 
 
 def test_directions_of_another_family_are_warned_of(tmp_path: Path) -> None:
-    embedded = someone(generator_hash(base_generator()))
+    embedded = someone(generator_digest(base_generator()))
     ffhq = someone("f" * 64)
     names = {"age.pt": 1, "stylegan_ffhq_smile_w_boundary.npy": 2, "boundary.npy": 2}
     for name, count in names.items():
@@ -261,7 +261,7 @@ def actual(
 def test_directions_of_the_embedded_generator_move_what_they_are_called_after() -> None:
     generator = base_generator()
     found = find_in_generator(generator, Report(True), DirectionSettings(128, 4, 2), "embedded")
-    assert found.owner == generator_hash(generator)
+    assert found.owner == generator_digest(generator)
     assert {"smile", "jaw", "lids", "yaw", "pitch", "gaze_x", "brow"} <= found.directions.keys()
     with torch.no_grad():
         w = generator.mapping(torch.randn(6, 512, generator=torch.Generator().manual_seed(99)), 0.7)

@@ -66,7 +66,7 @@ def shot() -> LatentTrack:
         delta=delta,
         codes=codes,
         smooth=smooth,
-        rest=np.float32(rng.standard_normal((86, 3))),
+        neutral_offset=np.float32(rng.standard_normal((86, 3))),
         landmarks=np.float32(rng.standard_normal((FRAMES, 478, 3))),
         quads=rng.standard_normal((FRAMES, 4, 2)),
         amount=np.float32(rng.random(FRAMES)),

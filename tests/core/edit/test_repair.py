@@ -39,8 +39,10 @@ from core.solve.latent_track import (
 from core.solve.settings import SolveSettings
 from core.solve.shot import TrackExistsError, solve_shot
 from core.solve.smoothing import smooth_codes
-from server import cli, tasks
-from server.reporting import Report
+from server.cli import main
+from server.cli.reporting import Report
+from server.jobs import registry
+from server.jobs.common import Context
 
 ANCHORS = np.random.default_rng(9).standard_normal((6, 16)).astype(np.float32)
 CODES = ("alpha", "delta", "codes", "smooth")
@@ -73,7 +75,7 @@ def shot(**changes: Any) -> LatentTrack:
         delta=weights - alpha[:, None],
         codes=weights @ ANCHORS,
         smooth=weights @ ANCHORS,
-        rest=rng.random((86, 3)).astype(np.float32),
+        neutral_offset=rng.random((86, 3)).astype(np.float32),
         landmarks=landmarks,
         quads=rng.random((40, 4, 2)),
         amount=random(),
@@ -410,8 +412,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shot")
     character, pattern = inputs(folder)
     task = protocol.Solve(protocol.Clip(), protocol.File(), steps=2)
-    who = load_character(character)
-    tasks.solve(task, open_clip(pattern), who, folder / "shot.latents", Report(machine=True))
+    context = Context(
+        Report(machine=True),
+        {"character": character},
+        {"plate": open_clip(pattern)},
+        {"track.latents": folder / "shot.latents"},
+    )
+    registry.run_task(task, context)
     return folder
 
 
@@ -449,7 +456,7 @@ def test_frames_are_solved_again_and_nothing_else_changes(
 
 
 def test_an_interrupted_repair_goes_on_to_the_same_track(
-    given_shot: tuple[LatentTrack, Character, Clip], tmp_path: Path
+    folder: Path, given_shot: tuple[LatentTrack, Character, Clip], tmp_path: Path
 ) -> None:
     track, who, plate = given_shot
     task = protocol.Repair(protocol.File(), SOLVE)
@@ -466,21 +473,26 @@ def test_an_interrupted_repair_goes_on_to_the_same_track(
 
             yield tick
 
+    character, _ = inputs(folder)
+    alone = Context(Impatient(machine=True), {"track": source}, {}, {"track.latents": path})
+    context = replace(
+        alone, files={"track": source, "character": character}, clips={"plate": plate}
+    )
     limit = 2.5  # in the second solve
     with pytest.raises(KeyboardInterrupt):
-        tasks.repair(task, source, path, Impatient(machine=True), plate, who)
+        registry.run_task(task, context)
     assert not path.exists()
     assert len(list((tmp_path / "new.latents.work").glob("*.latents"))) == 1
     limit, before = 9.0, len(shown)
-    tasks.repair(task, source, path, Impatient(machine=True), plate, who)
+    registry.run_task(task, context)
     assert min(shown[before:]) == 2  # the first is not solved again
     undisturbed = repair(track, SOLVE, character=who, plate=plate)
     same_but(load_track(path), undisturbed, np.arange(0), ())
     assert not (tmp_path / "new.latents.work").exists()
     # Once it is there it is not made again, and not overwritten.
-    tasks.repair(task, source, path, Impatient(machine=True))
+    registry.run_task(task, alone)
     with pytest.raises(TrackExistsError, match="no version is overwritten"):
-        tasks.repair(replace(task, repairs=SOLVE[1:2]), source, path, Report(machine=True))
+        registry.run_task(replace(task, repairs=SOLVE[1:2]), alone)
 
 
 def inputs_of(track: LatentTrack, folder: Path) -> Path:
@@ -523,7 +535,7 @@ def reenact(
         )
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
         said = capsys.readouterr()
         assert ended.value.code == code, said
         line = said.out.splitlines()[-1:]

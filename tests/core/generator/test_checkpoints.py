@@ -42,7 +42,7 @@ from core.generator.checkpoints import (
 )
 from core.generator.storage import NotAGeneratorError, load_generator, save_generator
 from core.generator.unpickling import Instance, RefusedPickleError, UnreadableCheckpointError
-from server.models_cli import app
+from server.cli.models import app
 
 SIZES = [4, 8, 16, 32, 64]
 CHANNELS = {4: 12, 8: 10, 16: 8, 32: 6, 64: 5}

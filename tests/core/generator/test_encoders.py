@@ -169,7 +169,7 @@ def test_w_encoders(tmp_path: Path, mean_rows: int) -> None:
     encoder = load_encoder(tmp_path / "w.pt")
     assert encoder.kind == "W encoder"
     close(encoder(PICTURES), definition.w(PICTURES) + mean)
-    with pytest.raises(NotAnEncoderError, match="one w for all rows"):
+    with pytest.raises(NotAnEncoderError, match="one w for all layers"):
         encoder.w_plus(PICTURES)
 
 

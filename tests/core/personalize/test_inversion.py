@@ -6,10 +6,10 @@ import torch
 from small_generators import BLOCKS, SIZE, random_generator
 from torch import Tensor
 
-from core.personalize.inversion import invert, reconstruction_loss, spread_of
+from core.personalize.inversion import fit_whitening, invert, reconstruction_loss
 
 
-def made(count: int = 3, seed: int = 5) -> tuple[torch.nn.Module, Tensor, Tensor]:
+def drawn(count: int = 3, seed: int = 5) -> tuple[torch.nn.Module, Tensor, Tensor]:
     """A generator, codes of its own people and their pictures."""
     generator = random_generator()
     z = torch.randn(count, 512, generator=torch.Generator().manual_seed(seed))
@@ -62,14 +62,14 @@ def test_loss_has_a_gradient_at_the_target() -> None:
     assert torch.isfinite(a.grad).all()
 
 
-def test_spread_is_that_of_w() -> None:
+def test_whitening_is_that_of_w() -> None:
     generator = random_generator()
-    spread = spread_of(generator)
+    whitening = fit_whitening(generator)
     z = torch.randn(6000, 512, generator=torch.Generator().manual_seed(9))  # other draws
     with torch.no_grad():
         w = generator.mapping(z)
-    v = spread.whiten(w)
-    assert torch.allclose(spread.colour(v), w, atol=1e-3)
+    v = whitening.whiten(w)
+    assert torch.allclose(whitening.colour(v), w, atol=1e-3)
     # 8192 draws estimate 512 variances: any one of them to a quarter, all together closely.
     assert v.mean(0).abs().max() < 0.2
     assert float(v.var(0).mean()) == pytest.approx(1, abs=0.15)
@@ -77,7 +77,7 @@ def test_spread_is_that_of_w() -> None:
 
 
 def test_projection_finds_the_pictures_of_known_codes() -> None:
-    generator, _, pictures = made()
+    generator, _, pictures = drawn()
     before = {k: v.clone() for k, v in generator.state_dict().items()}
     ticks: list[tuple[float, float]] = []
     found = invert(
@@ -90,7 +90,7 @@ def test_projection_finds_the_pictures_of_known_codes() -> None:
     )
     with torch.no_grad():
         again = generator.synthesis(found.w)
-        mean = generator.synthesis(spread_of(generator).mean[None]).expand_as(pictures)
+        mean = generator.synthesis(fit_whitening(generator).mean[None]).expand_as(pictures)
     assert (decibels(mean, pictures) < 6).all()  # the codes are not near the start
     assert (decibels(again, pictures) > 16).all()
     assert torch.allclose(found.losses, reconstruction_loss(again, pictures, BLOCKS), rtol=1e-3)
@@ -101,8 +101,8 @@ def test_projection_finds_the_pictures_of_known_codes() -> None:
 
 
 def test_encoder_is_where_it_starts() -> None:
-    generator, w, pictures = made()
-    near = w + 0.2 * spread_of(generator).sigma.mean() * torch.randn(w.shape)
+    generator, w, pictures = drawn()
+    near = w + 0.2 * fit_whitening(generator).sigma.mean() * torch.randn(w.shape)
     asked = []
 
     def encoder(batch: Tensor) -> Tensor:
@@ -121,11 +121,11 @@ def test_encoder_is_where_it_starts() -> None:
 
 
 def test_pull_keeps_codes_likely() -> None:
-    generator = made()[0]
+    generator = drawn()[0]
     noise = torch.rand(3, 3, SIZE, SIZE) * 2 - 1  # pictures that no code gives
-    spread = spread_of(generator)
+    whitening = fit_whitening(generator)
     sizes = [
-        spread.whiten(invert(generator, noise, metric=BLOCKS, steps=25, pull=pull).w)
+        whitening.whiten(invert(generator, noise, metric=BLOCKS, steps=25, pull=pull).w)
         .square()
         .mean()
         for pull in (0.0, 0.1, 10.0)
@@ -134,7 +134,7 @@ def test_pull_keeps_codes_likely() -> None:
 
 
 def test_same_codes_again_and_in_other_batches() -> None:
-    generator, _, pictures = made()
+    generator, _, pictures = drawn()
     first = invert(generator, pictures, metric=BLOCKS, steps=8)
     again = invert(generator, pictures, metric=BLOCKS, steps=8)
     assert torch.equal(first.w, again.w)
@@ -153,7 +153,7 @@ def test_same_codes_again_and_in_other_batches() -> None:
 
 
 def test_what_does_not_fit() -> None:
-    generator, _, pictures = made()
+    generator, _, pictures = drawn()
     with pytest.raises(ValueError, match="64, 64"):
         invert(generator, pictures[..., :32, :32], metric=BLOCKS)
     with pytest.raises(ValueError, match="encoder gives"):

@@ -28,8 +28,8 @@ SETTINGS = PersonalizeSettings(count=16, steps=4, refine=1)
 CONSENT = {"who": "nobody: a synthetic person"}
 
 
-class Told:
-    """A report that remembers, and breaks off at a step of a stage."""
+class Recorder:
+    """A report that records what it receives, and interrupts at a step of a stage."""
 
     def __init__(self, stop: str = "", at: int = 0) -> None:
         self.notes: list[str] = []
@@ -44,12 +44,12 @@ class Told:
     def stage(self, title: str) -> Iterator[Callable[..., None]]:
         self.stages.append(title)
 
-        def tick(done: float, total: float, **figures: float) -> None:
+        def progress(done: float, total: float, **figures: float) -> None:
             self.done.setdefault(title, []).append(done)
             if title == self.stop and done >= self.at:
                 raise KeyboardInterrupt
 
-        yield tick
+        yield progress
 
 
 @pytest.fixture(scope="module")
@@ -64,19 +64,19 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_break_while_tuning_costs_neither_anchors_nor_steps(
     scan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def made(path: Path, report: Told) -> None:
+    def made(path: Path, report: Recorder) -> None:
         clip = open_clip(scan)
         personalize(clip, path, report, consent=CONSENT, settings=SETTINGS)
 
-    made(tmp_path / "whole.character", Told())
+    made(tmp_path / "whole.character", Recorder())
     path = tmp_path / "parts.character"
     with pytest.raises(KeyboardInterrupt):
-        made(path, Told("tuning", 2))
+        made(path, Recorder("tuning", 2))
     assert not path.exists()
     kept = [p.name.split("_")[0] for p in (tmp_path / "parts.character.work").iterdir()]
     assert sorted(kept) == ["pivots", "tuning"]
     monkeypatch.setattr(inversion, "invert", lambda *_, **__: pytest.fail("inverted again"))
-    again = Told()
+    again = Recorder()
     made(path, again)
     assert again.done["tuning"] == [3, 4]
     assert not (tmp_path / "parts.character.work").exists()
@@ -92,14 +92,14 @@ def test_a_break_while_tuning_costs_neither_anchors_nor_steps(
 def test_other_settings_leave_what_was_kept(scan: str, tmp_path: Path) -> None:
     path, clip = tmp_path / "me.character", open_clip(scan)
     for refine in (1, 3):
-        told = Told("tuning", 1)
+        report = Recorder("tuning", 1)
         with pytest.raises(KeyboardInterrupt):
             personalize(
-                clip, path, told, consent=CONSENT, settings=replace(SETTINGS, refine=refine)
+                clip, path, report, consent=CONSENT, settings=replace(SETTINGS, refine=refine)
             )
     work = tmp_path / "me.character.work"
-    first, second = (np.load(p)["w"] for p in work.glob("pivots_*.npz"))
-    assert not np.array_equal(first, second)
+    first, second = (torch.load(p, weights_only=True)["w"] for p in work.glob("pivots_*"))
+    assert not torch.equal(first, second)
     assert len(list(work.glob("tuning_*/*"))) == 2
 
 
@@ -124,7 +124,7 @@ def test_anchors_are_searched_for_and_tuned_on_as_told(
             personalize(
                 clip,
                 tmp_path / "me.character",
-                Told(),
+                Recorder(),
                 consent=CONSENT,
                 base=base,
                 encoder=encoder,
@@ -160,7 +160,7 @@ def test_an_encoder_needs_its_generator(scan: str, tmp_path: Path) -> None:
         personalize(
             open_clip(scan),
             tmp_path / "me.character",
-            Told(),
+            Recorder(),
             consent=CONSENT,
             encoder=MeanEncoder(torch.zeros(512)),
         )
@@ -168,5 +168,5 @@ def test_an_encoder_needs_its_generator(scan: str, tmp_path: Path) -> None:
 
 def test_nobody_becomes_a_character_without_a_name(scan: str, tmp_path: Path) -> None:
     with pytest.raises(NoConsentError):
-        personalize(open_clip(scan), tmp_path / "me.character", Told(), consent={"who": " "})
+        personalize(open_clip(scan), tmp_path / "me.character", Recorder(), consent={"who": " "})
     assert not list(tmp_path.iterdir())

@@ -17,17 +17,17 @@ from repository import ROOT, SUPPORT
 from small_generators import BLOCKS, SIZE, task
 from torch import Tensor
 
+from core.base.checkpoints import CheckpointMismatchError, CheckpointNotSavedError
+from core.base.training import DivergedError
 from core.face.landmarks import detect_landmarks
+from core.generator import Generator
 from core.media.contact_sheet import LABEL_HEIGHT
 from core.personalize import tuning
 from core.personalize.inversion import reconstruction_loss
 from core.personalize.tuning import (
     CHECKPOINT,
-    DivergedError,
     Pairs,
     Tuned,
-    TuningMismatchError,
-    TuningNotSavedError,
     TuningSettings,
     face_weights,
     psnr,
@@ -81,10 +81,10 @@ def test_gradient_is_that_of_equation_1() -> None:
 
 def test_every_picture_is_seen_as_often() -> None:
     settings = replace(PLAIN, batch=4)
-    seen = torch.cat([tuning.chosen(settings, 7, step) for step in range(14)])
+    seen = torch.cat([tuning.batch_indices(settings, 7, step) for step in range(14)])
     assert seen.bincount().tolist() == [8] * 7
     assert not torch.equal(seen[:7], seen[7:14])
-    assert tuning.chosen(replace(settings, batch=9), 7, 3).tolist() != list(range(7))
+    assert tuning.batch_indices(replace(settings, batch=9), 7, 3).tolist() != list(range(7))
 
 
 def test_resumed_is_bit_for_bit_the_same(tmp_path: Path) -> None:
@@ -125,9 +125,10 @@ import json, sys
 sys.path[:0] = {paths!r}
 import torch
 torch.set_num_threads(1)
+from core.base import training
 from core.personalize import tuning
 from small_generators import BLOCKS, task
-tuning.CHECKPOINT_SECONDS = 0.0 if {often!r} else 1e9
+training.CHECKPOINT_SECONDS = 0.0 if {often!r} else 1e9
 
 def progress(done, total, **figures):
     print(int(done), flush=True)
@@ -190,18 +191,18 @@ def test_checkpoints_of_others_are_refused(tmp_path: Path) -> None:
     path = tmp_path / CHECKPOINT
     whole = path.read_bytes()
     for settings, codes in ((replace(quick, rate=1e-3), w), (quick, w + 1e-3)):
-        with pytest.raises(TuningMismatchError, match="other pictures or settings"):
+        with pytest.raises(CheckpointMismatchError, match="other inputs or settings"):
             tune(generator, codes, pictures, BLOCKS, settings, folder=tmp_path)
     assert path.read_bytes() == whole
     for damaged in (b"", whole[: len(whole) // 2], b"x" * 1000):
         path.write_bytes(damaged)
-        with pytest.raises(TuningMismatchError, match="damaged"):
+        with pytest.raises(CheckpointMismatchError, match="damaged"):
             tune(generator, w, pictures, BLOCKS, quick, folder=tmp_path)
 
 
 def test_no_place_for_checkpoints_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(TuningNotSavedError, match="goes on from the last checkpoint"):
+    with pytest.raises(CheckpointNotSavedError, match="goes on from the last checkpoint"):
         tune(*task(), BLOCKS, replace(PLAIN, steps=1), folder=tmp_path / "file" / "folder")
 
 
@@ -320,12 +321,15 @@ def test_weights_decide_where_it_learns() -> None:
     weight = torch.full((2, 1, SIZE, SIZE), 0.1)
     weight[:, :, 16:48, 16:48] = 3.0
     errors = []
+    settings = replace(PLAIN, steps=40, rate=5e-3, average=0.0)  # the last weights, not a mean
     for weights in (None, weight):
-        run = tuning._Run(generator, replace(PLAIN, steps=40, rate=5e-3))
-        for _ in range(40):
-            made = run.generator.synthesis(w)
-            run.advance(reconstruction_loss(made, pictures, BLOCKS, weight=weights).mean())
-        squares = (run.generator.synthesis(w) - pictures).detach().square()
+
+        def loss(copy: Generator, step: int, weights: Tensor | None = weights) -> Tensor:
+            generated = copy.synthesis(w)
+            return reconstruction_loss(generated, pictures, BLOCKS, weight=weights).mean()
+
+        tuned = tuning.fine_tune(generator, loss, settings)
+        squares = (tuned.generator.synthesis(w) - pictures).square()
         inside = squares[..., 16:48, 16:48].mean()
         errors.append((float(inside), float(squares.mean())))
     assert errors[1][0] < errors[0][0]

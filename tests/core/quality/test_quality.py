@@ -111,7 +111,7 @@ def test_shapes_at_rest_are_taken_out_and_named(
     assert "left in" in measured.notes[0]
     rest = np.zeros((86, 3), np.float32)
     rest[:, 0] = 5.0  # says: five px further to the right than the driver; it is not so
-    moved = measure_shot(replace(track, rest=rest), who, plate, proxy_recogniser())
+    moved = measure_shot(replace(track, neutral_offset=rest), who, plate, proxy_recogniser())
     assert not moved.notes
     head = moved.measures["head"] - measured.measures["head"]
     assert np.nanmedian(head) > 3  # absolute: it shows
@@ -465,7 +465,7 @@ def still(found: Quality) -> LatentTrack:
         delta=np.zeros((count, 2, 1), np.float32),
         codes=np.zeros((count, 2, 4), np.float32),
         smooth=np.zeros((count, 2, 4), np.float32),
-        rest=np.zeros((86, 3), np.float32),
+        neutral_offset=np.zeros((86, 3), np.float32),
         landmarks=np.zeros((count, 478, 3), np.float32),
         quads=np.zeros((count, 4, 2)),
         amount=np.ones(count, np.float32),

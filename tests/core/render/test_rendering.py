@@ -30,7 +30,8 @@ from core.solve.latent_track import FrameState, LatentTrack
 from core.synthetic import performer
 from core.synthetic.base import base_generator
 from core.synthetic.parameters import neutral
-from server import tasks
+from server.jobs import frame, registry, render
+from server.jobs.common import BadOptionError
 
 SIZE = 128
 
@@ -290,7 +291,7 @@ def track_of(generator: Generator, numbers: list[int], quad: np.ndarray) -> Late
         delta=np.zeros((count, rows, 1), np.float32),
         codes=codes,
         smooth=codes,
-        rest=np.zeros((86, 3), np.float32),
+        neutral_offset=np.zeros((86, 3), np.float32),
         landmarks=np.repeat(np.pad(points, ((0, 0), (0, 1)))[None], count, 0).astype(np.float32),
         quads=np.repeat(quad[None], count, 0),
         amount=np.ones(count, np.float32),
@@ -509,7 +510,8 @@ def test_a_frame_is_the_same_whatever_else_is_drawn(
     before = LatentTrack(
         **{
             f.name: value[:5]
-            if isinstance(value := getattr(track, f.name), np.ndarray) and f.name != "rest"
+            if isinstance(value := getattr(track, f.name), np.ndarray)
+            and f.name != "neutral_offset"
             else value
             for f in fields(track)
         }
@@ -589,7 +591,7 @@ def test_what_the_plates_grain_is_comes_from_the_plate(tmp_path: Path) -> None:
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: str) -> None:
     file = protocol.File(path="/a")
-    with pytest.raises(tasks.BadOption, match=said):
-        tasks.finish(protocol.Render(file, file, **options))
-    assert tasks.finish(protocol.Render(file, file)) == PatchOptions()
-    assert tasks.finish(protocol.Frame(file, file, 1)).layers == "basic"
+    with pytest.raises(BadOptionError, match=said):
+        registry.check_task(protocol.Render(file, file, **options))
+    assert render.patch_options(protocol.Render(file, file)) == PatchOptions()
+    assert frame.patch_options().layers == "basic"

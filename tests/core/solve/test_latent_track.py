@@ -2,61 +2,28 @@ import json
 import struct
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+from solve_shots import random_track
 
+from core.base import container
 from core.base.errors import ReenactError
 from core.solve.latent_track import (
     VERSION,
     CharacterMismatchError,
-    FrameState,
     LatentTrack,
     NotATrackError,
+    Phase,
     TrackNotWrittenError,
     load_track,
     save_track,
 )
-
-
-def made(frames=5, anchors=7, rows=4, seed=0):
-    rng = np.random.default_rng(seed)
-
-    def floats(*shape):
-        return rng.standard_normal(shape).astype(np.float32)
-
-    landmarks, quads = floats(frames, 478, 3), rng.standard_normal((frames, 4, 2))
-    landmarks[1:2], quads[1:2] = np.nan, np.nan
-    return LatentTrack(
-        character="ab" * 32,
-        numbers=np.arange(1001, 1001 + 2 * frames, 2),
-        state=np.full(frames, FrameState.SOLVED, np.uint8),
-        cut=np.zeros(frames, bool),
-        alpha=floats(frames, anchors),
-        delta=floats(frames, rows, anchors),
-        codes=floats(frames, rows, 512),
-        smooth=floats(frames, rows, 512),
-        rest=floats(86, 3),
-        landmarks=landmarks,
-        quads=quads,
-        amount=rng.random(frames, np.float32),
-        losses={"keypoints": floats(frames), "sum": floats(frames)},
-        quality={"keypoint_error": floats(frames)},
-        settings={"steps": 30, "objective": {"mouth": 20.0}, "start": "blend"},
-        source="/plates/ä.####.exr",
-        fps=23.976,
-        plate=(2048, 1152),
-        pixel_aspect=2.0,
-        task="cd" * 32,
-        created="2030-01-01T00:00:00+00:00",
-        notes=("One note.",),
-        parent="ef" * 32,
-        recipe=({"do": "edit", "amounts": {"smile": [[1001, 0.5]]}},),
-    )
+from core.solve.settings import SolveSettings
 
 
 def same(a, b):
@@ -76,40 +43,40 @@ def same(a, b):
 
 @pytest.fixture
 def path(tmp_path):
-    save_track(tmp_path / "shot.latents", made())
+    save_track(tmp_path / "shot.latents", random_track())
     return tmp_path / "shot.latents"
 
 
 def test_a_track_comes_back_as_it_was(path):
-    same(load_track(path), made())
+    same(load_track(path), random_track())
 
 
 def test_the_hash_is_that_of_the_contents(path, tmp_path):
     first = load_track(path).hash
     save_track(tmp_path / "copy.latents", load_track(path))
     assert load_track(tmp_path / "copy.latents").hash == first
-    save_track(path, replace(made(), parent=first))
+    save_track(path, replace(random_track(), parent=first))
     assert load_track(path).hash not in ("", first)
 
 
 @given(st.integers(0, 4), st.integers(1, 6), st.integers(1, 4), st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
-def test_tracks_of_any_size_come_back(tmp_path_factory, frames, anchors, rows, seed):
-    track = made(frames, anchors, rows, seed)
+def test_tracks_of_any_size_come_back(tmp_path_factory, frames, anchors, layers, seed):
+    track = random_track(frames, anchors, layers, seed)
     path = tmp_path_factory.mktemp("size") / "t.latents"
     save_track(path, track)
     same(load_track(path), track)
 
 
 def test_views_into_other_arrays_are_stored_as_they_look(tmp_path):
-    track = made()
+    track = random_track()
     turned = replace(track, delta=np.asfortranarray(track.delta), alpha=track.alpha[:, ::-1])
     save_track(tmp_path / "t.latents", turned)
     same(load_track(tmp_path / "t.latents"), turned)
 
 
-def test_weights_and_rows():
-    track = made()
+def test_weights_and_places():
+    track = random_track()
     assert np.array_equal(track.weights[2, 3], track.alpha[2] + track.delta[2, 3])
     assert [track.index(n) for n in (1001, 1009)] == [0, 4]
     for absent in (1000, 1002, 1010):
@@ -118,7 +85,7 @@ def test_weights_and_rows():
 
 
 def test_a_frame_without_its_final_code_makes_a_track_partial():
-    track = made()
+    track = random_track()
     assert track.complete
     smooth = track.smooth.copy()
     smooth[3] = np.nan
@@ -136,7 +103,7 @@ def test_reading_needs_no_torch(path):
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
     )
     assert run.stdout == "(5, 4, 512)\n", run.stderr
-    same(load_track(str(path) + "2"), made())
+    same(load_track(str(path) + "2"), random_track())
 
 
 def test_another_character_is_refused_unless_told(path):
@@ -144,6 +111,57 @@ def test_another_character_is_refused_unless_told(path):
         load_track(path, "ef" * 32)
     load_track(path, "ab" * 32)
     load_track(path, None)
+
+
+# -- files of version 4 --------------------------------------------------------------------------
+
+
+def write_version_4(path, track, **settings):
+    """Writes a track as version 4 did: under other names, and with NaN for the phase."""
+    arrays, plain = {}, {"settings": settings}
+    for f in fields(LatentTrack):
+        value = getattr(track, f.name)
+        if f.name in ("losses", "quality"):
+            arrays |= {f"{f.name}.{name}": values for name, values in value.items()}
+        elif f.name == "neutral_offset":
+            arrays["rest"] = value if track.phase is Phase.SOLVE else np.full_like(value, np.nan)
+        elif isinstance(value, np.ndarray):
+            arrays[f.name] = value
+        elif f.name not in ("phase", "settings", "hash"):
+            plain[f.name] = value
+    container.write(path, "reenact.latents", 4, {"track": json.dumps(plain)}, arrays)
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_a_track_of_version_4_opens(tmp_path, phase):
+    path = tmp_path / "old.latents"
+    plain = json.loads(json.dumps(asdict(SolveSettings(neutral_steps=9, steps=3))))
+    old = {"rest_steps" if n == "neutral_steps" else n: value for n, value in plain.items()}
+    offset = (
+        random_track().neutral_offset if phase is Phase.SOLVE else np.zeros((86, 3), np.float32)
+    )
+    expected = replace(random_track(), phase=phase, neutral_offset=offset, settings=plain)
+    write_version_4(path, expected, **old)
+    track = load_track(path)
+    same(track, expected)
+    assert SolveSettings.of(track) == SolveSettings(neutral_steps=9, steps=3)
+    assert track.hash == header(path)["sha256"]  # by which other files know it
+    save_track(tmp_path / "new.latents", track)
+    same(load_track(tmp_path / "new.latents"), expected)
+
+
+def test_a_damaged_track_of_version_4_is_refused(tmp_path):
+    path = tmp_path / "old.latents"
+    short = random_track().neutral_offset[1:].astype(float)
+    write_version_4(path, replace(random_track(), phase=Phase.SOLVE, neutral_offset=short))
+    with pytest.raises(NotATrackError, match="damaged"):
+        load_track(path)
+
+
+def test_an_older_version_says_what_to_do(path):
+    save_file(load_file(path), path, {**header(path), "version": "3"})
+    with pytest.raises(NotATrackError, match=r"older Reenact\. Make it anew"):
+        load_track(path)
 
 
 # -- files that are no track ---------------------------------------------------------------------
@@ -161,7 +179,7 @@ def test_truncated(path, keep):
 def test_any_flipped_bit_is_noticed(tmp_path_factory, at, bit):
     path = tmp_path_factory.getbasetemp() / "flip.latents"
     if not path.exists():
-        save_track(path.with_suffix(".good"), made())
+        save_track(path.with_suffix(".good"), random_track())
         path.touch()
     data = bytearray(path.with_suffix(".good").read_bytes())
     # Half of the flips in the header, which is a small part of the file.
@@ -172,7 +190,7 @@ def test_any_flipped_bit_is_noticed(tmp_path_factory, at, bit):
         track = load_track(path)
     except ReenactError:
         return
-    same(track, made())  # a space inside the JSON may be a tab
+    same(track, random_track())  # a space inside the JSON may be a tab
 
 
 @pytest.mark.parametrize(
@@ -234,7 +252,7 @@ def test_an_edited_header_is_noticed(path, field):
 def test_arrays_that_do_not_fit_are_not_written(path, change, words):
     before = path.read_bytes()
     with pytest.raises(ValueError, match=words):
-        save_track(path, replace(made(), **change))
+        save_track(path, replace(random_track(), **change))
     assert path.read_bytes() == before
 
 
@@ -244,8 +262,8 @@ def test_a_failed_write_leaves_the_old_track(path, monkeypatch):
 
     monkeypatch.setattr("core.base.container.save", full)
     with pytest.raises(TrackNotWrittenError, match="No space"):
-        save_track(path, replace(made(), task=""))
-    same(load_track(path), made())
+        save_track(path, replace(random_track(), task=""))
+    same(load_track(path), random_track())
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
@@ -264,5 +282,5 @@ def test_a_full_disk_is_an_error_with_advice(path):
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
     )
     assert "Check the free space" in run.stdout, run.stderr
-    same(load_track(path), made())
+    same(load_track(path), random_track())
     assert [p.name for p in path.parent.iterdir()] == [path.name]

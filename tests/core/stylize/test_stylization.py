@@ -27,13 +27,14 @@ from torch import Tensor
 from core.base.keyframes import KeyframeError
 from core.face.keypoints import KEYPOINTS
 from core.generator import checkpoints
+from core.generator.storage import generator_digest
 from core.media.pictures import read_attribute
 from core.media.read import open_clip, read_frame
 from core.media.write import write_png
 from core.personalize.character import Character, CharacterInfo, load_character, save_character
 from core.personalize.tuning import reconstruct
 from core.render.drawing import draw_pictures, draw_styled
-from core.solve.latent_track import LatentTrack
+from core.solve.latent_track import LatentTrack, save_track
 from core.stylize import clip_model, training
 from core.stylize.clip_model import ClipMissingError, ClipModel
 from core.stylize.pixel_programs import PROGRAMS
@@ -43,7 +44,6 @@ from core.stylize.style import (
     ParentMismatchError,
     Style,
     StyleInfo,
-    generator_digest,
     load_style,
     mix,
     save_style,
@@ -63,7 +63,9 @@ from core.stylize.training import (
     stylize,
     text_direction,
 )
-from server import tasks
+from server.cli.reporting import Report
+from server.jobs import registry
+from server.jobs.common import Context
 
 
 class Quiet:
@@ -77,11 +79,11 @@ class Quiet:
 
     @contextmanager
     def stage(self, title: str) -> Iterator[Callable[..., None]]:
-        def tick(done: float, total: float, **figures: float) -> None:
+        def progress(done: float, total: float, **figures: float) -> None:
             if title == "stylizing" and done == self.stop:
                 raise KeyboardInterrupt
 
-        yield tick
+        yield progress
 
 
 def character(folder: Path, made: Character | None = None, name: str = "a") -> Character:
@@ -180,7 +182,9 @@ def test_a_program_is_learnt_and_the_face_stays(tmp_path: Path) -> None:
         assert (tmp_path / "print_preview.png").exists()
 
     method = Program("posterise")
-    made = stylize(who, method, tmp_path / "print.style", Quiet(), settings=settings, looked=looked)
+    made = stylize(
+        who, method, tmp_path / "print.style", Quiet(), settings=settings, on_preview=looked
+    )
     assert looks == [False, False, True]
     assert all(torch.equal(v, before[k]) for k, v in who.generator.state_dict().items())
     plain, drawn = both(who, made)
@@ -362,7 +366,7 @@ def test_open_clip_leads_a_style(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     tiny_clip(clip_model.folder("tiny"))
     model = clip_model.load_clip("tiny")
-    assert clip_model.is_here("tiny")
+    assert clip_model.is_installed("tiny")
     direction = text_direction(model, "a photo", "a bronze statue")
     assert float(direction.norm()) == pytest.approx(1)
     assert float(direction @ text_direction(model, "a bronze statue", "a photo")) < -0.999
@@ -467,18 +471,18 @@ import sys
 sys.path[:0] = {paths!r}
 import torch
 torch.set_num_threads(1)
-from core.personalize import tuning
+from core.base import training
 from core.personalize.character import load_character
 from core.stylize.training import stylize
 from test_stylization import QUICK, Quiet, quick
-tuning.CHECKPOINT_SECONDS = 0.0
+training.CHECKPOINT_SECONDS = 0.0
 
 def run(output):
     def looked():
         print("look", flush=True)
         if {wait!r}: sys.stdin.readline()
 
-    made = stylize(who, quick(), output, Quiet(), name="n", settings=QUICK, looked=looked)
+    made = stylize(who, quick(), output, Quiet(), name="n", settings=QUICK, on_preview=looked)
     print(sum(p.double().sum().item() for p in made.generator.parameters()), flush=True)
 
 who = load_character({who!r})
@@ -619,11 +623,11 @@ def test_every_frame_is_drawn_by_its_own_mix(tmp_path: Path) -> None:
     blend = mix(made, range(6), "0:0,2:0,5:1")
     drawn = torch.stack([*draw_styled(who.generator, codes, blend, batch=2)])
     for row in range(6):
-        alone = next(draw_styled(who.generator, codes[[row]], blend.rows([row])))
+        alone = next(draw_styled(who.generator, codes[[row]], blend.frames([row])))
         assert torch.allclose(drawn[row], alone, atol=1e-5)
     assert torch.equal(drawn[:2], torch.stack([*draw_pictures(who.generator, codes[:2])]))
     assert torch.equal(drawn[5], next(draw_pictures(made.generator, codes[[5]])))
-    assert list(draw_styled(who.generator, codes[:0], blend.rows([]))) == []
+    assert list(draw_styled(who.generator, codes[:0], blend.frames([]))) == []
     assert blend.digest() != mix(made, range(6), "0:0,2:0,5:.9").digest()
     assert blend.digest() != mix(made, range(6), "0:0,2:0,5:1", first=8).digest()
 
@@ -662,7 +666,7 @@ def test_a_frame_is_rendered_by_its_amount(tmp_path: Path) -> None:
         delta=np.zeros((2, rows, 5), np.float32),
         codes=codes,
         smooth=codes,
-        rest=np.zeros((86, 3), np.float32),
+        neutral_offset=np.zeros((86, 3), np.float32),
         landmarks=np.zeros((2, 478, 3), np.float32),
         quads=np.full((2, 4, 2), np.nan),
         amount=two + 1,
@@ -670,13 +674,19 @@ def test_a_frame_is_rendered_by_its_amount(tmp_path: Path) -> None:
         quality={},
         settings={},
     )
+    save_track(tmp_path / "track.latents", track)
     drawn: dict[tuple[str, int], np.ndarray] = {}
     for name in ("plain", "s.style", "child.pt"):  # a StyleGAN-NADA child is one, too
         for number in track.numbers:
             pattern = str(tmp_path / f"{name}.####.exr")
             task = Frame(File(), File(), int(number), style_amount="1001:0,1002:1")
-            path = None if name == "plain" else tmp_path / name
-            tasks.frame(task, track, who, None, pattern, path)
+            files = {"track": tmp_path / "track.latents", "character": tmp_path / "me.character"}
+            if name != "plain":
+                files["style"] = tmp_path / name
+            context = Context(
+                Report(True), files, {}, {"frame": Path(pattern)}, load_character=lambda path: who
+            )
+            registry.run_task(task, context)
             drawn[name, int(number)] = read_frame(open_clip(pattern), int(number)).pixels
     assert np.array_equal(drawn["plain", 1001], drawn["s.style", 1001])
     assert np.abs(drawn["plain", 1002] - drawn["s.style", 1002]).mean() > 0.02

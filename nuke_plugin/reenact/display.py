@@ -1,0 +1,77 @@
+"""Shows on a node what has happened: its state, its button, its results, and errors."""
+
+import contextlib
+import dataclasses
+from typing import Iterator
+
+from reenact import host
+from reenact.errors import NodeError
+from reenact.host import Node
+from reenact.kinds import node_id
+from reenact.repairs import RepairLineError
+from reenact.runs import NodeUpdate
+
+RED, PLAIN = 0xAA2222FF, 0x4C5A7AFF  # tile colours
+
+# Labels of the node's button, by the update's step.
+LABELS = {
+    "start": "Start server",
+    "retry": "Try again",
+    "log": "Show log",
+    "resume": "Resume",
+    "locate": "Locate character",
+    "preview": "Try again",
+}
+
+
+def show_update(node: Node, update: NodeUpdate) -> None:
+    """Puts an update on a node."""
+    if "suggested" in update.result.knobs:
+        update = _with_suggestions(node, update)
+    for knob, choices in update.result.choices.items():
+        host.put_choices(node, knob, choices)
+    for read, (pattern, first, last) in update.result.reads.items():
+        with contextlib.suppress(KeyError):
+            host.show_files(host.inner(node, read), pattern, first, last)
+    for knob, values in update.result.curves.items():
+        if host.has(node, knob):
+            host.put_curve(node, knob, values)
+    for knob, value in update.result.knobs.items():
+        if host.has(node, knob):  # a node of an older script may lack it
+            host.put(node, knob, value)
+    if str(host.get(node, "state")) != update.text:
+        host.put(node, "state", update.text)
+    if not update.state:
+        return
+    host.put(node, "job_state", update.state)
+    host.put(node, "step", update.step)
+    host.show(node, "next", LABELS.get(update.step, ""))
+    if update.state in ("failed", "lost"):
+        host.put(node, "tile_color", RED)
+    elif host.get(node, "tile_color") == RED:  # any other colour is the artist's
+        host.put(node, "tile_color", PLAIN)
+    if not host.gui():
+        host.say(f"{host.name(node)}: {update.text}")
+
+
+@contextlib.contextmanager
+def errors_on(node: Node) -> Iterator[None]:
+    """Shows errors of the block on a node instead of raising them."""
+    try:
+        yield
+    except (NodeError, RepairLineError) as error:
+        text = str(error)
+        show_update(node, NodeUpdate(node_id(node), "failed", text[:1].upper() + text[1:]))
+    except KeyError as error:
+        text = f"The node {error} inside this one is missing. Make a new one."
+        show_update(node, NodeUpdate(node_id(node), "failed", text))
+
+
+def _with_suggestions(node: Node, update: NodeUpdate) -> NodeUpdate:
+    """Has suggested repairs listed unless the artist has changed the list."""
+    listed, before = (str(host.get(node, knob)).strip() for knob in ("repairs", "suggested"))
+    if listed not in ("", before):
+        text = f"{update.text} Your list stays. To use the suggestions, Clear it and Measure again."
+        return dataclasses.replace(update, text=text)
+    knobs = {**update.result.knobs, "repairs": update.result.knobs["suggested"]}
+    return dataclasses.replace(update, result=dataclasses.replace(update.result, knobs=knobs))

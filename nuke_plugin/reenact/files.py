@@ -1,0 +1,71 @@
+"""File names of frames and versions, and writing files whole or not at all."""
+
+import contextlib
+import os
+import re
+import uuid
+from pathlib import Path
+
+
+def frame_file(pattern: str, number: int) -> str:
+    """Returns the file of a frame.
+
+    `####` or `%04d` in the last part of the pattern stands for the number; a pattern without
+    either is returned as it is.
+    """
+    folder, name = os.path.split(pattern)
+    found = re.search(r"#+|%0?(\d*)d", name)
+    if not found:
+        return pattern
+    width = len(found[0]) if found[0].startswith("#") else int(found[1] or 1)
+    return os.path.join(folder, f"{name[: found.start()]}{number:0{width}d}{name[found.end() :]}")
+
+
+def safe_name(name: str, default: str) -> str:
+    """Turns the name that a server gives a file into a file name without folders or leading dots.
+
+    Args:
+        name: the server's name; `character` becomes `DEFAULT.character`.
+        default: the name to use where nothing is left of the server's.
+    """
+    plain = re.sub(r"[^\w.-]", "_", os.path.basename(name)).lstrip(".")
+    return f"{default}.character" if plain == "character" else plain or default
+
+
+def version_for(folder: Path, name: str, job: str) -> Path:
+    """Returns the version folder that holds a job's files, `FOLDER/NAME_vNNN`; creates a new one
+    where the job has none.
+    """
+    pattern = re.compile(re.escape(name) + r"_v(\d{3,})")
+    last = 0
+    if folder.is_dir():
+        for path in folder.iterdir():
+            found = pattern.fullmatch(path.name)
+            if found and path.is_dir():
+                last = max(last, int(found[1]))
+                with contextlib.suppress(OSError):
+                    if (path / ".job").read_text() == job:
+                        return path
+    while True:
+        last += 1
+        path = folder / f"{name}_v{last:03d}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue  # another client was quicker
+        write_file(path / ".job", job.encode())
+        return path
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file atomically: readers see all of it or none."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

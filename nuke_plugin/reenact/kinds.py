@@ -1,0 +1,69 @@
+"""The kinds of nodes that have the server do something, and how a node is told from others.
+
+A node carries its kind in the hidden knob `reenact_kind`, and its identity in `reenact_id`.
+"""
+
+from dataclasses import dataclass
+from typing import Dict, Type
+
+from reenact import host
+from reenact.host import Node
+from reenact.repairs import RepairRun
+from reenact.runs import Run
+from reenact.shots import ShotRun
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What sets nodes of a kind apart.
+
+    Attributes:
+        name: the value of the knob `reenact_kind`.
+        run: carries out the node's requests.
+        has_track: whether the node hands a latent track on to nodes below.
+        is_live: whether a frame is rendered while its knobs are changed.
+    """
+
+    name: str
+    run: Type[Run]
+    has_track: bool = True
+    is_live: bool = False
+
+
+PERSONALIZE = Kind("personalize", Run, has_track=False)
+REENACT = Kind("reenact", Run)
+REPAIR = Kind("repair", RepairRun)
+EDIT = Kind("edit", ShotRun, is_live=True)
+STYLE = Kind("style", ShotRun, is_live=True)
+FOREIGN = Kind("", Run, has_track=False)  # every other node of Nuke
+
+KINDS: Dict[str, Kind] = {kind.name: kind for kind in (PERSONALIZE, REENACT, REPAIR, EDIT, STYLE)}
+
+# Nodes of version 1, in older scripts, don't carry their kind; each has a knob of its own.
+VERSION_1_KNOBS = {
+    "who": PERSONALIZE,
+    "handles": REENACT,
+    "repairs": REPAIR,
+    "smile": EDIT,
+    "style": STYLE,
+}
+
+
+def kind_of(node: Node) -> Kind:
+    """Returns the kind of a node; FOREIGN if it isn't one of ours."""
+    if host.has(node, "reenact_kind"):
+        return KINDS.get(str(host.get(node, "reenact_kind")), FOREIGN)
+    if not host.has(node, "reenact_id"):
+        return FOREIGN
+    found = (kind for knob, kind in VERSION_1_KNOBS.items() if host.has(node, knob))
+    return next(found, FOREIGN)
+
+
+def node_id(node: Node) -> str:
+    """Returns the id by which a node's jobs find it, also after it was renamed."""
+    return str(host.get(node, "reenact_id"))
+
+
+def is_alive(node: Node, id: str) -> bool:
+    """Returns whether a handle still refers to the node of an id."""
+    return bool(host.name(node)) and host.get(node, "reenact_id") == id

@@ -1,0 +1,396 @@
+"""Builds what a node asks the server for, from its knobs and its inputs."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+from reenact import host, protocol, repairs
+from reenact.errors import NodeError
+from reenact.host import Node
+from reenact.keyframes import TOLERANCE, keyframes
+from reenact.kinds import EDIT, FOREIGN, PERSONALIZE, REENACT, REPAIR, STYLE, kind_of, node_id
+from reenact.repairs import RepairRequest
+from reenact.runs import RunRequest, Source
+from reenact.shots import Shot, ShotRequest
+from reenact.upstream import connected, shot_above
+
+# Frames to choose and steps of tuning, by the quality of a ReenactPersonalize.
+QUALITIES = {"preview": (60, 300), "production": (250, 2000)}
+
+# The direction that each slider of a ReenactEdit moves along.
+SLIDERS = {
+    "smile": "smile",
+    "mouth": "jaw",
+    "lids": "lids",
+    "gaze_x": "gaze_x",
+    "gaze_y": "gaze_y",
+    "brow": "brow",
+    "yaw": "yaw",
+    "pitch": "pitch",
+    "roll": "roll",
+}
+
+# Measures that a ReenactRepair has limits for.
+LIMITED_MEASURES = ("landmarks", "mouth", "lids", "gaze", "pose", "jitter")
+
+# Names in the server's OCIO config of Nuke's own colour spaces (colour management: Nuke).
+NUKE_SPACES = {"lin_rec709": "lin_rec709", "linear": "lin_rec709", "sRGB": "srgb_tx"}
+
+# Tolerances that are tried in turn until a curve fits into one text; none of them is visible.
+AMOUNT_TOLERANCES = (TOLERANCE, 1e-4, 1e-3, 1e-2)
+
+
+def build_request(node: Node, frame: Optional[int] = None) -> RunRequest:
+    """Returns what a node's knobs ask for; renders its input where its files can't be used.
+
+    Args:
+        node: one of ours.
+        frame: the frame of a preview; None for the node's range.
+
+    Raises:
+        NodeError: something is missing.
+        RepairLineError: a line of a repair list is invalid.
+    """
+    kind = kind_of(node)
+    if kind is FOREIGN:
+        raise NodeError("This plugin does not know this kind of node. Update the plugin.")
+    return BUILDERS[kind.name](node, frame)
+
+
+# -- characters and reenactments -----------------------------------------------------------------
+
+
+def personalize_request(node: Node, frame: Optional[int] = None) -> RunRequest:
+    """Returns what a ReenactPersonalize asks for; raises as `build_request` does."""
+    name, folder = version_name(node), results_folder(node)
+    first, last = _range(node, frame)
+    settings = _face_position(node)
+    who = str(host.get(node, "who")).strip()
+    if not who or not host.get(node, "agreed"):
+        raise NodeError("Enter the person's name, and tick that they agreed to be scanned.")
+    count, steps = QUALITIES[str(host.get(node, "quality"))]
+    settings.update(
+        name=name,
+        who=who,
+        scope=str(host.get(node, "scope")),
+        count=int(host.get(node, "count")) or count,
+        steps=int(host.get(node, "steps")) or steps,
+        refine=int(host.get(node, "refine")) or None,
+    )
+    source = _source(node, name, folder, first, last)
+    return RunRequest("personalize", str(folder), name, source, settings, first=first, last=last)
+
+
+def reenact_request(node: Node, frame: Optional[int] = None) -> RunRequest:
+    """Returns what a Reenact asks for; raises as `build_request` does."""
+    name, folder = version_name(node), results_folder(node)
+    first, last = _range(node, frame)
+    settings = _face_position(node)
+    character = str(host.get(node, "character"))
+    if not character:
+        raise NodeError("Choose a character: a .character file, or one of the server's.")
+    settings.update(preset=str(host.get(node, "preset")), neutral=_neutral(node))
+    if host.get(node, "steps"):
+        settings["steps"] = int(host.get(node, "steps"))
+    handles = int(host.get(node, "handles")) if frame is None else 0
+    source = _source(node, name, folder, first, last, handles)
+    kind, crops = ("reenact", bool(host.get(node, "crops")))
+    if frame is not None:
+        kind, crops, name = "preview", False, f"{name}_preview"
+    return RunRequest(kind, str(folder), name, source, settings, character, first, last, crops)
+
+
+def _face_position(node: Node) -> Dict[str, Any]:
+    """Returns the settings for the point on the face that is meant; empty for the largest face."""
+    x, y = host.get(node, "at")
+    if not x and not y:
+        return {}
+    return {"at": [float(x), connected(node).height - float(y)]}  # Nuke counts from the bottom
+
+
+def _neutral(node: Node) -> str:
+    how = str(host.get(node, "neutral"))
+    if how != "pair":
+        return how
+    return f"{int(host.get(node, 'neutral_driving'))}:{int(host.get(node, 'neutral_scan'))}"
+
+
+def _range(node: Node, frame: Optional[int]) -> Tuple[int, int]:
+    if frame is not None:
+        return frame, frame
+    first, last = int(host.get(node, "first")), int(host.get(node, "last"))
+    if not first and not last:  # not set: all of the input
+        extent = connected(node)
+        first, last = extent.first, extent.last
+    if last < first:
+        raise NodeError(f"The range {first}-{last} ends before it starts.")
+    return first, last
+
+
+def _source(node: Node, name: str, folder: Path, first: int, last: int, handles: int = 0) -> Source:
+    """Returns the input's own files, or files that Nuke renders of it."""
+    extent = connected(node)
+    begin = min(first, max(first - handles, extent.first))
+    numbers = list(range(begin, max(last, min(last + handles, extent.last)) + 1))
+    if begin < 0:
+        raise NodeError(
+            "Frames before 0 can't be used. Move the clip, or choose a later first frame."
+        )
+    project, plate = host.project(), host.plate(node)
+    how, view = str(host.get(node, "source")), str(host.get(node, "view")) or project.views[0]
+    if view not in project.views:
+        raise NodeError(f"There is no view {view}. There are: {', '.join(project.views)}.")
+    if how == "render":
+        plate = None
+    elif how == "files" and plate is None:
+        raise NodeError('The input is no plain Read. Set "frames from" to auto or to render.')
+    config = "" if project.config == "nuke-default" else project.config
+    more = {"working": project.space, "view": view if len(project.views) > 1 else ""}
+    if plate is not None:
+        inside = [n for n in numbers if plate.first <= n <= plate.last]
+        space = plate.space or project.space
+        if not config:
+            space = NUKE_SPACES.get(space, "")
+        if inside and (space or how == "files"):
+            files = host.plate_files(plate, inside, view)
+            return Source(files, inside, space, config, files[0], **more)
+    rendered = folder / "sources" / f"{name}_{node_id(node)[:8]}"
+    rendered.mkdir(parents=True, exist_ok=True)
+    pattern = (rendered / f"{name}.%04d.exr").as_posix()
+    try:
+        host.render(host.inner(node, "Source"), pattern, numbers[0], numbers[-1], view)
+    except RuntimeError as error:
+        raise NodeError(f"The input could not be rendered: {error}") from error
+    files = [pattern % n for n in numbers]
+    return Source(files, numbers, project.space, config, host.name(node), **more)
+
+
+# -- edits and styles ----------------------------------------------------------------------------
+
+
+def edit_request(node: Node, frame: Optional[int] = None) -> ShotRequest:
+    """Returns what a ReenactEdit asks for of the shot above; raises as `build_request` does."""
+    shot = shot_above(node)
+    request = _shot_request(node, frame, shot)
+    files = [str(host.get(node, "directions")) or shot.directions]
+    moves: List[protocol.Move] = []
+    sliders = dict(SLIDERS)
+    extra = str(host.get(node, "extra_file"))
+    if extra:
+        files.append(extra)
+        sliders["extra"] = str(host.get(node, "extra_name")) or Path(extra).stem
+    layers = str(host.get(node, "rows"))
+    for knob, direction in sliders.items():
+        amounts = keyframes(shot.numbers, _values(node, knob, shot))
+        moves += [protocol.Move(direction, amount, layers) for amount in amounts if amount != "0"]
+    settings = {
+        "moves": moves,
+        "edge": str(host.get(node, "edge")),
+        "limit": float(host.get(node, "limit")),
+    }
+    return dataclasses.replace(request, settings=settings, directions=files)
+
+
+def style_request(node: Node, frame: Optional[int] = None) -> ShotRequest:
+    """Returns what a ReenactStyle asks for of the shot above; raises as `build_request` does."""
+    shot = shot_above(node)
+    request = _shot_request(node, frame, shot)
+    return dataclasses.replace(request, kind="style", style_fields=_style_fields(node, shot))
+
+
+def new_style_request(node: Node) -> ShotRequest:
+    """Returns the request for the style that a ReenactStyle describes.
+
+    Raises:
+        NodeError: there is no shot above, or not exactly one description.
+    """
+    shot, name = shot_above(node), f"{version_name(node)}_style"
+    described = {
+        knob: str(host.get(node, knob)).strip() for knob in ("program", "prompt", "pictures")
+    }
+    if described["program"] == "none":
+        described["program"] = ""
+    if sum(map(bool, described.values())) != 1:
+        raise NodeError("Describe one style: by a program, a prompt or pictures.")
+    pictures = described.pop("pictures")
+    settings = {"name": name, "steps": int(host.get(node, "steps")), **described}
+    return ShotRequest(
+        "stylize",
+        str(results_folder(node)),
+        name,
+        shot.source,
+        settings,
+        shot.character,
+        shot=shot,
+        pictures=pictures,
+    )
+
+
+def _shot_request(node: Node, frame: Optional[int], shot: Shot) -> ShotRequest:
+    """Returns an edit without moves, of the node's range or of one frame."""
+    name, folder = version_name(node), results_folder(node)
+    first, last = (int(host.get(node, knob)) for knob in ("first", "last"))
+    if frame is not None:
+        first = last = frame
+        name, folder = f"{name}_live", folder / "live" / f"{name}_{node_id(node)[:8]}"
+    elif not first and not last:
+        first, last = shot.first, shot.last
+    _check_inside(shot, first, last)
+    return ShotRequest(
+        "edit",
+        str(folder),
+        name,
+        shot.source,
+        {},
+        shot.character,
+        first,
+        last,
+        bool(host.get(node, "crops")),
+        shot,
+        style_fields=shot.style_fields,
+    )
+
+
+def _style_fields(node: Node, shot: Shot) -> Dict[str, Any]:
+    style = str(host.get(node, "style"))
+    if not style:
+        raise NodeError("Choose a style: a .style file, or have one made.")
+    ends = {knob: str(host.get(node, knob)) for knob in ("style_from", "style_to")}
+    values = [min(max(value, 0.0), 1.0) for value in _values(node, "style_amount", shot)]
+    for tolerance in AMOUNT_TOLERANCES:
+        amount, *more = keyframes(shot.numbers, values, tolerance)
+        if not more:
+            break
+    else:
+        raise NodeError("The curve of the amount has more keys than can be sent. Make it smoother.")
+    return {
+        "style": style,
+        "style_amount": amount,
+        "sibling": bool(host.get(node, "sibling")),
+        **{knob: None if value == "all" else int(value) for knob, value in ends.items()},
+    }
+
+
+def _values(node: Node, knob: str, shot: Shot) -> List[float]:
+    """Returns a slider's values over the shot."""
+    return [float(host.get(node, knob, number)) for number in shot.numbers]
+
+
+def _check_inside(shot: Shot, first: int, last: int) -> None:
+    if not any(first <= n <= last for n in shot.plate.numbers or shot.numbers):
+        asked = f"Frame {first} is" if first == last else f"The frames {first}-{last} are"
+        begin, end = shot.numbers[0], shot.numbers[-1]
+        raise NodeError(f"{asked} not in the shot above, {begin}-{end}.")
+
+
+# -- repairs -------------------------------------------------------------------------------------
+
+
+def repair_request(node: Node, frame: Optional[int] = None) -> RepairRequest:
+    """Returns what a ReenactRepair asks for of the shot above; raises as `build_request` does."""
+    shot, name = shot_above(node), version_name(node)
+    listed = repairs.parse(str(host.get(node, "repairs")), shot.numbers)
+    if not listed:
+        raise NodeError("The list is empty. Measure the shot, or Add what is to be repaired.")
+    request = RepairRequest(
+        "repair",
+        str(results_folder(node)),
+        name,
+        shot.source,
+        {"repairs": [entry for _, entry in listed]},
+        shot.character,
+        shot.first,
+        shot.last,
+        bool(host.get(node, "crops")),
+        shot,
+        style_fields=shot.style_fields,
+        lines=[line for line, _ in listed],
+    )
+    if frame is None:
+        return request
+    _check_inside(shot, frame, frame)
+    return dataclasses.replace(
+        request,
+        kind="repaired_frame",
+        name=f"{name}_preview",
+        first=frame,
+        last=frame,
+        crops=False,
+    )
+
+
+def qc_request(node: Node) -> RepairRequest:
+    """Returns the request to measure the shot above.
+
+    Raises:
+        NodeError: there is no shot above.
+    """
+    shot = shot_above(node)
+    limits = {name: float(host.get(node, f"limit_{name}")) for name in LIMITED_MEASURES}
+    return RepairRequest(
+        "qc",
+        str(results_folder(node)),
+        f"{version_name(node)}_qc",
+        shot.source,
+        {"limits": {name: limit for name, limit in limits.items() if limit > 0}},
+        shot.character,
+        shot.first,
+        shot.last,
+        shot=shot,
+    )
+
+
+def new_entry(node: Node, frame: int) -> Dict[str, Any]:
+    """Returns the repair that the knobs of a ReenactRepair describe.
+
+    Args:
+        node: the node.
+        frame: is repaired where the knobs name no frames.
+
+    Raises:
+        NodeError: the frames to replace them by are missing.
+        RepairLineError: the knobs name no valid frames.
+    """
+    frames = str(host.get(node, "repair_frames")).strip() or str(frame)
+    do, source = (str(host.get(node, f"repair_{knob}")).strip() for knob in ("action", "from"))
+    begin = repairs.parse_ranges(frames)[0][0]
+    entry = {"do": do, "frames": frames}
+    if do == "solve" and host.get(node, "repair_part") != "whole face":
+        entry["only"] = str(host.get(node, "repair_part"))
+    elif do == "amount":
+        entry["keys"] = f"{host.get(node, 'repair_amount'):g}"
+    elif do in repairs.REQUIRED:
+        if do == "replace" and not source:
+            raise NodeError("Enter which frames replace them, as in 1010-1012.")
+        entry["from"] = source or str(begin - 1)
+    return entry
+
+
+# -- names ---------------------------------------------------------------------------------------
+
+
+def version_name(node: Node) -> str:
+    """Returns the name of a node's versions: the node's own unless the artist gave one."""
+    given = str(host.get(node, "result_name")).strip() or host.name(node)
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in given)
+
+
+def results_folder(node: Node) -> Path:
+    """Returns the folder of a node's versions.
+
+    Raises:
+        NodeError: the folder is relative to a script that was never saved.
+    """
+    folder = Path(str(host.get(node, "folder")))
+    if not folder.is_absolute():
+        raise NodeError("Save the script first, or choose a folder for the results.")
+    return folder
+
+
+BUILDERS: Dict[str, Callable[[Node, Optional[int]], RunRequest]] = {
+    PERSONALIZE.name: personalize_request,
+    REENACT.name: reenact_request,
+    REPAIR.name: repair_request,
+    EDIT.name: edit_request,
+    STYLE.name: style_request,
+}

@@ -1,0 +1,163 @@
+"""`reenact demo`: the whole product on two synthetic people, with the truth beside the result."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from core.media.numbering import frame_path
+from core.media.pictures import read_attribute
+from core.media.write import write_exr
+from server.cli import options
+from server.cli.personalize import personalize
+from server.cli.render import render
+from server.cli.reporting import Report
+from server.cli.solve import solve
+from server.cli.style import style
+
+FIRST = 1001
+FPS = 15.0  # slow film: much happens in few frames
+STYLES = ("sketch", "posterise")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The parameters of `reenact demo`."""
+
+    folder: Annotated[Path, typer.Option(help="Where the demo writes")] = Path("demo")
+    scan_frames: Annotated[int, typer.Option(min=24, help="Frames of the self-scan")] = 120
+    count: Annotated[int, typer.Option("--frames", min=2, help="Driving frames")] = 48
+    size: Annotated[int, typer.Option(min=64, max=1024, help="Plate height in px")] = 512
+    steps: Annotated[int, typer.Option(min=1, help="Tuning steps")] = 450
+    refine: Annotated[int, typer.Option(min=0, help="Steps on each anchor")] = 10
+    style_steps: Annotated[
+        int, typer.Option(min=0, help="Training steps of each style; 0: no styles")
+    ] = 100
+    seed: Annotated[int, typer.Option(help="Another seed, other people")] = 24
+    local: options.Local = False
+    json: options.Json = False
+
+
+@options.takes(Options)
+def demo(given: Options) -> None:
+    """Films two synthetic people, makes a character of one and lets the other drive it.
+
+    Ends with EXR patches, a latent track, a contact sheet (driving, reenacted, ground truth), a
+    preview, and two styles of the character with what they make of the same track. What is already
+    there is kept.
+    """
+    from core.synthetic import performer
+
+    report, folder, seed, size = Report(given.json), given.folder, given.seed, given.size
+    target, driver = (performer.random_identity(seed + i) for i in range(2))
+    motion = performer.performance(driver, given.count, fps=FPS, seed=seed)
+    scan_motion = performer.self_scan(target, given.scan_frames, seed=seed)
+    scan = film("self_scan", scan_motion, folder, size, report)
+    plate = film("driving", motion, folder, size, report)
+    truth = film("truth", performer.transfer(motion, target), folder, size, report)
+    # Another request, other names: nothing that was made before is in the way.
+    made_of = f"{seed}_{given.scan_frames}_{size}_{given.steps}_{given.refine}"
+    character = folder / f"target_{made_of}.character"
+    latents = folder / f"shot_{made_of}_{given.count}.latents"
+    if character.exists():
+        report.note(f"{character} is there already")
+    else:
+        personalize(
+            scan=scan,
+            output=character,
+            count=64,
+            steps=given.steps,
+            refine=given.refine,
+            batch=4,
+            consent="nobody: a synthetic person",
+            local=given.local,
+            json=given.json,
+        )
+    solve(plate=plate, character=character, output=latents, local=given.local, json=given.json)
+    render(
+        latents=latents,
+        output=str(folder / "out" / "out.####.exr"),
+        plate=plate,
+        character=character,
+        movie=folder / "preview.mp4",
+        sheet=folder / "sheet.png",
+        truth=truth,
+        local=given.local,
+        json=given.json,
+    )
+    for name in STYLES if given.style_steps else ():
+        path = folder / f"{name}_{made_of}_{given.style_steps}.style"
+        _draw_in_style(given, name, path, plate, character, latents, report)
+
+
+def _draw_in_style(
+    given: Options,
+    name: str,
+    path: Path,
+    plate: str,
+    character: Path,
+    latents: Path,
+    report: Report,
+) -> None:
+    """Makes a style of the character, and draws the track in it."""
+    from core.stylize.style import style_info
+
+    if path.exists() and style_info(path).complete:
+        report.note(f"{path} is there already")
+    else:
+        style(
+            character=character,
+            output=path,
+            program=name,
+            steps=given.style_steps,
+            local=given.local,
+            json=given.json,
+        )
+    render(
+        latents=latents,
+        output=str(given.folder / name / f"{name}.####.exr"),
+        plate=plate,
+        character=character,
+        style=path,
+        sheet=given.folder / f"sheet_{name}.png",
+        local=given.local,
+        json=given.json,
+    )
+
+
+def film(name: str, motion: np.ndarray, folder: Path, size: int, report: Report) -> str:
+    """Renders a performer's motion `[T, P]` as half-float EXRs in the scene-linear space.
+
+    Frames that an earlier demo filmed of the same motion are kept, others deleted.
+
+    Returns:
+        The clip's pattern.
+    """
+    from core.media import colour
+    from core.synthetic import performer
+
+    pattern = str(folder / name / f"{name}.####.exr")
+    task = hashlib.sha256(motion.tobytes() + bytes([size % 256, size // 256])).hexdigest()
+    wanted = {Path(frame_path(pattern, FIRST + i)) for i in range(len(motion))}
+    for old in set(Path(pattern).parent.glob(f"{name}.*.exr")) - wanted:
+        old.unlink()  # it would be taken for a frame of this one
+    space = colour.scene_linear_space()
+    attributes = {"reenact:task": task, "FramesPerSecond": FPS}
+
+    def draw(i: int) -> None:
+        path = Path(frame_path(pattern, FIRST + i))
+        if read_attribute(path, "reenact:task") != task:
+            picture = performer.render(motion[i], size).astype(np.float32) / 127.5 - 1
+            write_exr(path, colour.from_network(picture, space), attributes=attributes)
+
+    with report.stage(f"film {name}") as on_progress, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for i, _ in enumerate(pool.map(draw, range(len(motion)))):
+            on_progress(i + 1, len(motion))
+    return pattern

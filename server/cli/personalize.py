@@ -1,0 +1,94 @@
+"""`reenact personalize`: from a self-scan to a character."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from reenact import protocol
+
+from core.media.read import open_clip
+from server.cli import options
+from server.cli.reporting import Report
+from server.cli.running import run_task
+from server.jobs import common
+
+
+@dataclass(frozen=True)
+class Options:
+    """The parameters of `reenact personalize`."""
+
+    scan: Annotated[str, typer.Argument(help="Self-scan: movie or sequence, 20 to 30 s")]
+    output: Annotated[Path, typer.Option("-o", "--output", help="NAME.character to write")]
+    consent: Annotated[
+        str,
+        typer.Option(help="Name of the person who is scanned and agreed; kept in the character"),
+    ]
+    count: Annotated[int, typer.Option(min=2, help="Frames to train on, the most diverse")] = 250
+    steps: Annotated[int, typer.Option(min=1, help="Tuning steps at most")] = 2000
+    refine: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps on each anchor; default: 60 after an encoder, 150 without"),
+    ] = None
+    mask: Annotated[
+        bool, typer.Option(help="Eyes and mouth count more in tuning, the background less")
+    ] = True
+    base: Annotated[
+        Path | None, typer.Option(help="Generator to start from; default: the embedded one")
+    ] = None
+    encoder: Annotated[
+        Path | None, typer.Option(help="W encoder of that generator (pSp, e4e, HyperStyle)")
+    ] = None
+    metric: Annotated[
+        str | None,
+        typer.Option(help="lpips-vgg, lpips-alex or embedded; default: what is installed"),
+    ] = None
+    scope: Annotated[
+        str | None, typer.Option(help="What that person agreed to; kept in the character")
+    ] = None
+    at: options.At = None
+    colour_space: options.ColourSpace = None
+    batch: options.Batch = 8
+    local: options.Local = False
+    json: options.Json = False
+
+
+@options.takes(Options)
+def personalize(given: Options) -> None:
+    """Makes a character of a self-scan.
+
+    What is done is kept: the same command goes on where it was stopped.
+    """
+    report, output = Report(given.json), given.output
+    options.check_output(output, ".character")
+    clip = open_clip(given.scan, colour_space=given.colour_space)
+    common.note_clip(clip, report)
+    task = protocol.Personalize(
+        protocol.Clip(),
+        output.stem,
+        given.consent,
+        given.scope or "",
+        given.count,
+        given.steps,
+        given.refine,
+        given.metric,
+        at=options.point(given.at, clip),
+        batch=given.batch,
+        mask=given.mask,
+    )
+    facts = run_task(
+        task,
+        {"scan": clip, "base": given.base, "encoder": given.encoder},
+        {
+            "character": output,
+            "selection.png": output.with_name(f"{output.stem}_selection.png"),
+            "reconstruction.png": output.with_name(f"{output.stem}_reconstruction.png"),
+        },
+        report,
+        given.local,
+    )
+    report.result(
+        f"{output}: {facts['anchors']} anchors ({facts['metric']})", character=str(output), **facts
+    )

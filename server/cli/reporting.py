@@ -1,0 +1,91 @@
+"""What a command says while it works: bars for people, lines of JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+OnProgress = Callable[..., None]  # called with (done, total, **figures)
+
+JSON_SECONDS = 1.0  # between progress lines
+
+
+class Report:
+    """Where a command's messages go.
+
+    With `machine`, every line on standard output is one JSON object: `{"stage", "done", "total"}`
+    while it works, `{"note"}` for remarks, and `{"result"}` at the end; errors are `{"error"}`.
+    """
+
+    def __init__(self, machine: bool = False) -> None:
+        self.machine = machine
+        # A wrapped path can't be copied.
+        self.console = Console(highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Shows a remark, as a sentence."""
+        if self.machine:
+            self._line({"note": text})
+        else:
+            self.console.print(f"  {escape(text)}")
+
+    def result(self, text: str, **facts: object) -> None:
+        """Shows what came out: a sentence for people, the facts for machines."""
+        if self.machine:
+            self._line({"result": facts})
+        else:
+            self.console.print(escape(text))
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[OnProgress]:
+        """Shows a bar during a stage of the work; yields what is called with (done, total)."""
+        if self.machine:
+            yield self._machine_progress(title)
+            return
+        columns = (
+            TextColumn("  {task.description:<12}"),
+            BarColumn(24),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
+        with Progress(*columns, console=self.console) as bars:
+            bar = bars.add_task(title, total=None, figures="")
+
+            def on_progress(done: float, total: float, **figures: float) -> None:
+                figures.pop("seconds_left", None)  # the bar has its own
+                text = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
+                bars.update(bar, completed=done, total=total, figures=text)
+
+            yield on_progress
+
+    def _machine_progress(self, title: str) -> OnProgress:
+        last = -JSON_SECONDS
+
+        def on_progress(done: float, total: float, **figures: float) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if done >= total or now - last >= JSON_SECONDS:
+                last = now
+                self._line({"stage": title, "done": done, "total": total, **figures})
+
+        return on_progress
+
+    def _line(self, value: dict[str, object]) -> None:
+        print(json.dumps(value), file=sys.stdout, flush=True)

@@ -1,0 +1,57 @@
+"""How a command has its task done: by a server or, with --local, in its own process."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.media.clip import Clip
+from server.cli import remote
+from server.cli.reporting import Report
+from server.jobs import registry
+from server.jobs.common import Context
+
+
+def run_task(
+    task: Any,
+    inputs: Mapping[str, Path | Clip | Sequence[Path] | None],
+    outputs: Mapping[str, Path | None],
+    report: Report,
+    local: bool,
+) -> dict[str, Any]:
+    """Has a task done.
+
+    Args:
+        task: its options; its files are filled in from the inputs.
+        inputs: files, clips and lists of files by the task's fields; None: there is none.
+        outputs: where results go, by name (`Kind.results`); None: not wanted.
+        report: receives progress and notes.
+        local: does it in this process.
+
+    Returns:
+        The facts about the result, as plain values.
+
+    Raises:
+        BadOptionError: an option makes no sense; nothing was sent or read.
+        JobFailedError: the server could not do it.
+        ReenactError: the task could not be done here.
+    """
+    registry.check_task(task)
+    given = {name: value for name, value in inputs.items() if value is not None}
+    wanted = {name: path for name, path in outputs.items() if path is not None}
+    if local:
+        files: dict[str, Path] = {}
+        clips: dict[str, Clip] = {}
+        for name, value in given.items():
+            if isinstance(value, Path):
+                files[name] = value
+            elif isinstance(value, Clip):
+                clips[name] = value
+            else:
+                files |= {f"{name}.{i}": path for i, path in enumerate(value)}
+        return registry.run_task(task, Context(report, files, clips, wanted))
+    with remote.connected(report) as client:
+        sent = {name: remote.send(client, value, report) for name, value in given.items()}
+        return remote.run(client, dataclasses.replace(task, **sent), report, wanted)

@@ -1,0 +1,562 @@
+"""The store's database: jobs, their events, and the files that they need and have made.
+
+    HOME/store/jobs.sqlite     this database
+    HOME/store/files/          stored files, see `server.blobs`
+    HOME/store/partial/ab12…   uploads that are not complete yet
+    HOME/store/jobs/ID/        a job's folder, until the job is finished
+    HOME/store/reserve         space that is given up when the disk is full
+
+Only the front end opens the database, and only one of its threads uses it.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import json
+import logging
+import shutil
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import reenact
+from reenact import protocol
+from reenact.protocol import FINISHED, ProtocolError
+
+from core.base.errors import ReenactError
+from server.blobs import file_path
+from server.jobs import registry
+
+log = logging.getLogger("reenact")
+
+SCHEMA = 2
+MAX_EVENT_BYTES = 1 << 19  # of the events in one answer, approximately
+PARTIAL_SECONDS = 7 * 86_400.0  # for which an abandoned upload is kept
+RESERVE_BYTES = 2 << 20  # set aside so that a full disk can still be written down
+MAX_PROGRESS_EVENTS = 2000  # of a job; older ones are dropped, other types stay
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS files (
+    hash TEXT PRIMARY KEY, size INTEGER NOT NULL, used REAL NOT NULL, pinned INTEGER DEFAULT 0);
+CREATE TABLE IF NOT EXISTS jobs (
+    id TEXT PRIMARY KEY, key TEXT UNIQUE NOT NULL, kind TEXT NOT NULL, task TEXT NOT NULL,
+    state TEXT NOT NULL, reason TEXT DEFAULT '', client TEXT NOT NULL, created REAL NOT NULL,
+    updated REAL NOT NULL, progress TEXT DEFAULT '{}', crashes INTEGER DEFAULT 0,
+    crashed_at TEXT DEFAULT '', queue_order INTEGER DEFAULT 0);
+CREATE TABLE IF NOT EXISTS events (
+    job TEXT NOT NULL, n INTEGER NOT NULL, time REAL NOT NULL, type TEXT NOT NULL,
+    body TEXT NOT NULL, PRIMARY KEY (job, n)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS inputs (
+    job TEXT NOT NULL, hash TEXT NOT NULL, PRIMARY KEY (job, hash)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS inputs_hash ON inputs (hash);
+CREATE TABLE IF NOT EXISTS results (
+    job TEXT NOT NULL, name TEXT NOT NULL, number INTEGER NOT NULL, hash TEXT NOT NULL,
+    size INTEGER NOT NULL, PRIMARY KEY (job, name, number)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS results_hash ON results (hash);
+"""
+# Columns of `jobs` that schema 1 called otherwise.
+_RENAMED_COLUMNS = {"deaths": "crashes", "died_at": "crashed_at", "turn": "queue_order"}
+
+
+class StoreFullError(ReenactError):
+    """The store has reached its limit."""
+
+
+class SchemaMismatchError(ReenactError):
+    """The database was written by a version of Reenact that this one does not know."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A row of the table of jobs; times are seconds since 1970."""
+
+    id: str
+    kind: str
+    task: dict[str, Any]
+    state: str
+    reason: str
+    client: str
+    created: float
+    updated: float
+    progress: dict[str, Any]
+    crashes: int  # of its worker, in a row at `crashed_at`
+    crashed_at: str
+
+
+class Database:
+    """The jobs and files of a server.
+
+    Args:
+        root: the store's folder; it is made if it does not exist.
+        budget: bytes that files may take.
+
+    Raises:
+        SchemaMismatchError: the database was written by a newer version.
+    """
+
+    def __init__(self, root: Path, budget: int) -> None:
+        self.root, self.budget = root, budget
+        for name in ("files", "partial", "jobs"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+        self.db = sqlite3.connect(root / "jobs.sqlite", isolation_level=None)
+        self.db.row_factory = sqlite3.Row
+        self.db.execute("PRAGMA journal_mode=WAL")
+        # A power cut may cost the last events, but no file; the job then reports them again.
+        self.db.execute("PRAGMA synchronous=NORMAL")
+        (version,) = self.db.execute("PRAGMA user_version").fetchone()
+        if not 0 <= version <= SCHEMA:
+            raise SchemaMismatchError(
+                f"{root} was written by another version of Reenact (format {version}, this one "
+                f"knows {SCHEMA}). Start that version, or choose another folder with REENACT_HOME."
+            )
+        self._migrate()
+        self.db.executescript(_TABLES)
+        self.db.execute(f"PRAGMA user_version={SCHEMA}")
+        self._recover()
+        self.reserve_space()
+
+    def close(self) -> None:
+        """Closes the database."""
+        self.db.close()
+
+    def reserve_space(self) -> None:
+        """Sets some space on the disk aside, if there is enough."""
+        path = self.root / "reserve"
+        if not path.exists() and shutil.disk_usage(self.root).free > 4 * RESERVE_BYTES:
+            with contextlib.suppress(OSError):
+                path.write_bytes(b"\1" * RESERVE_BYTES)
+
+    def release_space(self) -> bool:
+        """Gives the reserved space up; returns False if there was none."""
+        try:
+            (self.root / "reserve").unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self.db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self.db.execute("ROLLBACK")
+            raise
+        self.db.execute("COMMIT")
+
+    def _migrate(self) -> None:
+        """Brings a database of schema 1 up to date, in place."""
+        with self._transaction():
+            columns = {row["name"] for row in self.db.execute("PRAGMA table_info(jobs)")}
+            for old, new in _RENAMED_COLUMNS.items():
+                if old in columns:
+                    self.db.execute(f"ALTER TABLE jobs RENAME COLUMN {old} TO {new}")
+
+    def _recover(self) -> None:
+        """Repairs what a crash left: queues jobs that ran, and records files that were added."""
+        with self._transaction():
+            self.db.execute("UPDATE jobs SET state='queued' WHERE state='running'")
+            existing = {}
+            for path in (self.root / "files").glob("*/*"):
+                if protocol.HASH.fullmatch(path.name):
+                    existing[path.name] = path.stat().st_size
+                else:
+                    path.unlink(missing_ok=True)
+            recorded = {row["hash"] for row in self.db.execute("SELECT hash FROM files")}
+            self.db.executemany(
+                "DELETE FROM files WHERE hash=?", [(hash,) for hash in recorded - set(existing)]
+            )
+            for hash in set(existing) - recorded:
+                self._record_file(hash, existing[hash])
+
+    # -- files
+
+    def _record_file(self, hash: str, size: int) -> None:
+        self.db.execute(
+            "INSERT INTO files (hash, size, used) VALUES (?, ?, ?) "
+            "ON CONFLICT (hash) DO UPDATE SET used=excluded.used",
+            (hash, size, time.time()),
+        )
+
+    def record_file(self, hash: str, size: int) -> list[str]:
+        """Records a complete file, and queues the jobs that waited for nothing else.
+
+        Returns:
+            The ids of these jobs.
+        """
+        queued = []
+        with self._transaction():
+            self._record_file(hash, size)
+            waiting = self.db.execute(
+                "SELECT id FROM jobs JOIN inputs ON job=id WHERE hash=? AND state='waiting'",
+                (hash,),
+            ).fetchall()
+            for (id,) in waiting:
+                if not self.missing(id):
+                    self._set_state(id, "queued")
+                    queued.append(str(id))
+        return queued
+
+    def has(self, hash: str) -> bool:
+        """Returns whether a file is stored, completely."""
+        return self.db.execute("SELECT 1 FROM files WHERE hash=?", (hash,)).fetchone() is not None
+
+    def received(self, hash: str) -> int:
+        """Returns how many bytes of a file are stored."""
+        row = self.db.execute("SELECT size FROM files WHERE hash=?", (hash,)).fetchone()
+        if row is not None:
+            return int(row["size"])
+        try:
+            size = (self.root / "partial" / hash).stat().st_size
+            # The last chunk is always sent: it is what completes the file.
+            return max(size - 1, 0) // protocol.CHUNK * protocol.CHUNK
+        except FileNotFoundError:
+            return 0
+
+    def missing(self, job: str) -> list[str]:
+        """Returns the hashes of the files that a job needs and that are not stored."""
+        rows = self.db.execute(
+            "SELECT hash FROM inputs WHERE job=? AND hash NOT IN (SELECT hash FROM files)", (job,)
+        )
+        return [row["hash"] for row in rows]
+
+    def used(self) -> int:
+        """Returns the bytes that all files take, uploads included."""
+        (total,) = self.db.execute("SELECT COALESCE(SUM(size), 0) FROM files").fetchone()
+        return int(total) + sum(size for _, size, _ in self._partial_files())
+
+    def _partial_files(self) -> Iterator[tuple[Path, int, float]]:
+        """Yields the uploads that are not complete, their sizes and when they last grew."""
+        for path in (self.root / "partial").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it has just been completed
+                stat = path.stat()
+                yield path, stat.st_size, stat.st_mtime
+
+    def remove_abandoned_uploads(self, keep: Iterable[str]) -> None:
+        """Removes uploads that have not grown for `PARTIAL_SECONDS`, but for some hashes."""
+        for path, _, grown in self._partial_files():
+            if time.time() - grown > PARTIAL_SECONDS and path.name not in keep:
+                path.unlink()
+
+    def make_room(self, size: int) -> None:
+        """Makes room in the budget for a file of `size` bytes.
+
+        Files that clients sent and can send again are removed, the longest unused first; never
+        results, nor the inputs of unfinished jobs.
+
+        Raises:
+            StoreFullError: there is not enough to remove.
+        """
+        excess = self.used() + size - self.budget
+        if excess > 0:
+            excess -= self._collect(excess)
+        if excess > 0:
+            raise StoreFullError(
+                f"The server's store is full ({self.budget >> 20} MiB). Delete jobs that are no "
+                "longer needed, or let its owner allow it more: reenact serve --store-limit."
+            )
+
+    def _collect(self, size: int) -> int:
+        freed = 0
+        placeholders = ",".join("?" * len(FINISHED))
+        rows = self.db.execute(
+            "SELECT hash, size FROM files WHERE NOT pinned "
+            "AND hash NOT IN (SELECT hash FROM results) "
+            "AND hash NOT IN (SELECT hash FROM inputs JOIN jobs ON id=job "
+            f"WHERE state NOT IN ({placeholders})) ORDER BY used",
+            FINISHED,
+        ).fetchall()
+        for row in rows:
+            if freed >= size:
+                break
+            self.remove_file(row["hash"])
+            freed += row["size"]
+        return freed
+
+    def collect(self) -> int:
+        """Removes every file that is neither pinned, nor a result, nor an unfinished job's input.
+
+        Returns:
+            Bytes freed.
+        """
+        return self._collect(1 << 62)
+
+    def remove_file(self, hash: str) -> None:
+        """Removes a file, and sends back the jobs that depend on it.
+
+        Unfinished jobs that need it wait for it; finished ones that made it run again.
+        """
+        with self._transaction():
+            self.db.execute("DELETE FROM files WHERE hash=?", (hash,))
+            file_path(self.root, hash).unlink(missing_ok=True)
+            makers = self.db.execute(
+                "SELECT DISTINCT id FROM jobs JOIN results ON job=id WHERE hash=? AND state='done'",
+                (hash,),
+            ).fetchall()
+            self.db.execute("DELETE FROM results WHERE hash=?", (hash,))
+            for (id,) in makers:
+                self._set_state(id, "waiting" if self.missing(id) else "queued")
+            for (id,) in self.db.execute(
+                "SELECT id FROM jobs JOIN inputs ON job=id WHERE hash=? "
+                "AND state IN ('queued', 'running')",
+                (hash,),
+            ).fetchall():
+                self._set_state(id, "waiting")
+
+    def pin(self, hash: str, pinned: bool = True) -> bool:
+        """Protects a file from removal for want of room, or ends that.
+
+        Returns:
+            False if the file is not stored.
+        """
+        done = self.db.execute("UPDATE files SET pinned=? WHERE hash=?", (int(pinned), hash))
+        return done.rowcount == 1
+
+    def pinned(self) -> list[str]:
+        """Returns the hashes of the pinned files."""
+        return [r["hash"] for r in self.db.execute("SELECT hash FROM files WHERE pinned")]
+
+    # -- jobs
+
+    def submit(self, kind: str, task: protocol.Task, client: str, path_state: str = "") -> str:
+        """Returns the id of the job that does a task: a new one, or the one submitted before.
+
+        An earlier job that failed, was paused or cancelled is queued again, and continues where it
+        stopped.
+
+        Args:
+            kind: of job, a key of `registry.KINDS`.
+            task: what to do.
+            client: name of the key that submits it, for people to read.
+            path_state: the state of the files that the task names by path, which may change.
+        """
+        key = job_key(kind, task, path_state)
+        with self._transaction():
+            row = self.db.execute("SELECT id, state FROM jobs WHERE key=?", (key,)).fetchone()
+            if row is not None:
+                id = str(row["id"])
+                if row["state"] in ("failed", "cancelled", "paused"):
+                    self._requeue(id)
+                return id
+            id = uuid.uuid4().hex[:12]
+            now = time.time()
+            self.db.execute(
+                "INSERT INTO jobs "
+                "(id, key, kind, task, state, client, created, updated, queue_order) "
+                "VALUES (?, ?, ?, ?, 'waiting', ?, ?, ?, "
+                "(SELECT COALESCE(MAX(queue_order), 0) + 1 FROM jobs))",
+                (id, key, kind, json.dumps(dataclasses.asdict(task)), client, now, now),
+            )
+            self.db.executemany(
+                "INSERT INTO inputs VALUES (?, ?)", [(id, f.hash) for f in protocol.files(task)]
+            )
+            self._set_state(id, "waiting" if self.missing(id) else "queued")
+        return id
+
+    def find_job(self, kind: str, task: protocol.Task, path_state: str = "") -> str | None:
+        """Returns the id of the job that `submit` would return, None if it would make one."""
+        key = job_key(kind, task, path_state)
+        row = self.db.execute("SELECT id FROM jobs WHERE key=?", (key,)).fetchone()
+        return None if row is None else str(row["id"])
+
+    def resume(self, id: str) -> None:
+        """Queues a job that was paused, failed or cancelled."""
+        with self._transaction():
+            self._requeue(id)
+
+    def _requeue(self, id: str) -> None:
+        self.db.execute("UPDATE jobs SET crashes=0, crashed_at='' WHERE id=?", (id,))
+        self._set_state(id, "waiting" if self.missing(id) else "queued")
+
+    def job(self, id: str) -> Job:
+        """Returns a job.
+
+        Raises:
+            ProtocolError: `no_such_job`.
+        """
+        row = self.db.execute("SELECT * FROM jobs WHERE id=?", (id,)).fetchone()
+        if row is None:
+            raise ProtocolError(
+                "no_such_job", "The server doesn't know this job any more. Submit it again.", id
+            )
+        return _job(row)
+
+    def jobs(self) -> list[Job]:
+        """Returns all jobs, the newest first."""
+        return [_job(r) for r in self.db.execute("SELECT * FROM jobs ORDER BY queue_order DESC")]
+
+    def unfinished(self) -> int:
+        """Returns the number of jobs that are not finished."""
+        placeholders = ",".join("?" * len(FINISHED))
+        (n,) = self.db.execute(
+            f"SELECT COUNT(*) FROM jobs WHERE state NOT IN ({placeholders})", FINISHED
+        ).fetchone()
+        return int(n)
+
+    def next_job(self, kinds: Iterable[str]) -> Job | None:
+        """Returns the first queued job of some kinds."""
+        kinds = list(kinds)
+        row = self.db.execute(
+            f"SELECT * FROM jobs WHERE state='queued' AND kind IN ({','.join('?' * len(kinds))}) "
+            "ORDER BY queue_order LIMIT 1",
+            kinds,
+        ).fetchone()
+        return None if row is None else _job(row)
+
+    def set_state(self, id: str, state: str, reason: str = "") -> None:
+        """Sets a job's state, and adds an event that says so."""
+        with self._transaction():
+            self._set_state(id, state, reason)
+
+    def _set_state(self, id: str, state: str, reason: str = "") -> None:
+        self.db.execute(
+            "UPDATE jobs SET state=?, reason=?, updated=? WHERE id=?",
+            (state, reason, time.time(), id),
+        )
+        self._add_event(id, "state", {"state": state, "reason": reason})
+
+    def add_crash(self, id: str, position: str) -> int:
+        """Counts a crash of a job's worker.
+
+        Args:
+            id: the job's.
+            position: how far the job was; crashes are counted as long as it stays the same.
+
+        Returns:
+            The number of crashes at this position.
+        """
+        row = self.db.execute("SELECT crashes, crashed_at FROM jobs WHERE id=?", (id,)).fetchone()
+        crashes = row["crashes"] + 1 if row["crashed_at"] == position else 1
+        self.db.execute(
+            "UPDATE jobs SET crashes=?, crashed_at=? WHERE id=?", (crashes, position, id)
+        )
+        return int(crashes)
+
+    def delete(self, id: str) -> None:
+        """Removes a job, its events and its folder; its files stay until room is needed."""
+        with self._transaction():
+            for table in ("events", "inputs", "results"):
+                self.db.execute(f"DELETE FROM {table} WHERE job=?", (id,))
+            self.db.execute("DELETE FROM jobs WHERE id=?", (id,))
+        self.clear_folder(id)
+
+    def clear_folder(self, id: str) -> None:
+        """Removes a job's folder, after all of its results have been stored."""
+        shutil.rmtree(self.folder(id), ignore_errors=True)
+
+    def folder(self, id: str) -> Path:
+        """Returns a job's folder, which may not exist."""
+        return self.root / "jobs" / id
+
+    # -- events and results
+
+    def add_event(self, id: str, type: str, body: dict[str, Any]) -> None:
+        """Adds an event to a job."""
+        with self._transaction():
+            self._add_event(id, type, body)
+
+    def _add_event(self, id: str, type: str, body: dict[str, Any]) -> None:
+        (last,) = self.db.execute(
+            "SELECT COALESCE(MAX(n), 0) FROM events WHERE job=?", (id,)
+        ).fetchone()
+        self.db.execute(
+            "INSERT INTO events VALUES (?, ?, ?, ?, ?)",
+            (id, last + 1, time.time(), type, json.dumps(body)),
+        )
+        if type == "progress":
+            self.db.execute("UPDATE jobs SET progress=? WHERE id=?", (json.dumps(body), id))
+            self.db.execute(
+                "DELETE FROM events WHERE job=? AND n<=? AND type='progress'",
+                (id, last + 1 - MAX_PROGRESS_EVENTS),
+            )
+
+    def add_result(self, id: str, name: str, number: int, hash: str, size: int) -> None:
+        """Records a file that a job has made.
+
+        A job that starts over reports its files again; only a changed one is another event.
+        """
+        with self._transaction():
+            self._record_file(hash, size)
+            old = self.db.execute(
+                "SELECT hash FROM results WHERE job=? AND name=? AND number=?", (id, name, number)
+            ).fetchone()
+            if old is not None and old["hash"] == hash:
+                return
+            self.db.execute(
+                "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?)",
+                (id, name, number, hash, size),
+            )
+            body = {"name": name, "number": number, "hash": hash, "size": size}
+            self._add_event(id, "file", body)
+
+    def events(self, id: str, after: int, limit: int = 500) -> list[dict[str, Any]]:
+        """Returns a job's events with numbers above `after`, in order.
+
+        There are at most `limit`, and fewer where they are long (`MAX_EVENT_BYTES`).
+        """
+        rows = self.db.execute(
+            "SELECT n, time, type, body FROM events WHERE job=? AND n>? ORDER BY n LIMIT ?",
+            (id, after, limit),
+        )
+        found: list[dict[str, Any]] = []
+        length = 0
+        for r in rows:
+            length += len(r["body"]) + 100
+            if found and length > MAX_EVENT_BYTES:
+                break
+            found.append(
+                {"n": r["n"], "time": r["time"], "type": r["type"], **json.loads(r["body"])}
+            )
+        return found
+
+    def results(self, id: str) -> list[dict[str, Any]]:
+        """Returns the files that a job has made so far."""
+        rows = self.db.execute(
+            "SELECT name, number, hash, size FROM results WHERE job=? ORDER BY name, number", (id,)
+        )
+        return [dict(r) for r in rows]
+
+
+class WriteQueue:
+    """Writes to the database that can't be refused, in order; while the disk is full they wait."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._writes: collections.deque[Callable[[], None]] = collections.deque()
+
+    def append(self, write: Callable[[], None]) -> None:
+        """Adds a write, which `flush` will call."""
+        self._writes.append(write)
+
+    def flush(self) -> None:
+        """Calls the writes, until one finds the disk full even without the reserved space."""
+        while self._writes:
+            try:
+                self._writes[0]()
+            except sqlite3.OperationalError as error:
+                log.error("can't write to the database", extra={"facts": {"error": str(error)}})
+                if not self._database.release_space():
+                    return
+                continue
+            self._writes.popleft()
+
+
+def job_key(kind: str, task: protocol.Task, path_state: str) -> str:
+    """Returns what distinguishes jobs: the task, its files, and what computes its result.
+
+    Another release, or another version of the kind, does a task anew.
+    """
+    version = registry.KINDS[kind].version
+    return f"{protocol.task_key(kind, task)} {path_state} {reenact.__version__} {version}"
+
+
+def _job(row: sqlite3.Row) -> Job:
+    values = {f.name: row[f.name] for f in dataclasses.fields(Job)}
+    values["task"], values["progress"] = json.loads(row["task"]), json.loads(row["progress"])
+    return Job(**values)

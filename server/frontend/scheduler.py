@@ -1,0 +1,304 @@
+"""The workers: which job each one does, what it reports, and what happens when it crashes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from reenact import protocol
+
+from server.frontend.database import Database, Job, WriteQueue
+from server.jobs import registry
+
+log = logging.getLogger("reenact")
+
+MAX_CRASHES = 3  # of a worker at one position, before its job fails
+EARLIER_JOBS = 4  # in which a render looks for frames that it need not draw
+
+Post = Callable[[Callable[[], None]], None]
+
+
+def gpu_count() -> int:
+    """Returns the number of CUDA devices to divide between workers.
+
+    It is 0 where CUDA_VISIBLE_DEVICES is set: the workers inherit it as it is.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return 0
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return listed.stdout.count("GPU ")
+
+
+class Worker:
+    """A worker process, and the job that it does.
+
+    Args:
+        lane: its name, and that of its log.
+        gpu: the CUDA device that it sees; None: what this process sees.
+        root: the store's folder.
+        post: called from a thread with a function that the loop is to call.
+        on_event: called in the loop with a message of `server.worker`.
+        on_exit: called in the loop after the process has ended, and after its last event.
+    """
+
+    def __init__(
+        self,
+        lane: str,
+        gpu: int | None,
+        root: Path,
+        post: Post,
+        on_event: Callable[[Worker, dict[str, Any]], None],
+        on_exit: Callable[[Worker], None],
+    ) -> None:
+        self.lane = lane
+        self.job = ""  # its id
+        self.next_state = ""  # the job's, once it has stopped on request
+        self.position = ""  # how far the job is: its stage, and a twentieth of it
+        self.log = root / "logs" / f"{lane}.log"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open(
+            "ab" if self.log.exists() and self.log.stat().st_size < 1 << 24 else "wb"
+        ) as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "server.worker", str(root)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}),
+                start_new_session=True,  # Ctrl-C is the front end's to handle
+            )
+        self._post, self._on_event, self._on_exit = post, on_event, on_exit
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            event = json.loads(line, parse_constant=lambda name: None)  # a loss that is NaN
+            self._post(lambda event=event: self._on_event(self, event))  # type: ignore[misc]
+        self.process.wait()
+        self._post(lambda: self._on_exit(self))
+
+    def run(self, job: Job, earlier: dict[int, list[str]]) -> None:
+        """Starts a job; `earlier` holds hashes of frames by number, see `server.worker`."""
+        self.job, self.next_state, self.position = job.id, "", ""
+        self._send({"run": {"id": job.id, "kind": job.kind, "task": job.task, "earlier": earlier}})
+
+    def stop(self, next_state: str) -> None:
+        """Asks the process to stop its job, which will then be in another state."""
+        self.next_state = next_state
+        self._send({"stop": self.job})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(message).encode() + b"\n")
+            self.process.stdin.flush()
+        except OSError:
+            pass  # it has ended; its listener reports that
+
+    def exit_reason(self) -> str:
+        """Returns how the process ended, in words."""
+        code = self.process.returncode
+        if code is not None and code < 0:
+            return f"signal {-code}" + (", out of memory?" if code == -signal.SIGKILL else "")
+        return f"exit {code}"
+
+
+class Scheduler:
+    """Gives jobs to workers, one per lane and GPU, and records what they report.
+
+    Args:
+        database: holds the jobs.
+        writes: takes what the database is to record.
+        post: called from any thread with a function that the loop is to call.
+        notify: called with the id of a job that has new events.
+        gpus: how many to use; None: all.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        writes: WriteQueue,
+        post: Post,
+        notify: Callable[[str], None],
+        gpus: int | None = None,
+    ) -> None:
+        self._database, self._writes, self._post, self._notify = database, writes, post, notify
+        self.device = self.gpu = ""  # as the workers reported them last
+        count = gpu_count() if gpus is None else gpus
+        # Names of workers, the kinds that they do, and their GPU.
+        self._lanes = [
+            (
+                lane if gpu is None else f"{lane} {gpu}",
+                [kind.name for kind in registry.KINDS.values() if kind.lane == lane],
+                gpu,
+            )
+            for gpu in (range(count) if count > 1 else (None,))
+            for lane in registry.LANES
+        ]
+        self._workers: dict[str, Worker] = {}
+
+    def close(self) -> None:
+        """Kills the workers."""
+        for worker in self._workers.values():
+            worker.process.kill()
+            worker.process.wait()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job runs."""
+        return any(worker.job for worker in self._workers.values())
+
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """Returns the process number and the job of each worker, by lane."""
+        return {w.lane: {"pid": w.process.pid, "job": w.job} for w in self._workers.values()}
+
+    def schedule(self) -> None:
+        """Starts the next job of every lane that is idle."""
+        for lane, kinds, gpu in self._lanes:
+            worker = self._workers.get(lane)
+            if worker is not None and worker.job:
+                continue
+            try:
+                job = self._database.next_job(kinds)
+                if job is None:
+                    continue
+                self._database.set_state(job.id, "running")
+            except sqlite3.OperationalError:
+                return  # the disk is full; later
+            if worker is None:
+                root = self._database.root
+                worker = Worker(lane, gpu, root, self._post, self._on_event, self._on_exit)
+                self._workers[lane] = worker
+            worker.run(job, self._earlier_frames(job))
+            log.info("job starts", extra={"facts": {"job": job.id, "kind": job.kind}})
+            self._notify(job.id)
+
+    def stop(self, job: str, next_state: str) -> None:
+        """Asks whichever worker does a job to stop it; it will then be in another state."""
+        for worker in self._workers.values():
+            if worker.job == job:
+                worker.stop(next_state)
+
+    def stop_all(self) -> None:
+        """Asks all workers to stop after the frame or step that they are at."""
+        for worker in self._workers.values():
+            if worker.job and not worker.next_state:
+                worker.stop("")
+
+    def _earlier_frames(self, job: Job) -> dict[int, list[str]]:
+        """Returns the hashes, by frame number, of frames that the newest jobs have drawn and that
+        differ from a render by their track alone: after a repair most of them look the same."""
+        found: dict[int, list[str]] = {}
+        if job.kind != "render":
+            return found
+        task = protocol.build(protocol.Render, job.task)
+        if any(part.path for _, part in protocol.parts(task)):
+            return found  # the content at a path may have changed since
+        similar = [
+            other
+            for other in self._database.jobs()
+            if (other.kind, other.state) == ("render", "done")
+            and other.id != job.id
+            and _without_track(other.task) == _without_track(job.task)
+        ]
+        for other in similar[:EARLIER_JOBS]:
+            for file in self._database.results(other.id):
+                if file["name"] == "frame":
+                    found.setdefault(file["number"], []).append(file["hash"])
+        return found
+
+    # -- what workers report
+
+    def _on_event(self, worker: Worker, event: dict[str, Any]) -> None:
+        self._writes.append(lambda: self._apply_event(worker, event))
+
+    def _on_exit(self, worker: Worker) -> None:
+        self._writes.append(lambda: self._apply_exit(worker))
+
+    def _apply_event(self, worker: Worker, event: dict[str, Any]) -> None:
+        job, type = event["job"], event["type"]
+        body = {k: v for k, v in event.items() if k not in ("job", "type")}
+        if worker.job != job:
+            return  # the last words about a job that is over
+        match type:
+            case "started":
+                self.device = body["device"]
+            case "progress":
+                share = body["done"] / body["total"] if body["total"] else 0
+                worker.position = f"{body['stage']} {int(20 * share)}"
+                self.gpu = body.pop("gpu")
+                self._database.add_event(job, type, body)
+            case "file":
+                self._database.add_result(
+                    job, body["name"], body["number"], body["hash"], body["size"]
+                )
+            case "note" | "log":
+                self._database.add_event(job, type, body)
+            case "done":
+                self._database.add_event(job, "result", body["facts"])
+                self._finish(worker, "done")
+            case "stopped":
+                reason = "" if worker.next_state else "server stopped"
+                self._finish(worker, worker.next_state or "queued", reason)
+            case "failed":
+                self._finish(worker, "failed", body["message"])
+            case "no_space":
+                reason = f"{body['message']} Free some on the server and resume the job."
+                self._finish(worker, "paused", reason)
+            case "corrupt":
+                self._database.add_event(job, "note", {"text": "a stored file was damaged"})
+                self._database.remove_file(body["hash"])
+                self._finish(worker, "waiting")
+        self._notify(job)
+
+    def _finish(self, worker: Worker, state: str, reason: str = "") -> None:
+        job = worker.job
+        if state == "waiting" and not self._database.missing(job):
+            state = "queued"
+        self._database.set_state(job, state, reason)
+        if state == "done":
+            self._database.clear_folder(job)
+        worker.job = ""
+        log.info("job ends", extra={"facts": {"job": job, "state": state, "reason": reason}})
+
+    def _apply_exit(self, worker: Worker) -> None:
+        if self._workers.get(worker.lane) is worker:
+            del self._workers[worker.lane]
+        job, worker.job = worker.job, ""
+        if not job:
+            return
+        how = worker.exit_reason()
+        if worker.next_state:
+            self._database.set_state(job, worker.next_state)
+        else:
+            crashes = self._database.add_crash(job, worker.position)
+            where = worker.position.rpartition(" ")[0] or "the start"
+            log.error("worker died", extra={"facts": {"job": job, "how": how, "at": where}})
+            self._database.add_event(job, "note", {"text": f"the worker died at {where} ({how})"})
+            if crashes >= MAX_CRASHES:
+                reason = f"The worker died {crashes} times at {where} ({how})."
+                self._database.set_state(job, "failed", reason)
+            else:
+                self._database.set_state(job, "queued")
+        self._notify(job)
+
+
+def _without_track(render: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a render's frames depend on beside the track."""
+    return {k: v for k, v in render.items() if k not in ("track", "name", "batch")}

@@ -1,0 +1,360 @@
+"""Chunks of files: uploads, downloads and checks, done by threads other than the loop's."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from reenact import protocol
+from reenact.protocol import CHUNK, CREDIT, ProtocolError
+
+from server.blobs import file_path
+from server.frontend.database import Database, WriteQueue
+from server.frontend.peers import Limits, Peer, Reply, check_hash
+
+UPLOAD_SECONDS = 600.0  # of silence, after which no room is kept for an upload
+MAX_BACKLOG = 4 * CREDIT  # tasks that wait for the disk, beyond which no request is read
+
+Callback = Callable[[], None]
+
+
+# -- the disk's thread ---------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class _PartialFile:
+    """An upload's file while it grows."""
+
+    file: Any
+    sha: Any
+    received: int
+
+
+class Disk:
+    """Reads and writes chunks in order, in a thread of its own.
+
+    Args:
+        root: the store's folder.
+        post: called from the thread with a function that the loop is to call.
+    """
+
+    MAX_OPEN = 64  # uploads whose file stays open
+
+    def __init__(self, root: Path, post: Callable[[Callback], None]) -> None:
+        self.root, self.post = root, post
+        self.queue: queue.SimpleQueue[Callable[[], Callback | None] | None]
+        self.queue = queue.SimpleQueue()
+        self._partial: collections.OrderedDict[str, _PartialFile] = collections.OrderedDict()
+        self._finishing: set[str] = set()
+        self.finishers = ThreadPoolExecutor(2, "fsync")
+        self._thread = threading.Thread(target=self._work, daemon=True, name="disk")
+        self._thread.start()
+
+    def close(self) -> None:
+        """Does what is queued, and ends the threads."""
+        self.queue.put(None)
+        self._thread.join()
+        self.finishers.shutdown()
+        for partial in self._partial.values():
+            partial.file.close()
+
+    def _work(self) -> None:
+        while (task := self.queue.get()) is not None:
+            if (callback := task()) is not None:
+                self.post(callback)
+
+    def write(self, request: protocol.Upload, chunk: Any) -> tuple[int, Callback | None]:
+        """Appends a chunk to an upload, if it is the next one.
+
+        Returns:
+            Bytes received, and once the file is complete the function that moves it to its place;
+            that one waits for the disk, and another thread is to call it.
+
+        Raises:
+            ProtocolError: `corrupt`: the content does not match the hash; it is dropped.
+            OSError: from the file system.
+        """
+        if file_path(self.root, request.hash).exists():
+            return request.size, None
+        if request.hash in self._finishing:
+            return request.offset, None  # another client has just sent it; ask again
+        partial = self._open(request.hash)
+        if partial.received >= request.size:  # complete, but a crash kept it from its place
+            self._drop(request.hash)
+            partial = self._open(request.hash)
+        if request.offset != partial.received:
+            return partial.received, None
+        try:
+            protocol.write_all(partial.file, chunk)
+        except OSError:
+            self._drop(request.hash, remove=False)
+            raise
+        partial.sha.update(chunk)
+        partial.received += len(chunk)
+        if partial.received < request.size:
+            return partial.received, None
+        if partial.received != request.size or partial.sha.hexdigest() != request.hash:
+            self._drop(request.hash)
+            raise ProtocolError("corrupt", "A file was damaged on its way. Send it again.")
+        del self._partial[request.hash]
+        self._finishing.add(request.hash)
+
+        def finish() -> None:
+            try:
+                with partial.file:
+                    os.fsync(partial.file.fileno())
+                target = file_path(self.root, request.hash)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(self.root / "partial" / request.hash, target)
+            finally:
+                self._finishing.discard(request.hash)
+
+        return request.size, finish
+
+    def _open(self, hash: str) -> _PartialFile:
+        if hash in self._partial:
+            self._partial.move_to_end(hash)
+            return self._partial[hash]
+        path = self.root / "partial" / hash
+        sha, received = hashlib.blake2b(digest_size=32), 0
+        file = path.open("r+b" if path.exists() else "w+b", buffering=0)
+        while len(chunk := file.read(CHUNK)) == CHUNK:
+            sha.update(chunk)
+            received += CHUNK
+        file.seek(received)
+        file.truncate()  # a chunk that was cut off
+        self._partial[hash] = partial = _PartialFile(file, sha, received)
+        if len(self._partial) > self.MAX_OPEN:
+            self._partial.popitem(last=False)[1].file.close()
+        return partial
+
+    def _drop(self, hash: str, remove: bool = True) -> None:
+        self._partial.pop(hash).file.close()
+        if remove:
+            (self.root / "partial" / hash).unlink(missing_ok=True)
+
+    def read(self, request: protocol.Download) -> tuple[int, bytes]:
+        """Reads a chunk of a stored file.
+
+        Returns:
+            The file's size, and the chunk.
+
+        Raises:
+            FileNotFoundError: the file is not stored.
+        """
+        with file_path(self.root, request.hash).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(request.offset)
+            return size, file.read(CHUNK)
+
+
+# -- requests for chunks -------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class _Upload:
+    """An upload that is not complete."""
+
+    size: int
+    left: int  # bytes, for which room is kept
+    seen: float  # monotonic seconds
+
+
+class Transfers:
+    """The requests that move or check the content of files.
+
+    Args:
+        database: knows which files are stored.
+        writes: takes what the database is to record.
+        post: called from any thread with a function that the loop is to call.
+        notify: called with the id of a job that has new events.
+        limits: of a file's size.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        writes: WriteQueue,
+        post: Callable[[Callback], None],
+        notify: Callable[[str], None],
+        limits: Limits,
+    ) -> None:
+        self._database, self._limits, self._writes = database, limits, writes
+        self._post, self._notify = post, notify
+        self._uploads: dict[str, _Upload] = {}
+        self._disk = Disk(database.root, post)
+
+    def close(self) -> None:
+        """Does what is queued, and ends the threads."""
+        self._disk.close()
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether the disk is so far behind that requests are to wait in ZeroMQ's queues."""
+        return self._disk.queue.qsize() > MAX_BACKLOG
+
+    def expire(self, now: float) -> None:
+        """Frees the room and the files of uploads that nobody continues."""
+        for hash, upload in list(self._uploads.items()):
+            if now - upload.seen > UPLOAD_SECONDS:
+                del self._uploads[hash]
+        self._database.remove_abandoned_uploads(keep=self._uploads)
+
+    def check_size(self, size: int) -> None:
+        """Refuses a file that is too large.
+
+        Raises:
+            ProtocolError: `too_large`.
+        """
+        if size > self._limits.file_bytes:
+            raise ProtocolError(
+                "too_large",
+                f"A file has {size >> 20} MiB, {self._limits.file_bytes >> 20} are allowed.",
+            )
+
+    def upload(
+        self, peer: Peer, reply: Reply, request: protocol.Upload, chunk: Any
+    ) -> dict[str, Any] | None:
+        """Takes a chunk of a file.
+
+        Returns:
+            The answer; None if it comes later, when the chunk is written.
+
+        Raises:
+            ProtocolError: the request is refused.
+            StoreFullError: there is no room for the file.
+        """
+        check_hash(request.hash)
+        self.check_size(request.size)
+        if self._database.has(request.hash):
+            return {"received": request.size}
+        offset, size = request.offset, request.size
+        if not 0 <= offset < size or offset % CHUNK or len(chunk) != min(CHUNK, size - offset):
+            raise ProtocolError("malformed", "A chunk is not where, or not what it should be.")
+        _check_credit(peer)
+        upload = self._uploads.get(request.hash)
+        if upload is None:
+            left = size - self._database.received(request.hash)
+            self._database.make_room(left + sum(u.left for u in self._uploads.values()))
+            self._uploads[request.hash] = upload = _Upload(size, left, 0)
+        elif upload.size != size:
+            raise ProtocolError("bad_value", "A file's size is wrong.", request.hash)
+        upload.seen = time.monotonic()
+        peer.chunks += 1
+
+        def write() -> Callback | None:
+            try:
+                received, finish = self._disk.write(request, chunk)
+            except (OSError, ProtocolError) as error:
+                return lambda error=error: fail(error)  # type: ignore[misc]
+            if finish is None:
+                return lambda: succeed(received, complete=False)
+            self._disk.finishers.submit(wait_for_disk, finish)
+            return None
+
+        def wait_for_disk(finish: Callback) -> None:
+            try:
+                finish()
+            except OSError as error:
+                self._post(lambda error=error: fail(error))  # type: ignore[misc]
+            else:
+                self._post(lambda: succeed(size, complete=True))
+
+        def succeed(received: int, complete: bool) -> None:
+            peer.chunks -= 1
+            upload.left = size - received
+            if received >= size:
+                self._uploads.pop(request.hash, None)
+            if complete:
+                self._writes.append(lambda: self._record(request.hash, size))
+            reply.answer({"received": received})
+
+        def fail(error: OSError | ProtocolError) -> None:
+            peer.chunks -= 1
+            self._uploads.pop(request.hash, None)
+            if isinstance(error, ProtocolError):
+                reply.error(error)
+            else:
+                reply.refuse(
+                    "no_space",
+                    "The server could not keep the file: its disk is full, or may not be written "
+                    "to.",
+                    str(error),
+                )
+
+        self._disk.queue.put(write)
+        return None
+
+    def _record(self, hash: str, size: int) -> None:
+        for job in self._database.record_file(hash, size):
+            self._notify(job)
+
+    def download(self, peer: Peer, reply: Reply, request: protocol.Download) -> None:
+        """Sends a chunk of a file, once the disk's thread has read it.
+
+        Raises:
+            ProtocolError: the request is refused.
+        """
+        check_hash(request.hash)
+        if request.offset < 0:
+            raise ProtocolError("malformed", "A chunk before the first one.")
+        _check_credit(peer)
+        peer.chunks += 1
+
+        def read() -> Callback:
+            try:
+                size, chunk = self._disk.read(request)
+            except OSError as error:
+                return lambda error=error: fail(error)  # type: ignore[misc]
+            return lambda: succeed(size, chunk)
+
+        def succeed(size: int, chunk: bytes) -> None:
+            peer.chunks -= 1
+            reply.answer({"offset": request.offset, "size": size}, chunk)
+
+        def fail(error: OSError) -> None:
+            peer.chunks -= 1
+            reply.refuse("no_such_file", "The server has no such file any more.", str(error))
+
+        self._disk.queue.put(read)
+
+    def verify(self, peer: Peer, reply: Reply, request: protocol.Verify) -> None:
+        """Compares a file with its hash, and removes it if it is damaged.
+
+        Raises:
+            ProtocolError: the request is refused.
+        """
+        check_hash(request.hash)
+        _check_credit(peer)
+        peer.chunks += 1
+
+        def read() -> None:
+            path = file_path(self._database.root, request.hash)
+            try:
+                whole = protocol.file_hash(path)[0] == request.hash
+            except OSError:
+                whole = False
+            self._post(lambda: finish(whole))
+
+        def finish(whole: bool) -> None:
+            peer.chunks -= 1
+            if not whole:
+                self._writes.append(lambda: self._database.remove_file(request.hash))
+            reply.answer({"whole": whole})
+
+        # Not in the disk's thread: a large file would hold up every chunk.
+        threading.Thread(target=read, daemon=True).start()
+
+
+def _check_credit(peer: Peer) -> None:
+    if peer.chunks >= CREDIT:
+        raise ProtocolError("credit", f"More than {CREDIT} chunks are under way.")

@@ -1,0 +1,1 @@
+"""The kinds of job: what each checks, runs and returns."""

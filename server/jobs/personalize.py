@@ -1,0 +1,54 @@
+"""Jobs that make a character of a self-scan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reenact import protocol
+
+from server.jobs.common import Context, Kind, device, point
+
+
+def run(task: protocol.Personalize, context: Context) -> dict[str, Any]:
+    """Makes a character, with its pictures and, while it is made, a work folder beside it."""
+    from core.generator.encoders import load_encoder
+    from core.generator.storage import load_generator
+    from core.personalize.pipeline import SCOPE, PersonalizeSettings, personalize
+
+    scan, files = context.clips["scan"], context.files
+    character = personalize(
+        scan,
+        context.outputs["character"],
+        context.report,
+        base=load_generator(files["base"])[0] if "base" in files else None,
+        encoder=load_encoder(files["encoder"]) if "encoder" in files else None,
+        settings=PersonalizeSettings(
+            task.count, task.steps, task.refine, task.metric, task.batch, task.mask
+        ),
+        consent={"who": task.who, "scope": task.scope or SCOPE},
+        name=task.name,
+        at=point(task.at, scan),
+        device=device(),
+    )
+    for name in ("selection.png", "reconstruction.png", "character"):
+        context.announce(name)
+    return {
+        "anchors": len(character.info.selected),
+        "metric": character.info.metric,
+        "last": character.info.losses[-1:],
+        "hash": character.hash,
+    }
+
+
+KIND = Kind(
+    name="personalize",
+    task=protocol.Personalize,
+    lane="long",
+    version=1,
+    results={
+        "character": "result.character",
+        "selection.png": "result_selection.png",
+        "reconstruction.png": "result_reconstruction.png",
+    },
+    run=run,
+)
