@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import shared
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core: more threads would only wait
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -23,6 +24,8 @@ pytest_plugins = ["nuke_session"]
 @pytest.fixture(scope="session", autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keys, server and store of the tests: nobody's real ones. The server ends with them."""
+    base = tmp_path_factory.getbasetemp()  # of this worker
+    shared.FOLDER = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     folder = tmp_path_factory.mktemp("home")
     os.environ["REENACT_HOME"] = str(folder)
     os.environ.pop("REENACT_SERVER", None)
@@ -35,11 +38,26 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             time.sleep(0.1)
 
 
+# What takes long to make, for a whole file: its tests go to one worker.
+COSTLY = {"running", "demo", "measured", "given_shot", "pictures", "recovered", "lpips"}
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those with a longer timeout come first: begun last, one would leave other cores idle."""
+    """Groups tests that share what takes long, and has the longest begin first.
 
-    def timeout(item: pytest.Item) -> float:
+    Begun last, a long one would leave other cores idle.
+    """
+
+    def seconds(item: pytest.Item) -> float:
         marker = item.get_closest_marker("timeout")
-        return marker.args[0] if marker else 0
+        return marker.args[0] if marker else 60.0 * ("own_server" in fixtures(item))
 
-    items.sort(key=timeout, reverse=True)
+    def fixtures(item: pytest.Item) -> set[str]:
+        return set(getattr(item, "fixturenames", ()))
+
+    items.sort(key=seconds, reverse=True)
+    for item in items:
+        if shared := COSTLY & fixtures(item):
+            group = "demo" if "demo" in shared else item.path.stem
+            item.add_marker(pytest.mark.xdist_group(group))

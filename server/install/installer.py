@@ -13,6 +13,7 @@ outlives a killed install.py still holds it.
 
 import contextlib
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -87,20 +88,29 @@ def run(command: list[str], env: Environment, folder: Path) -> int:
     return subprocess.run(command, cwd=folder, env=env.variables(), check=False).returncode
 
 
+# Has numba compile what draws synthetic people; it is kept beside the sources.
+COMPILE_PERFORMER = """
+from core.synthetic import performer
+face = performer.random_identity(0)
+face[[performer.INDEX["glasses"], performer.INDEX["hair_amount"]]] = 1
+performer.render(face, 64)
+"""
+
+
 def run_tests(env: Environment, arguments: list[str]) -> int:
     """Runs ruff, mypy, then pytest, whose closing line is the last; returns the first fault's code.
 
     The whole suite runs on all cores; with arguments it is one process, that a debugger can enter.
     """
     python = str(env.python)
-    arguments = arguments or ["-n", "auto", "--dist", "worksteal"]
-    commands = (
-        ["ruff", "check", "."],
-        ["ruff", "format", "--check", "."],
-        ["mypy"],
-        ["pytest", *arguments],
-    )
-    codes = [run([python, "-m", *command], env, env.root) for command in commands]
+    # One worker more than cores, for tests that wait; a group's tests share what takes long.
+    workers = (os.cpu_count() or 1) + 1
+    arguments = arguments or ["-n", str(workers), "--dist", "loadgroup"]
+    checks = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
+    # Meanwhile, and once: every worker of pytest would compile it for half a minute.
+    with subprocess.Popen([python, "-c", COMPILE_PERFORMER], cwd=env.root, env=env.variables()):
+        codes = [run([python, "-m", *command], env, env.root) for command in checks]
+    codes.append(run([python, "-m", "pytest", *arguments], env, env.root))
     return next((code for code in codes if code), 0)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import OpenImageIO as oiio
 import pytest
-from command_line import reenact
+from command_line import reenact, reenact_here
+from small_demo import DEMO, SIZE, STYLES, Demo
 
 from core.media.write import write_exr
 from core.personalize.character import character_hash
@@ -28,34 +29,8 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-DEMO = (
-    "demo",
-    "--scan-frames",
-    28,
-    "--frames",
-    4,
-    "--size",
-    160,
-    "--steps",
-    4,
-    "--refine",
-    1,
-    "--style-steps",
-    1,
-)
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A small demo's folder, and what it said."""
-    folder = tmp_path_factory.mktemp("a demo [of two]")
-    done = reenact(*DEMO, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
-
-
-def test_the_demo_ends_with_patches_a_track_and_pictures(demo: tuple[Path, str]) -> None:
-    folder, said = demo
+def test_the_demo_ends_with_patches_a_track_and_pictures(demo: Demo) -> None:
+    folder, said, _ = demo
     assert "perceptual metric: " in said
     assert "4 frames (4 solved)" in said
     out = sorted((folder / "demo" / "out").iterdir())
@@ -63,40 +38,40 @@ def test_the_demo_ends_with_patches_a_track_and_pictures(demo: tuple[Path, str])
     for path in out:
         pixels = oiio.ImageBuf(str(path))
         spec = pixels.spec()
-        assert (spec.full_width, spec.full_height) == (160, 160)
-        assert spec.width < 160  # the data window is the face
+        assert (spec.full_width, spec.full_height) == (SIZE, SIZE)
+        assert spec.width < SIZE  # the data window is the face
         alpha = pixels.get_pixels()[..., spec.alpha_channel]
         assert alpha.max() > 0.99
         assert alpha[0, 0] == alpha[-1, -1] == 0
     names = {p.suffix for p in (folder / "demo").iterdir()}
     assert names >= {".character", ".latents", ".png", ".mp4"}
     sheet = oiio.ImageBuf(str(folder / "demo" / "sheet.png")).spec()
-    assert sheet.height > 3 * 160  # driving, reenacted, ground truth
+    assert sheet.height > 3 * SIZE  # driving, reenacted, ground truth
     (character,) = (folder / "demo").glob("*.character")
     for name in ("sketch", "posterise"):
         assert len([*(folder / "demo" / name).glob(f"{name}.*.exr")]) == 4
         sheet = oiio.ImageBuf(str(folder / "demo" / f"sheet_{name}.png")).spec()
-        assert sheet.height > 3 * 160  # driving, reenacted, styled
+        assert sheet.height > 3 * SIZE  # driving, reenacted, styled
         (style,) = (folder / "demo").glob(f"{name}_*.style")
-        told = reenact("inspect", style, "--json", cwd=folder)
+        told = reenact_here("inspect", style, "--json", cwd=folder)
         facts = json.loads(told.stdout)["result"]
         assert facts["parent"] == character_hash(character)
         assert (facts["complete"], facts["steps"], facts["method"]["program"]) == (True, 1, name)
 
 
-def test_a_demo_run_again_keeps_everything(demo: tuple[Path, str]) -> None:
-    folder, _ = demo
+def test_a_demo_run_again_keeps_everything(demo: Demo) -> None:
+    folder = demo.folder
     kept = [*(folder / "demo").glob("*.character"), *(folder / "demo").rglob("*.exr")]
     before = [p.stat().st_mtime_ns for p in kept]
-    again = reenact(*DEMO, "--json", cwd=folder)
+    again = reenact(*DEMO, *STYLES, "--json", cwd=folder)
     assert again.returncode == 0, again.stderr
     assert [p.stat().st_mtime_ns for p in kept] == before
     lines = [json.loads(line) for line in again.stdout.splitlines()]  # nothing but JSON
     assert sum("result" in line for line in lines) == 4  # solved, drawn, and drawn in two styles
 
 
-def test_a_part_is_solved_again_and_the_rest_kept(demo: tuple[Path, str], tmp_path: Path) -> None:
-    folder, _ = demo
+def test_a_part_is_solved_again_and_the_rest_kept(demo: Demo, tmp_path: Path) -> None:
+    folder = demo.folder
     (track,) = (folder / "demo").glob("*.latents")
     (character,) = (folder / "demo").glob("*.character")
     done = reenact(
@@ -119,8 +94,8 @@ def test_a_part_is_solved_again_and_the_rest_kept(demo: tuple[Path, str], tmp_pa
     assert same.tolist() == [True, False, False, True]
 
 
-def test_handles_are_solved_too(demo: tuple[Path, str], tmp_path: Path) -> None:
-    folder, _ = demo
+def test_handles_are_solved_too(demo: Demo, tmp_path: Path) -> None:
+    folder = demo.folder
     (character,) = (folder / "demo").glob("*.character")
     plate, track = folder / "demo/driving/driving.####.exr 1003-1003", tmp_path / "shot.latents"
     solve = ("solve", plate, "--character", character, "--steps", 1, "-o", track)
@@ -148,7 +123,7 @@ def test_handles_are_solved_too(demo: tuple[Path, str], tmp_path: Path) -> None:
     assert drawn.returncode == 0, drawn.stderr
     assert [p.name for p in tmp_path.glob("*.exr")] == ["out.1003.exr"]  # handles are not
     elsewhere = folder / "demo/driving/driving.####.exr 1001-1001"
-    nothing = reenact(
+    nothing = reenact_here(
         "render",
         track,
         "-o",
@@ -162,15 +137,15 @@ def test_handles_are_solved_too(demo: tuple[Path, str], tmp_path: Path) -> None:
     assert nothing.returncode == 1
     assert "1002-1004" in nothing.stderr
     for wrong in (("--handles", 1, "--previous", track), ("--neutral", "1001")):
-        refused = reenact(*solve, *wrong, cwd=tmp_path)
+        refused = reenact_here(*solve, *wrong, cwd=tmp_path)
         assert refused.returncode == 2
         assert wrong[0].strip("-") in refused.stderr
 
 
 def test_what_a_track_does_not_fit_is_said_before_the_work(
-    demo: tuple[Path, str], tmp_path: Path
+    demo: Demo, tmp_path: Path
 ) -> None:
-    folder, _ = demo
+    folder = demo.folder
     (character,) = (folder / "demo").glob("*.character")
     (path,) = (folder / "demo").glob("*.latents")
     track = load_track(path)
@@ -215,7 +190,7 @@ def test_what_a_track_does_not_fit_is_said_before_the_work(
         (("solve", plate, "--character", character, "-o", path / "a.latents"), "is a file"),
         (("render", path, *drawn, "--plate", plate, "--sheet", path / "s.png"), "is a file"),
     ):
-        refused = reenact(*arguments, "--json", cwd=tmp_path)
+        refused = reenact_here(*arguments, "--json", cwd=tmp_path)
         assert refused.returncode in (1, 2), arguments
         assert words in json.loads(refused.stdout.splitlines()[-1])["error"], arguments
     assert not (tmp_path / "new.latents").exists()
@@ -223,40 +198,40 @@ def test_what_a_track_does_not_fit_is_said_before_the_work(
 
 
 def test_render_finds_the_character_beside_the_track(
-    demo: tuple[Path, str], tmp_path: Path
+    demo: Demo, tmp_path: Path
 ) -> None:
-    folder, _ = demo
+    folder = demo.folder
     (track,) = (folder / "demo").glob("*.latents")
     done = reenact("render", track, "-o", "crop.####.exr", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("crop.*.exr"))) == 4
     alone = tmp_path / "alone.latents"
     alone.write_bytes(track.read_bytes())
-    lost = reenact("render", alone, "-o", "lost.####.exr", cwd=tmp_path)
+    lost = reenact_here("render", alone, "-o", "lost.####.exr", cwd=tmp_path)
     assert lost.returncode == 1
     assert "--character" in lost.stderr
 
 
-def test_inspect_tells_both_files(demo: tuple[Path, str]) -> None:
-    folder, _ = demo
+def test_inspect_tells_both_files(demo: Demo) -> None:
+    folder = demo.folder
     for pattern, words in (("*.character", "nobody: a synthetic"), ("*.latents", "1001-1004")):
         (path,) = (folder / "demo").glob(pattern)
-        done = reenact("inspect", path, cwd=folder)
+        done = reenact_here("inspect", path, cwd=folder)
         assert done.returncode == 0, done.stderr
         assert words in done.stdout
-    done = reenact("inspect", path, "--terms", "--json", cwd=folder)
+    done = reenact_here("inspect", path, "--terms", "--json", cwd=folder)
     terms = json.loads(done.stdout)["result"]["terms"]
     track = load_track(path)
     assert [row["frame"] for row in terms] == track.numbers.tolist()
     for name, values in track.losses.items():
         assert [row[name] for row in terms] == pytest.approx(values.tolist(), abs=1e-4)
-    wrong = reenact("inspect", folder / "demo" / "sheet.png", "--json", cwd=folder)
+    wrong = reenact_here("inspect", folder / "demo" / "sheet.png", "--json", cwd=folder)
     assert wrong.returncode == 1
     assert "sheet.png" in json.loads(wrong.stdout)["error"]
 
 
-def test_the_server_can_be_looked_at(demo: tuple[Path, str], tmp_path: Path) -> None:
-    (track,) = (demo[0] / "demo").glob("*.latents")
+def test_the_server_can_be_looked_at(demo: Demo, tmp_path: Path) -> None:
+    (track,) = (demo.folder / "demo").glob("*.latents")
     drawn = reenact("render", track, "-o", "out.####.exr", cwd=tmp_path)
     assert drawn.returncode == 0, drawn.stderr  # with a server, though the demo's be idle and gone
     shown = reenact("status", cwd=tmp_path)
@@ -272,7 +247,7 @@ def test_the_server_can_be_looked_at(demo: tuple[Path, str], tmp_path: Path) -> 
     assert "A server uses the store" in refused.stderr
     assert reenact("serve", cwd=tmp_path).stderr.startswith("reenact: A server runs")
     assert reenact("job", "delete", "nothing", cwd=tmp_path).returncode == 0
-    unknown = reenact("job", "pause", "nothing", cwd=tmp_path)
+    unknown = reenact_here("job", "pause", "nothing", cwd=tmp_path)
     assert "doesn't know this job" in unknown.stderr
 
 
@@ -321,7 +296,7 @@ def test_wrong_input_is_a_sentence(
     film: Path, tmp_path: Path, arguments: list[str], said: str
 ) -> None:
     plates = str(film / "shot.####.exr")
-    done = reenact("track", *[plates if a == "FILM" else a for a in arguments], cwd=tmp_path)
+    done = reenact_here("track", *[plates if a == "FILM" else a for a in arguments], cwd=tmp_path)
     assert done.returncode != 0
     assert said in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr

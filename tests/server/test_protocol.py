@@ -62,10 +62,10 @@ from core.media import clip
 PLUGIN = ROOT / "nuke_plugin"
 DOCUMENT = ROOT / "docs" / "protocol.md"
 
-MESSAGES = 100_000
-TRACED = 16_000  # of them with every byte counted, which takes five times as long
+MESSAGES = 40_000
+TRACED = 6_400  # of them with every byte counted, which takes five times as long
 MESSAGE_SECONDS = 10.0  # of processor time: with more it hangs
-GROWTH = 1 << 18  # bytes
+GROWTH = TRACED << 4  # bytes
 
 # -- strategies ----------------------------------------------------------------------------------
 

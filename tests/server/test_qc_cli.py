@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import reenact
+from command_line import reenact, reenact_here
 from reenact import protocol
 from running_server import wait_for
 from small_shot import FIRST, FRAMES, WRONG, small_shot
@@ -120,7 +120,7 @@ def test_the_mean_is_over_what_is_known() -> None:
 
 
 def test_wrong_calls_say_what_is_needed(shot: Path) -> None:
-    done = reenact("qc", "shot.latents", "other.latents", "--plate", "x.####.png", cwd=shot)
+    done = reenact_here("qc", "shot.latents", "other.latents", "--plate", "x.####.png", cwd=shot)
     assert done.returncode == 2
     assert "once for each track" in " ".join(done.stderr.replace("│", "").split())
     for limits, said in (

@@ -36,6 +36,8 @@ from running_server import (
     wait_for,
     wait_for_progress,
 )
+from shared import made_once
+from small_demo import DEMO, NO_STYLES, Demo
 
 from core.media.numbering import frame_path
 from core.media.read import open_clip
@@ -76,14 +78,17 @@ def own_server(tmp_path: Path) -> Iterator[Server]:
 def local(folder: Path) -> Path:
     """The clip solved without a server: what every undisturbed and disturbed job must give."""
     character, pattern = inputs(folder)
-    path = folder / "local.latents"
-    empty = protocol.Solve(protocol.Clip(), File())
-    clip = open_clip(pattern)
-    context = Context(
-        Report(machine=True), {"character": character}, {"plate": clip}, {"track.latents": path}
-    )
-    registry.run_task(empty, context)
-    return path
+
+    def make(made: Path) -> None:
+        context = Context(
+            Report(machine=True),
+            {"character": character},
+            {"plate": open_clip(pattern)},
+            {"track.latents": made / "local.latents"},
+        )
+        registry.run_task(protocol.Solve(protocol.Clip(), File()), context)
+
+    return made_once("local solve", make) / "local.latents"
 
 
 def same_track(client: Client, job: str, local: Path, folder: Path) -> Path:
@@ -124,7 +129,9 @@ def test_the_server_gives_what_the_command_line_gives(
         assert finish(client, job)["state"] == "done"
         track = same_track(client, job, local, tmp_path)
         assert client.submit(task) == job  # nothing is computed twice
-        assert client.submit(dataclasses.replace(task, steps=2)) != job
+        another = client.submit(dataclasses.replace(task, steps=2))
+        assert another != job
+        client.cancel(another)
 
         drawing = client.submit(render_task(client, folder, track))
         seen: list[dict[str, object]] = []
@@ -383,7 +390,7 @@ def test_the_front_end_is_killed_and_jobs_go_on(
 def test_a_job_at_which_workers_die_fails_with_the_reason(own_server: Server, folder: Path) -> None:
     own_server.start()
     with own_server.client() as client:
-        job = client.submit(solve_task(client, folder))
+        job = client.submit(solve_task(client, folder, steps=2))
         for death in range(1, 4):
             wait_for(
                 lambda: client.ask(protocol.Health())["workers"].get("long", {}).get("job"),
@@ -927,7 +934,7 @@ def test_a_worker_killed_in_tuning_gives_the_same_character(
     for number, parameters in enumerate(motion, 1):
         write_png(tmp_path / f"scan.{number:04d}.png", performer.render(parameters, 160))
     pattern = str(tmp_path / "scan.####.png")
-    task = protocol.Personalize(protocol.Clip(), "anna", "nobody", "", 12, 12, 1)
+    task = protocol.Personalize(protocol.Clip(), "anna", "nobody", count=8, steps=8, refine=1, batch=4)
     context = Context(
         Report(machine=True),
         clips={"scan": open_clip(pattern)},
@@ -952,55 +959,30 @@ def test_a_worker_killed_in_tuning_gives_the_same_character(
 
 
 @pytest.mark.timeout(600)
-def test_a_demo_killed_five_times_ends_with_the_same_frames(tmp_path: Path) -> None:
+def test_a_demo_killed_five_times_ends_with_the_same_frames(demo: Demo, tmp_path: Path) -> None:
     """Each time with its server and workers, wherever they are."""
-    command = [
-        sys.executable,
-        "-m",
-        "server.cli.main",
-        "demo",
-        "--scan-frames",
-        "28",
-        "--frames",
-        "4",
-        "--size",
-        "128",
-        "--steps",
-        "8",
-        "--refine",
-        "1",
-        "--style-steps",
-        "0",
-    ]
+    command = [sys.executable, "-m", "server.cli.main", *DEMO, *NO_STYLES]
+    environment = os.environ | {"REENACT_HOME": str(tmp_path / "home")}
 
-    def run(folder: Path, kill_after: float | None = None) -> float:
-        environment = os.environ | {"REENACT_HOME": str(folder / "home")}
-        start = time.monotonic()
-        with (folder / "log").open("ab") as log:
-            demo = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    def run(kill_after: float | None = None) -> None:
+        with (tmp_path / "log").open("ab") as log:
+            demo = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
         if kill_after is None:
-            assert demo.wait(250) == 0, (folder / "log").read_text()
+            assert demo.wait(250) == 0, (tmp_path / "log").read_text()
         else:
             time.sleep(kill_after)
             demo.kill()
             demo.wait()
-            kill_all(folder / "home")
-        return time.monotonic() - start
+        kill_all(tmp_path / "home")
 
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir()
-    parts.mkdir()
-    seconds = run(whole)
-    kill_all(whole / "home")
     rng = np.random.default_rng(int(time.time()))
-    for moment in rng.uniform(0.1, 0.7, 5) * seconds:
-        run(parts, float(moment))
-    run(parts)
-    kill_all(parts / "home")
-    expected = sorted((whole / "demo" / "out").glob("*.exr"))
+    for moment in rng.uniform(0.1, 0.7, 5) * demo.seconds:
+        run(float(moment))
+    run()
+    expected = sorted((demo.folder / "demo" / "out").glob("*.exr"))
     assert [p.name for p in expected] == [f"out.{n}.exr" for n in range(1001, 1005)]
     for path in expected:
-        here, there = (ImageBuf(str(p)) for p in (path, parts / "demo" / "out" / path.name))
+        here, there = (ImageBuf(str(p)) for p in (path, tmp_path / "demo" / "out" / path.name))
         assert here.roi == there.roi
         np.testing.assert_array_equal(here.get_pixels(), there.get_pixels())
 

@@ -31,14 +31,14 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stored(root: Path, given: Path) -> protocol.Solve:
-    """A solve whose files are in a store."""
+    """A quick solve whose files are in a store."""
     character, pattern = inputs(given)
     numbers = list(range(1001, 1001 + FRAMES))
     files = [
         protocol.File(*blobs.add_file(root, Path(pattern.replace("####", str(n))))) for n in numbers
     ]
     clip = protocol.Clip(".png", numbers, files, name="plate")
-    return protocol.Solve(clip, protocol.File(*blobs.add_file(root, character)))
+    return protocol.Solve(clip, protocol.File(*blobs.add_file(root, character)), steps=2)
 
 
 def said(front: worker.Front) -> list[dict[str, Any]]:

@@ -1,11 +1,13 @@
 """A character small enough for tests: a 64 px generator that knows eight faces by heart."""
 
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from performer_faces import acted, aligned
+from shared import made_once
 from torch import Tensor
 
 from core.face.landmarks import detect_keypoints
@@ -13,6 +15,8 @@ from core.generator import Architecture, Generator
 from core.personalize.character import Character, CharacterInfo
 
 SIZE = 64
+CHANNELS = {4: 64, 8: 64, 16: 64, 32: 48, 64: 24}
+ARCHITECTURE = Architecture(SIZE, CHANNELS, mapping_layers=1, mapping_rate=1.0)
 MOVES: tuple[dict[str, float], ...] = (
     {},
     {"jaw": 0.9},
@@ -27,8 +31,7 @@ MOVES: tuple[dict[str, float], ...] = (
 
 def _learn(pictures: Tensor, coarse: int = 80, fine: int = 110) -> tuple[Generator, Tensor]:
     """A generator, and the code `[512]` of each picture that it draws."""
-    channels = {4: 64, 8: 64, 16: 64, 32: 48, 64: 24}
-    generator = Generator(Architecture(SIZE, channels, mapping_layers=1, mapping_rate=1.0))
+    generator = Generator(ARCHITECTURE)
     codes = torch.randn(512) + 0.3 * torch.randn(len(pictures), 512)
     slow, fast = [], []  # one code has 512 numbers: together they move a style far
     for name, parameter in generator.synthesis.named_parameters():
@@ -53,18 +56,27 @@ def _learn(pictures: Tensor, coarse: int = 80, fine: int = 110) -> tuple[Generat
     return generator.eval().requires_grad_(False), codes
 
 
-@lru_cache(maxsize=1)
-def small_character() -> Character:
-    """Made once per session, in about ten seconds. Its scan's frames are 0, 10, 20, ..."""
-    state = torch.get_rng_state()
+def _make(folder: Path) -> None:
+    """Writes what is learnt: `[state of the generator, anchors]`."""
     torch.manual_seed(0)
     generator, anchors = _learn(aligned(acted(5, *MOVES), SIZE))
-    torch.set_rng_state(state)
+    torch.save([generator.state_dict(), anchors], folder / "learnt.pt")
+
+
+@lru_cache(maxsize=1)
+def small_character() -> Character:
+    """Made once per run, in about half a minute. Its scan's frames are 0, 10, 20, ..."""
+    with torch.random.fork_rng():
+        state, anchors = torch.load(made_once("small character", _make) / "learnt.pt")
+        generator = Generator(ARCHITECTURE)
+    generator.load_state_dict(state)
+    generator.eval().requires_grad_(False)
     with torch.no_grad():
         keypoints = detect_keypoints(generator.synthesis(anchors))
     info = CharacterInfo(
         name="Small",
         consent={"who": "nobody: synthetic", "when": "2030-01-01", "scope": "tests"},
         selected=[10 * i for i in range(len(MOVES))],
+        created="2030-01-01T00:00:00+00:00",  # its file is the same in every process
     )
     return Character(generator, anchors, keypoints, np.zeros((8, 8, 3), np.uint8), info, "5" * 64)

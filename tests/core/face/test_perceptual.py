@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision_ops  # noqa: F401
 from torch import Tensor
 
 from core.face.alignment import ffhq_quads, warp
@@ -17,20 +16,27 @@ from core.face.perceptual import LPIPS, Metric, MetricMissingError, lpips_metric
 from core.face.tracking import track_face
 from core.synthetic import performer
 
-lpips = pytest.importorskip("lpips")
 EMBEDDED = metric("embedded")
 ALEX = LPIPS["lpips-alex"]
 
 
 @pytest.fixture(scope="module")
-def alex() -> Any:
+def lpips() -> Any:
+    """The library; importing it takes seconds."""
+    import torchvision_ops  # noqa: F401
+
+    return pytest.importorskip("lpips")
+
+
+@pytest.fixture(scope="module")
+def alex(lpips: Any) -> Any:
     """LPIPS with the library's trained linear layers on a random trunk."""
     torch.manual_seed(3)
     return lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def hub(lpips: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty place for torchvision's weights, and no network."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     return tmp_path / "hub"
@@ -90,7 +96,7 @@ def test_lpips_is_a_squared_distance_of_features(alex: Any, size: int) -> None:
     assert expected.min() > 0.01  # there was something to compare
 
 
-def test_lpips_linear_layers_are_not_negative() -> None:
+def test_lpips_linear_layers_are_not_negative(lpips: Any) -> None:
     """Their roots scale the features."""
     for trunk, _ in LPIPS.values():
         folder = Path(lpips.__file__).parent / "weights" / "v0.1"
@@ -99,7 +105,7 @@ def test_lpips_linear_layers_are_not_negative() -> None:
         assert all((w >= 0).all() for w in weights.values())
 
 
-def test_lpips_gradients_are_the_librarys_where_those_exist(alex: Any) -> None:
+def test_lpips_gradients_are_the_librarys_where_those_exist(lpips: Any, alex: Any) -> None:
     b = smooth_noise(2, 64, seed=1)
     a = smooth_noise(2, 64).requires_grad_()
     (ours,) = torch.autograd.grad(lpips_metric(alex, "").distance(a, b).sum(), a)
@@ -130,7 +136,9 @@ def test_without_trunk_weights_the_embedded_metric_runs_and_nothing_is_downloade
 
 
 @pytest.mark.parametrize("name", ["lpips-vgg", "lpips-alex"])
-def test_trunk_weights_are_taken_from_torchvisions_file(hub: Path, name: str) -> None:
+def test_trunk_weights_are_taken_from_torchvisions_file(
+    lpips: Any, hub: Path, name: str
+) -> None:
     """Its layer names, on random weights; VGG is preferred by itself."""
     torch.manual_seed(5)
     expected = lpips.LPIPS(net=LPIPS[name][0], pnet_rand=True, verbose=False)

@@ -156,13 +156,21 @@ def start(folder: Path, often: bool) -> subprocess.Popen[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What a run without a break prints.
+
+    It has a process of its own, too: which kernels are chosen depends on how many threads there
+    once were.
+    """
+    return start(tmp_path_factory.mktemp("whole"), True).communicate("\n")[0].split()
+
+
+@pytest.mark.xdist_group("test_tuning")
 @pytest.mark.parametrize(("number", "often"), [(signal.SIGKILL, True), (signal.SIGINT, False)])
 def test_killed_and_interrupted_runs_go_on(
-    tmp_path: Path, number: signal.Signals, often: bool
+    whole: list[str], tmp_path: Path, number: signal.Signals, often: bool
 ) -> None:
-    # The run without a break has a process of its own, too: which kernels are chosen depends on
-    # how many threads there once were.
-    whole = start(tmp_path / "whole", often).communicate("\n")[0].split()
     process = start(tmp_path, often)
     assert process.stdout is not None
     for line in process.stdout:

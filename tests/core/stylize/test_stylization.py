@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision_ops  # noqa: F401
 from performer_faces import acted, aligned
 from reenact.protocol import File, Frame
 from repository import ROOT, SUPPORT
@@ -332,6 +331,8 @@ def test_layers_are_those_that_move_most(tmp_path: Path) -> None:
 
 def tiny_clip(folder: Path) -> None:
     """A randomly initialised CLIP of open_clip's own code, as its published models are kept."""
+    import torchvision_ops  # noqa: F401
+
     open_clip = pytest.importorskip("open_clip")
     sizes: dict[str, Any] = {
         "embed_dim": 32,
