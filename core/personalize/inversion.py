@@ -206,6 +206,9 @@ def _descend(
         Of each row the best iterate `[B, D]`, and its loss `[B]` in full precision; the search
         itself may be in half.
     """
+    if steps == 0:
+        with torch.no_grad():
+            return start, loss(start, None)
     v = start.clone().requires_grad_()
     optimiser = torch.optim.Adam([v], betas=(0.9, 0.99))
     best = start.clone()

@@ -38,8 +38,12 @@ _WEIGHT_SIDE = 256  # largest side of a weight map, px
 # In fractions of the picture's side: how far the weight of eyes and mouth reaches beyond lids and
 # lips, the softness of its edge, and the fall-off beyond the face's outline.
 _REACH, _SOFT, _FALL = 0.02, 0.01, 0.15
+EVALUATIONS = 4  # at least, of a training that is shown while it runs
 _GAIN = 0.02  # dB that the moving average must gain on held-out frames to go on
 _FADE = 2  # evaluations over which the rate falls to zero after a plateau
+
+# Called after an evaluation with the moving average so far and the history.
+OnEvaluation = Callable[[Generator, list[dict[str, float]]], None]
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ def tune(
     settings: TuningSettings | None = None,
     *,
     held_out: Pairs | None = None,
+    on_evaluation: OnEvaluation | None = None,
     folder: str | Path | None = None,
     progress: TrainingProgress | None = None,
 ) -> Tuned:
@@ -116,6 +121,7 @@ def tune(
         held_out: frames of the scan that are not learnt, with their codes (by inversion, as the
             anchors); when the generator stops gaining on them, the rate fades over two more
             evaluations and tuning ends.
+        on_evaluation: as in `fine_tune`.
         folder: for the checkpoint.
         progress: called after every step with steps done and to do, and `loss`, `seconds_left`
             and (once measured) `psnr` of the held-out frames, dB.
@@ -149,6 +155,7 @@ def tune(
         loss,
         settings,
         check=None if held_out is None else psnr_check(held_out, settings.batch),
+        on_evaluation=on_evaluation,
         folder=folder,
         task="" if folder is None else _task(generator, metric, settings, pairs, held_out),
         progress=progress,
@@ -218,7 +225,7 @@ def fine_tune(
     settings: TuningSettings,
     *,
     check: Check | None = None,
-    on_evaluation: Callable[[Generator, list[dict[str, float]]], None] | None = None,
+    on_evaluation: OnEvaluation | None = None,
     folder: str | Path | None = None,
     task: str = "",
     progress: TrainingProgress | None = None,
