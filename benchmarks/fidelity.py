@@ -47,7 +47,8 @@ from core.personalize import selection
 from core.personalize.character import load_character
 from core.personalize.pipeline import PersonalizeSettings, personalize
 from core.quality.recognition import proxy_recogniser
-from core.render import frames, preview
+from core.render import preview
+from core.render.drawing import draw_pictures
 from core.solve.driving import driving_from_clip
 from core.solve.latent_track import LatentTrack
 from core.solve.objective import Objective
@@ -292,7 +293,7 @@ class Case:
             for p, who, drive in zip(self.pairs, self.characters, self.driving, strict=True)
         ]
         results = [
-            seen(torch.stack(list(frames.pictures(c.generator, t.smooth))))
+            seen(torch.stack(list(draw_pictures(c.generator, t.smooth))))
             for c, t in zip(self.characters, tracks, strict=True)
         ]
         self.row(name, results)

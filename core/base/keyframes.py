@@ -4,7 +4,7 @@ As text, `NUMBER:VALUE[:EASING]` with commas or spaces between them, or one valu
 
     0.5    1001:0,1010:1    1001:0:smooth 1010:1:hold 1020:0
 
-As JSON, a list of `[number, value, easing]`: what `json.dumps` makes of keys.
+As JSON, a list of `[number, value, easing]`, which is also what `json.dumps` makes of keys.
 """
 
 from __future__ import annotations
@@ -17,43 +17,42 @@ import numpy as np
 from core.base.errors import ReenactError
 
 EASINGS = ("linear", "smooth", "hold")
-MAX_NUMBER = 10**9  # of a frame
+MAX_NUMBER = 10**9  # largest frame number
 
 
 class KeyframeError(ReenactError):
-    """What was given are no keyframes; the message begins with what they are of, if that is known.
+    """The input is no valid keyframes.
 
     Args:
-        said: a sentence and what to do.
-        of: what the keys are of: a direction, an option.
+        problem: a sentence that says what is wrong and what to do.
+        of: what the keys belong to, such as a direction or an option; it precedes the message.
     """
 
-    def __init__(self, said: str, of: str = "") -> None:
-        super().__init__(f"{of}: {said}" if of else said)
+    def __init__(self, problem: str, of: str = "") -> None:
+        super().__init__(f"{of}: {problem}" if of else problem)
 
 
 class Key(NamedTuple):
-    """A value at a frame, and how it goes from there to the next key."""
+    """A value at a frame, and how it changes from there to the next key."""
 
     number: int  # of the frame
     value: float
-    easing: str = (
-        "linear"  # "smooth": 3 t^2 - 2 t^3, at rest in both keys; "hold": jumps at the next
-    )
+    # "linear"; "smooth": 3 t^2 - 2 t^3, with no slope at either key; "hold": jumps at the next key.
+    easing: str = "linear"
 
 
 def parse(text: str, of: str = "") -> tuple[Key, ...]:
     """Reads keys from text.
 
     Args:
-        text: as above; the order of the keys does not matter.
-        of: what they are of, for the error.
+        text: as in this module's docstring; keys may have any order.
+        of: what the keys belong to, for the error.
 
     Returns:
-        Keys by increasing number. A value alone is a single key, which holds for all frames.
+        The keys by increasing number. A single value becomes one key, which holds for all frames.
 
     Raises:
-        KeyframeError: it is something else.
+        KeyframeError: invalid text or values.
 
     Example:
         >>> [(key.number, key.value, key.easing) for key in parse("1001:0:smooth,1010:1")]
@@ -78,14 +77,14 @@ def parse(text: str, of: str = "") -> tuple[Key, ...]:
 
 
 def from_plain(plain: Any, of: str = "") -> tuple[Key, ...]:
-    """Keys of their JSON form, in any order.
+    """Reads keys from their JSON form.
 
     Args:
-        plain: a list of `[number, value, easing]`.
-        of: what they are of, for the error.
+        plain: a list of `[number, value, easing]`, in any order.
+        of: what the keys belong to, for the error.
 
     Raises:
-        KeyframeError: it is something else, values are not finite, or two keys have one number.
+        KeyframeError: another structure, a value that is not finite, or two keys of one number.
     """
     try:
         keys = sorted(Key(*key) for key in plain)
@@ -114,32 +113,32 @@ def from_plain(plain: Any, of: str = "") -> tuple[Key, ...]:
 
 
 def as_text(keys: Sequence[Key]) -> str:
-    """What `parse` reads the same keys from."""
+    """Formats keys as text from which `parse` reads the same keys."""
     return ",".join(f"{key.number}:{float(key.value)!r}:{key.easing}" for key in keys)
 
 
 def at(keys: Sequence[Key], numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-    """The value at every frame.
+    """Interpolates keys.
 
     Args:
         keys: at least one, by increasing number.
         numbers: F frame numbers, in any order.
 
     Returns:
-        `[F]` float32: the keys' own values at their frames, between them as each key's easing has
-        it, before the first and after the last constant.
+        `[F]` float32: the keys' values at their frames, interpolated between them by each key's
+        easing, and constant before the first and after the last key.
 
     Example:
         >>> at(parse("1001:0,1011:1"), [1000, 1001, 1006, 1020]).tolist()
         [0.0, 0.0, 0.5, 1.0]
     """
     frames = np.asarray(numbers, np.int64)
-    places = np.array([key.number for key in keys], np.int64)
+    positions = np.array([key.number for key in keys], np.int64)
     values = np.array([key.value for key in keys], np.float64)
-    before = np.clip(np.searchsorted(places, frames, "right") - 1, 0, len(keys) - 1)
+    before = np.clip(np.searchsorted(positions, frames, "right") - 1, 0, len(keys) - 1)
     after = np.minimum(before + 1, len(keys) - 1)
-    span = np.maximum(places[after] - places[before], 1)
-    t = np.clip((frames - places[before]) / span, 0, 1)
+    span = np.maximum(positions[after] - positions[before], 1)
+    t = np.clip((frames - positions[before]) / span, 0, 1)
     easing = np.array([key.easing for key in keys])[before]
     t = np.select([easing == "hold", easing == "smooth"], [0 * t, t * t * (3 - 2 * t)], t)
     return ((1 - t) * values[before] + t * values[after]).astype(np.float32)

@@ -1,15 +1,15 @@
-"""Directions of a generator's latent space: what to add to a code so that one thing changes.
+"""Directions of a generator's latent space: what to add to a code so that one attribute changes.
 
-Files: ours (`NAME.directions`, sealed safetensors of format "reenact.directions": one array per
-direction, and the table of what they move), and those that others publish: InterFaceGAN's .npy and
-the .pt of PTI, e4e and STIT. No pickle is ever run.
+Files: Reenact's own (`NAME.directions`, `core.base.container` of format "reenact.directions": one
+array per direction, and a table of their effects), and published ones: InterFaceGAN's .npy and the
+.pt of PTI, e4e and STIT. No pickle is ever executed.
 
-Finding, without a label of anybody's face: pictures are drawn, and the landmark network says what
-they do (`core.face.measures`). The regression of w on these measures is, for each of them, the
-mean change of w when it rises and the others stay. In a generator of many people, what pictures
-look like at a glance is made to stay as well, which keeps complexion and backdrop. Then what the
-directions really move is measured, and they are mixed so that each moves its own measure by one
-unit and the others, on average, not.
+Directions are found without labels: pictures are drawn, and the landmark network measures them
+(`core.face.measures`). The regression of w on these measures gives, for each of them, the mean
+change of w when it rises and the others stay. In a generator of many people the thumbnails are
+regressed on as well, which preserves complexion and backdrop. Then the real effects of the
+directions are measured, and the directions are mixed so that each moves its own measure by one unit
+and, on average, no other.
 """
 
 from __future__ import annotations
@@ -45,61 +45,62 @@ FORMAT = "reenact.directions"
 VERSION = 1
 SUFFIX = ".directions"
 FOREIGN = (".npy", ".pt", ".pth")
-MAX_BYTES = 8 << 20  # of a foreign file; the largest known one has 300 kB, generators far more
+MAX_BYTES = 8 << 20  # of a foreign file; the largest known has 300 kB, generators have far more
 
-TRUNCATION = 0.7  # psi of pictures drawn from a generator's own z
-REACH = 1.25  # how far codes drawn from P reach beyond the hull, times its size
-# Eyes shut together in most pictures, so that one lid alone is made of both and their difference.
+TRUNCATION = 0.7  # psi of pictures drawn from a generator's z
+REACH = 1.25  # size of the region that codes of P are drawn from, in sizes of the anchors' hull
+# In most pictures both eyes shut together, so one lid is composed of both lids and their
+# difference.
 ONE_LID = {"open_r": -1.0, "open_l": 1.0}
 FITTED = tuple(name for name in MEASURES if name not in ONE_LID)
-AMOUNTS = (-2.0, -1.0, 0.0, 1.0, 2.0)  # of sheets, and of the check
+AMOUNTS = (-2.0, -1.0, 0.0, 1.0, 2.0)  # in sheets, and when effects are checked
 
-_APART = 0.05  # of the largest singular value of effects: mixtures that move less are left alone
-_LOOK_SIDE = 8  # px of a picture at a glance
-_MOST_WINK = 2.0  # units of wink that one lid alone may take
-_LOOKS = 8  # principal components of it that are held
-_ROUNDS = 2  # of mixing
-_LEAST_UNIT = 1e-4  # standard deviation below which a measure does not vary
-_LEAST_SLOPE = 0.1  # by which a direction must move its own measure before it is scaled up to 1
+_MIN_SINGULAR = 0.05  # share of the largest singular value below which effects are not inverted
+_THUMBNAIL_SIDE = 8  # px
+_MAX_WINK = 2.0  # units of wink that one lid may be composed of
+_THUMBNAIL_COMPONENTS = 8  # principal components of thumbnails that are held constant
+_MIXING_ROUNDS = 2
+_MIN_UNIT = 1e-4  # standard deviation below which a measure counts as constant
+_MIN_SLOPE = 0.1  # units by which a direction must move its own measure before it is scaled to 1
 _STYLEGAN1 = re.compile(r"(stylegan|pggan)_")  # names of InterFaceGAN's published boundaries
 
 
 class NotDirectionsError(ReenactError):
-    """The file holds no directions that can be used here."""
+    """The file holds no usable directions."""
 
 
 class NothingFoundError(ReenactError):
-    """The generator's pictures don't differ in anything that is measured."""
+    """The generator's pictures do not vary in any measure."""
 
 
 class DirectionsNotWrittenError(ReenactError):
-    """The directions could not be written; what stood there before still does."""
+    """The directions could not be written; an older file is untouched."""
 
 
 @dataclass(frozen=True, eq=False)
 class Direction:
-    """What is added to a code at an amount of 1."""
+    """A change of a code, at an amount of 1."""
 
-    vector: np.ndarray  # [512] float32 for all rows of w+, or [L, 512]
-    # Mean change of each measure at an amount of 1, in its unit; and how much that differs from
-    # picture to picture (standard deviation). Empty: not known.
+    vector: np.ndarray  # [512] float32 for all layers of w+, or [L, 512]
+    # Mean change of each measure at an amount of 1, in its unit, and the standard deviation of that
+    # change over pictures. Empty: unknown.
     moves: Mapping[str, float] = field(default_factory=dict)
-    spread: Mapping[str, float] = field(default_factory=dict)
-    # R^2 of the own measure's change against the amount, over amounts of -2 to 2. None: not known.
+    std: Mapping[str, float] = field(default_factory=dict)
+    # R^2 of the own measure's change against the amount, over amounts of -2 to 2. None: unknown.
     fit: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Directions:
-    """Directions of one generator, by name."""
+    """The directions of one generator, by name."""
 
     directions: Mapping[str, Direction]
-    owner: str = ""  # hash of the character or of the generator's tensors; empty: not known
-    base: str = ""  # of an owning character's base generator
-    units: Mapping[str, float] = field(default_factory=dict)  # measure -> its unit, see `measure`
-    source: str = ""  # what they were found in, for people
+    owner: str = ""  # hash of the character or of the generator's tensors; empty: unknown
+    base: str = ""  # hash of an owning character's base generator
+    units: Mapping[str, float] = field(default_factory=dict)  # measure -> its unit
+    source: str = ""  # name of the character or generator they were found in
     notes: tuple[str, ...] = ()  # sentences for the user
-    hash: str = ""  # of the file that they were read from
+    hash: str = ""  # of the file they were read from
 
 
 # -- files ---------------------------------------------------------------------------------------
@@ -109,8 +110,8 @@ def save_directions(path: str | Path, directions: Directions) -> None:
     """Writes directions, atomically.
 
     Raises:
-        ValueError: vectors that are no directions.
-        DirectionsNotWrittenError: what the file system said; an older file at `path` is untouched.
+        ValueError: vectors that can't be directions.
+        DirectionsNotWrittenError: the file system's reason; an older file at `path` is untouched.
     """
     arrays = {
         name: np.ascontiguousarray(d.vector, np.float32)
@@ -119,7 +120,7 @@ def save_directions(path: str | Path, directions: Directions) -> None:
     for name, vector in arrays.items():
         _check(vector, name)
     table = {
-        name: {"moves": dict(d.moves), "spread": dict(d.spread), "fit": d.fit}
+        name: {"moves": dict(d.moves), "spread": dict(d.std), "fit": d.fit}
         for name, d in directions.directions.items()
     }
     entries = {
@@ -140,11 +141,11 @@ def save_directions(path: str | Path, directions: Directions) -> None:
 
 
 def load_directions(path: str | Path) -> Directions:
-    """Reads directions of any of the kinds, told apart by their content.
+    """Reads directions of any of the known kinds, recognised by their content.
 
-    A foreign file has one direction, called as the file is, or a dict of several. Shapes (512,),
-    (1, 512), (L, 512) and (1, L, 512) are taken; where all rows are the same, one is kept, so that
-    it suits generators of any depth.
+    A foreign file holds one direction, named like the file, or a dict of several. Shapes (512,),
+    (1, 512), (L, 512) and (1, L, 512) are accepted; of equal layers only one is kept, so that the
+    direction fits generators of any depth.
 
     Raises:
         NotDirectionsError: no such file, another kind of file, a damaged one, or vectors that
@@ -158,19 +159,19 @@ def load_directions(path: str | Path) -> Directions:
     except OSError as error:
         raise NotDirectionsError(f"{path} can't be read: {error.strerror or error}.") from error
     if head[8:9] == b"{":
-        return _ours(path)
+        return _read_own(path)
     if size > MAX_BYTES:
         raise NotDirectionsError(f"{path} has {size >> 20} MiB, far more than directions have.")
     notes = []
     try:
         if head[:6] == b"\x93NUMPY":
-            # Mapped, so that a header which promises more than the file has takes no memory.
+            # Memory-mapped, so that a header that claims more than the file has takes no memory.
             raw: dict[str, np.ndarray] = {
                 path.stem: np.array(np.load(path, mmap_mode="r", allow_pickle=False))
             }
         else:
             raw = _unpickled(read_pickle(path), path.stem)
-        found = {name: Direction(_plain(array, name)) for name, array in raw.items()}
+        found = {name: Direction(_to_vector(array, name)) for name, array in raw.items()}
     except (ValueError, TypeError, EOFError, OSError, UnreadableCheckpointError) as error:
         raise NotDirectionsError(
             f"{path} holds no directions: {error} Known are Reenact's own files, InterFaceGAN's "
@@ -192,15 +193,15 @@ def load_directions(path: str | Path) -> Directions:
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether a file is another tool's directions, by its suffix and size; a .pt may be more."""
+    """Returns whether suffix and size are those of other tools' directions; a .pt may hold more."""
     return path.suffix in FOREIGN and path.is_file() and path.stat().st_size <= MAX_BYTES
 
 
-def by_name(files: Iterable[Directions]) -> dict[str, Direction]:
-    """The directions of several files.
+def merge_directions(files: Iterable[Directions]) -> dict[str, Direction]:
+    """Merges the directions of several files.
 
     Raises:
-        NotDirectionsError: two of them have one name and are not the same.
+        NotDirectionsError: two different ones have the same name.
     """
     found: dict[str, Direction] = {}
     for file in files:
@@ -214,31 +215,32 @@ def by_name(files: Iterable[Directions]) -> dict[str, Direction]:
     return found
 
 
-def concerns(directions: Directions, character: Character) -> list[str]:
-    """What speaks against using directions on a character, as sentences; its own have nothing."""
-    said = list(directions.notes)
+def compatibility_notes(directions: Directions, character: Character) -> list[str]:
+    """Returns sentences on why directions may not suit a character; none for its own."""
+    notes = list(directions.notes)
     base = character.info.base_hash
     source = directions.source or "These directions"
     if directions.owner == "" and base == generator_digest(base_generator()):
-        said.append(
+        notes.append(
             f"{source}: directions of another generator, and {character.info.name} was made from "
             "the embedded one: there they mean nothing. Find its own: reenact directions."
         )
     elif directions.owner not in ("", character.hash, base) and directions.base != base:
-        said.append(
+        notes.append(
             f"{source}: found in another generator than {character.info.name} comes from, so they "
             "mean other things here, if any. Find its own: reenact directions."
         )
-    return said
+    return notes
 
 
-def _ours(path: Path) -> Directions:
+def _read_own(path: Path) -> Directions:
+    """Reads a file of Reenact's own format."""
     header, arrays = container.read(path, FORMAT, VERSION, NotDirectionsError, "file of directions")
     try:
         table = json.loads(header["table"])
         for name, vector in arrays.items():
             _check(vector, name)
-        found = {name: Direction(arrays[name], **table[name]) for name in table}
+        found = {name: _from_table(arrays[name], entry) for name, entry in table.items()}
         return Directions(
             found,
             header["owner"],
@@ -252,8 +254,13 @@ def _ours(path: Path) -> Directions:
         raise NotDirectionsError(f"{path} is damaged: {error}. Copy or make it again.") from error
 
 
+def _from_table(vector: np.ndarray, entry: Mapping[str, Any]) -> Direction:
+    """Returns a direction from its entry in a file's table, where `std` is called spread."""
+    return Direction(vector, **{"std" if k == "spread" else k: v for k, v in entry.items()})
+
+
 def _unpickled(content: object, name: str) -> dict[str, np.ndarray]:
-    """The arrays of a pickle, by name."""
+    """Returns the arrays of a pickle by name."""
     match content:
         case StoredTensor():
             return {name: content.load().float().numpy()}
@@ -265,8 +272,8 @@ def _unpickled(content: object, name: str) -> dict[str, np.ndarray]:
     return {}
 
 
-def _plain(array: np.ndarray, name: str) -> np.ndarray:
-    """`[512]` or `[L, 512]` float32."""
+def _to_vector(array: np.ndarray, name: str) -> np.ndarray:
+    """Converts a foreign array to a direction, `[512]` or `[L, 512]` float32."""
     if array.dtype.kind != "f":
         raise ValueError(f"{name} is of type {array.dtype}.")
     vector = array.reshape(array.shape[1:]) if array.ndim > 1 and len(array) == 1 else array
@@ -278,9 +285,9 @@ def _plain(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _check(vector: np.ndarray, name: str) -> None:
-    """Raises ValueError where something can't be a direction."""
-    rows = vector.shape[0] if vector.ndim == 2 else 1
-    if vector.dtype != np.float32 or vector.ndim not in (1, 2) or not 1 <= rows <= 26:
+    """Raises ValueError if a vector can't be a direction."""
+    layers = vector.shape[0] if vector.ndim == 2 else 1
+    if vector.dtype != np.float32 or vector.ndim not in (1, 2) or not 1 <= layers <= 26:
         raise ValueError(f"{name} is {vector.dtype} {[*vector.shape]}, not [512] or [L, 512].")
     if vector.shape[-1] < 2 or not np.isfinite(vector).all() or not vector.any():
         raise ValueError(f"{name} has values that are no numbers, or is 0.")
@@ -291,27 +298,30 @@ def _check(vector: np.ndarray, name: str) -> None:
 
 @dataclass(frozen=True)
 class DirectionSettings:
-    """How directions are looked for."""
+    """How directions are found."""
 
-    samples: int = 768  # pictures that they are fitted to
-    mixed: int = 12  # codes on which is measured what they move, to mix them
-    checked: int = 16  # other codes, on which the result is measured
+    samples: int = 768  # pictures they are fitted to
+    mixed: int = 12  # codes on which their effects are measured to mix them
+    checked: int = 16  # other codes on which the result is measured
     seed: int = 0
-    batch: int = 8  # pictures at once
+    batch: int = 8  # pictures drawn at once
 
 
 def find_in_character(
     character: Character, report: Report, settings: DirectionSettings | None = None
 ) -> Directions:
-    """Finds the directions of a character: one for each of `MEASURES` that it can do, and `lids`.
+    """Finds the directions of a character, one for each of `MEASURES` that its pictures vary in.
 
     One unit is the standard deviation of the measure over the anchors' pictures, so an amount of 1
-    is a usual step for this person's scan. Codes are drawn from P.
+    is a typical step in this person's scan. Codes are drawn from P.
 
     Args:
-        character: its generator on the device to work on.
-        report: told of progress.
-        settings: how.
+        character: its generator on the device that is used.
+        report: receives progress.
+        settings: by default `DirectionSettings()`.
+
+    Raises:
+        NothingFoundError: the pictures do not vary in any measure.
     """
     settings = settings or DirectionSettings()
     anchors = character.anchors.to(_device(character.generator))
@@ -337,15 +347,18 @@ def find_in_generator(
     settings: DirectionSettings | None = None,
     source: str = "",
 ) -> Directions:
-    """Finds the directions of a generator, which characters made from it can use.
+    """Finds the directions of a generator, which all characters made from it can use.
 
-    One unit is the standard deviation of the measure over its pictures at a truncation of .7.
+    One unit is the standard deviation of the measure over its pictures at a truncation of 0.7.
 
     Args:
-        generator: on the device to work on.
-        report: told of progress.
-        settings: how.
-        source: what it is called, for people.
+        generator: on the device that is used.
+        report: receives progress.
+        settings: by default `DirectionSettings()`.
+        source: its name for people.
+
+    Raises:
+        NothingFoundError: the pictures do not vary in any measure.
     """
     width = generator.architecture.z_dim
 
@@ -366,13 +379,18 @@ def find_in_generator(
 
 
 def sample_p(anchors: Tensor, count: int, random: torch.Generator) -> Tensor:
-    """Codes of P `[count, 512]`: as in MyStyle each mixes three anchors, by weights that are drawn
-    evenly and normalised; from the centre they are moved out by up to `REACH`, beyond the hull.
+    """Draws codes of P.
+
+    As in MyStyle each code mixes three anchors, by uniform random weights that are normalised.
+    Codes are then moved away from the anchors' mean by up to the factor `REACH`, beyond the hull.
 
     Args:
         anchors: `[N, 512]`.
-        count: how many.
-        random: a generator of the CPU.
+        count: number of codes.
+        random: a generator on the CPU.
+
+    Returns:
+        `[count, 512]`.
     """
     shares = torch.rand(count, len(anchors), generator=random)
     mixed = min(3, len(anchors))
@@ -392,20 +410,23 @@ def _find(
     settings: DirectionSettings,
     **belongs: str,
 ) -> Directions:
+    """Finds directions on codes `[count, 512]` that `draw` returns, after the anchors if given."""
     from sklearn.metrics import r2_score
 
     random = torch.Generator().manual_seed(settings.seed)
     codes = draw(settings.samples, random)
     if anchors is not None:
         codes = torch.cat([anchors, codes])
-    with report.stage("drawing") as tick:
-        seen, looks = _seen(generator, codes, settings.batch, tick)
-    units = seen[: len(codes) if anchors is None else len(anchors)].std(0)
-    # One person's pictures differ in nothing but what they do.
-    held = looks if anchors is None else None
-    found = _regressed(codes.cpu().double().numpy(), seen, units, held)
-    with report.stage("mixing") as tick:
-        found = _mixed(generator, draw(settings.mixed, random), found, units, settings.batch, tick)
+    with report.stage("drawing") as progress:
+        measured, thumbnails = _measure_codes(generator, codes, settings.batch, progress)
+    units = measured[: len(codes) if anchors is None else len(anchors)].std(0)
+    # One person's pictures differ only in expression and pose.
+    held = thumbnails if anchors is None else None
+    found = _regress(codes.cpu().double().numpy(), measured, units, held)
+    with report.stage("mixing") as progress:
+        found = _mix_directions(
+            generator, draw(settings.mixed, random), found, units, settings.batch, progress
+        )
     if not found:
         raise NothingFoundError(
             "These pictures differ in nothing that the landmark network sees. Choose a generator "
@@ -418,84 +439,101 @@ def _find(
         if name not in found
     ]
     steps = [a for a in AMOUNTS if a]
-    with report.stage("checking") as tick:
+    with report.stage("checking") as progress:
         fresh = draw(settings.checked, random)
-        moved = _effects(generator, fresh, [*found.values()], steps, units, settings.batch, tick)
+        moved = _effects(
+            generator, fresh, [*found.values()], steps, units, settings.batch, progress
+        )
     result = {}
     for (name, vector), change in zip(found.items(), moved, strict=True):
         at_one = (change[steps.index(1)] - change[steps.index(-1)]) / 2
         own = change[..., MEASURES.index(name)]
-        told_to = np.broadcast_to(np.array(steps)[:, None], own.shape)
+        amounts = np.broadcast_to(np.array(steps)[:, None], own.shape)
         result[name] = Direction(
             vector.astype(np.float32),
-            _table(at_one.mean(0)),
-            _table(at_one.std(0)),
-            round(float(r2_score(told_to.ravel(), own.ravel())), 3),
+            _by_measure(at_one.mean(0)),
+            _by_measure(at_one.std(0)),
+            round(float(r2_score(amounts.ravel(), own.ravel())), 3),
         )
-    return Directions(result, units=_table(units), notes=tuple(notes), **belongs)
+    return Directions(result, units=_by_measure(units), notes=tuple(notes), **belongs)
 
 
-def _regressed(
-    codes: np.ndarray, seen: np.ndarray, units: np.ndarray, looks: np.ndarray | None
+def _regress(
+    codes: np.ndarray, measured: np.ndarray, units: np.ndarray, thumbnails: np.ndarray | None
 ) -> dict[str, np.ndarray]:
-    """Mean change of codes `[M, 512]` when one measure of `[M, K]` rises by its unit and the other
-    ones stay, and the looks `[M, P]` as well; of those that differ at all."""
+    """Regresses codes on measures.
+
+    Args:
+        codes: `[M, 512]`.
+        measured: `[M, K]`.
+        units: `[K]`.
+        thumbnails: `[M, P]`, to be held constant; None holds nothing.
+
+    Returns:
+        By the name of each measure that varies, the mean change `[512]` of codes when it rises by
+        its unit and the others stay.
+    """
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LinearRegression
 
-    names = [n for n in FITTED if units[MEASURES.index(n)] > _LEAST_UNIT]
+    names = [n for n in FITTED if units[MEASURES.index(n)] > _MIN_UNIT]
     if not names:
         return {}
     columns = [MEASURES.index(n) for n in names]
-    causes = (seen - seen.mean(0))[:, columns] / units[columns]
-    if looks is not None:
-        few = PCA(min(_LOOKS, len(codes)), whiten=True, random_state=0).fit_transform(looks)
+    causes = (measured - measured.mean(0))[:, columns] / units[columns]
+    if thumbnails is not None:
+        few = PCA(
+            min(_THUMBNAIL_COMPONENTS, len(codes)), whiten=True, random_state=0
+        ).fit_transform(thumbnails)
         causes = np.hstack([causes, few])
     changes = LinearRegression().fit(causes, codes).coef_.T
     return dict(zip(names, changes, strict=False))
 
 
-def _mixed(
+def _mix_directions(
     generator: Generator,
     codes: Tensor,
     found: dict[str, np.ndarray],
     units: np.ndarray,
     batch: int,
-    tick: Progress,
+    progress: Progress,
 ) -> dict[str, np.ndarray]:
-    """Directions mixed so that each moves its own measure by a unit, and of the other ones none.
+    """Mixes directions so that each moves its own measure by one unit and no other.
 
-    Those that hardly move their own are left out.
+    Those that hardly move their own measure are dropped.
     """
-    for turn in range(_ROUNDS if found else 0):
+    for number in range(_MIXING_ROUNDS if found else 0):
 
-        def told(done: float, total: float, before: int = turn) -> None:
-            tick(before * total + done, _ROUNDS * total)
+        def round_progress(done: float, total: float, before: int = number) -> None:
+            progress(before * total + done, _MIXING_ROUNDS * total)
 
-        moved = _effects(generator, codes, [*found.values()], (-1.0, 1.0), units, batch, told)
+        moved = _effects(
+            generator, codes, [*found.values()], (-1.0, 1.0), units, batch, round_progress
+        )
         slopes = (moved[:, 1] - moved[:, 0]).mean(1) / 2
-        able = [i for i, name in enumerate(found) if slopes[i, MEASURES.index(name)] > _LEAST_SLOPE]
+        able = [i for i, name in enumerate(found) if slopes[i, MEASURES.index(name)] > _MIN_SLOPE]
         if not able:
             return {}
         names = [[*found][i] for i in able]
         slopes = slopes[np.ix_(able, [MEASURES.index(name) for name in names])]
         vectors = np.reshape([found[name] for name in names], (len(names), -1))
-        # A scan may not show as many things as there are measures: then not all come apart.
-        mixed = np.linalg.pinv(slopes, rcond=_APART) @ vectors
+        # A scan may vary in fewer ways than there are measures: then some can't be separated.
+        mixed = np.linalg.pinv(slopes, rcond=_MIN_SINGULAR) @ vectors
         found = dict(zip(names, mixed, strict=True))
     return found
 
 
 def _add_lids(found: dict[str, np.ndarray], units: np.ndarray) -> None:
-    """Adds one lid alone, where pictures wink enough: half of both, and the difference."""
+    """Adds each single lid, where pictures wink enough: half of both lids, and the difference."""
     unit = dict(zip(MEASURES, units, strict=True))
     for name, side in ONE_LID.items():
-        if found.keys() >= {"lids", "wink"} and unit[name] < _MOST_WINK * unit["wink"]:
-            both, apart = unit[name] / 2 / unit["lids"], unit[name] / unit["wink"]
-            found[name] = both * found["lids"] + side * apart * found["wink"]
+        if found.keys() >= {"lids", "wink"} and unit[name] < _MAX_WINK * unit["wink"]:
+            both, difference = unit[name] / 2 / unit["lids"], unit[name] / unit["wink"]
+            found[name] = both * found["lids"] + side * difference * found["wink"]
 
 
-def _table(values: np.ndarray) -> dict[str, float]:
+def _by_measure(values: np.ndarray) -> dict[str, float]:
+    """Names values `[K]` by their measures."""
     return {name: round(float(v), 5) for name, v in zip(MEASURES, values, strict=True)}
 
 
@@ -506,60 +544,60 @@ def _effects(
     steps: Sequence[float],
     units: np.ndarray,
     batch: int,
-    tick: Progress,
+    progress: Progress,
 ) -> np.ndarray:
-    """What codes do more when they are moved along directions, in units: `[D, steps, codes, K]`."""
-    ways = torch.from_numpy(np.stack(vectors)).to(codes)
-    moves = torch.einsum("dw,s->dsw", ways, codes.new_tensor(steps))
+    """Returns how much measures change when codes are moved, in units: `[D, steps, codes, K]`."""
+    stacked = torch.from_numpy(np.stack(vectors)).to(codes)
+    moves = torch.einsum("dw,s->dsw", stacked, codes.new_tensor(steps))
     moved = (codes + moves[:, :, None]).flatten(0, 2)
-    seen, _ = _seen(generator, torch.cat([codes, moved]), batch, tick)
-    more = seen[len(codes) :].reshape(len(vectors), len(steps), len(codes), -1) - seen[: len(codes)]
-    return more / units.clip(_LEAST_UNIT)
+    measured, _ = _measure_codes(generator, torch.cat([codes, moved]), batch, progress)
+    before, after = measured[: len(codes)], measured[len(codes) :]
+    change = after.reshape(len(vectors), len(steps), len(codes), -1) - before
+    return change / units.clip(_MIN_UNIT)
 
 
-def _seen(
-    generator: Generator, codes: Tensor, batch: int, tick: Progress
+def _measure_codes(
+    generator: Generator, codes: Tensor, batch: int, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What pictures of codes `[B, 512]` do, `[B, K]` of `MEASURES`, and how they look at a glance,
-    `[B, 3 * 8 * 8]`."""
+    """Draws codes `[B, 512]`; returns their `MEASURES` `[B, K]` and thumbnails `[B, 3 * 8 * 8]`."""
     size = min(MAX_RESOLUTION, generator.architecture.resolution)
-    landmarks, looks = [], []
+    landmarks, thumbnails = [], []
     for part in codes.split(batch):
         with torch.no_grad():
             pictures = generator.synthesis(part, stop_at=size).clamp(-1, 1)
             landmarks.append(detect_landmarks(pictures).landmarks.cpu())
-        looks.append(F.adaptive_avg_pool2d(pictures, _LOOK_SIDE).flatten(1).cpu())
-        tick(sum(map(len, landmarks)), len(codes))
+        thumbnails.append(F.adaptive_avg_pool2d(pictures, _THUMBNAIL_SIDE).flatten(1).cpu())
+        progress(sum(map(len, landmarks)), len(codes))
     measured = measure(torch.cat(landmarks).numpy())
-    return np.stack([measured[name] for name in MEASURES], 1), torch.cat(looks).numpy()
+    return np.stack([measured[name] for name in MEASURES], 1), torch.cat(thumbnails).numpy()
 
 
 def _device(generator: Generator) -> torch.device:
     return next(generator.parameters()).device
 
 
-# -- for people ----------------------------------------------------------------------------------
+# -- sheet and table -----------------------------------------------------------------------------
 
 
 def sheet(
     generator: Generator, code: Tensor, directions: Directions, tile: int = 128
 ) -> np.ndarray:
-    """Every direction at amounts of -2 to 2, two to a row.
+    """Draws every direction at amounts of -2 to 2, two directions per row.
 
     Args:
-        generator: that they belong to.
+        generator: the directions' own.
         code: `[512]` or `[L, 512]`, the picture to change.
-        directions: to show.
+        directions: what is drawn.
         tile: side of a picture, px.
 
     Returns:
         `[H, W, 3]` uint8.
     """
-    rows = generator.architecture.num_ws
+    layers = generator.architecture.num_ws
     tiles, labels = [], []
     for name, direction in directions.directions.items():
         vector = torch.from_numpy(direction.vector).to(code)
-        codes = torch.stack([(code + a * vector).expand(rows, -1) for a in AMOUNTS])
+        codes = torch.stack([(code + a * vector).expand(layers, -1) for a in AMOUNTS])
         with torch.no_grad():
             pictures = generator.synthesis(codes).clamp(-1, 1) / 2 + 0.5
         for amount, picture in zip(AMOUNTS, pictures.permute(0, 2, 3, 1).cpu(), strict=True):
@@ -570,7 +608,7 @@ def sheet(
 
 
 def facts(directions: Directions) -> dict[str, Any]:
-    """What directions are and move, as plain values."""
+    """Returns directions and their effects as plain JSON values."""
     return {
         "owner": directions.owner,
         "source": directions.source,
@@ -582,7 +620,7 @@ def facts(directions: Directions) -> dict[str, Any]:
                 "norm": round(float(np.linalg.norm(np.atleast_2d(d.vector), axis=1).mean()), 3),
                 "fit": d.fit,
                 "moves": dict(d.moves),
-                "spread": dict(d.spread),
+                "spread": dict(d.std),
             }
             for name, d in directions.directions.items()
         },
@@ -590,7 +628,7 @@ def facts(directions: Directions) -> dict[str, Any]:
 
 
 def table(facts: Mapping[str, Any]) -> str:
-    """What an amount of 1 moves, in units of each measure; their units; rows are directions.
+    """Formats the effects of an amount of 1, in units of each measure, with a row per direction.
 
     Args:
         facts: from `facts`.

@@ -1,14 +1,14 @@
-"""Edits of a latent track: its codes moved along directions, by amounts that are keyed over time.
+"""Edits of a latent track: its codes are moved along directions, by amounts keyed over time.
 
-A personalised generator knows a person only within P, so directions are moved along in barycentric
-coordinates (MyStyle, Nitzan et al. 2022): a direction n of W becomes gamma, the change of the
-anchors' weights that comes nearest to it, and an amount a takes weights alpha to alpha + a gamma.
-In P+ each row of w+ may have a gamma of its own.
+A personalised generator is trained only within P, so codes are moved in barycentric coordinates
+(MyStyle, Nitzan et al. 2022): a direction n of W is replaced by gamma, the nearest change of the
+anchors' weights, and an amount a takes weights alpha to alpha + a gamma. In P+ each layer of w+ may
+have its own gamma.
 
-MyStyle's gamma = (A A^T)^-1 A n is least squares over all changes of the weights; where their sum
-changes, the code leaves the plane that P lies in, of which nothing was trained. Here only changes
-that leave the sum alone are looked for, which is least squares on anchors with their mean taken
-out. Where n lies in that plane the two are the same.
+MyStyle's gamma = (A A^T)^-1 A n is the least-squares solution over all changes of the weights. If
+it changes their sum, the code leaves the plane of P, where nothing was trained. Here only changes
+that keep the sum are allowed, which is least squares on the anchors less their mean. For n in that
+plane both are the same.
 """
 
 from __future__ import annotations
@@ -33,52 +33,54 @@ from core.solve.latent_track import CharacterMismatchError, LatentTrack
 Edge = Literal["continue", "stop", "project"]
 EDGES: tuple[Edge, ...] = get_args(Edge)
 
-# Rows of w+ by the size of what they draw, as published: 4 and 8 px, 16 and 32 px, the rest. The
-# numbers are the same for every generator; a small one has fewer fine rows.
-ROWS = {"coarse": (0, 3), "middle": (4, 7), "fine": (8, None)}
+# Layers of w+ by the size of what they draw, as published: 4 and 8 px, 16 and 32 px, the rest. The
+# numbers are the same for every generator; a small one has fewer fine layers. The user's options,
+# the protocol and the recipe of a track call them rows.
+LAYERS = {"coarse": (0, 3), "middle": (4, 7), "fine": (8, None)}
 
-# Combinations of anchors that differ by less than this share of the largest are one picture to
-# float32, and dividing by them would give weights of any size.
+# Share of the largest singular value below which differences of anchors are float32 noise;
+# inverting them would give weights of any size.
 _RANK = 1e-6
 
 
 class EditError(ReenactError):
-    """An edit that can't be made of this track; the message says why."""
+    """The edit can't be applied to this track; the message says why."""
 
 
 @dataclass(frozen=True)
 class Move:
-    """How far a direction is moved along."""
+    """A movement along one direction."""
 
     direction: str
     keys: tuple[keyframes.Key, ...]  # in units of the direction
-    rows: str = ""  # "coarse", "middle", "fine", "0-5", several joined by "+"; empty: all
+    layers: str = ""  # "coarse", "middle", "fine", "0-5", several joined by "+"; empty: all
 
 
-def rows_of(text: str, count: int) -> np.ndarray:
-    """Which rows of w+ a text names.
+def parse_layers(text: str, count: int) -> np.ndarray:
+    """Parses the names of layers of w+.
 
     Args:
-        text: names of `ROWS` and ranges such as "0-5" or "7", joined by "+"; empty names all.
-        count: rows that there are, L.
+        text: names of `LAYERS` and ranges such as "0-5" or "7", joined by "+"; empty names all.
+        count: number of layers, L.
 
     Returns:
         `[L]` bool.
 
     Raises:
-        EditError: it is no such text, or names rows that there are not.
+        EditError: another text, or layers that do not exist.
     """
     chosen = np.full(count, not text)
     for part in text.split("+") if text else []:
         found = re.fullmatch(r"(\d{1,3})(?:-(\d{1,3}))?", part)
-        if part in ROWS:
-            first, last = ROWS[part]
+        if part in LAYERS:
+            first, last = LAYERS[part]
             last = count - 1 if last is None else min(last, count - 1)
         elif found:
             first, last = int(found[1]), int(found[2] or found[1])
         else:
             raise EditError(
-                f"{part!r} names no rows. Choose {', '.join(ROWS)}, or a range like 0-{count - 1}."
+                f"{part!r} names no rows. Choose {', '.join(LAYERS)}, or a range like "
+                f"0-{count - 1}."
             )
         if not first <= last < count:
             raise EditError(f"There are no rows {part}: this generator has 0-{count - 1}.")
@@ -87,13 +89,14 @@ def rows_of(text: str, count: int) -> np.ndarray:
 
 
 def moves_from_json(value: Any) -> tuple[Move, ...]:
-    """Moves of plain JSON: `[{"direction", "keys": [[number, value, easing], ...], "rows"}, ...]`.
+    """Reads moves from JSON: `[{"direction", "keys": [[number, value, easing], ...], "rows"},
+    ...]`.
 
-    An easing and `rows` may be left out.
+    Easings and `rows` (the layers) may be left out.
 
     Raises:
-        KeyframeError: keys are none.
-        EditError: the rest is something else.
+        KeyframeError: invalid keys.
+        EditError: anything else that is invalid.
     """
     try:
         return tuple(
@@ -112,15 +115,15 @@ def moves_from_json(value: Any) -> tuple[Move, ...]:
 
 
 def coordinates(vector: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, float]:
-    """The change of the weights that comes nearest to a direction and keeps their sum.
+    """Returns the change of the anchors' weights nearest to a direction that keeps their sum.
 
     Args:
         vector: `[512]` or `[L, 512]`, a direction of W or W+.
         anchors: `[N, 512]`.
 
     Returns:
-        gamma, `[N]` or `[L, N]` float64, adding up to 0, the smallest where there are several; and
-        the share of the direction's length that it moves along, 0..1.
+        gamma, `[N]` or `[L, N]` float64, which adds up to 0 and is the one of least norm; and the
+        share of the direction's length that it covers, 0..1.
     """
     vector = np.asarray(vector, np.float64)
     gamma = vector @ _inverse(anchors)
@@ -129,9 +132,13 @@ def coordinates(vector: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, fl
 
 
 def dilation(weights: np.ndarray) -> np.ndarray:
-    """How far weights `[F, L, N]` lie outside of the anchors' hull: the least beta of eq. 6, `[F]`.
+    """Returns how far weights lie outside of the anchors' hull: the least beta of eq. 6.
 
-    0 inside; the solver stays below its own beta, .02.
+    Args:
+        weights: `[F, L, N]`.
+
+    Returns:
+        `[F]`, 0 inside of the hull. The solver stays below its own beta, 0.02.
     """
     return np.maximum(-weights.min((1, 2)), 0)
 
@@ -145,36 +152,36 @@ def edit(
     limit: float = BETA,
     only: np.ndarray | None = None,
 ) -> LatentTrack:
-    """A track whose codes are moved along directions. The old one stays as it is.
+    """Moves the codes of a track along directions; returns a new track.
 
-    Amounts are laid over the codes before and after the low-pass alike, so that a jump stays one.
+    Codes before and after the low-pass are moved alike, so that keyed jumps stay jumps.
 
     Args:
         track: complete, of this character.
-        character: whose anchors the weights are of.
+        character: the track's; gives the anchors.
         directions: by the names that the moves use; see `core.edit.directions.load_directions`.
-        moves: all at once; several of one direction add up.
-        edge: where a frame's weights would fall below -limit: go on outside of P, stop on the way
-            there (all rows of the frame alike), or go to the nearest point of P.
-        limit: beta of eq. 6, how far outside of the hull P reaches.
-        only: indices of the frames to move, where the others will not be looked at.
+        moves: applied together; several of one direction add up.
+        edge: where a frame's weights would fall below -limit: continue outside of P, stop before
+            (all layers of the frame alike), or project onto the nearest point of P.
+        limit: beta of eq. 6, the distance by which P extends beyond the hull.
+        only: indices of the frames to move, where the others are not needed.
 
     Returns:
-        The new track: alpha, delta, codes and smooth of the frames whose amounts are not all 0,
-        of the last two only the rows that are moved; everything else is bit for bit as it was.
-        `parent` is the old track's hash and `recipe` this edit, as `replay` takes it.
+        The new track. In frames whose amounts are not all 0, alpha and delta change, and codes and
+        smooth of the moved layers; everything else is bit-identical. `parent` is the old track's
+        hash, and `recipe` this edit, for `replay`.
 
     Raises:
         CharacterMismatchError: the track is another character's.
-        KeyframeError: a move's keys are none.
-        EditError: the track is partial, there is no such direction, its shape does not fit, or the
-            rest of a move makes no sense.
+        KeyframeError: invalid keys.
+        EditError: the track is incomplete, a direction is missing or of another shape, or another
+            argument is invalid.
     """
     moves = tuple(
         replace(move, keys=keyframes.from_plain(move.keys, move.direction)) for move in moves
     )
     anchors = character.anchors.detach().cpu().numpy().astype(np.float64)
-    rows = track.delta.shape[1]
+    layers = track.delta.shape[1]
     if track.character != character.hash or track.alpha.shape[1] != len(anchors):
         raise CharacterMismatchError(
             f"The track was solved for the character {track.character[:12]}, not for "
@@ -187,7 +194,7 @@ def edit(
     if not 0 <= limit < np.inf:
         raise EditError(f"The limit must not be negative: {limit:g}.")
     inverse = _inverse(anchors)
-    steps = [_step(move, directions, inverse, rows) for move in moves]
+    steps = [_step(move, directions, inverse, layers) for move in moves]
     strengths = [keyframes.at(move.keys, track.numbers) for move in moves]
     changed = {name: getattr(track, name).copy() for name in ("alpha", "delta", "codes", "smooth")}
     moving = np.flatnonzero(np.any(strengths, axis=0)) if moves else np.zeros(0, int)
@@ -195,7 +202,7 @@ def edit(
         step = sum(strength[f] * gamma for strength, gamma in zip(strengths, steps, strict=True))
         moved = step.any(1)
         weights = track.alpha[f].astype(np.float64) + track.delta[f]
-        # What the low-pass moved is a change of weights as well, though nobody kept which.
+        # The low-pass changed the weights too; that change is recovered from the codes.
         low_pass = (track.smooth[f].astype(np.float64) - track.codes[f]) @ inverse
         before = np.stack([weights, weights + low_pass])[:, moved]
         after = _bounded(before, step[moved], edge, limit)
@@ -213,7 +220,7 @@ def edit(
                 "direction": move.direction,
                 "hash": direction_hash(directions[move.direction]),
                 "keys": [list(key) for key in move.keys],
-                "rows": move.rows,
+                "rows": move.layers,
             }
             for move in moves
         ],
@@ -229,12 +236,12 @@ def replay(
     directions: Mapping[str, Direction],
     recipe: Mapping[str, Any],
 ) -> LatentTrack:
-    """Makes an edit that a track remembers, of its parent or of another track.
+    """Applies the edit in a track's recipe to its parent or to another track.
 
-    Of the parent, with the same directions, the arrays come out bit for bit the same.
+    On the parent, with the same directions, the arrays are bit-identical.
 
     Raises:
-        EditError: the recipe is of something else, or a direction is not the one it was made with.
+        EditError: the recipe is no edit, or a direction is not the one it was made with.
         CharacterMismatchError: as `edit`.
     """
     if recipe.get("do") != "edit":
@@ -245,9 +252,10 @@ def replay(
 
 
 def check_recipe(recipe: Mapping[str, Any], directions: Mapping[str, Direction]) -> None:
-    """
+    """Checks that directions are those an edit was made with.
+
     Raises:
-        EditError: a direction is not the one that the edit was made with.
+        EditError: a direction of the same name has other numbers.
     """
     for move in recipe["moves"]:
         found = directions.get(move["direction"])
@@ -259,31 +267,31 @@ def check_recipe(recipe: Mapping[str, Any], directions: Mapping[str, Direction])
 
 
 def direction_hash(direction: Direction) -> str:
-    """What a recipe knows a direction by: its numbers."""
+    """Returns the hash that identifies a direction in a recipe: of its vector."""
     return digest(direction.vector)
 
 
 def _step(
-    move: Move, directions: Mapping[str, Direction], inverse: np.ndarray, rows: int
+    move: Move, directions: Mapping[str, Direction], inverse: np.ndarray, layers: int
 ) -> np.ndarray:
-    """The change of the weights at an amount of 1, `[L, N]`; see `coordinates`."""
+    """Returns the change of the weights at an amount of 1, `[L, N]`; see `coordinates`."""
     if move.direction not in directions:
         raise EditError(
             f"There is no direction {move.direction!r}. There are: {', '.join(sorted(directions))}."
         )
     vector = directions[move.direction].vector
     width = len(inverse)
-    if vector.shape[-1] != width or vector.shape[:-1] not in ((), (rows,)):
+    if vector.shape[-1] != width or vector.shape[:-1] not in ((), (layers,)):
         raise EditError(
             f"The direction {move.direction} is of a generator with another shape: "
-            f"{[*vector.shape]} instead of [{width}] or [{rows}, {width}]."
+            f"{[*vector.shape]} instead of [{width}] or [{layers}, {width}]."
         )
     gamma = np.float64(vector) @ inverse
-    return np.where(rows_of(move.rows, rows)[:, None], gamma, 0.0)
+    return np.where(parse_layers(move.layers, layers)[:, None], gamma, 0.0)
 
 
 def _bounded(weights: np.ndarray, step: np.ndarray, edge: Edge, limit: float) -> np.ndarray:
-    """Weights `[..., L, N]` after a step `[L, N]`, as the edge policy has it."""
+    """Applies a step `[L, N]` to weights `[..., L, N]` under an edge policy."""
     if edge == "stop":
         falling = np.broadcast_to(step < 0, weights.shape)
         room = (weights + limit).clip(0)[falling] / -np.broadcast_to(step, weights.shape)[falling]
@@ -295,7 +303,7 @@ def _bounded(weights: np.ndarray, step: np.ndarray, edge: Edge, limit: float) ->
 
 
 def _inverse(anchors: np.ndarray) -> np.ndarray:
-    """`[512, N]` float64: from a change of a code to the least change of its weights."""
+    """Returns `[512, N]` float64, from a change of a code to its least-norm change of weights."""
     anchors = np.asarray(anchors, np.float64)
     centred = anchors - anchors.mean(0)
     if not centred.any():

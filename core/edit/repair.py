@@ -1,6 +1,7 @@
-"""Shot repair: frames of a latent track done again, and nothing else in it changed by a bit.
+"""Shot repair: changes single frames of a latent track and leaves all others bit-identical.
 
-A repair list is a JSON list of repairs. They are made in order, each on what those before it left:
+A repair list is a JSON list of repairs. They are applied in order, each to the result of the one
+before:
 
     [
       {"do": "solve", "frames": "1020-1035"},
@@ -12,25 +13,24 @@ A repair list is a JSON list of repairs. They are made in order, each on what th
       {"do": "amount", "keys": "0.5", "frames": "1060-1062"}
     ]
 
-`solve`: finds the codes again; needs the plate and the character. The frames around stay as they
-    are, and it starts from them. `only` (of eyes, mouth, head) follows the driver with these parts
-    and leaves the others as they are; `weights` are those of
-    `core.solve.objective.Objective`, `steps` the most per frame. All else is as the
-    shot was solved.
-`interpolate`: between the frames before and after, `ease` one of `core.base.keyframes.EASINGS`.
-`hold`: the code of one frame.
-`replace`: the codes of as many other frames, one by one.
-`amount`: how much of the face is laid over the plate, as keys (`core.base.keyframes`), in any form;
-    changes all frames, or `frames`.
+`solve`: finds the codes again, starting from the frames around, which stay as they are. It needs
+the
+    plate and the character. `only` (of eyes, mouth, head) follows the driving face with these parts
+    and keeps the others; `weights` are those of `core.solve.objective.Objective`; `steps` is the
+    maximum per frame. Everything else is as the shot was solved.
+`interpolate`: between the frames before and after, with `ease` of `core.base.keyframes.EASINGS`.
+`hold`: uses the code of one frame.
+`replace`: uses the codes of as many other frames, one by one.
+`amount`: sets how much of the face is merged over the plate, by keys in any form that
+    `core.base.keyframes` reads; in all frames, or in `frames`.
 
-`frames` are numbers and ranges of the track, as people write them. Held and replacing codes are
-eased into over `blend` frames at either end, inside the range. Any repair may have a `reason`, for
-people. A track remembers its repairs as its `recipe`: made on its parent, they give it once more,
-to its hash.
+`frames` are numbers and ranges of the track. Held and replacing codes are blended in over `blend`
+frames at either end, inside the range. Any repair may have a `reason` for people. A track stores
+its repairs as its `recipe`: applied to its parent, they give the same track with the same hash.
 
-Between two codes lies the straight line of their barycentric weights. P is a polytope, flat and
-convex, so that line is its geodesic, as in W, and never leaves it; the great circle that suits
-Gaussian latents (slerp) would.
+Codes are interpolated along the straight line of their barycentric weights. P is a convex polytope,
+so that line is its geodesic, as in W, and stays inside; a great circle (slerp), which suits
+Gaussian latents, would leave it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from core.solve.settings import MAX_RESOLUTION, PARTS, SolveSettings
 from core.solve.shot import TrackExistsError, solve_shot
 from core.solve.smoothing import smooth_codes
 
-BLEND_SECONDS = 0.125  # that a face takes into and out of a held or replacing code
+BLEND_SECONDS = 0.125  # into and out of held or replacing codes, by default
 
 _FIELDS = {
     "solve": ("frames", "only", "weights", "steps"),
@@ -70,28 +70,29 @@ _FIELDS = {
 }
 _OPTIONAL = {"only", "weights", "steps", "ease", "blend", "reason"}
 _WEIGHTS = tuple(n for n, value in asdict(Objective()).items() if isinstance(value, float))
-_FADE = 3  # frames in which what the low-pass left outside is gone inside
-_CODES = ("alpha", "delta", "codes")  # all linear in a frame's weights
-# The weights of the face's parts, and the share of them that a part has which is to stay. With more
-# it holds the others back: eq. 2 is as steep at distance 0 as anywhere, and there it starts.
-_COUNTS = {
+_FADE = 3  # frames over which the low-pass error at the edge of a repair fades out
+_CODES = ("alpha", "delta", "codes")  # arrays that are linear in a frame's weights
+# The objective's weights of each facial part, and the factor for parts that are kept. A larger
+# factor would hold the followed parts back: eq. 2 is as steep at distance 0, where a solve starts,
+# as anywhere.
+_PART_WEIGHTS = {
     "eyes": ("eye_points", "iris_points"),
     "mouth": ("mouth_points", "mouth"),
     "head": ("head_points",),
 }
-_KEPT = 0.25
+_KEPT_FACTOR = 0.25
 _NUMBERS = re.compile(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?")
 
 
 class RepairError(ReenactError):
-    """What is no repair of this track; the message names the entry and what is allowed."""
+    """An entry is no repair of this track; the message names it and says what is allowed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Solve:
-    """Frames to be solved again."""
+    """Frames that are solved again."""
 
-    rows: np.ndarray  # [K] int, of the track
+    frames: np.ndarray  # [K] indices
     follow: tuple[str, ...] = tuple(PARTS)
     weights: Mapping[str, float] = field(default_factory=dict)
     steps: int | None = None
@@ -99,18 +100,18 @@ class Solve:
 
 @dataclass(frozen=True, eq=False)
 class Mix:
-    """Frames whose codes are mixed from other frames': interpolate, hold and replace."""
+    """Frames whose codes are mixtures of other frames': interpolate, hold and replace."""
 
-    rows: np.ndarray
-    sources: np.ndarray  # [K, S] rows
-    shares: np.ndarray  # [K, S] float32, none negative, adding up to 1: what is mixed stays in P+
+    frames: np.ndarray  # [K] indices
+    sources: np.ndarray  # [K, S] indices of the frames that are mixed
+    shares: np.ndarray  # [K, S] float32, not negative, adding up to 1, so mixtures stay in P+
 
 
 @dataclass(frozen=True, eq=False)
 class Amount:
-    """Frames in which another share of the face is laid over the plate."""
+    """Frames in which the face is merged over the plate by another amount."""
 
-    rows: np.ndarray
+    frames: np.ndarray  # [K] indices
     keys: tuple[keyframes.Key, ...]
 
 
@@ -121,13 +122,13 @@ Repair = Solve | Mix | Amount
 
 
 def read_list(path: str | Path) -> list[Any]:
-    """The repairs of a list, or those that a track remembers.
+    """Reads a repair list, or the repairs that a track stores.
 
     Args:
-        path: JSON file, or a `.latents` file.
+        path: a JSON file or a `.latents` file.
 
     Raises:
-        RepairError: no such file, no JSON, no list.
+        RepairError: no such file, or no JSON list.
         core.solve.latent_track.NotATrackError: a `.latents` file that can't be loaded.
     """
     if Path(path).suffix == ".latents":
@@ -144,122 +145,150 @@ def read_list(path: str | Path) -> list[Any]:
 
 
 def check(entries: Sequence[Any], track: LatentTrack) -> tuple[Repair, ...]:
-    """The repairs of a list, checked against the track that they are for.
+    """Checks a repair list against the track that it is for.
 
     Args:
-        entries: as in this module's head, plain JSON.
+        entries: plain JSON as in this module's docstring.
         track: complete.
 
     Raises:
-        RepairError: the first entry that is no repair of this track.
+        RepairError: by the first entry that is no repair of this track.
     """
     if not track.complete:
         raise RepairError("The track is not complete. Finish its solve first.")
     if not entries:
         raise RepairError("The list has no repair.")
-    return tuple(_read(entry, i + 1, track) for i, entry in enumerate(entries))
+    return tuple(_read(entry, i, track) for i, entry in enumerate(entries, 1))
 
 
-def _read(entry: Any, place: int, track: LatentTrack) -> Repair:
-    kind = entry.get("do") if isinstance(entry, Mapping) else None
-    if not isinstance(kind, str) or kind not in _FIELDS:
-        said = f"do is {kind!r}" if isinstance(entry, Mapping) else f"{entry!r:.60} is no object"
-        raise RepairError(f"Repair {place}: {said}. It must be one of {', '.join(_FIELDS)}.")
+@dataclass(frozen=True)
+class _Entry:
+    """One entry of a list, read field by field."""
 
-    def wrong(said: str) -> RepairError:
-        return RepairError(f"Repair {place} ({kind}): {said}")
+    fields: Mapping[str, Any]
+    position: int  # in the list, from 1
+    track: LatentTrack
 
-    def rows(name: str) -> np.ndarray:
-        text = entry[name]
+    @property
+    def kind(self) -> str:
+        return str(self.fields["do"])
+
+    def error(self, problem: str) -> RepairError:
+        return RepairError(f"Repair {self.position} ({self.kind}): {problem}")
+
+    def frames(self, name: str) -> np.ndarray:
+        """Returns the indices of the frames in a field, such as "1020-1035, 1040"."""
+        text, numbers = self.fields[name], self.track.numbers
         if type(text) not in (int, str):
-            raise wrong(f'{name} must be frames, as in "1020-1035, 1040", not {text!r}.')
-        chosen = np.zeros(len(track.numbers), bool)
+            raise self.error(f'{name} must be frames, as in "1020-1035, 1040", not {text!r}.')
+        chosen = np.zeros(len(numbers), bool)
         for part in str(text).split(","):
             found = _NUMBERS.fullmatch(part)
             if not found:
-                raise wrong(f'{name} must be frames, as in "1020-1035, 1040", not {text!r}.')
+                raise self.error(f'{name} must be frames, as in "1020-1035, 1040", not {text!r}.')
             first, last = int(found[1]), int(found[2] or found[1])
             for number in (first, last):
-                if number not in track.numbers:
-                    raise wrong(
+                if number not in numbers:
+                    raise self.error(
                         f"frame {number} is not in the track, which has "
-                        f"{format_numbers(track.numbers.tolist())}."
+                        f"{format_numbers(numbers.tolist())}."
                     )
             if last < first:
-                raise wrong(f"the range {first}-{last} ends before it starts.")
-            chosen |= (track.numbers >= first) & (track.numbers <= last)
+                raise self.error(f"the range {first}-{last} ends before it starts.")
+            chosen |= (numbers >= first) & (numbers <= last)
         return np.flatnonzero(chosen)
 
-    def whole(name: str, least: int, default: int | None) -> int | None:
-        value = entry.get(name, default)
+    def whole_number(self, name: str, least: int, default: int | None) -> int | None:
+        value = self.fields.get(name, default)
         if value is not None and (type(value) is not int or not least <= value <= 1_000_000):
-            raise wrong(f"{name} must be a whole number from {least}, not {value!r}.")
+            raise self.error(f"{name} must be a whole number from {least}, not {value!r}.")
         return value
 
+
+def _read(fields: Any, position: int, track: LatentTrack) -> Repair:
+    """Reads and checks one entry of a list."""
+    kind = fields.get("do") if isinstance(fields, Mapping) else None
+    if not isinstance(kind, str) or kind not in _FIELDS:
+        found = f"do is {kind!r}" if isinstance(fields, Mapping) else f"{fields!r:.60} is no object"
+        raise RepairError(f"Repair {position}: {found}. It must be one of {', '.join(_FIELDS)}.")
+    entry = _Entry(fields, position, track)
     allowed = (*_FIELDS[kind], "reason")
-    for name in entry:
+    for name in fields:
         if name != "do" and name not in allowed:
-            raise wrong(f"it has no {name!r}. It may have {', '.join(allowed)}.")
+            raise entry.error(f"it has no {name!r}. It may have {', '.join(allowed)}.")
     needed = set(allowed) - _OPTIONAL - ({"frames"} if kind == "amount" else set())
     for name in allowed:
-        if name in needed and name not in entry:
-            raise wrong(f"it needs {name!r}.")
-    chosen = rows("frames") if "frames" in entry else np.arange(len(track.numbers))
-
-    if kind == "solve":
-        return _read_solve(entry, chosen, whole("steps", 1, None), track, wrong)
-    if kind == "interpolate":
-        ease = entry.get("ease", "linear")
-        if ease not in keyframes.EASINGS:
-            raise wrong(f"ease must be one of {', '.join(keyframes.EASINGS)}, not {ease!r}.")
-        for run, *ends in _runs(track, chosen):
-            if None in ends:
-                raise wrong(
-                    f"the shot has no frame {'before' if ends[0] is None else 'after'} "
-                    f"{format_numbers(track.numbers[run].tolist())} to interpolate from. Hold one."
-                )
-        return _interpolate(track, chosen, ease)
-    if kind == "amount":
-        try:
-            given = entry["keys"]
-            read = keyframes.parse if isinstance(given, str) else keyframes.from_plain
-            keys = read(given)
-        except keyframes.KeyframeError as error:
-            raise wrong(str(error)) from None
-        if not all(0 <= key.value <= 1 for key in keys):
-            raise wrong("amounts must lie between 0, the plate alone, and 1, all of the face.")
-        return Amount(chosen, keys)
-    source = rows("from")
-    if len(source) != (1 if kind == "hold" else len(chosen)):
-        hint = "hold one" if kind == "hold" else "give as many, or hold one"
-        raise wrong(f"from has {len(source)} frames for {len(chosen)}: {hint}.")
-    blend = whole("blend", 0, round(BLEND_SECONDS * track.fps))
-    assert blend is not None
-    return _take(track, chosen, source, blend)
+        if name in needed and name not in fields:
+            raise entry.error(f"it needs {name!r}.")
+    frames = entry.frames("frames") if "frames" in fields else np.arange(len(track.numbers))
+    match kind:
+        case "solve":
+            return _read_solve(entry, frames)
+        case "interpolate":
+            return _read_interpolate(entry, frames)
+        case "amount":
+            return _read_amount(entry, frames)
+    return _read_copy(entry, frames)
 
 
-def _read_solve(
-    entry: Any, rows: np.ndarray, steps: int | None, track: LatentTrack, wrong: Any
-) -> Solve:
-    only, weights = entry.get("only"), entry.get("weights", {})
+def _read_solve(entry: _Entry, frames: np.ndarray) -> Solve:
+    steps = entry.whole_number("steps", 1, None)
+    only, weights = entry.fields.get("only"), entry.fields.get("weights", {})
     follow = tuple(PARTS) if only is None else tuple(str(only).replace(",", " ").split())
     if not follow or not set(follow) <= set(PARTS):
-        raise wrong(f"only must be of {', '.join(PARTS)}, not {only!r}.")
+        raise entry.error(f"only must be of {', '.join(PARTS)}, not {only!r}.")
     if not isinstance(weights, Mapping) or not set(weights) <= set(_WEIGHTS):
-        raise wrong(f"weights must be numbers of {', '.join(_WEIGHTS)}, not {weights!r}.")
+        raise entry.error(f"weights must be numbers of {', '.join(_WEIGHTS)}, not {weights!r}.")
     for name, value in weights.items():
         if type(value) not in (int, float) or not 0 <= value <= 1e6:
-            raise wrong(f"the weight {name} must be a number from 0, not {value!r}.")
-    if edited(track):
-        raise wrong(
+            raise entry.error(f"the weight {name} must be a number from 0, not {value!r}.")
+    if edited(entry.track):
+        raise entry.error(
             "the track was edited, which would be lost in what is solved. Repair the track that it "
             "was made from, and edit the result again."
         )
-    found = rows[np.isfinite(track.landmarks[rows]).all((1, 2))]
+    found = frames[np.isfinite(entry.track.landmarks[frames]).all((1, 2))]
     if not len(found):
-        raise wrong("its frames show no face. Hold or interpolate them.")
+        raise entry.error("its frames show no face. Hold or interpolate them.")
     partly = set(follow) < set(PARTS)
-    return Solve(found if partly else rows, follow, weights, steps)
+    return Solve(found if partly else frames, follow, weights, steps)
+
+
+def _read_interpolate(entry: _Entry, frames: np.ndarray) -> Mix:
+    ease = entry.fields.get("ease", "linear")
+    if ease not in keyframes.EASINGS:
+        raise entry.error(f"ease must be one of {', '.join(keyframes.EASINGS)}, not {ease!r}.")
+    for run, *ends in _runs(entry.track, frames):
+        if None in ends:
+            raise entry.error(
+                f"the shot has no frame {'before' if ends[0] is None else 'after'} "
+                f"{format_numbers(entry.track.numbers[run].tolist())} to interpolate from. Hold "
+                "one."
+            )
+    return _interpolated(entry.track, frames, ease)
+
+
+def _read_amount(entry: _Entry, frames: np.ndarray) -> Amount:
+    try:
+        given = entry.fields["keys"]
+        read = keyframes.parse if isinstance(given, str) else keyframes.from_plain
+        keys = read(given)
+    except keyframes.KeyframeError as error:
+        raise entry.error(str(error)) from None
+    if not all(0 <= key.value <= 1 for key in keys):
+        raise entry.error("amounts must lie between 0, the plate alone, and 1, all of the face.")
+    return Amount(frames, keys)
+
+
+def _read_copy(entry: _Entry, frames: np.ndarray) -> Mix:
+    """Reads hold and replace."""
+    sources = entry.frames("from")
+    if len(sources) != (1 if entry.kind == "hold" else len(frames)):
+        hint = "hold one" if entry.kind == "hold" else "give as many, or hold one"
+        raise entry.error(f"from has {len(sources)} frames for {len(frames)}: {hint}.")
+    blend = entry.whole_number("blend", 0, round(BLEND_SECONDS * entry.track.fps))
+    assert blend is not None
+    return _copied(entry.track, frames, sources, blend)
 
 
 # -- repairs -------------------------------------------------------------------------------------
@@ -275,128 +304,129 @@ def repair(
     work: Path | None = None,
     progress: Progress = lambda done, total: None,
 ) -> LatentTrack:
-    """Makes the repairs of a list.
+    """Applies a repair list.
 
-    With `work`, a solve that was interrupted goes on there when the call is repeated, to the same
-    result.
+    With `work`, an interrupted solve continues when the call is repeated, with the same result.
 
     Args:
-        track: from its file; stays as it is.
-        entries: as in this module's head.
-        character: the track's; for solves.
-        plate: the clip that it was solved on; for solves.
+        track: from its file; it is not changed.
+        entries: as in this module's docstring.
+        character: the track's; needed for solves.
+        plate: the clip that the track was solved on; needed for solves.
         batch: frames solved at once.
-        work: folder for what is solved in part.
+        work: folder for unfinished solves.
         progress: called with frames solved and to be solved.
 
     Returns:
-        The repaired track. What no repair names is bit for bit the track's. Frames with other
-        frames' codes are `REPAIRED`, without losses and quality; those of solved ones are the
-        solver's, to which a part that stays is its own driver. The low-pass over time runs anew
-        within what was repaired.
+        The repaired track. Frames that no repair names are bit-identical. Frames with other frames'
+        codes have the state `REPAIRED` and neither losses nor quality; solved frames have the
+        solver's, computed with kept parts following themselves. The low-pass over time is repeated
+        within the repaired frames.
 
     Raises:
         RepairError: an entry is no repair of this track.
         core.solve.latent_track.PlateMismatchError: the clip is another one.
         core.media.errors.MissingFramesError: the clip lacks frames that are to be solved.
-        ValueError: a track that was not read from its file; solves without character or plate.
+        ValueError: a track that was not read from a file, or solves without character or plate.
         core.base.errors.ReenactError: as `core.solve.shot.solve_shot`.
     """
     repairs = check(entries, track)
     if not track.hash:
         raise ValueError("Save the track and load it: its hash says what was repaired.")
     recipe = tuple(json.loads(json.dumps(list(entries))))
-    solves = [r.rows for r in repairs if isinstance(r, Solve)]
+    solves = [r.frames for r in repairs if isinstance(r, Solve)]
     count, solved = sum(map(len, solves)), 0
     if solves and plate is not None:
         check_plate(plate, track, np.concatenate(solves))
 
-    def tick(done: float, total: float) -> None:
+    def solve_progress(done: float, total: float) -> None:
         progress(solved + done, count)
 
-    made = track
-    for place, one in enumerate(repairs, 1):
-        match one:
+    result = track
+    for position, item in enumerate(repairs, 1):
+        match item:
             case Solve():
-                task = (track.hash, *recipe[:place])
-                made = _solve(made, one, character, plate, batch, work, task, tick)
-                solved += len(one.rows)
+                task = (track.hash, *recipe[:position])
+                result = _solve(result, item, character, plate, batch, work, task, solve_progress)
+                solved += len(item.frames)
             case Mix():
-                made = _mix(made, one)
+                result = _mix(result, item)
             case Amount():
-                amount = made.amount.copy()
-                amount[one.rows] = keyframes.at(one.keys, track.numbers[one.rows])
-                made = replace(made, amount=amount)
-    smooth = _smooth(track, made, changed(repairs))
-    return replace(made, smooth=smooth, task="", parent=track.hash, recipe=recipe, hash="")
+                amount = result.amount.copy()
+                amount[item.frames] = keyframes.at(item.keys, track.numbers[item.frames])
+                result = replace(result, amount=amount)
+    smooth = _smooth(track, result, changed_frames(repairs))
+    return replace(result, smooth=smooth, task="", parent=track.hash, recipe=recipe, hash="")
 
 
-def made_before(path: Path, track: LatentTrack, entries: Sequence[Any]) -> LatentTrack | None:
-    """The repaired track that an earlier call left at a path; None where nothing is.
+def existing_repair(path: Path, track: LatentTrack, entries: Sequence[Any]) -> LatentTrack | None:
+    """Loads the repaired track that an earlier call saved; None if there is no file.
 
     Raises:
-        core.solve.shot.TrackExistsError: another file is there.
+        core.solve.shot.TrackExistsError: the file is another track.
     """
     if not path.exists():
         return None
-    there = load_track(path)
-    if (there.parent, [*there.recipe]) != (track.hash, [*entries]):
+    existing = load_track(path)
+    if (existing.parent, [*existing.recipe]) != (track.hash, [*entries]):
         raise TrackExistsError(
             f"{path} holds another version. Choose another name: no version is overwritten."
         )
-    return there
+    return existing
 
 
-def check_plate(plate: Clip, track: LatentTrack, rows: np.ndarray) -> None:
-    """Refuses a clip that rows of a track can't be solved on.
+def check_plate(plate: Clip, track: LatentTrack, frames: np.ndarray) -> None:
+    """Refuses a clip on which frames of a track, given by their indices, can't be solved.
 
     Raises:
         core.solve.latent_track.PlateMismatchError: its size is another one.
         core.media.errors.MissingFramesError: it lacks frames.
     """
     track.check_plate(plate)
-    seen = np.isfinite(track.landmarks[rows]).all((1, 2))
-    absent = {int(n) for n in track.numbers[rows[seen]]} - set(plate.numbers)
+    found = np.isfinite(track.landmarks[frames]).all((1, 2))
+    absent = {int(n) for n in track.numbers[frames[found]]} - set(plate.numbers)
     if absent:
         raise MissingFramesError(plate.path, absent, format_numbers(plate.numbers))
 
 
 def edited(track: LatentTrack) -> bool:
-    """Whether more than repairs was done to a track: frames solved anew would lack that."""
+    """Returns whether a track was edited: frames that are solved again would lose the edit."""
     return any(step.get("do") not in _FIELDS for step in track.recipe)
 
 
-def changed(repairs: Sequence[Repair]) -> np.ndarray:
-    """Rows whose codes are changed by repairs, `[K]`."""
-    rows = [r.rows for r in repairs if not isinstance(r, Amount)]
-    return np.unique(np.concatenate(rows)) if rows else np.zeros(0, int)
+def changed_frames(repairs: Sequence[Repair]) -> np.ndarray:
+    """Returns the indices `[K]` of the frames whose codes are changed by repairs, increasing."""
+    frames = [r.frames for r in repairs if not isinstance(r, Amount)]
+    return np.unique(np.concatenate(frames)) if frames else np.zeros(0, int)
 
 
-def still_seen(before: LatentTrack, after: LatentTrack, repairs: Sequence[Repair]) -> list[int]:
-    """Frames next to repaired ones in which what was repaired still shows.
+def affected_neighbours(
+    before: LatentTrack, after: LatentTrack, repairs: Sequence[Repair]
+) -> list[int]:
+    """Finds frames beside repaired ones in which the repaired error is still visible.
 
-    The low-pass had mixed them with it, and a repair leaves them as they are.
+    The low-pass had mixed the error into them, and a repair does not change them.
 
     Args:
         before: the track.
-        after: repaired.
-        repairs: what was done.
+        after: the repaired track.
+        repairs: the repairs that were applied.
 
     Returns:
-        Numbers of frames that the low-pass alone would now move by more than the shot's median step
-        from frame to frame.
+        Numbers of the frames that a repeated low-pass would move by more than the shot's median
+        step from frame to frame.
     """
     sigma = SolveSettings.of(before).sigma(before.fps)
     old, new = (smooth_codes(t, sigma) for t in (before, after))
     step = np.linalg.norm(np.diff(old, axis=0), axis=(1, 2))
     far = np.linalg.norm(new - old, axis=(1, 2)) > np.median(step[step > 0] if step.any() else 0.0)
-    far[changed(repairs)] = False
+    far[changed_frames(repairs)] = False
     return [int(n) for n in before.numbers[far]]
 
 
 def _solve(
     track: LatentTrack,
-    one: Solve,
+    item: Solve,
     character: Character | None,
     plate: Clip | None,
     batch: int,
@@ -404,127 +434,141 @@ def _solve(
     task: tuple[object, ...],
     progress: Progress,
 ) -> LatentTrack:
+    """Solves frames of a track again; those around stay as they are."""
     if character is None or plate is None:
         raise ValueError("To solve frames again, character and plate are needed.")
     shot = SolveSettings.of(track)
     kept = {
-        name: _KEPT * getattr(shot.objective, name)
-        for part, names in _COUNTS.items()
-        if part not in one.follow
+        name: _KEPT_FACTOR * getattr(shot.objective, name)
+        for part, names in _PART_WEIGHTS.items()
+        if part not in item.follow
         for name in names
     }
-    weights: dict[str, Any] = {**kept, **one.weights}
+    weights: dict[str, Any] = {**kept, **item.weights}
     settings = replace(
         shot,
         batch=batch,
-        follow=one.follow,
+        follow=item.follow,
         objective=replace(shot.objective, **weights),
-        steps=one.steps or shot.steps,
-        first_steps=one.steps or shot.first_steps,
+        steps=item.steps or shot.steps,
+        first_steps=item.steps or shot.first_steps,
     )
     size = min(MAX_RESOLUTION, character.generator.architecture.resolution)
-    numbers = [int(n) for n in track.numbers[one.rows]]
+    numbers = [int(n) for n in track.numbers[item.frames]]
     driving = driving_from_track(plate, track, numbers, size)
     path = work and work / f"{digest(*task, character.hash, driving.pictures)[:16]}.latents"
-    made = solve_shot(character, driving, settings, path=path, previous=track, progress=progress)
-    parts = {name: getattr(made, name)[one.rows] for name in (*_CODES, "state")}
-    figures = {n: v[one.rows] for n, v in {**made.losses, **made.quality}.items()}
-    return _changed(track, one.rows, parts, figures)
+    solved = solve_shot(character, driving, settings, path=path, previous=track, progress=progress)
+    arrays = {name: getattr(solved, name)[item.frames] for name in (*_CODES, "state")}
+    figures = {n: v[item.frames] for n, v in {**solved.losses, **solved.quality}.items()}
+    return _with_frames(track, item.frames, arrays, figures)
 
 
-def _smooth(before: LatentTrack, after: LatentTrack, rows: np.ndarray) -> np.ndarray:
-    """Codes after the low-pass, of a track in some of whose rows the codes are others now.
+def _smooth(before: LatentTrack, after: LatentTrack, frames: np.ndarray) -> np.ndarray:
+    """Returns the low-passed codes of a track some of whose frames were changed.
 
-    The rows beside them stay, though the low-pass had mixed them with the old codes. How far they
-    are from where it would put them now fades out over the first frames inside. It fades no slower
-    than the low-pass itself forgets, so that what comes out is still a mean of codes: in P+.
+    The frames beside them stay, although the low-pass had mixed them with the old codes. Their
+    distance from where the low-pass would put them now fades out over the first changed frames. It
+    fades no slower than the low-pass itself forgets, so the result is still a mean of codes, in P+.
+
+    Args:
+        before: the track.
+        after: the track with other codes in some frames.
+        frames: their indices, increasing.
     """
     sigma = SolveSettings.of(before).sigma(before.fps)
-    again = smooth_codes(after, sigma)
+    repeated = smooth_codes(after, sigma)
     smooth = before.smooth.copy()
-    smooth[rows] = again[rows]
-    runs = [*_runs(before, rows)]
+    smooth[frames] = repeated[frames]
+    runs = [*_runs(before, frames)]
     for run, *ends in runs:
-        alone = again
-        if len(runs) > 1:  # what other runs near it do is no fault of this one to make up for
+        alone = repeated
+        if len(runs) > 1:  # without the other runs, whose changes near it are not its own
             codes, state = before.codes.copy(), before.state.copy()
             codes[run], state[run] = after.codes[run], after.state[run]
             alone = smooth_codes(replace(before, codes=codes, state=state), sigma)
         for end in ends:
             if end is not None:
-                far = np.abs(before.numbers[run] - before.numbers[end])
-                share = np.clip(1 - far / _FADE, 0, None).astype(np.float32)
+                distance = np.abs(before.numbers[run] - before.numbers[end])
+                share = np.clip(1 - distance / _FADE, 0, None).astype(np.float32)
                 smooth[run] += share[:, None, None] * (before.smooth[end] - alone[end])
     return smooth
 
 
-def _interpolate(track: LatentTrack, rows: np.ndarray, ease: str) -> Mix:
-    """Between the rows around each run; there are such, see `check`."""
+def _interpolated(track: LatentTrack, frames: np.ndarray, ease: str) -> Mix:
+    """Interpolates between the frames around each run, which exist (see `_read_interpolate`)."""
     sources, shares = [], []
-    for run, before, after in _runs(track, rows):
+    for run, before, after in _runs(track, frames):
         ends = np.array([before, after])
         a, b = track.numbers[ends].tolist()
         keys = (keyframes.Key(a, 0.0, ease), keyframes.Key(b, 1.0))
         share = keyframes.at(keys, track.numbers[run])
         sources.append(np.broadcast_to(ends, (len(run), 2)))
         shares.append(np.stack([1 - share, share], 1))
-    return Mix(rows, np.concatenate(sources), np.concatenate(shares))
+    return Mix(frames, np.concatenate(sources), np.concatenate(shares))
 
 
-def _take(track: LatentTrack, rows: np.ndarray, source: np.ndarray, blend: int) -> Mix:
-    """Codes of source rows, eased into from the rows around each run."""
-    sources = np.broadcast_to(source[:, None], (len(rows), 1)).repeat(3, 1)
-    shares = np.zeros((len(rows), 3), np.float32)
+def _copied(track: LatentTrack, frames: np.ndarray, source: np.ndarray, blend: int) -> Mix:
+    """Uses the codes of source frames, blended with the frames around each run."""
+    sources = np.broadcast_to(source[:, None], (len(frames), 1)).repeat(3, 1)
+    shares = np.zeros((len(frames), 3), np.float32)
     shares[:, 1] = 1
-    for run, *ends in _runs(track, rows):
-        here = np.isin(rows, run)
-        most = min(blend, (len(run) - 1) // 2)  # the two ends don't meet
-        keys = (keyframes.Key(0, 0.0, "smooth"), keyframes.Key(most + 1, 1.0))
+    for run, *ends in _runs(track, frames):
+        here = np.isin(frames, run)
+        length = min(blend, (len(run) - 1) // 2)  # so that the two blends do not overlap
+        keys = (keyframes.Key(0, 0.0, "smooth"), keyframes.Key(length + 1, 1.0))
         for side, end in zip((0, 2), ends, strict=True):
             if end is not None:
                 own = keyframes.at(keys, np.abs(track.numbers[run] - track.numbers[end]))
                 sources[here, side] = end
                 shares[here] *= own[:, None]
                 shares[here, side] = 1 - own
-    return Mix(rows, sources, shares)
+    return Mix(frames, sources, shares)
 
 
-def _mix(track: LatentTrack, one: Mix) -> LatentTrack:
-    parts = {
-        name: np.einsum("ks,ks...->k...", one.shares, getattr(track, name)[one.sources])
+def _mix(track: LatentTrack, item: Mix) -> LatentTrack:
+    arrays = {
+        name: np.einsum("ks,ks...->k...", item.shares, getattr(track, name)[item.sources])
         for name in _CODES
     }
-    return _changed(track, one.rows, parts | {"state": FrameState.REPAIRED}, {})
+    return _with_frames(track, item.frames, arrays | {"state": FrameState.REPAIRED}, {})
 
 
 def _runs(
-    track: LatentTrack, rows: np.ndarray
+    track: LatentTrack, frames: np.ndarray
 ) -> Iterator[tuple[np.ndarray, int | None, int | None]]:
-    """Rows that follow each other in a shot, with the shot's row before and after, if any."""
+    """Yields consecutive frames of a shot, with the shot's frame before and after, if any."""
     shot = np.cumsum(track.cut)
-    if not len(rows):
+    if not len(frames):
         return
-    splits = np.flatnonzero((np.diff(rows) > 1) | (np.diff(shot[rows]) > 0)) + 1
-    for run in np.split(rows, splits):
-        ends = (run[0] - 1, run[-1] + 1)
-        there = [0 <= e < len(shot) and shot[e] == shot[run[0]] for e in ends]
-        before, after = (e if yes else None for e, yes in zip(ends, there, strict=True))
+    splits = np.flatnonzero((np.diff(frames) > 1) | (np.diff(shot[frames]) > 0)) + 1
+    for run in np.split(frames, splits):
+        before, after = (
+            end if 0 <= end < len(shot) and shot[end] == shot[run[0]] else None
+            for end in (run[0] - 1, run[-1] + 1)
+        )
         yield run, before, after
 
 
-def _changed(
+def _with_frames(
     track: LatentTrack,
-    rows: np.ndarray,
-    parts: Mapping[str, Any],
+    frames: np.ndarray,
+    arrays: Mapping[str, Any],
     figures: Mapping[str, np.ndarray],
 ) -> LatentTrack:
-    """The track with other arrays in some rows; losses and quality as given there, or none."""
+    """Returns a track with other values in some frames.
+
+    Args:
+        track: stays as it is.
+        frames: `[K]` indices.
+        arrays: by field, `[K, ...]` or one value.
+        figures: `[K]` losses and quality by name; those that are missing become NaN.
+    """
     changes: dict[str, Any] = {}
-    for name, values in parts.items():
+    for name, values in arrays.items():
         changes[name] = getattr(track, name).copy()
-        changes[name][rows] = values
+        changes[name][frames] = values
     for table in ("losses", "quality"):
         changes[table] = {n: values.copy() for n, values in getattr(track, table).items()}
         for name, values in changes[table].items():
-            values[rows] = figures.get(name, np.nan)
+            values[frames] = figures.get(name, np.nan)
     return replace(track, **changes)

@@ -1,4 +1,4 @@
-"""A clip as the generator sees it: one face, followed, cut out and steadied."""
+"""A clip aligned for the generator: one face, tracked, smoothed and cut out."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from core.media.read import read_network_frames
 
 
 class NoFaceError(ReenactError):
-    """No frame of the clip shows a face."""
+    """No face was found in any frame of the clip."""
 
 
 @dataclass(frozen=True, eq=False)
 class AlignedClip:
-    """F frames of one face."""
+    """The aligned pictures of one face in F frames."""
 
     clip: Clip
     face: FaceTrack
     quads: np.ndarray  # [F, 4, 2] float64, plate px, smoothed; NaN far from any face
-    pictures: Tensor  # [F, 3, R, R] float16 in [-1, 1], on the CPU; 0 where there is no face
+    pictures: Tensor  # [F, 3, R, R] float16 in [-1, 1], on the CPU; 0 without a face
 
 
 def align_clip(
@@ -39,17 +39,17 @@ def align_clip(
     device: str = "cpu",
     progress: Progress = lambda done, total: None,
 ) -> AlignedClip:
-    """Follows the face through a clip, then cuts it out of every frame. Reads the clip twice.
+    """Tracks the face through a clip, then cuts it out of every frame; reads the clip twice.
 
     Args:
         clip: from `core.media.read.open_clip`.
-        size: side of the aligned pictures, px. 1,000 of them take 6 GB at 1024, 0.4 GB at 256.
-        at: a point in plate px that picks the person, where several are in the picture.
-        device: torch device that runs the networks.
+        size: side of the aligned pictures, px. 1,000 pictures need 6 GB at 1024, 0.4 GB at 256.
+        at: a point in plate px that selects the person where there are several.
+        device: torch device of the networks.
         progress: called with frames done and to do; every frame counts twice.
 
     Raises:
-        NoFaceError: in no frame.
+        NoFaceError: no frame shows a face.
         core.media.errors.ClipError: a frame that can't be read.
     """
     total = 2 * len(clip.numbers)
@@ -67,26 +67,26 @@ def align_clip(
         )
     quads = ffhq_quads(face.landmarks, clip.pixel_aspect)
     quads = smooth_quads(quads, face.numbers, face.cut)
-    rows = np.flatnonzero(face.found)
+    found = np.flatnonzero(face.found)
     result = torch.zeros(len(face.numbers), 3, size, size, dtype=torch.float16)
-    numbers = [int(n) for n in face.numbers[rows]]
-    for i, picture in enumerate(cut_out(clip, numbers, quads[rows], size)):
-        result[rows[i]] = picture
-        progress(total / 2 * (1 + (i + 1) / len(rows)), total)
+    numbers = [int(n) for n in face.numbers[found]]
+    for i, picture in enumerate(cut_out(clip, numbers, quads[found], size)):
+        result[found[i]] = picture
+        progress(total / 2 * (1 + (i + 1) / len(found)), total)
     return AlignedClip(clip, face, quads, result)
 
 
 def cut_out(clip: Clip, numbers: Sequence[int], quads: np.ndarray, size: int) -> Iterator[Tensor]:
-    """Reads frames and cuts aligned pictures out of them.
+    """Reads frames and cuts the aligned pictures out of them.
 
     Args:
-        clip: where they are.
-        numbers: K frames.
+        clip: from `core.media.read.open_clip`.
+        numbers: of K frames.
         quads: `[K, 4, 2]` plate px, finite.
         size: side of the pictures, px.
 
     Yields:
-        `[3, size, size]` float16 in [-1, 1], whose steps are 16 times finer than 8-bit ones.
+        `[3, size, size]` float16 in [-1, 1], 16 times finer than 8 bits.
 
     Raises:
         core.media.errors.ClipError: a frame that can't be read.

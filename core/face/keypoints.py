@@ -1,11 +1,12 @@
 """Named subsets of MediaPipe's 478 face-mesh points.
 
-Indices are those of MediaPipe's canonical face mesh (468 surface points, then five points per
-iris). The eye, iris and lip subsets are the vertices of its `face_mesh_connections`; the split
-into groups follows the paper, section 3.3 (eq. 2), but for the outer lips, which are ours. "Left"
-and "right" are the subject's own, so the subject's left eye is on the image's right.
+Convention:
+    Indices are those of MediaPipe's canonical face mesh: 468 surface points, then five points per
+    iris. "Left" and "right" are the subject's own, so the subject's left eye is on the image's
+    right. Tuples are in MediaPipe's drawing order, along each ring of lids or lips.
 
-All tuples are in MediaPipe's drawing order (each lid or lip ring is walked in turn).
+The eye, iris and lip subsets are the vertices of MediaPipe's `face_mesh_connections`. The groups
+follow the paper, section 3.3 (eq. 2), except for the outer lips, which it does not use.
 """
 
 RIGHT_EYE = (33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246)
@@ -21,15 +22,15 @@ OUTER_LIPS = (
     291, 409, 270, 269, 267, 0, 37, 39, 40, 185,
 )  # fmt: skip
 
-# Extreme points of FACEMESH_FACE_OVAL: forehead, chin, and the two sides in front of the ears.
+# Extreme points of FACEMESH_FACE_OVAL: forehead, chin, and both sides in front of the ears.
 HEAD_FRAME = (10, 152, 234, 454)
 
-# An iris shares its group with the lids around it: zero-meaned alone it would lose its gaze.
+# An iris is in one group with its lids: a group of its own, made zero-mean, would lose the gaze.
 GROUPS: dict[str, tuple[int, ...]] = {
     "right_eye": RIGHT_EYE + RIGHT_IRIS,
     "left_eye": LEFT_EYE + LEFT_IRIS,
     "mouth": INNER_LIPS,
-    "outer_lips": OUTER_LIPS,  # beyond the paper: pouting lips are as shut as resting ones
+    "outer_lips": OUTER_LIPS,  # not in the paper; only they show pouting lips
     "head": HEAD_FRAME,  # the only group compared in absolute position
 }
 KEYPOINTS: tuple[int, ...] = tuple(i for group in GROUPS.values() for i in group)  # 86 points

@@ -1,4 +1,4 @@
-"""What a face does, as numbers read off its mesh: the axes that edits and quality checks speak of.
+"""Expression and pose as numbers measured on a mesh: the axes of edits and of quality checks.
 
 All are ratios or angles, so they do not depend on the picture's size.
 """
@@ -27,24 +27,21 @@ _LEFT_LIDS = (((386, 374), (385, 380), (387, 373)), (362, 263))
 
 
 def measure(landmarks: np.ndarray) -> dict[str, np.ndarray]:
-    """Expression and pose of meshes.
+    """Measures expression and pose.
 
     Args:
         landmarks: `[T, 478, 3]`, px (any scale); NaN where there is no face.
 
     Returns:
-        For each name of `MEASURES` an array `[T]`:
-        jaw: gap of the inner lips over the distance of the outer eye corners;
-        smile: how far the mouth corners stand above the upper lip's middle, over the same;
-        skew: how far the subject's left mouth corner stands above the right one, over the same;
-        open_r, open_l: height of the subject's right and left eye opening over the eye's width
-        in depth, which a turned head does not shorten;
-        lids, wink: their mean, and how much further the left eye is open;
-        gaze_x, gaze_y: irises from the middle of their eyes, over the eye's width; positive to
-        the image's right, and up;
-        brow: brows above the eye corners, over the distance of the outer eye corners;
-        yaw, pitch, roll: degrees; positive when the nose points to the image's right, when it
-        points down, and clockwise on screen.
+        For each name of `MEASURES` an array `[T]` float64. Relative to the distance of the outer
+        eye corners: jaw, the gap of the inner lips; smile, the height of the mouth corners above
+        the upper lip's middle; skew, the height of the subject's left mouth corner above the right
+        one; brow, the height of the brows above the eye corners. Relative to the eye's width in 3D,
+        which a turned head does not shorten: open_r and open_l, the opening of the subject's right
+        and left eye; lids and wink, their mean, and left less right. Relative to the eye's width in
+        the picture: gaze_x and gaze_y, the offset of the irises from the middle of their eyes,
+        positive to the image's right and up. In degrees: yaw, pitch and roll, positive when the
+        nose points to the image's right, when it points down, and clockwise on screen.
     """
     p = np.asarray(landmarks, np.float64)
     xy = p[..., :2]

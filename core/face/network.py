@@ -1,11 +1,12 @@
-"""MediaPipe's face mesh and face detector as torch modules, with the geometry around them.
+"""MediaPipe's face mesh and face detector as torch modules, with their geometry.
 
 The stages are those of MediaPipe's face-landmark graph: detector -> region of interest (ROI) ->
-192 px crop -> mesh with refined lips, eyes and irises -> back to the picture. Each is
-differentiable and batched, so the keypoint loss of the paper (eq. 2) can go through all of it.
+192 px crop -> mesh with refined lips, eyes and irises -> picture. Each is differentiable and
+batched, so the paper's keypoint loss (eq. 2) can be propagated through all of them.
 
-A ROI is `(centre x, centre y, width, height, rotation)`: picture pixels and radians, clockwise on
-screen. Picture coordinates are MediaPipe's: pixel `i` is sampled at `i`, not at `i + 0.5`.
+Convention:
+    A ROI is `(centre x, centre y, width, height, rotation)` in picture pixels and radians,
+    clockwise on screen. Picture coordinates are MediaPipe's: pixel `i` has its centre at `i`.
 """
 
 import math
@@ -28,11 +29,11 @@ DETECTOR_CROP = 128
 ROI_SCALE = 1.5  # ROI side over the longer side of the face box
 MESH_SCORE = 0.5  # below this the mesh network says "no face"
 
-# Where MediaPipe's own tracking puts its ROI on FFHQ-aligned pictures, in fractions of the
-# side: used instead of detection inside optimisation loops, the same for driver and result.
+# The ROI that MediaPipe's tracking gives for FFHQ-aligned pictures, in fractions of their side. It
+# replaces detection in optimisation loops, and is the same for driving and generated faces.
 ALIGNED_ROI = (0.5, 0.6, 0.96, 0.96, 0.0)
 
-# MediaPipe's output lists, in the order of the network's lips and eye heads.
+# Mesh points of the outputs of the network's lips and eye heads, in their order.
 _LIPS = (
     61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 185, 40, 39, 37, 0, 267, 269, 270, 409,
     78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 191, 80, 81, 82, 13, 312, 311, 310, 415,
@@ -54,19 +55,19 @@ _LEFT_EYE_REGION = (
 
 
 class ModelsMissingError(ReenactError):
-    """The installed mediapipe has no bundled .tflite models."""
+    """mediapipe is not installed, or is a release without bundled .tflite models."""
 
 
 def model_path(name: str) -> Path:
-    """Path of a .tflite model inside the installed mediapipe wheel.
+    """Returns the path of a .tflite model in the installed mediapipe wheel.
 
     Args:
         name: path below `mediapipe/modules`, such as `face_landmark/face_landmark.tflite`.
 
     Raises:
-        ModelsMissingError: mediapipe is not installed, or is a release that does not bundle models.
+        ModelsMissingError: mediapipe is not installed, or has no such model.
     """
-    spec = find_spec("mediapipe")  # found, not imported: importing mediapipe takes seconds
+    spec = find_spec("mediapipe")  # without importing it, which takes seconds
     locations = list(spec.submodule_search_locations or []) if spec else []
     for location in locations:
         path = Path(location) / "modules" / name
@@ -81,7 +82,7 @@ def model_path(name: str) -> Path:
 class Mesh(NamedTuple):
     """Face meshes of a batch of crops."""
 
-    landmarks: Tensor  # [B, 478 or 468, 3], px of the crop; z on the same scale, towards camera < 0
+    landmarks: Tensor  # [B, 478 or 468, 3] px of the crop; z likewise, negative towards the camera
     score: Tensor  # [B] in 0..1, probability that the crop holds a face
 
 
@@ -89,8 +90,9 @@ class FaceMesh(nn.Module):
     """The mesh network on 192 px crops.
 
     Args:
-        attention: the refined mesh of 478 points (lips, lids and irises from their own heads);
-            otherwise the base mesh of 468 points, four times as fast and coarser at the eyes.
+        attention: whether to use the refined mesh of 478 points, with lips, lids and irises from
+            heads of their own; else the base mesh of 468 points, which is four times as fast and
+            less accurate at the eyes.
     """
 
     lips: Tensor
@@ -127,7 +129,7 @@ class FaceMesh(nn.Module):
         return self.assemble(self.net(crop))
 
     def assemble(self, out: dict[str, Tensor]) -> Mesh:
-        """The mesh in the network's outputs, by their names in the file."""
+        """Assembles the mesh from the network's outputs by their names in the file."""
         if not self.attention:
             mesh, flag = out.values()
             return Mesh(mesh.reshape(-1, 468, 3), torch.sigmoid(flag.reshape(-1)))
@@ -135,7 +137,7 @@ class FaceMesh(nn.Module):
         xy, z = mesh[..., :2], mesh[..., 2]
         for region, head in (
             (self.lips, "output_lips"),
-            (self.right_eye, "output_left_eye"),  # the file names sides as the camera sees them
+            (self.right_eye, "output_left_eye"),  # the file's left and right are the viewer's
             (self.left_eye, "output_right_eye"),
         ):
             xy = xy.index_copy(1, region, out[head].reshape(-1, len(region), 2))
@@ -151,18 +153,18 @@ class FaceMesh(nn.Module):
 
 
 def crop_roi(image: Tensor, roi: Tensor, size: int = CROP) -> Tensor:
-    """Cuts ROIs out of pictures, bilinear, as MediaPipe does (no low-pass when shrinking).
+    """Cuts ROIs out of pictures, bilinear and without low-pass, like MediaPipe.
 
     Args:
         image: `[B, 3, H, W]`, or `[1, 3, H, W]` for several ROIs of one picture.
         roi: `[B, 5]`.
-        size: side of the crop in px.
+        size: side of the crop, px.
 
     Returns:
-        `[B, 3, size, size]` in the dtype of the picture; outside the picture the edge is repeated.
-        Differentiable in both.
+        `[B, 3, size, size]` in the picture's dtype; the picture's edge is repeated outside of it.
+        Differentiable with respect to both arguments.
     """
-    # Half precision has too few digits for sampling positions.
+    # Half precision is too coarse for sampling positions.
     dtype = torch.promote_types(torch.promote_types(image.dtype, roi.dtype), torch.float32)
     grid = _roi_grid(roi.to(dtype), size, image.shape[2], image.shape[3])
     pixels = image.to(dtype).expand(len(roi), -1, -1, -1)
@@ -171,7 +173,7 @@ def crop_roi(image: Tensor, roi: Tensor, size: int = CROP) -> Tensor:
 
 
 def _roi_grid(roi: Tensor, size: int, height: int, width: int) -> Tensor:
-    """`grid_sample` coordinates `[B, size, size, 2]` of ROIs in a picture."""
+    """Returns `grid_sample` coordinates `[B, size, size, 2]` of ROIs in a picture."""
     t = torch.arange(size, device=roi.device, dtype=roi.dtype) / size - 0.5
     points = torch.stack([t[None, :].expand(size, -1), t[:, None].expand(-1, size)], -1)
     xy = _from_roi(points.reshape(1, -1, 2), roi).reshape(-1, size, size, 2)
@@ -180,7 +182,7 @@ def _roi_grid(roi: Tensor, size: int, height: int, width: int) -> Tensor:
 
 
 def _from_roi(points: Tensor, roi: Tensor) -> Tensor:
-    """Points `[B, N, 2]` in fractions of the ROI around its centre -> picture px."""
+    """Maps points `[B, N, 2]`, in fractions of the ROI from its centre, to picture px."""
     offset = points * roi[:, None, 2:4]
     c, s = torch.cos(roi[:, 4])[:, None], torch.sin(roi[:, 4])[:, None]
     x, y = offset[..., 0], offset[..., 1]
@@ -188,19 +190,19 @@ def _from_roi(points: Tensor, roi: Tensor) -> Tensor:
 
 
 def to_picture(landmarks: Tensor, roi: Tensor) -> Tensor:
-    """Landmarks `[B, N, 3]` in px of the 192 px crop -> px of the picture, z included."""
+    """Maps landmarks `[B, N, 3]` in px of the 192 px crop to px of the picture, z included."""
     xy = _from_roi(landmarks[..., :2] / CROP - 0.5, roi)
     return torch.cat([xy, landmarks[..., 2:] / CROP * roi[:, None, 2:3]], -1)
 
 
 def roi_from_landmarks(landmarks: Tensor) -> Tensor:
-    """The ROI in which to look for a face that was just seen.
+    """Returns the ROI in which a face is expected in the next frame.
 
-    As MediaPipe: the box of all landmarks, squared to its longer side, enlarged 1.5 times and
-    turned so that the outer eye corners (33, 263) are level.
+    Like MediaPipe's: the bounding box of all landmarks, made square by its longer side, enlarged
+    1.5 times and rotated so that the outer eye corners (33, 263) are level.
 
     Args:
-        landmarks: `[B, N, 2 or 3]`, picture px.
+        landmarks: `[B, N, 2 or 3]` picture px.
 
     Returns:
         `[B, 5]`.
@@ -212,6 +214,7 @@ def roi_from_landmarks(landmarks: Tensor) -> Tensor:
 
 
 def _square_roi(centre: Tensor, extent: Tensor, level: Tensor) -> Tensor:
+    """Returns ROIs `[B, 5]` of boxes, rotated so that the direction `level` `[B, 2]` is level."""
     side = extent.amax(1) * ROI_SCALE
     rotation = torch.atan2(level[:, 1], level[:, 0])
     return torch.stack([centre[:, 0], centre[:, 1], side, side, rotation], 1)
@@ -224,7 +227,7 @@ def aligned_roi(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """`ALIGNED_ROI` for square aligned pictures of `size` px, as `[batch, 5]`."""
+    """Returns `ALIGNED_ROI` for aligned pictures of `size` px, as `[batch, 5]`."""
     x, y, w, h, rotation = ALIGNED_ROI
     roi = torch.tensor(
         [[x * size, y * size, w * size, h * size, rotation]], device=device, dtype=dtype
@@ -233,14 +236,14 @@ def aligned_roi(
 
 
 class Detections(NamedTuple):
-    """Faces found in one picture, best first."""
+    """The faces found in one picture, the best first."""
 
     roi: Tensor  # [N, 5]
     score: Tensor  # [N] in 0..1
 
 
 class FaceDetector(nn.Module):
-    """MediaPipe's short-range detector (BlazeFace): faces of a picture as ROIs."""
+    """MediaPipe's short-range detector (BlazeFace), which finds faces as ROIs."""
 
     MIN_SCORE = 0.5
     MAX_OVERLAP = 0.3
@@ -249,7 +252,7 @@ class FaceDetector(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.net = load_tflite(model_path("face_detection/face_detection_short_range.tflite"))
-        # 16x16 cells with two anchors, then 8x8 cells with six, all centred and of fixed size.
+        # 16x16 cells with two anchors each, then 8x8 cells with six, all centred and of fixed size.
         anchors = [
             ((x + 0.5) / cells, (y + 0.5) / cells)
             for cells, per_cell in ((16, 2), (8, 6))
@@ -263,13 +266,13 @@ class FaceDetector(nn.Module):
     def forward(self, image: Tensor, around: tuple[float, float] | None = None) -> Detections:
         """Finds faces.
 
-        The whole picture is tried first, as MediaPipe does. Where that finds no face (or none at
-        the point asked for) ever smaller squares are searched, so that a small head in a large
-        plate is found too.
+        The whole picture is searched first, like MediaPipe does. If that finds no face, or none at
+        the requested point, smaller and smaller squares are searched, so that a small head in a
+        large plate is found too.
 
         Args:
             image: `[1, 3, H, W]`, sRGB in 0..1.
-            around: a point, in picture px, at which a face is wanted.
+            around: a point in picture px at which a face is requested.
 
         Raises:
             ValueError: more than one picture.
@@ -288,7 +291,7 @@ class FaceDetector(nn.Module):
         return elsewhere or found
 
     def _search(self, image: Tensor, squares: list[tuple[float, float, float]]) -> Detections:
-        """Runs the detector on squares (centre x, centre y, side) and merges what it finds."""
+        """Detects faces in squares (centre x, centre y, side) and merges them."""
         roi = torch.tensor(
             [[x, y, s, s, 0.0] for x, y, s in squares], device=image.device, dtype=image.dtype
         )
@@ -301,7 +304,7 @@ class FaceDetector(nn.Module):
         centre = values[..., :2] + self.anchors
         extent = values[..., 2:4]
         points = values[..., 4:].reshape(*values.shape[:2], 6, 2) + self.anchors[:, None]
-        # one row per candidate: box corners, then the six points, in picture px
+        # One row per candidate, in picture px: two box corners, then six points.
         corners = torch.stack([centre - extent / 2, centre + extent / 2], 2)
         rows = torch.cat([corners, points], 2)
         rows = (rows - 0.5) * roi[:, None, None, 2:3] + roi[:, None, None, :2]
@@ -312,7 +315,8 @@ class FaceDetector(nn.Module):
         """Weighted non-maximum suppression: overlapping candidates become their weighted mean.
 
         Args:
-            rows: `[N, 8, 2]`: box corners, then keypoints (0 and 1 are the eyes), picture px.
+            rows: `[N, 8, 2]` picture px: box corners, then six points, the first two of them the
+                eyes.
             score: `[N]`.
         """
         faces, scores = [], []
@@ -337,7 +341,10 @@ class FaceDetector(nn.Module):
 
 
 def _contain(roi: Tensor, point: tuple[float, float]) -> bool:
-    """Whether any face box (a ROI without its enlargement) reaches a point, turn ignored."""
+    """Returns whether a face box, that is a ROI before its enlargement, contains a point.
+
+    Rotations are ignored.
+    """
     distance = (roi[:, :2] - roi.new_tensor([point])).abs().amax(1)
     return bool((distance < roi[:, 2] / ROI_SCALE / 2).any())
 
@@ -345,7 +352,7 @@ def _contain(roi: Tensor, point: tuple[float, float]) -> bool:
 def _searches(
     width: int, height: int, around: tuple[float, float] | None
 ) -> Iterator[list[tuple[float, float, float]]]:
-    """Sets of squares (centre x, centre y, side) to search in turn, coarse to fine."""
+    """Yields sets of squares (centre x, centre y, side) to search in turn, coarse to fine."""
     yield [(width / 2, height / 2, float(max(width, height)))]
     sides = [
         min(width, height) / n for n in (1, 2, 4) if min(width, height) / n >= DETECTOR_CROP / 2
@@ -358,7 +365,7 @@ def _searches(
 
 
 def _tiling(width: int, height: int, side: float) -> list[tuple[float, float, float]]:
-    """Squares of one size that cover a picture and overlap by at least half."""
+    """Returns squares of one size that cover a picture and overlap by at least half."""
 
     def centres(length: int) -> list[float]:
         count = math.ceil((length - side) / (side / 2)) + 1
@@ -371,16 +378,16 @@ def _tiling(width: int, height: int, side: float) -> list[tuple[float, float, fl
 
 
 def face_mesh(attention: bool = True, device: str = "cpu") -> FaceMesh:
-    """The shared mesh network of a device, loaded once and frozen."""
+    """Returns a device's mesh network, which is loaded once and frozen."""
     return _shared_mesh(attention, device)
 
 
 def face_detector(device: str = "cpu") -> FaceDetector:
-    """The shared detector of a device, loaded once."""
+    """Returns a device's detector, which is loaded once."""
     return _shared_detector(device)
 
 
-# Cached apart, because a cache takes face_mesh() and face_mesh(True) for two networks.
+# Cached separately, because lru_cache treats face_mesh() and face_mesh(True) as different calls.
 @lru_cache(maxsize=4)
 def _shared_mesh(attention: bool, device: str) -> FaceMesh:
     return FaceMesh(attention).eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,8 +1,8 @@
-"""How different two pictures look: LPIPS, and the embedded metric that needs no download.
+"""Perceptual metrics: LPIPS, and an embedded metric that needs no download.
 
-Both have the form of LPIPS (Zhang et al. 2018): activation maps, normalised over their channels,
-weighted, and their squared differences averaged over space. So a distance is the squared Euclidean
-distance of two feature vectors, and many distances are one matrix product
+Both have the form of LPIPS (Zhang et al. 2018): activation maps are normalised over their channels
+and weighted, and their squared differences averaged over space. So a distance is the squared
+Euclidean distance of two feature vectors, and many distances are one matrix product
 (`core.personalize.selection`).
 """
 
@@ -26,32 +26,33 @@ from core.face.keypoints import GROUPS, KEYPOINTS
 from core.face.landmarks import group_keypoints
 from core.face.network import ALIGNED_ROI, CROP, aligned_roi, crop_roi, face_mesh
 
-EMBEDDED = "embedded-2"  # a changed definition gets a new number: characters record the name
-# LPIPS by name: the library's name of the trunk, and torchvision's file of its weights.
+EMBEDDED = "embedded-2"  # characters store the name: another definition needs another number
+# Metric -> the lpips library's name of its trunk, and torchvision's file of the weights.
 LPIPS = {
     "lpips-vgg": ("vgg", "vgg16-397923af.pth"),
     "lpips-alex": ("alex", "alexnet-owt-7be5be79.pth"),
 }
-MIN_SIDE, MAX_SIDE = 64, 1024
+MIN_SIDE, MAX_SIDE = 64, 1024  # px
 
-# The embedded metric. The mesh network's last activations at 48, 24, 12 and 6 px (names as
-# translated to torch.fx) and their usual length on a face; shorter ones are backdrop, where the
-# network answers to grain. And gradients, at the picture's own size and every octave below it,
-# per pixel of a picture in [-1, 1]; those well below their floor are grain. And the keypoints of
-# eyes and mouth, px of 192: without them a turned head outweighs any wink.
+# The embedded metric has three kinds of features.
+# The mesh network's last activations at 48, 24, 12 and 6 px, by their torch.fx names, with their
+# typical length on a face; shorter ones are background, where the network responds to grain.
 _LAYERS = {"prelu_5": 9.0, "prelu_8": 12.0, "prelu_11": 23.0, "prelu_14": 60.0}
 _LAYER_WEIGHT = 1 / 2
+# Gradients at the picture's size and every octave below, per pixel of a picture in [-1, 1]; those
+# well below the floor are grain.
 _GRADIENT_FLOOR = 0.2
 _GRADIENT_WEIGHT = 1 / 8
 _COARSEST = 16  # side of the last octave, px
-_KEYPOINT_WEIGHT = 1 / 7200  # per squared px of all points, weighted as below
+# Keypoints of eyes and mouth, px of 192: without them a turned head outweighs any wink.
+_KEYPOINT_WEIGHT = 1 / 7200  # per squared px of all points, weighted by part
 _POINT_WEIGHTS = {"right_eye": 8.0, "left_eye": 8.0, "mouth": 3.0, "outer_lips": 0.0, "head": 0.0}
 
 log = logging.getLogger(__name__)
 
 
 class MetricMissingError(ReenactError):
-    """The metric asked for does not exist, or what it needs is not on this machine."""
+    """The requested metric does not exist, or its weights or library are not on this machine."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ class Metric:
     """A perceptual metric on square pictures.
 
     Attributes:
-        name: what logs and characters record; `metric(name)` gives the same metric again.
+        name: stored in logs and characters; `metric(name)` returns the same metric.
         maps: pictures `[B, 3, R, R]` in [-1, 1] -> weighted activation maps `[B, C, H, W]`,
             whose squared differences, summed over channels, averaged over space and summed over
             maps, are the distance.
-        device: where it runs, and where pictures must be.
+        device: of the metric and of its pictures.
     """
 
     name: str
@@ -71,7 +72,7 @@ class Metric:
     device: torch.device
 
     def features(self, pictures: Tensor) -> Tensor:
-        """Vectors whose squared Euclidean distance is the metric's distance.
+        """Returns vectors whose squared Euclidean distance is the metric's distance.
 
         Args:
             pictures: `[B, 3, R, R]` in [-1, 1], R in 64..1024.
@@ -89,18 +90,18 @@ class Metric:
         )
 
     def distance(self, a: Tensor, b: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        """Distance of each picture to its counterpart; differentiable with respect to both.
+        """Returns the distance of each picture to its counterpart, differentiable in both.
 
         Args:
             a: `[B, 3, R, R]` in [-1, 1], R in 64..1024.
-            b: as `a`.
-            maps: those of `b`, where they are known already.
+            b: likewise.
+            maps: the maps of `b`, if they were computed already.
 
         Returns:
-            `[B]` float32: 0 for equal pictures; a few tenths for two people, as LPIPS.
+            `[B]` float32: 0 for equal pictures, a few tenths for two people, like LPIPS.
 
         Raises:
-            ValueError: pictures of another shape, or of two shapes.
+            ValueError: pictures of another shape, or of two different shapes.
         """
         _check(a)
         if a.shape != b.shape:
@@ -113,15 +114,15 @@ class Metric:
 
 
 def metric(name: str | None = None, device: torch.device | str = "cpu") -> Metric:
-    """The metric to use; nothing is ever downloaded.
+    """Returns a metric; nothing is ever downloaded.
 
     Args:
         name: "lpips-vgg", "lpips-alex", "embedded-2", or "embedded" for its newest version.
-            By default LPIPS-VGG where its trunk's weights are on this machine, else embedded.
-        device: torch device on which it runs.
+            By default LPIPS-VGG if its trunk's weights are on this machine, else embedded.
+        device: torch device.
 
     Raises:
-        MetricMissingError: no metric has this name, or lpips or its trunk's weights are not there.
+        MetricMissingError: no metric has this name, or lpips or its trunk's weights are missing.
     """
     if name is None:
         name = "lpips-vgg" if trunk_file("lpips-vgg").is_file() else EMBEDDED
@@ -149,18 +150,22 @@ def _check(pictures: Tensor) -> None:
 
 
 def embedded_metric(device: torch.device | str = "cpu") -> Metric:
-    """Features of the bundled face-landmark network, its keypoints, and multi-scale gradients.
+    """Returns the embedded metric.
 
-    The network knows eyes, lips and the shape of a face, and sees them at 192 px; gradients see
+    Its features are activations of the face-landmark network, its keypoints, and multi-scale
+    gradients. The network responds to eyes, lips and the shape of a face at 192 px; gradients cover
     the whole picture at every scale. Both are normalised like LPIPS' features, so contrast and
-    exposure count little. The keypoints of eyes and mouth, each part's relative to its own middle,
-    say what the face does.
+    exposure count little. The keypoints of eyes and mouth, each part about its own middle,
+    represent the expression.
+
+    Args:
+        device: torch device.
     """
     network = face_mesh(device=str(device))
     layers = mesh_layers(network.net)
     counts = [_POINT_WEIGHTS[name] for name, points in GROUPS.items() for _ in points]
     point_weights = (torch.tensor(counts, device=device) * _KEYPOINT_WEIGHT).sqrt()[:, None]
-    # At this size the ROI samples the picture pixel by pixel, and skips none of a larger one.
+    # At this size the ROI samples every pixel; it would skip pixels of a larger picture.
     size = round(CROP / ALIGNED_ROI[2])
 
     def maps(pictures: Tensor) -> list[Tensor]:
@@ -186,7 +191,7 @@ def embedded_metric(device: torch.device | str = "cpu") -> Metric:
 
 
 def mesh_layers(net: torch.fx.GraphModule) -> nn.Module:
-    """The mesh network, giving `_LAYERS` too: 192 px crops in 0..1 -> (activations, outputs)."""
+    """Returns the mesh network with `_LAYERS`: 192 px crops in 0..1 -> (activations, outputs)."""
     graph = deepcopy(net.graph)
     nodes = {node.name: node for node in graph.nodes}
     nodes["output"].args = (([nodes[name] for name in _LAYERS], nodes["output"].args[0]),)
@@ -194,14 +199,14 @@ def mesh_layers(net: torch.fx.GraphModule) -> nn.Module:
 
 
 def _gradient(pictures: Tensor) -> Tensor:
-    """Differences to the right and lower neighbours: `[B, 3, R, R]` -> `[B, 6, R, R]`."""
+    """Returns differences to the right and lower neighbours, `[B, 3, R, R]` -> `[B, 6, R, R]`."""
     x = F.pad(pictures[..., :, 1:] - pictures[..., :, :-1], (0, 1))
     y = F.pad(pictures[..., 1:, :] - pictures[..., :-1, :], (0, 0, 0, 1))
     return torch.cat([x, y], 1)
 
 
 def _unit(maps: Tensor, floor: float) -> Tensor:
-    """Vectors over the channels, of length 1 where they are much longer than `floor`."""
+    """Normalises vectors over the channels; those much shorter than `floor` stay near 0."""
     return maps * (maps.square().sum(1, keepdim=True) + floor**2).rsqrt()
 
 
@@ -209,19 +214,19 @@ def _unit(maps: Tensor, floor: float) -> Tensor:
 
 
 def lpips_metric(network: Any, name: str, device: torch.device | str = "cpu") -> Metric:
-    """A network of the `lpips` library as a metric.
+    """Wraps a network of the `lpips` library as a metric.
 
     Args:
-        network: `lpips.LPIPS`, version 0.1, with its linear layers; it is frozen.
+        network: `lpips.LPIPS`, version 0.1, with its linear layers. It is frozen.
         name: the metric's name.
-        device: torch device on which it runs.
+        device: torch device.
     """
     network = network.eval().requires_grad_(False).to(device)
     scales = [linear.model[-1].weight.sqrt() for linear in network.lins]  # none is negative
 
     def maps(pictures: Tensor) -> list[Tensor]:
         activations = network.net(network.scaling_layer(pictures.float()))
-        # The library's own normalisation has NaN gradients where all channels are zero.
+        # The library's own normalisation has NaN gradients where all channels are 0.
         return [
             F.normalize(x, dim=1, eps=1e-10) * s for x, s in zip(activations, scales, strict=True)
         ]
@@ -230,12 +235,12 @@ def lpips_metric(network: Any, name: str, device: torch.device | str = "cpu") ->
 
 
 def trunk_file(name: str) -> Path:
-    """Where torchvision keeps the weights of an LPIPS metric's trunk, whether or not they exist."""
+    """Returns where torchvision keeps the weights of an LPIPS metric's trunk; it may not exist."""
     return Path(torch.hub.get_dir()) / "checkpoints" / LPIPS[name][1]
 
 
 def _lpips_network(name: str) -> Any:
-    """`lpips.LPIPS` with the trunk's weights from this machine."""
+    """Loads `lpips.LPIPS` with the trunk's weights from this machine."""
     trunk, path = LPIPS[name][0], trunk_file(name)
     if not path.is_file():
         raise MetricMissingError(
@@ -243,7 +248,7 @@ def _lpips_network(name: str) -> Any:
             f"there. Put the file there, or choose {EMBEDDED}."
         )
     try:
-        # Slow, and it fails beside a torchvision that was not built for the installed torch.
+        # Imported late: it is slow, and fails with a torchvision built for another torch.
         import lpips
     except (ImportError, RuntimeError) as error:
         raise MetricMissingError(
@@ -251,8 +256,8 @@ def _lpips_network(name: str) -> Any:
             f"{torch.__version__}, or choose {EMBEDDED}."
         ) from error
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it calls torchvision in an old way
-        # A random trunk, because for a trained one the library would go to the network.
+        warnings.simplefilter("ignore")  # lpips uses deprecated arguments of torchvision
+        # A random trunk, because the library would download a trained one.
         network = lpips.LPIPS(net=trunk, pnet_rand=True, verbose=False)
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)

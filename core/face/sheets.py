@@ -1,4 +1,4 @@
-"""Contact sheets: pictures to look at instead of numbers to read."""
+"""Pictures of tracked faces: overlays of the mesh, and contact sheets of a clip."""
 
 import cv2
 import numpy as np
@@ -12,19 +12,21 @@ from core.media.contact_sheet import contact_sheet
 from core.media.read import read_network_frames
 from core.media.write import to_bytes
 
+# RGB.
 _RED, _GREEN, _BLUE, _YELLOW = (255, 70, 60), (70, 230, 90), (90, 160, 255), (250, 220, 70)
 
 
 def draw_face(picture: np.ndarray, landmarks: np.ndarray, quad: np.ndarray | None) -> np.ndarray:
-    """Draws the mesh's contours and irises, and the aligned square.
+    """Draws the mesh's contours and irises, and the aligned square, on a copy of a picture.
 
     Args:
         picture: `[H, W, 3]` uint8.
-        landmarks: `[478, 2 or 3]` in px of the picture; nothing is drawn where they are NaN.
-        quad: `[4, 2]` in px of the picture, or None. (Whole numbers are pixel centres in both.)
+        landmarks: `[478, 2 or 3]` px of the picture; NaN draws no mesh.
+        quad: `[4, 2]` px of the picture; None or NaN draws no square. In both arguments pixel
+            centres are whole numbers.
 
     Returns:
-        A copy of the picture with the drawing.
+        `[H, W, 3]` uint8.
     """
     picture = np.ascontiguousarray(picture).copy()
     if quad is not None and np.isfinite(quad).all():
@@ -49,17 +51,17 @@ def draw_face(picture: np.ndarray, landmarks: np.ndarray, quad: np.ndarray | Non
 def _line(
     picture: np.ndarray, points: np.ndarray, colour: tuple[int, int, int], closed: bool = True
 ) -> None:
-    fixed = np.round(points * 16).astype(np.int32)[None]  # cv2's sub-pixel form
+    fixed = np.round(points * 16).astype(np.int32)[None]  # cv2's fixed-point coordinates
     cv2.polylines(picture, fixed, closed, colour, 1, cv2.LINE_AA, shift=4)
 
 
 def track_sheet(clip: Clip, track: FaceTrack, count: int = 24, tile: int = 256) -> np.ndarray:
-    """Frames of a tracked clip, evenly spread: the plate with its overlay beside the aligned face.
+    """Lays out frames of a tracked clip, evenly spaced: plate with overlay, and aligned face.
 
     Args:
         clip: the clip that was tracked.
         track: its track.
-        count: how many frames to show.
+        count: number of frames.
         tile: height of a picture in the sheet, px.
 
     Returns:

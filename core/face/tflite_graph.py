@@ -1,9 +1,8 @@
 """A .tflite file as a differentiable torch module.
 
-`load_tflite` translates the operations that MediaPipe's face and person models use, its four
-custom ones included, into a `torch.fx` graph. The result is plain generated Python: nothing is
-interpreted at run time, so it can be compiled, moved, cast and differentiated like any other
-module.
+`load_tflite` translates the operations of MediaPipe's face and person models, including four custom
+ones, into a `torch.fx` graph. The result is generated Python without an interpreter, so it can be
+compiled, moved, cast and differentiated like any other module.
 
 Sources: the public .tflite schema (package `tflite`), and for the custom operations MediaPipe's
 documented behaviour of `Landmarks2TransformMatrix`, `TransformTensorBilinear` and
@@ -39,7 +38,7 @@ _NHWC_TO_NCHW_AXIS = {0: 0, 1: 2, 2: 3, 3: 1}
 
 
 class UnsupportedModelError(ReenactError):
-    """The file is not a .tflite model, or uses an operation that is not translated here."""
+    """The file is not a .tflite model, or uses an operation that is not supported."""
 
 
 def load_tflite(path: str | Path) -> torch.fx.GraphModule:
@@ -49,12 +48,12 @@ def load_tflite(path: str | Path) -> torch.fx.GraphModule:
         path: the model file.
 
     Returns:
-        A module that takes `[B, C, H, W]` (the file's input is NHWC with a batch of one) and
-        returns a dict from the file's output names to tensors in the file's own axis order, any
-        batch. Weights are float32 buffers without gradients; `.to()` moves and casts them.
+        A module that takes `[B, C, H, W]` of any batch, while the file's input is NHWC with a batch
+        of one. It returns a dict from the file's output names to tensors in the file's axis order.
+        Weights are float32 buffers without gradients; `.to()` moves and casts them.
 
     Raises:
-        UnsupportedModelError: not a .tflite file, or it needs an operation not translated here.
+        UnsupportedModelError: not a .tflite file, or an operation that is not supported.
         OSError: the file cannot be read.
     """
     data = Path(path).read_bytes()
@@ -64,7 +63,7 @@ def load_tflite(path: str | Path) -> torch.fx.GraphModule:
 
 
 class _Translation:
-    """State of one translation: the graph so far and what each tensor of the file became."""
+    """State of one translation: the graph so far, and the node of each tensor in the file."""
 
     def __init__(self, model: Any, path: str) -> None:
         self.path = path
@@ -105,7 +104,7 @@ class _Translation:
         return self.graph.call_function(function, args)
 
     def _buffer(self, index: int, value: np.ndarray | None = None) -> torch.fx.Node:
-        """The node of a constant, registered once as a float32 buffer."""
+        """Returns the node of a constant, which is registered once as a float32 buffer."""
         name = f"tensor_{index}"
         if not hasattr(self.root, name):
             array = self.constants[index] if value is None else value
@@ -131,7 +130,7 @@ class _Translation:
     def _same_padding(
         self, index: int, kernel: tuple[int, int], stride: tuple[int, int], dilation: int = 1
     ) -> tuple[int, int, int, int]:
-        """TensorFlow's SAME padding as (left, right, top, bottom); the odd pixel goes last."""
+        """Returns TensorFlow's SAME padding as (left, right, top, bottom), an odd pixel last."""
         pads = []
         for size, k, s in (
             (self.shapes[index][2], kernel[1], stride[1]),
@@ -354,21 +353,21 @@ def landmarks_to_matrix(
     width: int,
     height: int,
 ) -> Tensor:
-    """The affine map from a patch to the rotated bounding box of some landmarks.
+    """Returns the affine map from a patch to the rotated bounding box of some landmarks.
 
     Args:
         landmarks: `[B, N, 3]` in pixels of the feature map.
-        subset: indices of the landmarks whose box is taken.
+        subset: indices of the landmarks whose box is used.
         left: index of the landmark where the line that defines the rotation starts.
         right: index of the landmark where it ends.
-        target_rotation: the angle in radians that left -> right has in the patch.
-        scale_x: enlargement of the box along that line.
+        target_rotation: angle of left -> right in the patch, radians.
+        scale_x: enlargement of the box along that direction.
         scale_y: enlargement across it.
         width: of the patch, in pixels.
         height: of the patch, in pixels.
 
     Returns:
-        `[B, 4, 4]`: patch pixel -> feature-map pixel (z untouched).
+        `[B, 4, 4]`, patch pixel -> feature-map pixel; z is unchanged.
     """
     direction = landmarks[:, right, :2] - landmarks[:, left, :2]
     angle = target_rotation - torch.atan2(direction[:, 1], direction[:, 0])
@@ -383,7 +382,7 @@ def landmarks_to_matrix(
     sx = scale_x * (right_edge - left_edge) / width
     sy = scale_y * (bottom_edge - top_edge) / height
     zero, one = torch.zeros_like(c), torch.ones_like(c)
-    # shift to the centre * rotate back * scale * shift the patch's middle to the origin
+    # Shift to the centre * rotate back * scale * shift the patch's middle to the origin.
     rows = [
         c * sx,
         s * sy,
@@ -406,7 +405,7 @@ def landmarks_to_matrix(
 
 
 def sample_patch(features: Tensor, matrix: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear patch of a feature map; positions outside the map give zero.
+    """Samples a bilinear patch of a feature map; positions outside of the map give 0.
 
     Args:
         features: `[B, C, H, W]`.
@@ -418,7 +417,7 @@ def sample_patch(features: Tensor, matrix: Tensor, height: int, width: int) -> T
         `[B, C, height, width]`.
     """
     map_height, map_width = features.shape[2:]
-    # Half precision has too few digits for sampling positions.
+    # Half precision is too coarse for sampling positions.
     dtype = torch.promote_types(matrix.dtype, torch.float32)
     m = matrix.to(dtype)
     v = torch.arange(height, device=m.device, dtype=dtype)[None, :, None] + 0.5

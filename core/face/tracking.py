@@ -1,8 +1,8 @@
-"""Following one face through a clip, as MediaPipe does it.
+"""Following one face through a clip, like MediaPipe's tracking.
 
-The first face is detected; from then on the ROI comes from the landmarks of the frame before, and
-the detector runs again only when the mesh network no longer sees a face there, or after a cut.
-A frame without a face is a state, not an error.
+The first face is detected; from then on the ROI comes from the landmarks of the frame before. The
+detector runs again only after a cut, or when the mesh network finds no face in the ROI. A frame
+without a face is a state, not an error.
 """
 
 import math
@@ -26,25 +26,25 @@ from core.face.network import (
     to_picture,
 )
 
-# A frame starts a new shot when its thumbnail, evened out in brightness and contrast, differs from
-# the frames before by more than this (mean absolute difference in standard deviations), the frame
-# after it does too, and its neighbours' differences are this many times smaller. Lights that flash
-# or flicker and fast pans are no cuts.
+# A frame starts a new shot if its thumbnail, normalised in brightness and contrast, differs from
+# the frames before by more than `CUT_DIFFERENCE` (mean absolute difference in standard deviations),
+# so does the frame after it, and the difference is `CUT_RATIO` times that of neighbouring frames.
+# Flashing or flickering lights and fast pans are no cuts.
 CUT_DIFFERENCE = 0.3
 CUT_RATIO = 2.0
-# Where a shot has shown several faces, a lost one is looked for within one ROI side of where it
-# was, and this much further for every frame that passes, so that nobody else is taken for it.
+# In a shot with several faces a lost one is searched within one ROI side of its last position, and
+# this many sides further per frame, so that it is not confused with another.
 REACH_GROWTH = 1 / 6
-_THUMBNAIL = (48, 27)
+_THUMBNAIL = (48, 27)  # px
 _RECENT = 8  # frames over which a shot's usual difference is averaged
 
 
 class FaceState(IntEnum):
-    """What is known of the face in a frame."""
+    """How the face in a frame was found."""
 
-    NONE = 0  # no face was found
-    DETECTED = 1  # found by the detector: first frame, after a loss or a cut
-    TRACKED = 2  # found where the frame before had it
+    NONE = 0  # not found
+    DETECTED = 1  # by the detector: first frame, after a loss or a cut
+    TRACKED = 2  # in the ROI of the frame before
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class FaceTrack:
     landmarks: np.ndarray  # [T, 478, 3] float32, plate px (z on the scale of x)
     roi: np.ndarray  # [T, 5] float32, ROI of each frame in square pixels
     cut: np.ndarray  # [T] bool, true on the first frame of a new shot
-    faces: np.ndarray  # [T] int, faces seen by the detector, -1 where it did not run
+    faces: np.ndarray  # [T] int, number of faces that the detector found; -1 where it did not run
 
     @property
     def found(self) -> np.ndarray:
@@ -74,48 +74,50 @@ def track_face(
 ) -> FaceTrack:
     """Follows one face through a clip.
 
-    At the start of a shot it takes the face nearest to `at`, else the largest; after a loss, the
-    one nearest to where the face was last seen (in a crowd: within a reach that grows with time).
+    At the start of a shot it takes the face nearest to `at`, or else the largest; after a loss, the
+    one nearest to the face's last position, in a crowd within a distance that grows with time.
 
     Args:
-        pictures: frame number and `[H, W, 3]` float32 sRGB in 0..1, in order; read once.
-        at: a point in plate px that picks the person, where several are in the picture.
+        pictures: frame numbers and `[H, W, 3]` float32 sRGB in 0..1, in order; iterated once.
+        at: a point in plate px that selects the person where there are several.
         pixel_aspect: width of a pixel over its height.
         device: torch device that runs the networks.
 
     Returns:
-        The track, with one entry per picture (none for no pictures).
+        The track, with one entry per picture.
 
     Raises:
         ValueError: a picture that is not `[H, W, 3]`.
     """
     follower = _Follower(at and (at[0] * pixel_aspect, at[1]), device)
-    numbers, cuts, sightings = [], [], []
+    numbers, cuts, observations = [], [], []
     for number, picture, cut in _with_cuts(pictures):
         if cut:
             follower.forget()
         numbers.append(number)
         cuts.append(cut)
-        sightings.append(follower.look(_tensor(picture, pixel_aspect, device)))
-    landmarks = np.array([s.landmarks for s in sightings], np.float32).reshape(-1, 478, 3)
+        observations.append(follower.observe(_tensor(picture, pixel_aspect, device)))
+    landmarks = np.array([o.landmarks for o in observations], np.float32).reshape(-1, 478, 3)
     landmarks[..., 0] = (landmarks[..., 0] + 0.5) / pixel_aspect - 0.5
     return FaceTrack(
         numbers=np.array(numbers, int),
-        state=np.array([s.state for s in sightings], np.uint8),
-        score=np.array([s.score for s in sightings], np.float32),
+        state=np.array([o.state for o in observations], np.uint8),
+        score=np.array([o.score for o in observations], np.float32),
         landmarks=landmarks,
-        roi=np.array([s.roi for s in sightings], np.float32).reshape(-1, 5),
+        roi=np.array([o.roi for o in observations], np.float32).reshape(-1, 5),
         cut=np.array(cuts, bool),
-        faces=np.array([s.faces for s in sightings], int),
+        faces=np.array([o.faces for o in observations], int),
     )
 
 
 def _with_cuts(
     pictures: Iterable[tuple[int, np.ndarray]],
 ) -> Iterator[tuple[int, np.ndarray, bool]]:
-    """Number, picture, and whether it starts a new shot; looks one picture ahead."""
+    """Yields number, picture, and whether it starts a new shot; reads one picture ahead."""
     recent: deque[float] = deque(maxlen=_RECENT)
-    before: deque[np.ndarray] = deque(maxlen=3)  # thumbnails, to see over a flash
+    before: deque[np.ndarray] = deque(
+        maxlen=3
+    )  # thumbnails of several frames, because the last may be a flash
     now: tuple[int, np.ndarray, np.ndarray] | None = None
     for item in chain(pictures, [None]):
         after = None
@@ -130,9 +132,9 @@ def _with_cuts(
                 step = _difference(before[-1], now[2])
                 next_step = _difference(now[2], after[2]) if after else 0.0
                 over = _difference(before[-1], after[2]) if after else step
-                least = min(over, *(_difference(b, now[2]) for b in before))
+                smallest = min(over, *(_difference(b, now[2]) for b in before))
                 usual = max(float(np.mean(recent)) if recent else 0.0, next_step)
-                cut = least > CUT_DIFFERENCE and step > CUT_RATIO * usual
+                cut = smallest > CUT_DIFFERENCE and step > CUT_RATIO * usual
                 if not cut:
                     recent.append(step)
             yield now[0], now[1], cut
@@ -141,18 +143,18 @@ def _with_cuts(
 
 
 def _thumbnail(picture: np.ndarray) -> np.ndarray:
-    """A small picture with its brightness and contrast taken out."""
+    """Returns a small picture with normalised brightness and contrast."""
     small = cv2.resize(picture, _THUMBNAIL, interpolation=cv2.INTER_AREA)
     small = small - small.mean((0, 1))
-    return small / (small.std() + 0.02)  # a flat picture stays flat
+    return small / (small.std() + 0.02)  # does not amplify a flat picture
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).mean())
 
 
-class _Sighting(NamedTuple):
-    """What one frame shows, in square pixels."""
+class _Observation(NamedTuple):
+    """The face in one frame, in square pixels."""
 
     state: FaceState
     score: float
@@ -162,7 +164,7 @@ class _Sighting(NamedTuple):
 
 
 class _Follower:
-    """What is remembered of a face from frame to frame."""
+    """Follows one face; keeps its last position from frame to frame."""
 
     def __init__(self, at: tuple[float, float] | None, device: str) -> None:
         self.at = at
@@ -171,56 +173,56 @@ class _Follower:
         self.forget()
 
     def forget(self) -> None:
-        """Starts over, as at the first frame of a shot."""
-        self.roi: torch.Tensor | None = None  # where the next frame should have the face
-        self.wanted = self.at  # a point at which to detect it
-        self.side = 0.0  # of the last ROI
-        self.lost = 0  # frames since then
-        self.crowd = False  # whether this shot has shown several faces
+        """Starts again, as at the first frame of a shot."""
+        self.roi: torch.Tensor | None = None  # where the face is expected in the next frame
+        self.target = self.at  # the point at which it is detected
+        self.side = 0.0  # of the last ROI, px
+        self.lost = 0  # frames since the last ROI
+        self.crowd = False  # whether several faces were found in this shot
 
-    def look(self, image: torch.Tensor) -> _Sighting:
+    def observe(self, image: torch.Tensor) -> _Observation:
         """Finds the face in the next frame `[1, 3, H, W]`."""
         score, faces = 0.0, -1
         if self.roi is not None:
             score, landmarks = self._mesh(image, self.roi)
             if score > MESH_SCORE:
-                return self._seen(FaceState.TRACKED, score, self.roi, landmarks, faces)
-        found = self.detector(image, self.wanted)
+                return self._found(FaceState.TRACKED, score, self.roi, landmarks, faces)
+        found = self.detector(image, self.target)
         faces = len(found.score)
         self.crowd |= faces > 1
         near = self.crowd and self.side > 0
         reach = self.side * (1 + self.lost * REACH_GROWTH) if near else math.inf
-        roi = _pick(found.roi, self.wanted, reach)
+        roi = _pick(found.roi, self.target, reach)
         if roi is not None:
             score, landmarks = self._mesh(image, roi)
             if score > MESH_SCORE:
-                return self._seen(FaceState.DETECTED, score, roi, landmarks, faces)
+                return self._found(FaceState.DETECTED, score, roi, landmarks, faces)
         self.roi = None
         self.lost += 1
         nan = np.float32(np.nan)
-        return _Sighting(FaceState.NONE, score, np.full(5, nan), np.full((478, 3), nan), faces)
+        return _Observation(FaceState.NONE, score, np.full(5, nan), np.full((478, 3), nan), faces)
 
     @torch.no_grad()
     def _mesh(self, image: torch.Tensor, roi: torch.Tensor) -> tuple[float, torch.Tensor]:
         mesh = self.mesh(crop_roi(image, roi))
         return float(mesh.score), to_picture(mesh.landmarks, roi)
 
-    def _seen(
+    def _found(
         self,
         state: FaceState,
         score: float,
         roi: torch.Tensor,
         landmarks: torch.Tensor,
         faces: int,
-    ) -> _Sighting:
+    ) -> _Observation:
         self.roi = roi_from_landmarks(landmarks)
         x, y, self.side = self.roi[0, :3].tolist()
-        self.wanted, self.lost = (x, y), 0
-        return _Sighting(state, score, roi[0].cpu().numpy(), landmarks[0].cpu().numpy(), faces)
+        self.target, self.lost = (x, y), 0
+        return _Observation(state, score, roi[0].cpu().numpy(), landmarks[0].cpu().numpy(), faces)
 
 
 def _tensor(picture: np.ndarray, pixel_aspect: float, device: str) -> torch.Tensor:
-    """`[1, 3, H, W]` with square pixels."""
+    """Converts a picture to `[1, 3, H, W]` with square pixels."""
     if pixel_aspect != 1:
         width = max(round(picture.shape[1] * pixel_aspect), 1)
         picture = cv2.resize(picture, (width, picture.shape[0]), interpolation=cv2.INTER_LINEAR)
@@ -229,13 +231,16 @@ def _tensor(picture: np.ndarray, pixel_aspect: float, device: str) -> torch.Tens
 
 
 def _pick(
-    rois: torch.Tensor, wanted: tuple[float, float] | None, reach: float
+    rois: torch.Tensor, target: tuple[float, float] | None, reach: float
 ) -> torch.Tensor | None:
-    """The face `[1, 5]` to follow among those detected `[N, 5]`, or None."""
+    """Returns the face `[1, 5]` to follow among those detected `[N, 5]`; None for none.
+
+    The nearest to `target` within `reach` px, or the largest without a target.
+    """
     if not len(rois):
         return None
-    if wanted is None:
+    if target is None:
         return rois[rois[:, 2].argmax()][None]
-    distance = (rois[:, :2] - rois.new_tensor([wanted])).norm(dim=1)
+    distance = (rois[:, :2] - rois.new_tensor([target])).norm(dim=1)
     nearest = distance.argmin()
     return rois[nearest][None] if distance[nearest] <= reach else None

@@ -1,28 +1,28 @@
 """Plate colour to network colour and back, by OpenColorIO (through OpenImageIO).
 
-The network sees display-referred sRGB in [-1, 1]. For every source space, scene-linear, log or
-display-referred, the way there is
+Convention:
+    The network works on display-referred sRGB in [-1, 1]. Every source space, scene-linear, log or
+    display-referred, is converted to it by
 
-    v = M(x)                   x: plate; v: linear light, Rec.709 primaries, D65 (OCIO)
-    v = min(max(v, 0), 1)      the only loss; the clipped pixels are counted
-    e = 12.92321 v             where v <= 0.00303993, else 1.055 v^(1/2.4) - 0.055
-    n = 2 e - 1
+        v = M(x)                   x: plate; v: linear light, Rec.709 primaries, D65 (OCIO)
+        v = min(max(v, 0), 1)      the only loss; clipped pixels are counted
+        e = 12.92321 v             where v <= 0.00303993, else 1.055 v^(1/2.4) - 0.055
+        n = 2 e - 1
 
-and `from_network` is its inverse, so whatever was not clipped comes back. (The curve is IEC
-61966-2-1 in the continuous form that OCIO has; the standard's rounded 12.92 and 0.0031308 differ
-by 1e-5.) No exposure, no view transform, no tone mapping: they can't be undone. An sRGB picture
-keeps its code values.
+    `from_network` is the inverse, so pixels that were not clipped come back unchanged. The curve is
+    that of IEC 61966-2-1 in OCIO's continuous form; the standard's rounded constants 12.92 and
+    0.0031308 differ by 1e-5. There is no exposure, view transform or tone mapping, because they
+    cannot be undone. An sRGB picture keeps its code values.
 
-OCIO says what a colour space means. Where its conversion turns out to be a matrix, as for every
-scene-linear space, that matrix and the curve are applied here (three times as fast, and without
-OCIO's approximate powers); other spaces go through OCIO pixel by pixel. The curve is monotone and
-keeps 0 and 1, so it makes no difference that clipping and counting come after it.
+Colour spaces are defined by OCIO. Where its conversion is a matrix, as for every scene-linear
+space, that matrix and the curve are applied here: three times as fast, and without OCIO's
+approximate powers. Other spaces go through OCIO pixel by pixel. The curve is monotone and keeps 0
+and 1, so pixels can be clipped and counted after it.
 
-The config is the one named by the caller, else the `OCIO` variable (which OpenImageIO reads once
-per process), else OCIO's built-in ACES config "ocio://default". All functions may be called from
-several threads at once. A config file is read once per process; only for spaces that are no matrix
-does OpenImageIO parse a named one on every call (10 ms for the built-in one, which setting `OCIO`
-avoids).
+The config is the one that the caller names, else the `OCIO` variable (which OpenImageIO reads once
+per process), else OCIO's built-in ACES config "ocio://default". All functions are thread-safe. A
+config file is read once per process, but for spaces that are no matrix OpenImageIO parses a named
+config on every call (10 ms for the built-in one; setting `OCIO` avoids that).
 """
 
 from __future__ import annotations
@@ -38,48 +38,51 @@ import OpenImageIO as oiio
 
 from core.base.errors import ReenactError
 
-# A pixel counts as clipped beyond this, in sRGB code values: 1/40 of an 8-bit step, above the
-# rounding of OCIO's fast curve (1e-5) and of its matrices.
+# Excess in sRGB code values from which a pixel counts as clipped: 1/40 of an 8-bit step, more than
+# the rounding errors of OCIO's fast curve (1e-5) and of its matrices.
 TOLERANCE = 1e-4
 
-_BREAK, _SLOPE = np.float32(0.00303993), np.float32(12.92321)  # of the sRGB curve
+_BREAK, _SLOPE = np.float32(0.00303993), np.float32(12.92321)  # linear part of the sRGB curve
 
+# Names of the sRGB texture space in common configs.
 _TEXTURE = ("sRGB - Texture", "srgb_tx", "Utility - sRGB - Texture", "sRGB")
 
 
 class ColourError(ReenactError):
-    """A colour space or OCIO config that can't be used."""
+    """A colour space or an OCIO config cannot be used."""
 
 
 @dataclass(frozen=True)
 class Clipping:
-    """How many pixels of a picture the network space can't hold (in any of their channels)."""
+    """Counts of pixels with a channel outside the network's range."""
 
     above: int  # brighter than 1: highlights
     below: int  # negative: outside the Rec.709 gamut
-    pixels: int  # all pixels looked at
+    pixels: int  # all pixels of the picture
 
     @property
     def fraction_above(self) -> float:
+        """Share of the pixels that are too bright, 0..1."""
         return self.above / max(self.pixels, 1)
 
     @property
     def fraction_below(self) -> float:
+        """Share of the pixels that are negative, 0..1."""
         return self.below / max(self.pixels, 1)
 
 
 def to_network(
     pixels: np.ndarray, colour_space: str, config: str | None = None
 ) -> tuple[np.ndarray, Clipping]:
-    """Turn plate pixels into network pixels (formula: see this module's head).
+    """Converts plate pixels to network pixels by the formula in this module's docstring.
 
     Args:
-        pixels: [..., W, 3] RGB in `colour_space`, any range, finite.
+        pixels: `[..., W, 3]` RGB in `colour_space`, any range, finite.
         colour_space: name, alias or role of the OCIO config.
         config: path or "ocio://" name; None for the `OCIO` variable or the built-in config.
 
     Returns:
-        float32 [..., W, 3] in [-1, 1], and what was clipped.
+        float32 `[..., W, 3]` in [-1, 1], and counts of the clipped pixels.
 
     Raises:
         ColourError: unknown space or config.
@@ -111,15 +114,15 @@ def to_network(
 
 
 def from_network(pixels: np.ndarray, colour_space: str, config: str | None = None) -> np.ndarray:
-    """Turn network pixels into plate pixels: the inverse of `to_network` inside [-1, 1].
+    """Converts network pixels to plate pixels: the inverse of `to_network` inside [-1, 1].
 
     Args:
-        pixels: [..., W, 3] sRGB in [-1, 1]; a generator's overshoot beyond that is clipped.
+        pixels: `[..., W, 3]` sRGB; a generator's overshoot beyond [-1, 1] is clipped.
         colour_space: name, alias or role of the OCIO config.
         config: as for `to_network`.
 
     Returns:
-        float32 [..., W, 3] RGB in `colour_space`.
+        float32 `[..., W, 3]` RGB in `colour_space`.
 
     Raises:
         ColourError: unknown space or config.
@@ -142,29 +145,29 @@ def from_network(pixels: np.ndarray, colour_space: str, config: str | None = Non
 
 
 def convert(pixels: np.ndarray, source: str, target: str, config: str | None = None) -> np.ndarray:
-    """Pixels of one colour space in another; nothing is clipped.
+    """Converts pixels from one colour space to another without clipping.
 
     Args:
-        pixels: [..., W, 3] RGB in `source`, any range, finite.
+        pixels: `[..., W, 3]` RGB in `source`, any range, finite.
         source: name, alias or role of the OCIO config.
         target: likewise.
         config: as for `to_network`.
 
     Returns:
-        float32 [..., W, 3].
+        float32 `[..., W, 3]`.
 
     Raises:
         ColourError: unknown space or config.
     """
-    pixels, here, there = _rgb(pixels), resolve(source, config), resolve(target, config)
-    return pixels if here == there else _convert(pixels, here, there, config)
+    pixels, source, target = _rgb(pixels), resolve(source, config), resolve(target, config)
+    return pixels if source == target else _convert(pixels, source, target, config)
 
 
 def resolve(colour_space: str, config: str | None = None) -> str:
-    """The config's own name of a colour space, given its name, an alias or a role (any case).
+    """Returns the config's name of a colour space, given its name, an alias or a role in any case.
 
     Raises:
-        ColourError: no such space (the message lists near ones), or one that holds data.
+        ColourError: no such space (the message lists similar ones), or one for data.
     """
     names = _names(config)
     name = names.get(colour_space.strip().lower())
@@ -186,18 +189,18 @@ def resolve(colour_space: str, config: str | None = None) -> str:
 
 
 def scene_linear_space(config: str | None = None) -> str:
-    """The config's scene_linear role: what Nuke takes an EXR for (ACEScg in ACES configs)."""
+    """Returns the scene_linear role, which Nuke assumes for EXRs (ACEScg in ACES configs)."""
     return _role("scene_linear", config)
 
 
 def log_space(config: str | None = None) -> str:
-    """The config's compositing_log role: what Nuke takes log DPX for (ACEScct in ACES configs)."""
+    """Returns the compositing_log role, which Nuke assumes for log DPX (ACEScct in ACES)."""
     return _role("compositing_log", config)
 
 
 @lru_cache(maxsize=8)
 def texture_space(config: str | None = None) -> str:
-    """The config's sRGB texture space: PNG, JPEG, movies, and the network itself.
+    """Returns the sRGB texture space: that of PNG, JPEG, movies, and the network itself.
 
     Raises:
         ColourError: the config has none.
@@ -213,6 +216,7 @@ def texture_space(config: str | None = None) -> str:
 
 
 def _role(role: str, config: str | None) -> str:
+    """Returns the space of a role."""
     name = _open(config).getColorSpaceNameByRole(role)
     if not name:
         raise ColourError(f"{_label(config)} has no {role} role: name the clip's colour space.")
@@ -220,22 +224,24 @@ def _role(role: str, config: str | None) -> str:
 
 
 def _rgb(pixels: np.ndarray) -> np.ndarray:
+    """Returns pixels as contiguous float32; ValueError unless they are `[..., W, 3]`."""
     if pixels.ndim < 2 or pixels.shape[-1] != 3:
         raise ValueError(f"pixels must be [..., W, 3] RGB, not {pixels.shape}")
     return np.ascontiguousarray(pixels, np.float32)
 
 
-def _rows(pixels: np.ndarray) -> np.ndarray:
-    """One picture [-1, W, 3] of a batch [..., W, 3]."""
+def _as_picture(pixels: np.ndarray) -> np.ndarray:
+    """Stacks a batch `[..., W, 3]` into one picture `[-1, W, 3]`."""
     return pixels.reshape(-1, *pixels.shape[-2:])
 
 
 def _apply(matrix: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    return cv2.transform(_rows(pixels), matrix.astype(np.float32)).reshape(pixels.shape)
+    """Multiplies every pixel by a matrix `[3, 3]`."""
+    return cv2.transform(_as_picture(pixels), matrix.astype(np.float32)).reshape(pixels.shape)
 
 
 def _encode(linear: np.ndarray) -> np.ndarray:
-    """The sRGB curve; the straight part goes on below 0, the power above 1."""
+    """Applies the sRGB curve; its linear part extends below 0, its power above 1."""
     curve = np.maximum(linear, _BREAK) ** np.float32(1 / 2.4)
     curve *= 1.055
     curve -= 0.055
@@ -243,6 +249,7 @@ def _encode(linear: np.ndarray) -> np.ndarray:
 
 
 def _decode(encoded: np.ndarray) -> np.ndarray:
+    """Inverts `_encode`."""
     curve = np.maximum(encoded, _SLOPE * _BREAK)
     curve += 0.055
     curve /= 1.055
@@ -251,12 +258,12 @@ def _decode(encoded: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _to_linear(space: str, config: str | None) -> np.ndarray | None:
-    """The matrix from a space to linear Rec.709, or None if OCIO's conversion is not a matrix."""
-    # Read off where the curve is straight, so that its power does not blur the numbers ...
+    """Returns the matrix to linear Rec.709; None if OCIO's conversion is not a matrix."""
+    # Measured where the curve is linear, so that its power adds no rounding error ...
     small = np.float32(1e-4) * np.eye(3, dtype=np.float32)[None]
     texture = texture_space(config)
     matrix = (_convert(small, space, texture, config)[0].T / (_SLOPE * 1e-4)).astype(np.float64)
-    # ... and believed if it holds for other colours too, dark, bright and negative.
+    # ... and accepted if it holds for other colours too: dark, bright and negative.
     probes = np.random.default_rng(0).uniform(-0.5, 2, (1, 64, 3)).astype(np.float32)
     probes[:, :32] *= 0.01
     ocio = _convert(probes, space, texture, config)
@@ -265,7 +272,7 @@ def _to_linear(space: str, config: str | None) -> np.ndarray | None:
 
 
 def is_linear(colour_space: str, config: str | None = None) -> bool:
-    """Whether a space is scene-linear: a matrix away from linear Rec.709.
+    """Returns whether a space is scene-linear, that is a matrix away from linear Rec.709.
 
     Raises:
         ColourError: unknown space or config.
@@ -274,9 +281,10 @@ def is_linear(colour_space: str, config: str | None = None) -> bool:
 
 
 def _convert(pixels: np.ndarray, source: str, target: str, config: str | None) -> np.ndarray:
-    # Without a config OpenImageIO uses its shared one, whose processors are cached.
+    """Converts pixels by OCIO; names are the config's own."""
+    # Without a config OpenImageIO uses a shared one, which caches its processors.
     extra = () if config is None else ("", "", config)
-    buffer = oiio.ImageBuf(_rows(pixels))
+    buffer = oiio.ImageBuf(_as_picture(pixels))
     converted = oiio.ImageBufAlgo.colorconvert(buffer, source, target, False, *extra)
     values = None if converted.has_error else converted.get_pixels(oiio.FLOAT)
     if values is None:
@@ -286,6 +294,7 @@ def _convert(pixels: np.ndarray, source: str, target: str, config: str | None) -
 
 @lru_cache(maxsize=8)
 def _open(config: str | None) -> oiio.ColorConfig:
+    """Opens a config, once per process."""
     opened = oiio.ColorConfig() if config is None else oiio.ColorConfig(config)
     error = opened.geterror()
     if error:
@@ -295,7 +304,7 @@ def _open(config: str | None) -> oiio.ColorConfig:
 
 @lru_cache(maxsize=8)
 def _names(config: str | None) -> dict[str, str]:
-    """Every name, alias and role in lower case -> the space's own name; names win."""
+    """Maps every name, alias and role in lower case to a space's name; names take precedence."""
     opened = _open(config)
     spaces = opened.getColorSpaceNames()
     roles = {role: opened.getColorSpaceNameByRole(role) for role in opened.getRoles()}
@@ -305,6 +314,7 @@ def _names(config: str | None) -> dict[str, str]:
 
 
 def _label(config: str | None) -> str:
+    """Returns how messages call a config."""
     if config is not None:
         return f"the OCIO config {config}"
     variable = os.environ.get("OCIO")

@@ -1,11 +1,11 @@
-"""Contact sheets: labelled pictures in rows."""
+"""Contact sheets: pictures of one size in rows, with labels."""
 
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-LABEL_HEIGHT = 18
+LABEL_HEIGHT = 18  # px
 
 
 def contact_sheet(
@@ -15,11 +15,11 @@ def contact_sheet(
 
     Args:
         pictures: `[H, W, 3]` uint8 each, all of one size.
-        labels: one per picture, or none.
+        labels: one per picture; None leaves them out.
         columns: pictures per row.
 
     Returns:
-        `[rows * (H + label), columns * W, 3]` uint8.
+        `[rows * (H + LABEL_HEIGHT), columns * W, 3]` uint8; without labels `[rows * H, ...]`.
 
     Raises:
         ValueError: no pictures, or pictures of several sizes.

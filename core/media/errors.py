@@ -1,10 +1,20 @@
-"""What can be wrong with a clip, and the limits of its size.
+"""What can be wrong with a clip.
 
-ClipError
-    ClipNotFoundError, ClipNotReadableError, MissingFramesError, TooLargeError,
-    WriteFailedError
-    FrameError (names the frame)
-        UnreadableFrameError, BadPixelsError, UnsupportedChannelsError, FormatChangeError
+    core.base.errors.ReenactError
+    └── ClipError                      the message says what, where and what to do
+        ├── ClipNotFoundError          no such path, or several sequences where one is needed
+        ├── ClipNotReadableError       no permission, or neither a picture nor a movie
+        ├── MissingFramesError         numbers: frames that do not exist
+        ├── TooLargeError              more pixels or frames than any real clip has
+        ├── WriteFailedError           a full disk, no permission
+        └── FrameError                 path, number: one frame
+            ├── UnreadableFrameError   truncated, damaged, or gone since the clip was opened
+            ├── BadPixelsError         count: pixels that are NaN or infinite
+            ├── UnsupportedChannelsError   neither RGB nor luminance
+            └── FormatChangeError      its size is not the clip's
+
+`core.media.colour.ColourError`, a colour space or a config that cannot be used, is a ReenactError
+beside these.
 """
 
 from __future__ import annotations
@@ -12,12 +22,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from core.base.errors import ReenactError
 from core.media.numbering import format_numbers
-
-MAX_SIDE = 32768
-MAX_PIXELS = 2**27  # 134 million; the largest cinema cameras make 80
-MAX_RANGE = 1_000_000  # frames: 11 hours at 24 fps
 
 
 class ClipError(ReenactError):
@@ -25,51 +33,51 @@ class ClipError(ReenactError):
 
 
 class ClipNotFoundError(ClipError):
-    """Nothing at the path, or several sequences where one was meant."""
+    """There is nothing at the path, or there are several sequences where one is needed."""
 
 
 class ClipNotReadableError(ClipError):
-    """The path exists, but it may not be read, or is neither picture nor movie."""
+    """The path exists, but may not be read, or is neither a picture nor a movie."""
 
 
 class MissingFramesError(ClipError):
-    """Frames that were asked for do not exist.
+    """Requested frames do not exist.
 
     Attributes:
         numbers: the missing frame numbers, sorted.
     """
 
-    def __init__(self, path: str, numbers: Iterable[int], range_there: str) -> None:
+    def __init__(self, path: str, numbers: Iterable[int], existing: str) -> None:
         self.numbers = tuple(sorted(numbers))
         super().__init__(
-            f"{path} has no frame {format_numbers(self.numbers)}; there are {range_there}. "
+            f"{path} has no frame {format_numbers(self.numbers)}; there are {existing}. "
             "Render the missing ones or change the range."
         )
 
 
 class FrameError(ClipError):
-    """Trouble with one frame.
+    """A problem with one frame.
 
     Attributes:
         path: its file.
-        number: its frame number; None while writing.
+        number: its frame number; None for a file that is being written.
     """
 
-    def __init__(self, path: str | Path, number: int | None, trouble: str) -> None:
+    def __init__(self, path: str | Path, number: int | None, problem: str) -> None:
         self.path = str(path)
         self.number = number
-        super().__init__(f"{'Picture' if number is None else f'Frame {number}'} ({path}) {trouble}")
+        super().__init__(f"{'Picture' if number is None else f'Frame {number}'} ({path}) {problem}")
 
 
 class UnreadableFrameError(FrameError):
-    """Truncated, damaged, or gone since the clip was opened."""
+    """The frame is truncated, damaged, or gone since the clip was opened."""
 
 
 class BadPixelsError(FrameError):
-    """NaN or infinite pixels.
+    """A picture has NaN or infinite pixels.
 
     Attributes:
-        count: how many pixels have one.
+        count: number of pixels with at least one such channel.
     """
 
     def __init__(self, path: str | Path, number: int | None, count: int) -> None:
@@ -83,16 +91,38 @@ class BadPixelsError(FrameError):
 
 
 class TooLargeError(ClipError):
-    """A header that claims more pixels, or a range more frames, than any real clip has."""
+    """A header claims more pixels, or a range more frames, than any real clip has."""
 
 
 class UnsupportedChannelsError(FrameError):
-    """No plain RGB (or one luminance channel) in the picture."""
+    """The picture has neither plain R, G, B channels nor one luminance channel."""
 
 
 class FormatChangeError(FrameError):
-    """A frame whose size is not that of the clip."""
+    """The frame's size is not that of the clip."""
 
 
 class WriteFailedError(ClipError):
-    """The file could not be written; nothing is left behind, and an older file is untouched."""
+    """The file could not be written. No partial file is left, and an older file is untouched."""
+
+
+def check_finite(pixels: np.ndarray, path: str | Path, number: int | None) -> None:
+    """Refuses NaN and infinity.
+
+    Args:
+        pixels: `[H, W, C]`.
+        path: the picture's file, for the message.
+        number: its frame number; None for a file that is being written.
+
+    Raises:
+        BadPixelsError: a channel of some pixel is not finite.
+    """
+    finite = np.isfinite(pixels)
+    if not finite.all():
+        raise BadPixelsError(path, number, int(np.count_nonzero(~finite.all(axis=2))))
+
+
+def first_sentence(reason: str | None) -> str:
+    """Returns the first line of a library's message as a sentence with a full stop."""
+    first = (reason or "").strip().splitlines()[:1]
+    return f"{first[0].rstrip('.')}." if first else "no reason is known."

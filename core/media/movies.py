@@ -1,4 +1,9 @@
-"""Movies through PyAV: opening, seeking and exact conversion of their pixels."""
+"""Reading movies through PyAV (FFmpeg): opening, seeking and exact conversion of their pixels.
+
+Frames are addressed by presentation time: all packets are indexed when a movie is opened, so frame
+N is the N-th stored picture even if the frame rate varies. A new pixel format is a case in
+`_to_rgb`.
+"""
 
 from __future__ import annotations
 
@@ -14,38 +19,36 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from core.media import colour
-from core.media.clip import MOVIES, Clip, Frame, Movie, Window
+from core.media.clip import MAX_PIXELS, MAX_SIDE, MOVIES, Clip, Frame, Movie, Window
 from core.media.errors import (
-    MAX_PIXELS,
-    MAX_SIDE,
     ClipNotReadableError,
     FormatChangeError,
     TooLargeError,
     UnreadableFrameError,
+    first_sentence,
 )
-from core.media.sequences import check_file, clip_range, first_sentence
-
-# Movies
+from core.media.sequences import check_file, clip_range
 
 
 def open_movie(
     path: str, first: int | None, last: int | None, colour_space: str | None, config: str | None
 ) -> Clip:
+    """Opens a movie; arguments and errors as for `core.media.read.open_clip`."""
     if colour_space is None:
         space = colour.texture_space(config)
     else:
         space = colour.resolve(colour_space, config)
     notes = []
-    with _movie(path) as (container, stream):
+    with _opened(path) as (container, stream):
         _check_movie_size(stream, path)
         index, stored, even = _index(container, stream, path)
-        if stream.frames > stored:  # the header's count; the packets are what is there
+        if stream.frames > stored:  # the header's count, against the packets in the file
             last = stream.frames if last is None else last
             notes.append(f"The movie is cut off: {stored} of {stream.frames} frames are there.")
         numbers, first, last = clip_range(path, range(1, len(index.pts) + 1), first, last)
         if not even:
             notes.append("The frame rate varies: every stored picture is one frame.")
-        picture = _find_picture(_seek(container, stream, index.keys[0]), path, 1, index.pts[0])
+        picture = _decode_until(_seek(container, stream, index.keys[0]), path, 1, index.pts[0])
         if picture is None:
             raise UnreadableFrameError(path, 1, "can't be decoded. Make the movie again.")
         height, width = (picture.height, picture.width)[:: -1 if picture.rotation % 180 else 1]
@@ -77,9 +80,12 @@ def open_movie(
 
 
 @contextmanager
-def _movie(path: str) -> Iterator[tuple[Any, Any]]:
+def _opened(path: str) -> Iterator[tuple[Any, Any]]:
+    """Opens a movie: PyAV's container and its first video stream."""
     check_file(path)
-    demuxer = MOVIES[Path(path).suffix.lower()]  # fixed: a playlist in disguise could name files
+    demuxer = MOVIES[
+        Path(path).suffix.lower()
+    ]  # by suffix: a disguised playlist could name other files
     try:
         container = av.open(path, format=demuxer, options={"enable_drefs": "0"})
     except (av.FFmpegError, OSError) as error:
@@ -104,7 +110,11 @@ def _check_movie_size(stream: Any, path: str) -> None:
 
 
 def _index(container: Any, stream: Any, path: str) -> tuple[Movie, int, bool]:
-    """Walk the packets (no decoding). Returns the index, the packet count, and if it is even."""
+    """Reads all packets without decoding them.
+
+    Returns:
+        The index, the number of packets, and whether the frame rate is constant.
+    """
     pts, keys, stored = [], [], 0
     try:
         for packet in container.demux(stream):
@@ -130,37 +140,41 @@ def _index(container: Any, stream: Any, path: str) -> tuple[Movie, int, bool]:
     return movie, stored, steps.size == 0 or int(steps.max() - steps.min()) <= 1
 
 
-def movie_frames(clip: Clip, movie: Movie, numbers: Sequence[int]) -> Generator[Frame, None, None]:
+def read_movie(clip: Clip, movie: Movie, numbers: Sequence[int]) -> Generator[Frame, None, None]:
+    """Decodes frames of a movie in the given order, and seeks only where that saves decoding.
+
+    Errors as for `core.media.read.read_frames`.
+    """
     key_pts = [pts for pts, _ in movie.keys]
-    with _movie(clip.path) as (container, stream):
+    with _opened(clip.path) as (container, stream):
         pictures: Any = iter(())
-        here: int | None = None  # pts of the last picture that was wanted
+        here: int | None = None  # pts of the last picture that was returned
         for number in numbers:
             target = movie.pts[number - 1]
             key = max(bisect_right(key_pts, target) - 1, 0)
             jump = here is None or target <= here or key_pts[key] > here
             if jump:
                 pictures = _seek(container, stream, movie.keys[key])
-            picture = _find_picture(pictures, clip.path, number, target)
+            picture = _decode_until(pictures, clip.path, number, target)
             if picture is None and jump:  # the seek landed too late
                 pictures = _seek(container, stream, movie.keys[0])
-                picture = _find_picture(pictures, clip.path, number, target)
+                picture = _decode_until(pictures, clip.path, number, target)
             if picture is None or picture.is_corrupt:
                 raise UnreadableFrameError(
                     clip.path, number, "is truncated or damaged. Export the movie again."
                 )
             here = target
-            yield _movie_frame(clip, number, picture)
+            yield _to_frame(clip, number, picture)
 
 
 def _seek(container: Any, stream: Any, key: tuple[int, int]) -> Any:
-    """The decoded pictures from a key frame on."""
+    """Returns an iterator of the decoded pictures from a key frame on."""
     container.seek(key[1], stream=stream)
     return container.decode(stream)
 
 
-def _find_picture(pictures: Any, path: str, number: int, target: int) -> Any:
-    """Decode on to the picture at time `target`; None if it does not come."""
+def _decode_until(pictures: Any, path: str, number: int, target: int) -> Any:
+    """Decodes up to the picture whose pts is `target`; None if there is no such picture."""
     try:
         for picture in pictures:
             if picture.pts is not None and picture.pts >= target:
@@ -174,9 +188,9 @@ def _find_picture(pictures: Any, path: str, number: int, target: int) -> Any:
     return None
 
 
-def _movie_frame(clip: Clip, number: int, picture: Any) -> Frame:
+def _to_frame(clip: Clip, number: int, picture: Any) -> Frame:
     alpha = _has_alpha(picture)
-    pixels = np.rot90(_movie_pixels(picture, alpha), picture.rotation // 90)
+    pixels = np.rot90(_to_rgb(picture, alpha), picture.rotation // 90)
     if pixels.shape[:2] != (clip.height, clip.width):
         raise FormatChangeError(
             clip.path,
@@ -193,11 +207,12 @@ def _movie_frame(clip: Clip, number: int, picture: Any) -> Frame:
     )
 
 
-def _movie_pixels(picture: Any, alpha: bool) -> np.ndarray:
-    """float32 [H, W, 3 or 4]. Codes below black or above white stay below 0 or above 1.
+def _to_rgb(picture: Any, alpha: bool) -> np.ndarray:
+    """Converts a decoded picture to float32 `[H, W, 3 or 4]`, black at 0 and white at 1.
 
-    FFmpeg only brings the planes to one size. Its own way to RGB clips, and its 16-bit white is
-    65280 of 65535; so the matrix is applied here (ITU-R BT.601, BT.709, BT.2020).
+    Codes below black and above white stay below 0 and above 1. FFmpeg only brings the planes to one
+    size: its conversion to RGB clips, and its 16-bit white is 65280 of 65535. The matrix is applied
+    here (ITU-R BT.601, BT.709, BT.2020).
     """
     bits = picture.format.components[0].bits
     if picture.format.is_rgb:
@@ -205,9 +220,9 @@ def _movie_pixels(picture: Any, alpha: bool) -> np.ndarray:
         codes = picture.reformat(format=eight if bits <= 8 else deep).to_ndarray()
         return codes.astype(np.float32) * np.float32(1 / np.iinfo(codes.dtype).max)
 
-    # Equal ranges on both sides make FFmpeg shift n-bit codes up to 16 bits, and no more. Told
-    # that both are limited it does so for full range too, except where the pixel format itself
-    # says full: there luma is stretched to 65535 if chroma has luma's size (or there is none).
+    # With equal ranges on both sides FFmpeg only shifts n-bit codes up to 16 bits. If both are
+    # declared limited, that holds for full range too, except for pixel formats that are full range
+    # by name: there luma is stretched to 65535 if chroma has luma's size (or there is none).
     name = picture.format.name
     declared = ColorRange.JPEG if name.startswith(("yuvj", "gray")) else ColorRange.MPEG
     codes = picture.reformat(
@@ -247,7 +262,7 @@ def _has_alpha(picture: Any) -> bool:
 
 
 def _luma_weights(picture: Any) -> tuple[float, float]:
-    """Kr and Kb by tag; untagged, Rec.709 from 720 lines up and Rec.601 below, as players do."""
+    """Returns Kr and Kb by tag; untagged, Rec.709 from 720 lines up and Rec.601 below."""
     rec709, rec601 = (0.2126, 0.0722), (0.299, 0.114)
     by_tag = {1: rec709, 4: (0.3, 0.11), 5: rec601, 6: rec601, 7: (0.212, 0.087)}
     by_tag |= {9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}

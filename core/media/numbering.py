@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 def format_numbers(numbers: Iterable[int]) -> str:
-    """Frame numbers as a person writes them: [1004, 1010, 1011, 1012] -> "1004, 1010-1012".
+    """Formats frame numbers as people write them.
 
     Example:
         >>> format_numbers([1004, 1010, 1011, 1012])
@@ -24,7 +24,16 @@ def format_numbers(numbers: Iterable[int]) -> str:
 
 
 def split_range(text: str) -> tuple[str, int | None, int | None]:
-    """Take Nuke's "shot.####.exr 1001-1050" apart."""
+    """Splits a path from the frame range that Nuke writes behind it.
+
+    Returns:
+        The path, and the first and last frame; None for both without a range, or where the whole
+        text is an existing path.
+
+    Example:
+        >>> split_range("shot.####.exr 1001-1050")
+        ('shot.####.exr', 1001, 1050)
+    """
     match = re.fullmatch(r"(.*\S)\s+(-?\d+)(?:-(-?\d+))?", text)
     if match is None or os.path.exists(text):
         return text, None, None
@@ -32,7 +41,7 @@ def split_range(text: str) -> tuple[str, int | None, int | None]:
 
 
 def frame_path(pattern: str, number: int) -> str:
-    """The file of frame `number`: the last run of # holds it, zero-padded as printf does.
+    """Returns the file of a frame: its number replaces the last run of #, zero-padded like printf.
 
     Example:
         >>> frame_path("shot.####.exr", 7)
@@ -43,5 +52,6 @@ def frame_path(pattern: str, number: int) -> str:
 
 
 def split_pattern(pattern: str) -> tuple[str, int, str]:
+    """Splits a pattern at its last run of #: what stands before, its length, what stands behind."""
     head, hashes, tail = re.fullmatch(r"(.*?)(#+)([^#]*)", pattern, re.DOTALL).groups()  # type: ignore[union-attr]
     return head, len(hashes), tail

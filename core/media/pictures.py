@@ -1,31 +1,38 @@
-"""Still pictures and sequences through OpenImageIO."""
+"""Reading stills and sequences through OpenImageIO.
+
+Pixels become float32 whatever the file's bit depth: OpenImageIO converts integers to 0..1. A format
+that it decodes therefore needs only its suffix in `core.media.clip.PICTURES` and, where sRGB for
+integers and scene-linear for floats would be wrong, a rule in `picture_space`.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import OpenImageIO as oiio
 
 from core.media import colour
-from core.media.clip import SPACE_ATTRIBUTE, Clip, Frame, Window, refuse_bad_pixels
+from core.media.clip import MAX_PIXELS, MAX_SIDE, SPACE_ATTRIBUTE, Clip, Frame, Window
 from core.media.errors import (
-    MAX_PIXELS,
-    MAX_SIDE,
     ClipNotFoundError,
     FormatChangeError,
     TooLargeError,
     UnreadableFrameError,
     UnsupportedChannelsError,
+    check_finite,
+    first_sentence,
 )
 from core.media.numbering import frame_path
-from core.media.sequences import check_file, clip_range, find_sequence, first_sentence
+from core.media.sequences import check_file, clip_range, find_sequence
 
-# x, y of red, green, blue and white -> aliases of the linear space with these primaries.
+# Chromaticities x, y of red, green, blue and white -> names of the linear space that has them.
 _D65 = (0.3127, 0.329)
 _PRIMARIES = (
     ((0.713, 0.293, 0.165, 0.83, 0.128, 0.044, 0.32168, 0.33767), ("lin_ap1", "ACES - ACEScg")),
@@ -36,12 +43,10 @@ _PRIMARIES = (
 )
 
 
-# Pictures
-
-
 def open_pictures(
     text: str, first: int | None, last: int | None, colour_space: str | None, config: str | None
 ) -> Clip:
+    """Opens a sequence or a still; arguments and errors as for `core.media.read.open_clip`."""
     path, existing = find_sequence(text)
     if existing is None:
         kind: Literal["sequence", "still"] = "still"
@@ -50,10 +55,13 @@ def open_pictures(
         kind = "sequence"
     numbers, first, last = clip_range(path, existing, first, last)
     sample = frame_path(path, numbers[0]) if kind == "sequence" else path
-    with _picture(sample, numbers[0]) as picture:
+    with _opened(sample, numbers[0]) as picture:
         spec, channels = _choose_channels(picture, sample, numbers[0])
         display, _ = _windows(spec, sample, numbers[0])
-        space, notes = _picture_space(picture.format_name(), spec, config, colour_space)
+        if colour_space is None:
+            space, notes = picture_space(picture.format_name(), spec, config)
+        else:
+            space, notes = colour.resolve(colour_space, config), []
     if len(channels.rgb) == 1:
         notes.append("The pictures have one luminance channel: it is used for red, green and blue.")
     aspect = float(spec.getattribute("PixelAspectRatio") or 1)
@@ -66,7 +74,7 @@ def open_pictures(
         width=display.width,
         height=display.height,
         pixel_aspect=aspect if 0.1 < aspect < 10 else 1.0,  # DPX headers are often unset
-        fps=frame_rate(spec.getattribute("FramesPerSecond")),
+        fps=_frame_rate(spec.getattribute("FramesPerSecond")),
         colour_space=space,
         config=config,
         has_alpha=channels.alpha is not None,
@@ -74,11 +82,14 @@ def open_pictures(
     )
 
 
-def _picture_space(
-    kind: str, spec: oiio.ImageSpec, config: str | None, named: str | None
-) -> tuple[str, list[str]]:
-    if named is not None:
-        return colour.resolve(named, config), []
+def picture_space(kind: str, spec: oiio.ImageSpec, config: str | None) -> tuple[str, list[str]]:
+    """Returns the colour space of a picture by its format and header, and notes for the user.
+
+    Args:
+        kind: OpenImageIO's name of the format.
+        spec: its header.
+        config: OCIO config; None for the `OCIO` variable or the built-in one.
+    """
     if kind in ("dpx", "cineon"):
         transfer = str(spec.getattribute("dpx:Transfer") or "")
         if transfer == "Linear":
@@ -87,12 +98,12 @@ def _picture_space(
             return colour.texture_space(config), []
         space = colour.log_space(config)
         return space, [f"The pictures are taken for log ({space}): name the space if they are not."]
-    if kind == "openexr" and (told := spec.getattribute(SPACE_ATTRIBUTE)):
+    if kind == "openexr" and (named := spec.getattribute(SPACE_ATTRIBUTE)):
         try:
-            return colour.resolve(str(told), config), []
+            return colour.resolve(str(named), config), []
         except colour.ColourError:
             space = colour.scene_linear_space(config)
-            return space, [f"The EXR is in {told}, which the config lacks: taken for {space}."]
+            return space, [f"The EXR is in {named}, which the config lacks: taken for {space}."]
     if kind == "openexr" and (found := spec.getattribute("chromaticities")) is not None:
         for primaries, names in _PRIMARIES:
             if np.allclose(found, primaries, atol=1e-3):
@@ -110,15 +121,17 @@ def _picture_space(
 
 @dataclass(frozen=True)
 class _Channels:
-    rgb: tuple[int, ...]  # three indices, or one of luminance
+    """Indices of a picture's channels."""
+
+    rgb: tuple[int, ...]  # three, or one of luminance
     alpha: int | None
 
 
 def _choose_channels(
     picture: oiio.ImageInput, path: str, number: int
 ) -> tuple[oiio.ImageSpec, _Channels]:
-    """Seek the first part that has plain RGB or luminance."""
-    seen: list[str] = []
+    """Seeks the first part that has plain RGB or luminance; returns its header and channels."""
+    present: list[str] = []
     part = 0
     while picture.seek_subimage(part, 0):
         spec = picture.spec()
@@ -130,10 +143,10 @@ def _choose_channels(
         grey = [index[name] for name in ("y", "l", "luminance") if name in index]
         if grey and not spec.deep and set(index) <= {"y", "l", "luminance", "a", "alpha", "z"}:
             return spec, _Channels((grey[0],), alpha)
-        seen += [f"{name}{' (deep)' if spec.deep else ''}" for name in spec.channelnames]
+        present += [f"{name}{' (deep)' if spec.deep else ''}" for name in spec.channelnames]
         part += 1
-    layers = sorted({name.rpartition(".")[0] for name in seen if "." in name})
-    found = f"layers {', '.join(layers)}" if layers else f"channels {', '.join(seen)}"
+    layers = sorted({name.rpartition(".")[0] for name in present if "." in name})
+    found = f"layers {', '.join(layers)}" if layers else f"channels {', '.join(present)}"
     raise UnsupportedChannelsError(
         path,
         number,
@@ -142,7 +155,8 @@ def _choose_channels(
 
 
 @contextmanager
-def _picture(path: str, number: int) -> Iterator[oiio.ImageInput]:
+def _opened(path: str, number: int) -> Iterator[oiio.ImageInput]:
+    """Opens a picture so that its colours are neither premultiplied nor divided by its alpha."""
     try:
         check_file(path)
     except ClipNotFoundError as error:
@@ -162,7 +176,7 @@ def _picture(path: str, number: int) -> Iterator[oiio.ImageInput]:
 
 
 def _windows(spec: oiio.ImageSpec, path: str, number: int) -> tuple[Window, Window]:
-    """Display and data window, checked before anything is allocated for them."""
+    """Returns display and data window, checked before memory is allocated for them."""
     for what, width, height in (
         ("display", spec.full_width, spec.full_height),
         ("data", spec.width, spec.height),
@@ -178,8 +192,9 @@ def _windows(spec: oiio.ImageSpec, path: str, number: int) -> tuple[Window, Wind
 
 
 def read_picture(clip: Clip, number: int) -> Frame:
+    """Decodes one picture of a clip; errors as for `core.media.read.read_frames`."""
     path = clip.file(number)
-    with _picture(path, number) as picture:
+    with _opened(path, number) as picture:
         spec, channels = _choose_channels(picture, path, number)
         display, window = _windows(spec, path, number)
         if (display.width, display.height) != (clip.width, clip.height):
@@ -190,20 +205,20 @@ def read_picture(clip: Clip, number: int) -> Frame:
                 "Reformat it, or read the two parts as two clips.",
             )
         alpha = channels.alpha
-        wanted = [*channels.rgb, *([] if alpha is None else [alpha])]
-        begin, end = min(wanted), max(wanted) + 1
+        needed = [*channels.rgb, *([] if alpha is None else [alpha])]
+        begin, end = min(needed), max(needed) + 1
         stored = picture.read_image(picture.current_subimage(), 0, begin, end, oiio.FLOAT)
-        reason = picture.geterror()  # JPEG and TIFF give grey for lost parts, and an error
+        reason = picture.geterror()  # lost parts of JPEG and TIFF are grey, with an error
     if stored is None or reason:
         raise UnreadableFrameError(
             path,
             number,
             f"is truncated or damaged: {first_sentence(reason)} Render or copy it again.",
         )
-    refuse_bad_pixels(stored, path, number)
-    placed = _place(stored, window, display)
+    check_finite(stored, path, number)
+    placed = _in_display_window(stored, window, display)
     order = [channel - begin for channel in channels.rgb]
-    in_order = order == list(range(order[0], order[0] + 3))
+    in_order = order == list(range(order[0], order[0] + 3))  # a slice is faster than an index list
     rgb = placed[..., order[0] : order[0] + 3] if in_order else placed[..., (order * 3)[:3]]
     return Frame(
         number=number,
@@ -214,8 +229,22 @@ def read_picture(clip: Clip, number: int) -> Frame:
     )
 
 
-def _place(stored: np.ndarray, window: Window, display: Window) -> np.ndarray:
-    """The part of the data window inside the display window, zero elsewhere."""
+def read_attribute(path: str | Path, name: str) -> object | None:
+    """Returns a header attribute of a picture; None without such an attribute or picture."""
+    if not os.path.isfile(path):
+        return None
+    file = oiio.ImageInput.open(str(path))
+    if file is None:
+        oiio.geterror()  # else OpenImageIO prints it later
+        return None
+    try:
+        return file.spec().getattribute(name)
+    finally:
+        file.close()
+
+
+def _in_display_window(stored: np.ndarray, window: Window, display: Window) -> np.ndarray:
+    """Returns the pixels of the display window: those of the data window, and 0 elsewhere."""
     if window == display:
         return stored
     placed = np.zeros((display.height, display.width, stored.shape[2]), np.float32)
@@ -229,8 +258,8 @@ def _place(stored: np.ndarray, window: Window, display: Window) -> np.ndarray:
     return placed
 
 
-def frame_rate(value: Any) -> float | None:
-    """Frames per second of a header; OpenImageIO gives rationals as (numerator, denominator)."""
+def _frame_rate(value: Any) -> float | None:
+    """Returns frames per second; OpenImageIO gives rationals as (numerator, denominator)."""
     if isinstance(value, tuple):
         value = value[0] / value[1] if value[1] else None
     return float(value) if value and 0 < float(value) < 1e4 else None

@@ -1,4 +1,18 @@
-"""Opening clips and reading their frames."""
+"""Opening clips and reading their frames.
+
+Pictures go through OpenImageIO (`pictures`), movies through FFmpeg (`movies`). Pixels are float32
+RGB in the clip's own colour space; `core.media.colour` converts them to network colour and back.
+
+The colour space of a clip, unless the caller names it:
+
+    EXR, HDR, float TIFF   the config's scene_linear role; an EXR's chromaticities take precedence
+                           over it, and the space named in the header of a Reenact EXR over both
+    DPX, Cineon            the config's compositing_log role; scene_linear or sRGB texture where the
+                           header says linear or video
+    PNG, JPEG, other TIFF  sRGB texture
+    movies                 sRGB texture: Rec.709 code values are taken for sRGB ones, as players,
+                           Nuke's defaults and the data sets of face models do
+"""
 
 from __future__ import annotations
 
@@ -13,7 +27,7 @@ from pathlib import Path
 from core.media import colour
 from core.media.clip import MOVIES, Clip, Frame, NetworkFrame
 from core.media.errors import ClipError, MissingFramesError
-from core.media.movies import movie_frames, open_movie
+from core.media.movies import open_movie, read_movie
 from core.media.numbering import format_numbers, split_range
 from core.media.pictures import open_pictures, read_picture
 from core.media.sequences import find_sequence
@@ -26,22 +40,24 @@ def open_clip(
     colour_space: str | None = None,
     config: str | None = None,
 ) -> Clip:
-    """Find a clip's frames, size and colour space.
+    """Finds a clip's frames, size and colour space.
 
     Args:
         path: "shot.####.exr", "shot.%04d.exr", one file of a sequence, a folder that holds
             exactly one sequence, a still, a movie (mov, mp4, mkv), or any of these followed by a
             range as Nuke writes it: "shot.####.exr 1001-1050". Movies start at frame 1; a still
             without a number is frame 1.
-        first: start of the wanted range; goes before a range in `path`.
+        first: start of the range; takes precedence over a range in `path`.
         last: its end, inclusive.
-        colour_space: name, alias or role of the OCIO config; by default as this module's head says.
+        colour_space: name, alias or role of the OCIO config; by default as this module's docstring
+            says.
         config: OCIO config; None for the `OCIO` variable or the built-in one.
 
     Raises:
-        ClipNotFoundError, ClipNotReadableError: by the path.
-        MissingFramesError: no frame at all lies in the range. (Gaps are no error: see `missing`.)
-        UnreadableFrameError, UnsupportedChannelsError, TooLargeError: by the first frame's header.
+        ClipNotFoundError, ClipNotReadableError: the path.
+        MissingFramesError: no frame at all lies in the range. (Gaps are no error: see
+            `core.media.clip.missing_numbers`.)
+        UnreadableFrameError, UnsupportedChannelsError, TooLargeError: the first frame's header.
         core.media.colour.ColourError: unknown colour space or config.
     """
     text, text_first, text_last = split_range(str(path).strip())
@@ -55,7 +71,7 @@ def open_clip(
 
 
 def with_handles(clip: Clip, count: int) -> Clip:
-    """The clip with so many frames more before and after its range, as far as they exist.
+    """Returns the clip with up to `count` more frames before and after its range.
 
     Raises:
         ClipNotFoundError: the clip has gone since it was opened.
@@ -73,10 +89,10 @@ def with_handles(clip: Clip, count: int) -> Clip:
 def read_frames(
     clip: Clip, numbers: Iterable[int] | None = None, read_ahead: int = 4
 ) -> Generator[Frame, None, None]:
-    """Decode frames one after the other, a few ahead of the caller, in a background thread.
+    """Decodes frames one after the other, a few ahead of the caller, in a background thread.
 
-    At most `read_ahead` + 2 frames are in memory. Closing the iterator (or dropping it) stops
-    the thread and closes the files. A movie seeks where that saves decoding.
+    At most `read_ahead` + 2 frames are in memory. Closing or dropping the iterator stops the thread
+    and closes the files. Movies seek where that saves decoding.
 
     Args:
         clip: from `open_clip`.
@@ -86,8 +102,7 @@ def read_frames(
     Raises:
         MissingFramesError: at once, if a number is not one of the clip's.
         UnreadableFrameError, BadPixelsError, UnsupportedChannelsError, FormatChangeError,
-            TooLargeError: when the iterator comes to that frame; the frames before it have been
-            given.
+            TooLargeError: when the iterator reaches that frame, after the frames before it.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -105,20 +120,20 @@ def read_frames(
         1001 (4, 6, 3) 1.0
         1004 (4, 6, 3) 4.0
     """
-    wanted = clip.numbers if numbers is None else tuple(numbers)
-    absent = set(wanted) - set(clip.numbers)
+    requested = clip.numbers if numbers is None else tuple(numbers)
+    absent = set(requested) - set(clip.numbers)
     if absent:
         raise MissingFramesError(clip.path, absent, format_numbers(clip.numbers))
     if read_ahead < 1:
         raise ValueError(f"read_ahead must be at least 1, not {read_ahead}")
     if clip.movie is not None:
         movie = clip.movie
-        return _ahead(lambda: movie_frames(clip, movie, wanted), read_ahead)
-    return _ahead(lambda: (read_picture(clip, number) for number in wanted), read_ahead)
+        return _ahead(lambda: read_movie(clip, movie, requested), read_ahead)
+    return _ahead(lambda: (read_picture(clip, number) for number in requested), read_ahead)
 
 
 def read_network_frames(clip: Clip, numbers: Iterable[int] | None = None) -> Iterator[NetworkFrame]:
-    """`read_frames` in network colour; arguments and errors are the same."""
+    """Reads frames in network colour; arguments and errors as for `read_frames`."""
     with closing(read_frames(clip, numbers)) as frames:
         for frame in frames:
             pixels, clipping = colour.to_network(frame.pixels, clip.colour_space, clip.config)
@@ -126,17 +141,15 @@ def read_network_frames(clip: Clip, numbers: Iterable[int] | None = None) -> Ite
 
 
 def read_frame(clip: Clip, number: int) -> Frame:
-    """One frame of a clip; errors as for `read_frames`."""
+    """Reads one frame of a clip; errors as for `read_frames`."""
     with closing(read_frames(clip, [number])) as frames:
         return next(frames)
-
-
-# Streaming and writing
 
 
 def _ahead(
     start: Callable[[], Generator[Frame, None, None]], depth: int
 ) -> Generator[Frame, None, None]:
+    """Runs an iterator in a thread, up to `depth` items ahead of the caller."""
     ready: queue.Queue[Frame | BaseException | None] = queue.Queue(depth)
     stop = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Finding the files of a sequence."""
+"""Finding the files of a sequence on disk."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.media.clip import PICTURES
+from core.media.clip import MAX_RANGE, PICTURES
 from core.media.errors import (
-    MAX_RANGE,
     ClipNotFoundError,
     ClipNotReadableError,
     MissingFramesError,
@@ -18,11 +17,14 @@ from core.media.errors import (
 )
 from core.media.numbering import format_numbers, frame_path, split_pattern
 
-# Finding files
-
 
 def check_file(path: str) -> None:
-    """Tell missing, forbidden and damaged files apart; the libraries do not."""
+    """Checks that a file can be read, because the libraries do not say why one can't.
+
+    Raises:
+        ClipNotFoundError: there is no such file.
+        ClipNotReadableError: it may not be read, or is a folder, a pipe or a device.
+    """
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait forever
             raise ClipNotReadableError(f"{path} is not a file. Choose a picture or a movie.")
@@ -37,9 +39,9 @@ def check_file(path: str) -> None:
 
 
 def _sequences(folder: Path) -> dict[str, list[int]]:
-    """The numbered pictures of a folder: pattern with # -> sorted numbers.
+    """Returns the numbered pictures of a folder: pattern with # -> sorted numbers.
 
-    The number is the last thing before the suffix; "_v002" is a version, not a number.
+    The number stands right before the suffix; "_v002" is a version, not a number.
     """
     found: dict[tuple[str, str], list[str]] = {}
     for name in os.listdir(folder):
@@ -48,7 +50,7 @@ def _sequences(folder: Path) -> dict[str, list[int]]:
             found.setdefault((split[0], split[2]), []).append(split[1])
     sequences: dict[str, list[int]] = {}
     for (head, tail), texts in found.items():
-        # A leading zero tells the padding; other numbers join the widest padding they satisfy.
+        # A leading zero shows the padding; other numbers join the widest padding they satisfy.
         padded = sorted({len(text) for text in texts if text.lstrip("-").startswith("0")})
         loose = [len(text) for text in texts if bisect_right(padded, len(text)) == 0]
         for text in texts:
@@ -59,6 +61,7 @@ def _sequences(folder: Path) -> dict[str, list[int]]:
 
 
 def _split_number(name: str) -> tuple[str, str, str] | None:
+    """Splits "shot.1001.exr" into "shot.", "1001" and ".exr"; None for any other file name."""
     stem, suffix = os.path.splitext(name)
     if suffix.lower() not in PICTURES or name.startswith("."):
         return None
@@ -68,7 +71,8 @@ def _split_number(name: str) -> tuple[str, str, str] | None:
     return match[1], match[2], suffix
 
 
-def _matching(pattern: str) -> list[int]:
+def _matching_numbers(pattern: str) -> list[int]:
+    """Returns the sorted numbers of the files that fit a pattern with #."""
     head, width, tail = split_pattern(os.path.basename(pattern))
     numbers = []
     for name in os.listdir(os.path.dirname(pattern) or "."):
@@ -84,7 +88,19 @@ def _matching(pattern: str) -> list[int]:
 
 
 def find_sequence(text: str) -> tuple[str, list[int] | None]:
-    """What a path stands for: a pattern with its numbers, or a still (None)."""
+    """Finds the sequence or the still that a path stands for.
+
+    Args:
+        text: a pattern with # or %04d, a file of a sequence, a still, or a folder with exactly one
+            sequence.
+
+    Returns:
+        The pattern with # and its sorted numbers, or the still's path and None.
+
+    Raises:
+        ClipNotFoundError: there is nothing of the kind; the message lists what is nearby.
+        ClipNotReadableError: a folder may not be read.
+    """
     folder, name = os.path.split(text)
     # %04d -> ####, %d -> #
     pattern_name = re.sub(r"%0?(\d*)d", lambda match: "#" * int(match[1] or 1), name)
@@ -98,10 +114,10 @@ def find_sequence(text: str) -> tuple[str, list[int] | None]:
             return text, None
         if "#" in pattern_name and os.path.isdir(folder or "."):
             pattern = os.path.join(folder, pattern_name)
-            numbers = _matching(pattern)
+            numbers = _matching_numbers(pattern)
             if numbers:
                 return pattern, numbers
-        hint = f" {_offer(Path(folder or '.'))}" if os.path.isdir(folder or ".") else ""
+        hint = f" {_list_sequences(Path(folder or '.'))}" if os.path.isdir(folder or ".") else ""
     except PermissionError as error:
         raise ClipNotReadableError(
             f"{error.filename} may not be read by this user. Ask for access to it."
@@ -114,23 +130,39 @@ def _only_sequence(folder: Path) -> tuple[str, list[int]]:
     if len(sequences) != 1:
         raise ClipNotFoundError(
             f"The folder {folder} must hold exactly one sequence to be read as a clip. "
-            f"{_offer(folder)}"
+            f"{_list_sequences(folder)}"
         )
     ((pattern, numbers),) = sequences.items()
     return str(folder / pattern), numbers
 
 
-def _offer(folder: Path) -> str:
-    there = [f"{name} {format_numbers(numbers)}" for name, numbers in _sequences(folder).items()]
-    if not there:
+def _list_sequences(folder: Path) -> str:
+    """Returns a sentence that names the first sequences of a folder."""
+    found = [f"{name} {format_numbers(numbers)}" for name, numbers in _sequences(folder).items()]
+    if not found:
         return "Its folder holds no numbered pictures."
-    more = f" and {len(there) - 5} more" if len(there) > 5 else ""
-    return f"Its folder holds: {'; '.join(there[:5])}{more}."
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    return f"Its folder holds: {'; '.join(found[:5])}{more}."
 
 
 def clip_range(
     path: str, existing: Sequence[int], first: int | None, last: int | None
 ) -> tuple[tuple[int, ...], int, int]:
+    """Limits a clip to the requested range.
+
+    Args:
+        path: the clip, for the messages.
+        existing: its frame numbers, sorted.
+        first: start of the range; None for the first frame.
+        last: its end, inclusive; None for the last frame.
+
+    Returns:
+        The existing numbers in the range, and its first and last frame.
+
+    Raises:
+        TooLargeError: the range has more than `MAX_RANGE` frames.
+        MissingFramesError: no frame lies in it.
+    """
     first = existing[0] if first is None else first
     last = existing[-1] if last is None else last
     if last - first >= MAX_RANGE:
@@ -140,11 +172,6 @@ def clip_range(
         )
     numbers = tuple(number for number in existing if first <= number <= last)
     if not numbers:
-        asked = range(first, max(first, last) + 1)
-        raise MissingFramesError(path, asked, format_numbers(existing))
+        requested = range(first, max(first, last) + 1)
+        raise MissingFramesError(path, requested, format_numbers(existing))
     return numbers, first, last
-
-
-def first_sentence(reason: str | None) -> str:
-    first = (reason or "").strip().splitlines()[:1]
-    return f"{first[0].rstrip('.')}." if first else "no reason is known."

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -16,15 +16,14 @@ import OpenImageIO as oiio
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from core.base.files import atomic_write
-from core.media.clip import Window, refuse_bad_pixels
-from core.media.errors import WriteFailedError
-from core.media.sequences import first_sentence
+from core.media.clip import Window
+from core.media.errors import WriteFailedError, check_finite, first_sentence
 
-# Attributes that OpenImageIO keeps as types of their own; the others follow from their values.
+# Attributes that OpenImageIO stores as types of their own; others follow from their values.
 _ATTRIBUTE_TYPES = {
     "FramesPerSecond": "rational",
     "smpte:TimeCode": "timecode",
-    "reenact:matchGain": "vector",  # three floats that every reader of EXRs knows
+    "reenact:matchGain": "vector",  # three floats, a type that every EXR reader knows
     "reenact:matchOffset": "vector",
 }
 
@@ -40,29 +39,30 @@ def write_exr(
     attributes: Mapping[str, object] | None = None,
     pixel_aspect: float = 1.0,
 ) -> None:
-    """Write one EXR: scan lines, ZIP, atomically.
+    """Writes an EXR of scan lines with ZIP compression, atomically.
 
     Args:
         path: the file.
-        pixels: [H, W, 3 or 4], RGB or RGBA of the data window, finite.
-        window: the data window's place; its size must be W x H. By default at (0, 0).
+        pixels: `[H, W, 3 or 4]`, RGB or RGBA of the data window, finite.
+        window: position of the data window; its size must be W x H. By default at (0, 0).
         display: width and height of the display window; by default the data window's size.
-        layers: name -> [H, W] or [H, W, 1 to 4] over the same data window. Channels are named
+        layers: name -> `[H, W]` or `[H, W, 1 to 4]` over the same data window. Channels are named
             NAME.A, NAME.u/.v, NAME.R/.G/.B or NAME.R/.G/.B/.A by their count; a name with a dot,
             LAYER.CHANNEL, is that one channel. float32 layers (STMaps) stay float, float16 ones
             half.
         half: whether `pixels` are stored as half (clamped to +-65504) or float.
-        attributes: header attributes: str, int, float, or a tuple of floats or ints;
-            `Frame.metadata` of an EXR goes through.
+        attributes: header attributes: str, int, float, or a tuple of strings, floats or ints.
+            `Frame.metadata` of an EXR can be passed on.
         pixel_aspect: width over height of one pixel.
 
     Raises:
         BadPixelsError: NaN or infinity.
-        WriteFailedError: what the file system said.
+        WriteFailedError: the file system's reason.
         ValueError: shapes or layer names that do not fit.
 
     Example:
         >>> from tempfile import TemporaryDirectory
+        >>> from core.media.pictures import read_attribute
         >>> with TemporaryDirectory() as folder:
         ...     path = f"{folder}/patch.1001.exr"
         ...     window = Window(100, 50, 40, 30)  # in a plate of 1920 x 1080
@@ -79,28 +79,12 @@ def write_exr(
     """
     height, width = pixels.shape[:2]
     window = window or Window(0, 0, width, height)
-    display = display or (width, height)
     if pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or 0 in pixels.shape:
         raise ValueError(f"pixels must be [H, W, 3 or 4], not {pixels.shape}")
     if (window.height, window.width) != (height, width):
         raise ValueError(f"the data window {window} does not fit pixels of {width}x{height}")
-    names = list("RGBA"[: pixels.shape[2]])
-    formats = [oiio.HALF if half else oiio.FLOAT] * len(names)
-    planes = [pixels.astype(np.float32, copy=False)]
-    for layer, values in (layers or {}).items():
-        values = values[..., None] if values.ndim == 2 else values
-        if values.shape[:2] != (height, width) or not 1 <= values.shape[2] <= 4:
-            raise ValueError(f"layer {layer} must be [{height}, {width}, 1-4], not {values.shape}")
-        if not re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)?", layer):
-            raise ValueError(f'layer name "{layer}" must be LAYER or LAYER.CHANNEL')
-        if "." in layer and values.shape[2] != 1:
-            raise ValueError(f"layer {layer} must have one channel, not {values.shape[2]}")
-        channels = ("A", "uv", "RGB", "RGBA")[values.shape[2] - 1]
-        names += [layer] if "." in layer else [f"{layer}.{channel}" for channel in channels]
-        formats += [oiio.HALF if values.dtype == np.float16 else oiio.FLOAT] * values.shape[2]
-        planes.append(values.astype(np.float32, copy=False))
-    stack = np.concatenate(planes, axis=2)
-    refuse_bad_pixels(stack, path, None)
+    names, formats, stack = _channels(pixels, layers or {}, half)
+    check_finite(stack, path, None)
     for channel, stored in enumerate(formats):
         if stored == oiio.HALF:
             np.clip(stack[..., channel], -65504, 65504, out=stack[..., channel])
@@ -112,30 +96,54 @@ def write_exr(
     spec.alpha_channel = 3 if pixels.shape[2] == 4 else -1
     spec.x, spec.y = window.x, window.y
     spec.full_x = spec.full_y = 0
-    spec.full_width, spec.full_height = display
+    spec.full_width, spec.full_height = display or (width, height)
     for name, value in (attributes or {}).items():
-        if not name.startswith(("openexr:", "oiio:")):  # how another file was stored
+        if not name.startswith(("openexr:", "oiio:")):  # they describe how another file was stored
             _set_attribute(spec, name, value)
     spec.attribute("PixelAspectRatio", float(pixel_aspect))
-    spec.attribute("DateTime", "")  # else OpenImageIO writes now: the same frame, other bytes
-    spec.attribute("compression", "zip")  # HTJ2K, new in OpenEXR 3.4, is Greek to older Nukes
+    spec.attribute("DateTime", "")  # else OpenImageIO writes the time: other bytes on every run
+    spec.attribute("compression", "zip")  # older Nukes cannot read HTJ2K, new in OpenEXR 3.4
     with _writing(path) as temporary:
         _write_exr(temporary, spec, stack)
 
 
+def _channels(
+    pixels: np.ndarray, layers: Mapping[str, np.ndarray], half: bool
+) -> tuple[list[str], list[Any], np.ndarray]:
+    """Returns the channels' names, their OpenImageIO formats and their values `[H, W, C]`."""
+    height, width = pixels.shape[:2]
+    names = list("RGBA"[: pixels.shape[2]])
+    formats = [oiio.HALF if half else oiio.FLOAT] * len(names)
+    planes = [pixels.astype(np.float32, copy=False)]
+    for layer, values in layers.items():
+        values = values[..., None] if values.ndim == 2 else values
+        if values.shape[:2] != (height, width) or not 1 <= values.shape[2] <= 4:
+            raise ValueError(f"layer {layer} must be [{height}, {width}, 1-4], not {values.shape}")
+        if not re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)?", layer):
+            raise ValueError(f'layer name "{layer}" must be LAYER or LAYER.CHANNEL')
+        if "." in layer and values.shape[2] != 1:
+            raise ValueError(f"layer {layer} must have one channel, not {values.shape[2]}")
+        channels = ("A", "uv", "RGB", "RGBA")[values.shape[2] - 1]
+        names += [layer] if "." in layer else [f"{layer}.{channel}" for channel in channels]
+        formats += [oiio.HALF if values.dtype == np.float16 else oiio.FLOAT] * values.shape[2]
+        planes.append(values.astype(np.float32, copy=False))
+    return names, formats, np.concatenate(planes, axis=2)
+
+
 def copy_exr(source: str | Path, path: str | Path, attributes: Mapping[str, object]) -> bool:
-    """Copies an EXR of one part, atomically, every pixel as it is.
+    """Copies a single-part EXR with every pixel unchanged, atomically.
 
     Args:
         source: the file.
         path: the copy.
-        attributes: header attributes that the copy has instead, as in `write_exr`.
+        attributes: header attributes that the copy gets in place of the source's, as in
+            `write_exr`.
 
     Returns:
-        Whether the source is whole; of one that is not there is no copy.
+        False without a copy, where the source can't be read as a whole.
 
     Raises:
-        WriteFailedError: what the file system said.
+        WriteFailedError: the file system's reason.
     """
     file = oiio.ImageInput.open(str(source))
     pixels = None if file is None else file.read_image(oiio.FLOAT)
@@ -152,30 +160,16 @@ def copy_exr(source: str | Path, path: str | Path, attributes: Mapping[str, obje
     return True
 
 
-def read_attribute(path: str | Path, name: str) -> object | None:
-    """One header attribute of a picture; None where there is no such attribute or no picture."""
-    if not os.path.isfile(path):
-        return None
-    file = oiio.ImageInput.open(str(path))
-    if file is None:
-        oiio.geterror()  # else OpenImageIO prints it later
-        return None
-    try:
-        return file.spec().getattribute(name)
-    finally:
-        file.close()
-
-
 def write_png(path: str | Path, rgb: np.ndarray) -> None:
-    """Write an 8-bit PNG, atomically.
+    """Writes an 8-bit PNG, atomically.
 
     Args:
         path: the file.
-        rgb: [H, W, 3], uint8 or float in [0, 1] (clipped), sRGB.
+        rgb: `[H, W, 3]` sRGB, uint8 or float in [0, 1] (clipped).
 
     Raises:
-        WriteFailedError: what the file system said.
-        ValueError: wrong shape.
+        WriteFailedError: the file system's reason.
+        ValueError: another shape.
     """
     if rgb.ndim != 3 or rgb.shape[2] != 3:
         raise ValueError(f"rgb must be [H, W, 3], not {rgb.shape}")
@@ -188,16 +182,16 @@ def write_png(path: str | Path, rgb: np.ndarray) -> None:
 
 
 def write_movie(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    """Write an H.264 preview (yuv420p, tagged and made as Rec.709 limited range), atomically.
+    """Writes an H.264 preview, atomically: yuv420p in limited range, encoded and tagged as Rec.709.
 
     Args:
         path: .mp4 or .mov.
-        frames: [H, W, 3] each, uint8 or float in [0, 1], all of one size. An odd side is made
-            even by repeating the last row or column: 4:2:0 has no odd sizes.
+        frames: `[H, W, 3]` each, uint8 or float in [0, 1], all of one size. The last row or column
+            of an odd size is repeated, because 4:2:0 needs even sizes.
         fps: frames per second.
 
     Raises:
-        WriteFailedError: what the file system or the encoder said.
+        WriteFailedError: the file system's or the encoder's reason.
         ValueError: no frames, or frames of different sizes.
     """
     with _writing(path) as temporary, av.open(str(temporary), "w") as container:
@@ -229,7 +223,7 @@ def write_movie(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> N
 
 @contextmanager
 def _writing(path: str | Path) -> Iterator[Path]:
-    """`atomic_write` whose errors are sentences."""
+    """Runs `atomic_write` and turns its errors into `WriteFailedError`."""
     try:
         with atomic_write(path) as temporary:
             yield temporary
@@ -246,7 +240,7 @@ def _write_exr(path: Path, spec: oiio.ImageSpec, pixels: np.ndarray) -> None:
     reason = output.geterror()
     if not output.close() or not written:
         raise OSError(None, reason or output.geterror() or "no reason is known")
-    # A disk that fills up under the last bytes is no error to OpenImageIO: look at them.
+    # OpenImageIO reports no error when the disk fills up under the last bytes: read them back.
     source = oiio.ImageInput.open(str(path))
     bottom = spec.y + spec.height
     if source is None or source.read_scanlines(0, 0, bottom - 1, bottom, 0, 0, 1) is None:
@@ -274,7 +268,7 @@ def _set_attribute(spec: oiio.ImageSpec, name: str, value: object) -> None:
 
 
 def to_bytes(rgb: np.ndarray) -> np.ndarray:
-    """uint8 of a picture that is uint8 already, or float in 0..1 (clipped, rounded)."""
+    """Returns a picture as uint8: as it is, or from floats in 0..1, clipped and rounded."""
     if rgb.dtype == np.uint8:
         return rgb
     return np.rint(np.clip(rgb, 0, 1) * 255).astype(np.uint8)

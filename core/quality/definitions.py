@@ -1,4 +1,7 @@
-"""The measures of a shot and what they mean."""
+"""The measures of a shot: what they mean, when a frame is marked, and the data they are kept in.
+
+A new measure is an entry of `MEASURES` and its value in `core.quality.measure`.
+"""
 
 from __future__ import annotations
 
@@ -10,235 +13,257 @@ import numpy as np
 from core.solve.latent_space import BETA
 from core.solve.latent_track import FrameState
 
-TOP = 5  # most similar pictures of the scan that identity is meant over (paper, section 4.1)
-# A frame stands out where it is this many standard deviations (1.4826 times the median absolute
-# deviation) from the shot's median, in shots of at least so many frames.
+TOP = 5  # most similar pictures of the scan that identity is averaged over (paper, section 4.1)
+# A frame stands out if it is this many standard deviations (1.4826 times the median absolute
+# deviation) from the shot's median, in shots of at least `FEWEST` frames.
 DEVIATIONS = 6.0
 FEWEST = 8
-SOLVE_STEPS = 40  # of a suggested repair: five times those of a first solve
-MARGIN = 2  # frames that a suggested repair reaches beyond what is wrong, either way
-LONGEST = 4  # wrong frames on end that interpolation is suggested for
+# Suggested repairs.
+SOLVE_STEPS = 40  # five times those of a first solve
+MARGIN = 2  # frames before and after the marked ones that are repaired too
+LONGEST = 4  # consecutive frames for which interpolation is suggested
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What one number says of a frame."""
+    """One number per frame, and when it marks a frame."""
 
     title: str
     unit: str
     meaning: str  # a sentence
-    bad: str  # "high", "low", "both", or "" for what is only shown
-    limit: float | None  # beyond which a frame is marked anyway; None: only where it stands out
-    least: float  # from the shot's median, within which nothing stands out
-    reason: str  # for people, where it is too high
-    lower: str = ""  # the same, where it is too low
-    repair: str = (
-        ""  # of `core.edit.repair`'s solve: what is to be followed again; or "interpolate"
-    )
+    bad: str  # values that mark a frame: "high", "low", "both", or "" for none
+    limit: float | None  # absolute limit; None: a frame is marked only if it stands out
+    least: float  # distance from the shot's median below which nothing stands out
+    reason: str = ""  # for people, where the value is too high
+    lower: str = ""  # for people, where it is too low
+    # Suggested repair: "interpolate", or what a solve follows again ("all" or one of its parts).
+    repair: str = ""
 
 
 MEASURES: dict[str, Measure] = {
     "landmarks": Measure(
-        "Landmarks",
-        "px",
-        "Mean distance of the 86 keypoints from the driver's, each facial part "
-        "about its own middle, in px of a 192 px face.",
-        "high",
-        4.0,
-        0.4,
-        "The face does not follow the driver",
+        title="Landmarks",
+        unit="px",
+        meaning=(
+            "Mean distance of the 86 keypoints from the driver's, each facial part "
+            "about its own middle, in px of a 192 px face."
+        ),
+        bad="high",
+        limit=4.0,
+        least=0.4,
+        reason="The face does not follow the driver",
         repair="all",
     ),
     "right_eye": Measure(
-        "Right eye",
-        "px",
-        "The same, of the right eye's lids and iris alone.",
-        "high",
-        2.5,
-        0.4,
-        "The right eye's shape differs from the driver's",
+        title="Right eye",
+        unit="px",
+        meaning="The same, of the right eye's lids and iris alone.",
+        bad="high",
+        limit=2.5,
+        least=0.4,
+        reason="The right eye's shape differs from the driver's",
         repair="eyes",
     ),
     "left_eye": Measure(
-        "Left eye",
-        "px",
-        "The same, of the left eye's lids and iris alone.",
-        "high",
-        2.5,
-        0.4,
-        "The left eye's shape differs from the driver's",
+        title="Left eye",
+        unit="px",
+        meaning="The same, of the left eye's lids and iris alone.",
+        bad="high",
+        limit=2.5,
+        least=0.4,
+        reason="The left eye's shape differs from the driver's",
         repair="eyes",
     ),
     "lips": Measure(
-        "Lips",
-        "px",
-        "The same, of the lips alone.",
-        "high",
-        4.0,
-        0.6,
-        "The lips' shape differs from the driver's",
+        title="Lips",
+        unit="px",
+        meaning="The same, of the lips alone.",
+        bad="high",
+        limit=4.0,
+        least=0.6,
+        reason="The lips' shape differs from the driver's",
         repair="mouth",
     ),
     "head": Measure(
-        "Head outline",
-        "px",
-        "The same, of forehead, chin and sides of the face, in absolute position.",
-        "high",
-        9.0,
-        1.5,
-        "The head is not where the driver's is",
+        title="Head outline",
+        unit="px",
+        meaning="The same, of forehead, chin and sides of the face, in absolute position.",
+        bad="high",
+        limit=9.0,
+        least=1.5,
+        reason="The head is not where the driver's is",
         repair="head",
     ),
     "mouth": Measure(
-        "Mouth opening",
-        "%",
-        "The result's mouth opening less the driver's, in percent of the "
-        "distance between the outer eye corners.",
-        "both",
-        8.0,
-        3.0,
-        "The mouth is open wider than the driver's",
-        "The mouth is less open than the driver's",
-        "mouth",
+        title="Mouth opening",
+        unit="%",
+        meaning=(
+            "The result's mouth opening less the driver's, in percent of the "
+            "distance between the outer eye corners."
+        ),
+        bad="both",
+        limit=8.0,
+        least=3.0,
+        reason="The mouth is open wider than the driver's",
+        lower="The mouth is less open than the driver's",
+        repair="mouth",
     ),
     "smile": Measure(
-        "Smile",
-        "%",
-        "The result's mouth corners above the upper lip, less the driver's, in "
-        "percent of the distance between the outer eye corners.",
-        "both",
-        8.0,
-        3.0,
-        "It smiles more than the driver",
-        "It smiles less than the driver",
-        "mouth",
+        title="Smile",
+        unit="%",
+        meaning=(
+            "The result's mouth corners above the upper lip, less the driver's, in "
+            "percent of the distance between the outer eye corners."
+        ),
+        bad="both",
+        limit=8.0,
+        least=3.0,
+        reason="It smiles more than the driver",
+        lower="It smiles less than the driver",
+        repair="mouth",
     ),
     "lids": Measure(
-        "Lids",
-        "%",
-        "The result's eye opening less the driver's, of that eye that differs more, "
-        "in percent of the eye's width.",
-        "both",
-        14.0,
-        5.0,
-        "An eye is open wider than the driver's",
-        "An eye is more shut than the driver's",
-        "eyes",
+        title="Lids",
+        unit="%",
+        meaning=(
+            "The result's eye opening less the driver's, of that eye that differs more, "
+            "in percent of the eye's width."
+        ),
+        bad="both",
+        limit=14.0,
+        least=5.0,
+        reason="An eye is open wider than the driver's",
+        lower="An eye is more shut than the driver's",
+        repair="eyes",
     ),
     "gaze": Measure(
-        "Gaze",
-        "%",
-        "How far apart the irises are from where the driver's are, in percent of the "
-        "eye's width; not where an eye is shut.",
-        "high",
-        14.0,
-        5.0,
-        "It looks elsewhere than the driver",
+        title="Gaze",
+        unit="%",
+        meaning=(
+            "Distance of the irises from where the driver's are, in percent of the eye's width; "
+            "none where an eye is shut."
+        ),
+        bad="high",
+        limit=14.0,
+        least=5.0,
+        reason="It looks elsewhere than the driver",
         repair="eyes",
     ),
     "pose": Measure(
-        "Head pose",
-        "°",
-        "Yaw, pitch and roll from the driver's, together.",
-        "high",
-        8.0,
-        2.5,
-        "The head is turned otherwise than the driver's",
+        title="Head pose",
+        unit="°",
+        meaning="Yaw, pitch and roll from the driver's, together.",
+        bad="high",
+        limit=8.0,
+        least=2.5,
+        reason="The head is turned otherwise than the driver's",
         repair="head",
     ),
     "identity": Measure(
-        "Identity",
-        "",
-        f"Mean cosine with the {TOP} most similar of the scan's frames, as "
-        "the generator draws them.",
-        "low",
-        None,
-        0.02,
-        "",
-        "It looks less like the scan",
+        title="Identity",
+        unit="",
+        meaning=(
+            f"Mean cosine with the {TOP} most similar of the scan's frames, as "
+            "the generator draws them."
+        ),
+        bad="low",
+        limit=None,
+        least=0.02,
+        lower="It looks less like the scan",
     ),
     "jitter": Measure(
-        "Jitter",
-        "px",
-        "How far the keypoints leave the middle of the frames before and after, "
-        "less the driver's own, in px of a 192 px face.",
-        "high",
-        2.0,
-        0.6,
-        "It jumps where the driver does not",
+        title="Jitter",
+        unit="px",
+        meaning=(
+            "Second difference of the keypoints over time, less the driver's own, in px of a "
+            "192 px face."
+        ),
+        bad="high",
+        limit=2.0,
+        least=0.6,
+        reason="It jumps where the driver does not",
         repair="interpolate",
     ),
     "dilation": Measure(
-        "Dilation",
-        "",
-        "How far below 0 the least barycentric weight of the rendered code is: "
-        f"what the scan's frames span is left, beyond {BETA} the solver never goes.",
-        "high",
-        1.5 * BETA,
-        BETA,
-        "The code lies outside of what the scan spans",
+        title="Dilation",
+        unit="",
+        meaning=(
+            "How far the least barycentric weight of the rendered code lies below 0, that is "
+            f"outside of the hull of the scan's frames; the solver stays within {BETA}."
+        ),
+        bad="high",
+        limit=1.5 * BETA,
+        least=BETA,
+        reason="The code lies outside of what the scan spans",
     ),
     "distance": Measure(
-        "Distance to P",
-        "%",
-        "How far the rendered code is from the personalised space, in "
-        "percent of the anchors' spread; 0 for what was solved.",
-        "high",
-        10.0,
-        5.0,
-        "The code is far from the person's own space",
+        title="Distance to P",
+        unit="%",
+        meaning=(
+            "Distance of the rendered code from the personalised space, in percent of the anchors' "
+            "standard deviation; 0 for solved frames."
+        ),
+        bad="high",
+        limit=10.0,
+        least=5.0,
+        reason="The code is far from the person's own space",
     ),
     "clipping": Measure(
-        "Clipping",
-        "%",
-        "Pixels of the face with a channel at black or white.",
-        "high",
-        5.0,
-        1.5,
-        "The face clips to black or white",
+        title="Clipping",
+        unit="%",
+        meaning="Pixels of the face with a channel at black or white.",
+        bad="high",
+        limit=5.0,
+        least=1.5,
+        reason="The face clips to black or white",
     ),
     "sharpness": Measure(
-        "Sharpness",
-        "x",
-        "Fine detail of the face over its coarse detail, as a share of the "
-        "scan's frames', as the generator draws them.",
-        "low",
-        0.6,
-        0.12,
-        "",
-        "It is softer than the scan's faces",
+        title="Sharpness",
+        unit="x",
+        meaning=(
+            "Ratio of the face's fine to its coarse detail, relative to the scan's frames as the "
+            "generator draws them."
+        ),
+        bad="low",
+        limit=0.6,
+        least=0.12,
+        lower="It is softer than the scan's faces",
     ),
     "niqe": Measure(
-        "NIQE",
-        "",
-        "How far the picture's statistics are from a good photograph's (Mittal et al. "
-        "2012); lower is better.",
-        "high",
-        None,
-        1.5,
-        "It looks less like a photograph than the rest",
+        title="NIQE",
+        unit="",
+        meaning=(
+            "Distance of the picture's statistics from those of good photographs (Mittal et al. "
+            "2012); lower is better."
+        ),
+        bad="high",
+        limit=None,
+        least=1.5,
+        reason="It looks less like a photograph than the rest",
     ),
     "pose_distance": Measure(
-        "Pose distance",
-        "",
-        "The paper's APD of this frame, times 100: mean square of the head angles' differences.",
-        "",
-        None,
-        0.01,
-        "",
+        title="Pose distance",
+        unit="",
+        meaning=(
+            "The paper's APD of this frame, times 100: mean square of the head angles' differences."
+        ),
+        bad="",
+        limit=None,
+        least=0.01,
     ),
     "expression_distance": Measure(
-        "Expression distance",
-        "",
-        "The paper's AED of this frame, times 10: mean square of the expression's differences.",
-        "",
-        None,
-        0.01,
-        "",
+        title="Expression distance",
+        unit="",
+        meaning=(
+            "The paper's AED of this frame, times 10: mean square of the expression's differences."
+        ),
+        bad="",
+        limit=None,
+        least=0.01,
     ),
 }
 
-# What driver and result do, to be seen side by side: title, unit, and what it is multiplied by.
+# Curves of driver and result side by side: title, unit, and factor of the measured value.
 SIGNALS: dict[str, tuple[str, str, float]] = {
     "jaw": ("Mouth opening", "% of eye distance", 100),
     "smile": ("Smile", "% of eye distance", 100),
@@ -260,35 +285,35 @@ STATES = {
 
 @dataclass(frozen=True)
 class Mark:
-    """A frame that somebody should look at, and why."""
+    """A frame that should be looked at, and why."""
 
     number: int
     measure: str  # of `MEASURES`, or "state"
     value: float | None
     limit: float | None
-    reason: str  # a sentence without its full stop
-    excess: float  # how far beyond the limit, over how far it usually may be: what is worst
+    reason: str  # a sentence without a full stop
+    excess: float  # distance beyond the limit, relative to the limit: ranks the frames
 
 
 @dataclass(frozen=True, eq=False)
 class Quality:
-    """Measures of F frames."""
+    """The measures of F frames."""
 
     numbers: np.ndarray  # [F] int64
     state: np.ndarray  # [F] uint8, FrameState
     cut: np.ndarray  # [F] bool, true on the first frame of a new shot
-    measures: Mapping[str, np.ndarray]  # of `MEASURES` -> [F] float64; NaN where there is none
-    signals: Mapping[str, tuple[np.ndarray, np.ndarray]]  # of `SIGNALS` -> driver's, result's
-    bounds: Mapping[str, tuple[float, float]]  # measure -> below and above which frames are marked
-    marks: tuple[Mark, ...]  # by frame, the worst first
-    metrics: Mapping[str, str]  # measure -> by which network or proxy, where there is a choice
-    jitter: tuple[float, float]  # the driver's and the result's, px, meant over the shot
-    notes: tuple[str, ...]  # sentences
-    cards: Sequence[bytes]  # F JPEGs for people: driver and result, below them eyes and mouth
+    measures: Mapping[str, np.ndarray]  # name -> [F] float64; NaN where there is none
+    signals: Mapping[str, tuple[np.ndarray, np.ndarray]]  # name -> driver's [F], result's [F]
+    bounds: Mapping[str, tuple[float, float]]  # name -> lower and upper limit
+    marks: tuple[Mark, ...]  # by frame, the worst mark of each first
+    metrics: Mapping[str, str]  # name -> network or proxy, where there is a choice
+    jitter: tuple[float, float]  # driver's and result's, px, averaged over the shot
+    notes: tuple[str, ...]  # sentences for the user
+    cards: Sequence[bytes]  # F JPEGs: driver and result, below them eyes and mouth
 
     @property
     def marked(self) -> list[int]:
-        """Frames with a mark, the worst first."""
+        """Numbers of the marked frames, the worst first."""
         worst: dict[int, float] = {}
         for mark in self.marks:
             worst[mark.number] = worst.get(mark.number, 0) + mark.excess

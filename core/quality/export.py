@@ -1,4 +1,4 @@
-"""A measured shot as numbers, JSON and CSV."""
+"""A measured shot as key figures, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from core.solve.latent_track import FrameState
 
 
 def summary(quality: Quality) -> dict[str, Any]:
-    """The shot in figures: the paper's Table 1, and what a person asks for first."""
+    """Returns the shot's key figures: those of the paper's Table 1, and the marked frames."""
 
     def mean(name: str) -> float | None:
         values = quality.measures[name]
-        known = values[np.isfinite(values)]
-        return round(float(known.mean()), 4) if len(known) else None
+        finite = values[np.isfinite(values)]
+        return round(float(finite.mean()), 4) if len(finite) else None
 
     marked = quality.marked
     driver, result = quality.jitter
@@ -39,12 +39,12 @@ def summary(quality: Quality) -> dict[str, Any]:
 
 
 def plain(quality: Quality) -> dict[str, Any]:
-    """Everything but the pictures, as JSON values; null where there is no number."""
+    """Returns everything but the pictures as JSON values; null where there is no number."""
 
     def numbers(values: np.ndarray) -> list[float | None]:
         return [round(float(v), 6) if math.isfinite(v) else None for v in values]
 
-    shown = quality.signals.items()
+    signals = quality.signals.items()
     return {
         "frames": quality.numbers.tolist(),
         "state": [FrameState(int(s)).name.lower() for s in quality.state],
@@ -52,7 +52,7 @@ def plain(quality: Quality) -> dict[str, Any]:
         "units": {name: MEASURES[name].unit for name in quality.measures},
         "titles": {name: MEASURES[name].title for name in quality.measures},
         "limits": {name: numbers(np.array(pair)) for name, pair in quality.bounds.items()},
-        "signals": {n: {"driver": numbers(a), "result": numbers(b)} for n, (a, b) in shown},
+        "signals": {n: {"driver": numbers(a), "result": numbers(b)} for n, (a, b) in signals},
         "marks": [
             {
                 "frame": m.number,
@@ -70,7 +70,7 @@ def plain(quality: Quality) -> dict[str, Any]:
 
 
 def as_csv(quality: Quality) -> str:
-    """A line per frame: its number, its state, every measure, and why it is marked."""
+    """Returns a line per frame: its number, its state, every measure, and why it is marked."""
     text = io.StringIO()
     out = csv.writer(text)
     titles = [f"{n} ({m.unit})" if m.unit else n for n, m in MEASURES.items()]

@@ -1,11 +1,11 @@
-"""Marks of frames that fall outside their limits, and the repairs they suggest."""
+"""Marking frames beyond their limits, and suggesting repairs for them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,20 +32,20 @@ def mark(
     measures: Mapping[str, np.ndarray],
     limits: Mapping[str, float] = {},
 ) -> tuple[dict[str, tuple[float, float]], tuple[Mark, ...]]:
-    """Finds the frames that somebody should look at.
+    """Marks the frames beyond their limits.
 
     Args:
-        numbers: `[F]`.
+        numbers: `[F]` frame numbers.
         state: `[F]`, FrameState.
-        amount: `[F]`: frames with 0 show the plate alone, and are never marked.
+        amount: `[F]` in 0..1; frames with 0 show only the plate and are never marked.
         measures: of `MEASURES`, `[F]` each.
-        limits: as in `measure_shot`.
+        limits: by measure; they replace the measures' own limits.
 
     Returns:
-        Below and above what each measure marks a frame (infinite where never), and the marks.
+        Lower and upper limit of each measure (infinite where there is none), and the marks.
     """
     bounds = {
-        name: _ends(MEASURES[name].bad, limits[name])
+        name: _interval(MEASURES[name].bad, limits[name])
         if name in limits
         else mark_bounds(MEASURES[name], values)
         for name, values in measures.items()
@@ -61,12 +61,13 @@ def mark(
             low, high = bounds[name]
             value, m = float(values[i]), MEASURES[name]
             if value > high or value < low:
-                # One frame that jumps leaves its neighbours half as far from their middle.
+                # The neighbours of a frame that jumps have half its jitter: only the frame is
+                # marked.
                 if name == "jitter" and value < np.nanmax(values[max(i - 1, 0) : i + 2]):
                     continue
-                limit, said = (high, m.reason) if value > high else (low, m.lower)
+                limit, reason = (high, m.reason) if value > high else (low, m.lower)
                 unit = f" {m.unit}" if m.unit not in ("", "%", "°", "x") else m.unit
-                reason = f"{said} ({value:.3g}{unit}, limit {limit:.3g}{unit})"
+                reason = f"{reason} ({value:.3g}{unit}, limit {limit:.3g}{unit})"
                 excess = abs(value - limit) / max(abs(limit), m.least)
                 found.append(Mark(number, name, value, limit, reason, excess))
         marks += sorted(found, key=lambda m: -m.excess)
@@ -74,80 +75,100 @@ def mark(
 
 
 def mark_bounds(m: Measure, values: np.ndarray) -> tuple[float, float]:
-    known = values[np.isfinite(values)]
-    low, high = (-math.inf, math.inf) if m.limit is None else _ends(m.bad, m.limit)
-    if len(known) >= FEWEST:
-        middle = float(np.median(known))
-        usual = 1.4826 * float(np.median(np.abs(known - middle)))
-        reach = max(DEVIATIONS * usual, m.least)
+    """Returns lower and upper limit of a measure: its own, or where a frame stands out."""
+    finite = values[np.isfinite(values)]
+    low, high = (-math.inf, math.inf) if m.limit is None else _interval(m.bad, m.limit)
+    if len(finite) >= FEWEST:
+        middle = float(np.median(finite))
+        deviation = 1.4826 * float(np.median(np.abs(finite - middle)))
+        reach = max(DEVIATIONS * deviation, m.least)
         high = min(high, middle + reach) if m.bad in ("high", "both") else high
         low = max(low, middle - reach) if m.bad in ("low", "both") else low
     return low, high
 
 
-def _ends(bad: str, limit: float) -> tuple[float, float]:
-    """Below and above what a limit marks."""
+def _interval(bad: str, limit: float) -> tuple[float, float]:
+    """Returns lower and upper limit of a measure whose `bad` values lie beyond `limit`."""
     low = {"low": limit, "both": -limit}.get(bad, -math.inf)
     return low, limit if bad in ("high", "both") else math.inf
 
 
 def suggested_repairs(quality: Quality) -> list[dict[str, Any]]:
-    """A repair list that the marks suggest, plain JSON.
+    """Returns the repair list that the marks suggest, as plain JSON (see `core.edit.repair`).
 
-    Entries are `{"do": "solve", "frames": "1018-1025", "steps": 40, "only": "mouth", "reason": …}`
+    Entries are `{"do": "solve", "frames": "1018-1025", "steps": 40, "only": "mouth", "reason": …}`,
     without `only` where more than one part is wrong, and `{"do": "interpolate", "frames": …,
-    "reason": …}` for frames that jump. Frames without a face, and what no solve mends, are left to
-    people.
+    "reason": …}` for frames that jump. Frames without a face, and marks that no solve removes, get
+    no entry.
 
-    Ranges reach `MARGIN` frames beyond the marked ones, as far as the shot does. The low-pass over
-    time mixed those frames with the wrong ones, and a repair leaves what it does not name as it
-    is: repaired alone, one frame would pop.
+    Ranges extend `MARGIN` frames beyond the marked ones within the shot: the low-pass over time
+    mixed those frames with the marked ones, and a repair changes only the frames that it names, so
+    a single repaired frame would pop.
     """
-    asked: list[tuple[int, str]] = []  # index of a frame, and what is to be done
-    reasons: dict[int, list[str]] = {}
-    solvable = {*FrameState} - {*STATES, FrameState.PENDING}
-    for i, number in enumerate(quality.numbers):
-        here = [m for m in quality.marks if m.number == number and m.measure in MEASURES]
-        kinds = {MEASURES[m.measure].repair for m in here} - {""}
-        reasons[i] = [m.reason.partition(" (")[0] for m in here if MEASURES[m.measure].repair]
-        follow = kinds - {"interpolate"}
-        if follow and quality.state[i] in solvable:
-            asked.append((i, "all" if len(follow) > 1 else follow.pop()))
-        elif kinds == {"interpolate"}:
-            asked.append((i, "interpolate"))
-    wrong = {i for i, _ in asked}
+    requested, reasons = _requested_repairs(quality)
     shot = np.cumsum(quality.cut)
-
-    def run(item: tuple[int, tuple[int, str]]) -> tuple[int, int, str]:
-        place, (i, kind) = item
-        return int(quality.numbers[i]) - place, int(shot[i]), kind
-
-    spans: list[tuple[str, range, list[str]]] = []  # what is to be done, where, and why
-    for (*_, kind), items in groupby(enumerate(asked), run):
-        rows = [i for _, (i, _) in items]
-        inside = np.flatnonzero(shot == shot[rows[0]])
+    spans: list[_Span] = []
+    for kind, run in _runs(quality, requested):
+        inside = np.flatnonzero(shot == shot[run[0]])
         # Interpolation needs a frame on either side.
         first, last = inside[[0, -1]] + ([1, -1] if kind == "interpolate" else [0, 0])
-        too_long = kind == "interpolate" and len(rows) > LONGEST
-        if too_long or not first <= rows[0] <= rows[-1] <= last:
+        too_long = kind == "interpolate" and len(run) > LONGEST
+        if too_long or not first <= run[0] <= run[-1] <= last:
             continue
-        begin, end = rows[0], rows[-1]
-        for _ in range(MARGIN):  # what is to be done to other frames stays theirs
-            begin -= begin > first and begin - 1 not in wrong
-            end += end < last and end + 1 not in wrong
-        wide = range(begin, end + 1)
-        why = [reason for i in rows for reason in reasons[i]]
-        if spans and spans[-1][0] == kind and wide.start < spans[-1][1].stop:
-            _, before, said = spans.pop()
-            wide, why = range(before.start, wide.stop), said + why
-        spans.append((kind, wide, why))
+        begin, end = run[0], run[-1]
+        for _ in range(MARGIN):  # frames with a repair of their own are left to it
+            begin -= begin > first and begin - 1 not in requested
+            end += end < last and end + 1 not in requested
+        span = _Span(kind, range(begin, end + 1), [reason for i in run for reason in reasons[i]])
+        if spans and spans[-1].kind == kind and span.frames.start < spans[-1].frames.stop:
+            before = spans.pop()
+            joined = range(before.frames.start, span.frames.stop)
+            span = _Span(kind, joined, before.reasons + span.reasons)
+        spans.append(span)
     entries: list[dict[str, Any]] = []
-    for kind, wide, why in spans:
+    for kind, frames, why in spans:
         entry: dict[str, Any] = {
             "do": "interpolate" if kind == "interpolate" else "solve",
-            "frames": format_numbers(quality.numbers[wide.start : wide.stop].tolist()),
+            "frames": format_numbers(quality.numbers[frames.start : frames.stop].tolist()),
         }
         if kind != "interpolate":
             entry |= {"steps": SOLVE_STEPS} | ({} if kind == "all" else {"only": kind})
         entries.append({**entry, "reason": "; ".join(dict.fromkeys(why))})
     return entries
+
+
+class _Span(NamedTuple):
+    """Consecutive frames that get one repair."""
+
+    kind: str  # "interpolate", "all", or the part that is solved again
+    frames: range  # indices
+    reasons: list[str]
+
+
+def _requested_repairs(quality: Quality) -> tuple[dict[int, str], dict[int, list[str]]]:
+    """Returns the kind of repair of each marked frame that has one, and all frames' reasons."""
+    requested: dict[int, str] = {}
+    reasons: dict[int, list[str]] = {}
+    solvable = {*FrameState} - {*STATES, FrameState.PENDING}
+    for i, number in enumerate(quality.numbers):
+        marks = [m for m in quality.marks if m.number == number and m.measure in MEASURES]
+        kinds = {MEASURES[m.measure].repair for m in marks} - {""}
+        reasons[i] = [m.reason.partition(" (")[0] for m in marks if MEASURES[m.measure].repair]
+        parts = kinds - {"interpolate"}
+        if parts and quality.state[i] in solvable:
+            requested[i] = "all" if len(parts) > 1 else parts.pop()
+        elif kinds == {"interpolate"}:
+            requested[i] = "interpolate"
+    return requested, reasons
+
+
+def _runs(quality: Quality, requested: Mapping[int, str]) -> Iterator[tuple[str, list[int]]]:
+    """Yields kinds of repair, and the indices of consecutive frames of a shot that share one."""
+    shot = np.cumsum(quality.cut)
+
+    def key(item: tuple[int, tuple[int, str]]) -> tuple[int, int, str]:
+        position, (i, kind) = item
+        return int(quality.numbers[i]) - position, int(shot[i]), kind
+
+    for (*_, kind), items in groupby(enumerate(requested.items()), key):
+        yield kind, [i for _, (i, _) in items]

@@ -1,11 +1,11 @@
 """NIQE, the quality of a picture without a reference: "Making a 'completely blind' image quality
 analyzer" (Mittal, Soundararajan, Bovik 2012).
 
-How far the statistics of a picture's blocks are from those of good photographs: lower is better, 3
-to 6 for sharp photographs. The photographs' statistics are the authors' own (LIVE, release of
-2013), in `niqe_params.npz`: the unchanged file `basicsr/metrics/niqe_pris_params.npz` of BasicSR
-1.4.2 (Copyright 2018-2022 BasicSR authors, Apache License 2.0), sha256 2a7c182a68c9e7f1b2e2e5ec
-723279d6f65d912b6fcaf37eb2bf03d7367c4296.
+The distance of the statistics of a picture's blocks from those of good photographs: lower is
+better, 3 to 6 for sharp photographs. The photographs' statistics are the authors' own (LIVE,
+release of 2013), in `niqe_params.npz`: the unchanged file `basicsr/metrics/niqe_pris_params.npz` of
+BasicSR 1.4.2 (Copyright 2018-2022 BasicSR authors, Apache License 2.0), sha256
+2a7c182a68c9e7f1b2e2e5ec723279d6f65d912b6fcaf37eb2bf03d7367c4296.
 """
 
 from functools import cache
@@ -17,9 +17,9 @@ from scipy.ndimage import convolve1d
 from scipy.special import gamma
 
 BLOCK = 96  # side of a block, px; half of it at the second scale
-MIN_SIDE = 2 * BLOCK  # px: what one block's statistics vary by is not known
+MIN_SIDE = 2 * BLOCK  # px: the covariance needs more than one block
 
-# Where a picture is flat the rest is rounding, whose statistics say nothing.
+# Below this a flat area contains only rounding errors, whose statistics mean nothing.
 _FLAT = 1e-6
 _NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 _SHAPES = np.arange(0.2, 10.001, 0.001)  # of generalised Gaussians, as the authors search them
@@ -27,11 +27,14 @@ _RATIOS = gamma(2 / _SHAPES) ** 2 / (gamma(1 / _SHAPES) * gamma(3 / _SHAPES))
 
 
 def niqe(rgb: np.ndarray) -> float:
-    """NIQE of a picture.
+    """Computes NIQE.
 
     Args:
-        rgb: `[H, W, 3]` sRGB in 0..1; what lies beyond whole blocks of 96 px at its right and its
-            bottom does not count.
+        rgb: `[H, W, 3]` sRGB in 0..1. Pixels at the right and at the bottom that fill no block of
+            96 px do not count.
+
+    Returns:
+        The distance; NaN for a picture with fewer than two blocks that are not flat.
 
     Raises:
         ValueError: another shape, or a side below 192 px.
@@ -40,31 +43,31 @@ def niqe(rgb: np.ndarray) -> float:
         raise ValueError(f"NIQE needs [H, W, 3] of {MIN_SIDE} px and more, not {[*rgb.shape]}.")
     mean, covariance, window = _photographs()
     height, width = (n // BLOCK * BLOCK for n in rgb.shape[:2])
-    # Luma of BT.601 in steps of 8 bits, as MATLAB's rgb2ycbcr.
+    # BT.601 luma, rounded to 8 bits like MATLAB's rgb2ycbcr.
     luma = np.rint(rgb[:height, :width] @ np.array([65.481, 128.553, 24.966]) + 16)
     features = []
     for block in (BLOCK, BLOCK // 2):
         features.append(_features(_normalised(luma, window), block))
         luma = _halved(luma)
     every = np.concatenate(features, 1)
-    known = every[np.isfinite(every).all(1)]
-    if len(known) < 2:  # flat blocks have no statistics
+    finite = every[np.isfinite(every).all(1)]
+    if len(finite) < 2:  # flat blocks have NaN features
         return float("nan")
-    apart = mean - np.nanmean(every, 0)
-    both = (covariance + np.cov(known, rowvar=False)) / 2
-    return float(np.sqrt(apart @ np.linalg.pinv(both) @ apart))
+    difference = mean - np.nanmean(every, 0)
+    both = (covariance + np.cov(finite, rowvar=False)) / 2
+    return float(np.sqrt(difference @ np.linalg.pinv(both) @ difference))
 
 
 @cache
 def _photographs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean `[36]` and covariance `[36, 36]` of photographs' features; the window `[7]`."""
+    """Returns mean `[36]` and covariance `[36, 36]` of photographs' features, window `[7]`."""
     with np.load(Path(__file__).with_name("niqe_params.npz")) as stored:
         window = stored["gaussian_window"].sum(0)  # it is separable
         return stored["mu_pris_param"][0], stored["cov_pris_param"], window
 
 
 def _normalised(luma: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """Eq. 1: each pixel less its neighbourhood's mean, over its deviation."""
+    """Subtracts each pixel's local mean and divides by its local deviation (eq. 1)."""
 
     def smooth(values: np.ndarray) -> np.ndarray:
         return convolve1d(convolve1d(values, window, 0, mode="nearest"), window, 1, mode="nearest")
@@ -75,7 +78,7 @@ def _normalised(luma: np.ndarray, window: np.ndarray) -> np.ndarray:
 
 
 def _features(normalised: np.ndarray, block: int) -> np.ndarray:
-    """18 features of each block, `[B, 18]` (eqs. 5 to 9)."""
+    """Returns 18 features of each block, `[B, 18]` (eqs. 5 to 9)."""
     rows, columns = (n // block for n in normalised.shape)
     blocks = normalised.reshape(rows, block, columns, block).swapaxes(1, 2)
     blocks = blocks.reshape(-1, block, block)
@@ -89,15 +92,18 @@ def _features(normalised: np.ndarray, block: int) -> np.ndarray:
 
 
 def _fit(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Asymmetric generalised Gaussians of blocks `[B, n, n]` by their moments: shape, and scale to
-    the left and to the right, `[B]` each; NaN where a block has no such side."""
+    """Fits asymmetric generalised Gaussians to blocks `[B, n, n]` by their moments.
+
+    Returns:
+        `[B]` shape, left scale and right scale; NaN where a block has no values on that side.
+    """
     x = blocks.reshape(len(blocks), -1)
     with np.errstate(invalid="ignore", divide="ignore"):
         left, right = (np.sqrt((x**2 * side).sum(1) / side.sum(1)) for side in (x < 0, x > 0))
         skew = left / right
         ratio = np.abs(x).mean(1) ** 2 / (x**2).mean(1)
         ratio *= (skew**3 + 1) * (skew + 1) / (skew**2 + 1) ** 2
-    # The ratio grows with the shape: the nearest that was listed.
+    # The ratio increases with the shape: take the nearest one listed.
     after = np.searchsorted(_RATIOS, ratio).clip(1, len(_RATIOS) - 1)
     nearer = np.abs(_RATIOS[after - 1] - ratio) <= np.abs(_RATIOS[after] - ratio)
     shape = _SHAPES[after - nearer]
@@ -106,7 +112,7 @@ def _fit(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _halved(luma: np.ndarray) -> np.ndarray:
-    """Half the size, as MATLAB's imresize: Keys' cubic, widened to twice its support."""
+    """Halves the size like MATLAB's imresize: Keys' cubic at twice its support."""
     d = np.abs(np.arange(8) - 3.5) / 2
     taps = np.where(d < 1, 1.5 * d**3 - 2.5 * d**2 + 1, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2) / 2
     for axis in (0, 1):

@@ -1,13 +1,14 @@
-"""Networks that say whose face a picture shows, and what a face does: the user's own, as ONNX.
+"""The user's own networks for identity and expression, as ONNX files, and a proxy without one.
 
-A recogniser follows ArcFace's convention (Deng et al. 2019): a face warped by five points onto its
-template of 112 px, RGB in [-1, 1]; what it gives is compared by the cosine. A face model follows
-Deep3DFaceRecon's (Deng et al. 2019): a square of 224 px around the face by the same five points,
-RGB in [0, 1]; 257 coefficients, of which 80 to 144 are the expression and 224 to 227 the head's
-angles in radians. onnxruntime is needed for both, and only for them.
+Convention:
+    A recogniser follows ArcFace (Deng et al. 2019): its input is the face warped by five points
+    onto a template of 112 px, RGB in [-1, 1]; its vectors are compared by their cosine. A face
+    model follows Deep3DFaceRecon (Deng et al. 2019): its input is a square of 224 px around the
+    face by the same five points, RGB in [0, 1]; its output are 257 coefficients, of which 80 to 143
+    are the expression and 224 to 226 the head's angles in radians. Only these two need onnxruntime.
 
-Without a recogniser there is a proxy: features of the landmark network, which know a person's
-colours and outlines, but were never taught to tell people apart.
+The proxy recogniser uses features of the landmark network. They depend on a person's colours and
+outlines, but were never trained to tell people apart.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ PROXY = "proxy: features of the landmark network"
 EXPRESSION, ANGLES = slice(80, 144), slice(224, 227)
 
 _NOSE_TIP = 4
-# ArcFace's template: eyes, tip of the nose, corners of the mouth, px of 112 (insightface).
+# ArcFace's template: eyes, tip of the nose, mouth corners, px of 112 (insightface).
 _TEMPLATE = np.array(
     [
         [38.2946, 51.6963],
@@ -43,8 +44,8 @@ _TEMPLATE = np.array(
         [70.7299, 92.2041],
     ]
 )
-_RECOGNISED = 112  # px
-# The same points of Deep3DFaceRecon's mean face, y down, and the px that its unit takes.
+_RECOGNITION_SIDE = 112  # px
+# The same points of Deep3DFaceRecon's mean face, y down, and the px of its unit.
 _FACE = np.array(
     [
         [-0.31148657, -0.29036078, 0.13377953],
@@ -54,40 +55,41 @@ _FACE = np.array(
         [0.2484662, 0.38128236, 0.22235769],
     ]
 )
-_MODELLED, _UNIT = 224, 102.0
+_MODEL_SIDE, _UNIT = 224, 102.0
 _COEFFICIENTS = 257
-_WITHIN = 0.9  # of the outline, that the proxy looks at: hair and plate are nobody's face
-_SIDE = 200  # px at which the ROI of the landmark network samples nearly every pixel
+_INNER = 0.9  # share of the outline that the proxy uses, without hair and background
+_SIDE = 200  # px, at which the ROI of the landmark network samples nearly every pixel
 
 
 class ModelNotUsableError(ReenactError):
-    """An ONNX file that is not there, or no network of the kind that is needed."""
+    """An ONNX file is missing, or is not a network of the required kind."""
 
 
 @dataclass(frozen=True)
 class Recogniser:
-    """Whose face it is: aligned pictures `[B, 3, R, R]` in [-1, 1], and their meshes `[B, 478, 3]`
-    in px of the 192 px crop (`core.face.landmarks`), -> vectors `[B, D]` of length 1."""
+    """Measures whose face a picture shows."""
 
     name: str
+    # Aligned pictures `[B, 3, R, R]` in [-1, 1] and their meshes `[B, 478, 3]` in px of the 192 px
+    # crop -> vectors `[B, D]` of length 1.
     embed: Callable[[Tensor, Tensor], Tensor]
     proxy: bool = False
 
 
 @dataclass(frozen=True)
 class FaceModel:
-    """What a face does: pictures and meshes as for `Recogniser` -> expression `[B, 64]` and angles
-    `[B, 3]`, radians."""
+    """Measures a face's expression and pose."""
 
     name: str
+    # Pictures and meshes as for `Recogniser` -> expression `[B, 64]` and angles `[B, 3]`, radians.
     fit: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def proxy_recogniser(device: torch.device | str = "cpu") -> Recogniser:
-    """The recogniser that needs no file.
+    """Returns the recogniser that needs no file.
 
-    Channels of the landmark network's activations, meant within the face's outline, less those of
-    a grey picture: without that all cosines would be nearly 1.
+    Its vectors are the landmark network's activations, averaged within the face's outline, less
+    those of a grey picture, without which all cosines would be close to 1.
     """
     layers = mesh_layers(face_mesh(device=str(device)).net)
     grey = layers(torch.full((1, 3, CROP, CROP), 0.5, device=device))[0][0].detach()
@@ -96,24 +98,26 @@ def proxy_recogniser(device: torch.device | str = "cpu") -> Recogniser:
     def embed(pictures: Tensor, landmarks: Tensor) -> Tensor:
         sized = F.interpolate(pictures.float(), (_SIDE, _SIDE), mode="bilinear", antialias=True)
         roi = aligned_roi(_SIDE, len(pictures), device=pictures.device)
-        seen = layers(crop_roi(sized / 2 + 0.5, roi))[0][0] - grey
-        inside = F.interpolate(_faces(landmarks).to(seen), seen.shape[2:], mode="area")
-        return F.normalize((seen * inside).sum((2, 3)), dim=1)
+        features = layers(crop_roi(sized / 2 + 0.5, roi))[0][0] - grey
+        inside = F.interpolate(
+            _inner_faces(landmarks).to(features), features.shape[2:], mode="area"
+        )
+        return F.normalize((features * inside).sum((2, 3)), dim=1)
 
     return Recogniser(PROXY, embed, proxy=True)
 
 
-def _faces(landmarks: Tensor) -> Tensor:
-    """What lies well within each face's outline, `[B, 1, 192, 192]` of 0 and 1."""
+def _inner_faces(landmarks: Tensor) -> Tensor:
+    """Returns masks of the inner part of each face, `[B, 1, 192, 192]` of 0 and 1."""
     masks = np.zeros((len(landmarks), CROP, CROP), np.float32)
     for mask, outline in zip(masks, landmarks[:, list(FACE_OVAL), :2].cpu().numpy(), strict=True):
-        inner = outline.mean(0) + _WITHIN * (outline - outline.mean(0))
+        inner = outline.mean(0) + _INNER * (outline - outline.mean(0))
         cv2.fillPoly(mask, [np.rint(inner).astype(np.int32)], (1.0,))
     return torch.from_numpy(masks)[:, None]
 
 
 def load_recogniser(path: str | Path) -> Recogniser:
-    """A recogniser of ArcFace's convention.
+    """Loads a recogniser of ArcFace's convention.
 
     Args:
         path: `.onnx` file; input `[B or 1, 3, 112, 112]`, output `[B or 1, D]`.
@@ -121,17 +125,19 @@ def load_recogniser(path: str | Path) -> Recogniser:
     Raises:
         ModelNotUsableError: onnxruntime is not installed, no such file, or another kind of network.
     """
-    run, said = _load(path, _RECOGNISED)
+    run, name = _load(path, _RECOGNITION_SIDE)
 
     def embed(pictures: Tensor, landmarks: Tensor) -> Tensor:
         quads = recognition_quads(five_points(landmarks, pictures.shape[-1]))
-        return F.normalize(run(warp(pictures.float(), quads, _RECOGNISED).clamp(-1, 1)), dim=1)
+        return F.normalize(
+            run(warp(pictures.float(), quads, _RECOGNITION_SIDE).clamp(-1, 1)), dim=1
+        )
 
-    return Recogniser(said, embed)
+    return Recogniser(name, embed)
 
 
 def load_face_model(path: str | Path) -> FaceModel:
-    """A face model of Deep3DFaceRecon's convention.
+    """Loads a face model of Deep3DFaceRecon's convention.
 
     Args:
         path: `.onnx` file; input `[B or 1, 3, 224, 224]`, output `[B or 1, 257]`.
@@ -139,11 +145,11 @@ def load_face_model(path: str | Path) -> FaceModel:
     Raises:
         ModelNotUsableError: as `load_recogniser`.
     """
-    run, said = _load(path, _MODELLED)
+    run, name = _load(path, _MODEL_SIDE)
 
     def fit(pictures: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
         quads = model_quads(five_points(landmarks, pictures.shape[-1]))
-        crops = warp(pictures.float(), quads, _MODELLED)
+        crops = warp(pictures.float(), quads, _MODEL_SIDE)
         coefficients = run((crops / 2 + 0.5).clamp(0, 1))
         if coefficients.shape[1] < _COEFFICIENTS:
             raise ModelNotUsableError(
@@ -152,11 +158,11 @@ def load_face_model(path: str | Path) -> FaceModel:
             )
         return coefficients[:, EXPRESSION], coefficients[:, ANGLES]
 
-    return FaceModel(said, fit)
+    return FaceModel(name, fit)
 
 
 def five_points(landmarks: Tensor, size: int) -> Tensor:
-    """Eyes, tip of the nose and corners of the mouth, from the picture's left to its right.
+    """Returns eyes, tip of the nose and mouth corners, from the picture's left to its right.
 
     Args:
         landmarks: `[B, 478, 3]`, px of the 192 px crop.
@@ -172,35 +178,55 @@ def five_points(landmarks: Tensor, size: int) -> Tensor:
 
 
 def recognition_quads(points: Tensor) -> Tensor:
-    """The squares that ArcFace's template cuts out: the similarity that fits best in least squares
-    (Umeyama 1991), `[B, 5, 2]` -> `[B, 4, 2]`."""
-    # Points as complex numbers: a similarity is z -> a z + b.
+    """Returns the squares that ArcFace's template cuts out.
+
+    They are placed by the similarity that fits the points in least squares (Umeyama 1991).
+
+    Args:
+        points: `[B, 5, 2]` from `five_points`.
+
+    Returns:
+        `[B, 4, 2]` quads, px of the pictures.
+    """
+    # With points as complex numbers a similarity is z -> a z + b.
     p = torch.view_as_complex(points.double().contiguous())
     q = torch.view_as_complex(torch.from_numpy(_TEMPLATE + 0.5)).to(p.device)
     from_p, from_q = p - p.mean(1, keepdim=True), q - q.mean()
     a = (from_p.conj() * from_q).sum(1, keepdim=True) / (from_p.abs() ** 2).sum(1, keepdim=True)
-    corners = torch.view_as_complex(_square(_RECOGNISED)).to(p.device)
+    corners = torch.view_as_complex(_square(_RECOGNITION_SIDE)).to(p.device)
     return torch.view_as_real((corners - q.mean()) / a + p.mean(1, keepdim=True)).to(points)
 
 
 def model_quads(points: Tensor) -> Tensor:
-    """The upright squares that Deep3DFaceRecon cuts out: where a weak-perspective camera sees the
-    mean face, fitted in least squares, `[B, 5, 2]` -> `[B, 4, 2]`."""
-    known = torch.from_numpy(np.concatenate([_FACE, np.ones((5, 1))], 1)).to(points.device)
-    camera = torch.linalg.pinv(known) @ points.double()  # [B, 4, 2]
+    """Returns the upright squares that Deep3DFaceRecon cuts out.
+
+    They are placed by the weak-perspective camera that fits the mean face in least squares.
+
+    Args:
+        points: `[B, 5, 2]` from `five_points`.
+
+    Returns:
+        `[B, 4, 2]` quads, px of the pictures.
+    """
+    model = torch.from_numpy(np.concatenate([_FACE, np.ones((5, 1))], 1)).to(points.device)
+    camera = torch.linalg.pinv(model) @ points.double()  # [B, 4, 2]
     scale = camera[:, :3].norm(dim=1).mean(1)
-    corners = _square(_MODELLED).to(points.device) - _MODELLED / 2
+    corners = _square(_MODEL_SIDE).to(points.device) - _MODEL_SIDE / 2
     return (camera[:, None, 3] + corners * (scale / _UNIT)[:, None, None]).to(points)
 
 
 def _square(side: int) -> Tensor:
-    """A square's corners in the order of quads, `[4, 2]` float64."""
+    """Returns a square's corners in the order of quads, `[4, 2]` float64."""
     return torch.tensor([[0.0, 0.0], [0, side], [side, side], [side, 0]], dtype=torch.float64)
 
 
 def _load(path: str | Path, side: int) -> tuple[Callable[[Tensor], Tensor], str]:
-    """The first output of a network on pictures `[B, 3, side, side]`, and its file's name and
-    hash, for people."""
+    """Loads a network.
+
+    Returns:
+        What computes its first output `[B, D]` for pictures `[B, 3, side, side]`, and its file's
+        name and hash for people.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -208,22 +234,23 @@ def _load(path: str | Path, side: int) -> tuple[Callable[[Tensor], Tensor], str]
             f'{path} needs onnxruntime. Install it: pip install "onnxruntime>=1.19".'
         ) from error
     try:
-        content = Path(path).read_bytes()  # from memory: no other file is read beside it
+        content = Path(path).read_bytes()  # from memory, so that it can refer to no other file
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        there = onnxruntime.get_available_providers()
-        wanted = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in there]
-        session = onnxruntime.InferenceSession(content, options, wanted)
+        available = onnxruntime.get_available_providers()
+        preferred = ("CUDAExecutionProvider", "CPUExecutionProvider")
+        providers = [p for p in preferred if p in available]
+        session = onnxruntime.InferenceSession(content, options, providers)
     except OSError as error:
         raise ModelNotUsableError(f"{path} can't be read: {error.strerror}.") from error
-    except Exception as error:  # onnxruntime's own errors have no base of theirs
+    except Exception as error:  # onnxruntime's errors have no common base
         raise ModelNotUsableError(
             f"{path} is no ONNX network that can be run here: {str(error)[:200]}. Export it again, "
             "as one file."
         ) from error
     entry, shape = session.get_inputs()[0], session.get_inputs()[0].shape
     fits = len(session.get_inputs()) == 1 and len(shape) == 4
-    # Sizes that are no numbers are free.
+    # A size that is no number may be anything.
     fits = fits and all(
         s == n for s, n in zip(shape, (1, 3, side, side), strict=True) if isinstance(s, int)
     )

@@ -1,9 +1,9 @@
-"""Grain and noise: measured on the plate, drawn anew for the generated face.
+"""Grain and noise: measured on the plate, and synthesised for the generated face.
 
 The model is Gaussian noise whose strength follows the brightness (shot noise, film curves), with
-the spatial correlation that lenses, debayering and resizing give it, and correlated channels.
-Texture and movement only ever add to what a block of pixels varies by: the blocks that vary least,
-within a frame or between two, vary by noise alone.
+the spatial correlation of lens, debayering and resizing, and with correlated channels. Texture and
+movement only add to the variance of a block of pixels, so the blocks of least variance, within a
+frame or between two, contain noise alone.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from itertools import pairwise
 import numpy as np
 
 BLOCK = 32  # px
-LEVELS = 8  # of brightness
-REACH = 4  # px, of the spatial correlation
-TILE = 512  # px: drawn grain repeats so far away
+LEVELS = 8  # levels of brightness
+REACH = 4  # px, radius of the spatial correlation
+TILE = 512  # px, period of drawn grain
 
-_QUIETEST = 0.1  # share of a level's blocks that are taken for noise alone at first,
-_LIKE = 1.3  # and then all whose variance is no larger than so many times theirs
-_LEAST = 6  # blocks of a level
-_STEEPEST = 2.0  # times as fast as brightness is more than noise ever changes
+_QUIETEST = 0.1  # share of a level's blocks that are first assumed to be pure noise
+_SIMILAR = 1.3  # then all blocks up to this multiple of their variance count as pure noise
+_MIN_BLOCKS = 6  # of a level
+_MAX_SLOPE = 2.0  # noise never changes faster than this multiple of the brightness' change
 
 
 @dataclass(frozen=True, eq=False)
 class Grain:
-    """The noise of a plate, in its own values."""
+    """The noise of a plate, in the plate's own values."""
 
-    levels: tuple[np.ndarray, ...]  # per channel [K], brightness, rising
-    sigma: tuple[np.ndarray, ...]  # per channel [K], standard deviation there
+    levels: tuple[np.ndarray, ...]  # per channel [K], increasing brightness
+    sigma: tuple[np.ndarray, ...]  # per channel [K], standard deviation at each level
     spatial: np.ndarray  # [3, 2 REACH + 1, 2 REACH + 1] autocorrelation, 1 in the middle
     channels: np.ndarray  # [3, 3] correlation of the channels
 
     def strength(self, pixels: np.ndarray) -> np.ndarray:
-        """The standard deviation at pixels `[..., 3]`, in the same shape."""
+        """Returns the standard deviation at pixels `[..., 3]`, in the same shape."""
         by_channel = [np.interp(pixels[..., c], self.levels[c], self.sigma[c]) for c in range(3)]
         return np.stack(by_channel, -1).astype(np.float32)
 
@@ -45,10 +45,10 @@ def measure(frames: Iterable[tuple[np.ndarray, ...]]) -> Grain | None:
     """Estimates the noise of a plate.
 
     Args:
-        frames: some frames `[H, W, 3]`, each alone or with the one after it.
+        frames: some frames `[H, W, 3]`, each alone or with the next one.
 
     Returns:
-        The noise; None where there is none to be measured (flat or tiny pictures).
+        The noise; None where it can't be measured (flat or tiny pictures).
     """
     residuals, means = [], []
     for group in frames:
@@ -60,29 +60,29 @@ def measure(frames: Iterable[tuple[np.ndarray, ...]]) -> Grain | None:
     variance = (residual**2).sum(2) / (BLOCK * BLOCK - _basis().shape[1])
     levels, sigma, spatial, quiet = [], [], [], []
     for c in range(3):
-        at, found, used = _by_level(mean[c], variance[c])
-        if not len(at):
+        level, deviation, used = _by_level(mean[c], variance[c])
+        if not len(level):
             return None
-        levels.append(at)
-        sigma.append(found)
+        levels.append(level)
+        sigma.append(deviation)
         quiet.append(used)
         spatial.append(_autocorrelation(residual[c, used]))
     every = quiet[0] & quiet[1] & quiet[2]
     normed = residual[:, every] / np.sqrt(np.maximum(variance[:, every, None], 1e-20))
     channels = np.eye(3)
-    if every.sum() >= _LEAST:
+    if every.sum() >= _MIN_BLOCKS:
         channels = np.corrcoef(normed.reshape(3, -1))
     return Grain(tuple(levels), tuple(sigma), np.stack(spatial), channels)
 
 
 def draw(grain: Grain, number: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Noise of standard deviation 1 and the grain's structure, always the same for a frame.
+    """Draws noise with the grain's structure and a standard deviation of 1.
 
     Args:
-        grain: its structure.
-        number: of the frame; another one, other noise.
-        rows: `[h]` of the plate.
-        columns: `[w]` of the plate.
+        grain: gives the structure.
+        number: the frame's number, which seeds the noise.
+        rows: `[h]` pixel rows of the plate.
+        columns: `[w]` pixel columns of the plate.
 
     Returns:
         `[h, w, 3]` float32.
@@ -103,7 +103,7 @@ def draw(grain: Grain, number: int, rows: np.ndarray, columns: np.ndarray) -> np
 
 
 def _blocks(frame: np.ndarray) -> np.ndarray:
-    """`[3, N, BLOCK * BLOCK]` of a frame `[H, W, 3]`."""
+    """Divides a frame `[H, W, 3]` into blocks `[3, N, BLOCK * BLOCK]`."""
     h, w = (n // BLOCK for n in frame.shape[:2])
     cut = frame[: h * BLOCK, : w * BLOCK].reshape(h, BLOCK, w, BLOCK, 3)
     return cut.transpose(4, 0, 2, 1, 3).reshape(3, h * w, BLOCK * BLOCK).astype(np.float64)
@@ -111,19 +111,22 @@ def _blocks(frame: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _basis() -> np.ndarray:
-    """`[BLOCK * BLOCK, 6]`, orthonormal: the polynomials of second order over a block."""
+    """Returns the polynomials of second order over a block, orthonormal: `[BLOCK * BLOCK, 6]`."""
     y, x = np.mgrid[-1 : 1 : BLOCK * 1j, -1 : 1 : BLOCK * 1j]
     terms = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], -1)
     return np.linalg.qr(terms.reshape(BLOCK * BLOCK, -1))[0]
 
 
 def _detrended(blocks: np.ndarray) -> np.ndarray:
+    """Subtracts from each block its second-order polynomial."""
     return blocks - (blocks @ _basis()) @ _basis().T
 
 
 def _by_level(mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Levels and standard deviations of one channel, and which blocks `[N]` they come from."""
-    varied = variance > 1e-12 * variance.max(initial=1e-12)  # no repeated frames, no black bars
+    """Returns levels and standard deviations of a channel, and a mask `[N]` of the blocks used."""
+    varied = variance > 1e-12 * variance.max(
+        initial=1e-12
+    )  # repeated frames and black bars have none
     edges = (
         np.quantile(mean[varied], np.linspace(0, 1, LEVELS + 1)) if varied.any() else np.zeros(1)
     )
@@ -131,17 +134,17 @@ def _by_level(mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.nd
     levels, sigma = [], []
     for low, high in pairwise(edges):
         here = np.flatnonzero(varied & (mean >= low) & (mean <= high))
-        if len(here) < _LEAST:
+        if len(here) < _MIN_BLOCKS:
             continue
-        quietest = np.sort(variance[here])[: max(int(_QUIETEST * len(here)), _LEAST)]
-        alike = here[variance[here] <= _LIKE * np.median(quietest)]
+        quietest = np.sort(variance[here])[: max(int(_QUIETEST * len(here)), _MIN_BLOCKS)]
+        alike = here[variance[here] <= _SIMILAR * np.median(quietest)]
         used[alike] = True
         levels.append(mean[alike].mean())
         sigma.append(np.sqrt(variance[alike].mean()))
-    # A level that only textured blocks have stands out against the others.
+    # A level with only textured blocks stands out from the others: it is limited by them.
     at, found = np.array(levels), np.array(sigma)
     ratio = at[:, None] / np.maximum(at, 1e-6)
-    steepest = _STEEPEST * np.maximum(ratio, 1 / np.maximum(ratio, 1e-6))
+    steepest = _MAX_SLOPE * np.maximum(ratio, 1 / np.maximum(ratio, 1e-6))
     np.fill_diagonal(steepest, np.inf)
     found = np.minimum(found, (found * steepest).min(1, initial=np.inf))
     order = np.argsort(at)
@@ -149,7 +152,7 @@ def _by_level(mean: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _autocorrelation(residual: np.ndarray) -> np.ndarray:
-    """`[2 REACH + 1, 2 REACH + 1]` of blocks `[N, BLOCK * BLOCK]`, 1 in the middle."""
+    """Returns the autocorrelation `[2 REACH + 1, 2 REACH + 1]` of blocks `[N, BLOCK * BLOCK]`."""
     blocks = residual.reshape(-1, BLOCK, BLOCK)
     size = 2 * BLOCK
     power = (np.abs(np.fft.rfft2(blocks, (size, size))) ** 2).sum(0)

@@ -1,4 +1,4 @@
-"""The face's movement in the plate, pixel by pixel, and the blur that it leaves in an exposure."""
+"""The face's velocity at every pixel of the plate, and the motion blur it causes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from scipy.interpolate import RBFInterpolator
 
 from core.media.clip import Window
 
-_GRID = 64  # points along the longer side at which the field is worked out
-_SMOOTHING = 0.1  # px: points of a turned head's far side lie on one another
-_MOST = 64  # samples along a blur
+_GRID = 64  # points along the longer side at which the spline is evaluated
+_SMOOTHING = 0.1  # px: points on the far side of a turned head coincide
+_MAX_SAMPLES = 64  # along a blur
 
 
 def velocity(before: np.ndarray | None, here: np.ndarray, after: np.ndarray | None) -> np.ndarray:
-    """How points move at a frame, from their places one frame before and after.
+    """Returns the velocity of points at a frame, from their positions one frame before and after.
 
     Args:
         before: `[P, 2]`, or None at the start of a shot.
@@ -28,19 +28,19 @@ def velocity(before: np.ndarray | None, here: np.ndarray, after: np.ndarray | No
     return (last - first) / max((before is not None) + (after is not None), 1)
 
 
-def field(points: np.ndarray, moves: np.ndarray, window: Window) -> np.ndarray:
-    """A velocity for every pixel.
+def field(points: np.ndarray, velocity: np.ndarray, window: Window) -> np.ndarray:
+    """Interpolates the velocity of points to every pixel.
 
     Args:
         points: `[P, 2]`, continuous plate px.
-        moves: `[P, 2]`, px per frame.
-        window: of the plate.
+        velocity: `[P, 2]`, px per frame.
+        window: part of the plate.
 
     Returns:
-        `[h, w, 2]` float32, px per frame, x to the right and y down: smooth between the
-        points (biharmonic spline), beyond them nearly affine.
+        `[h, w, 2]` float32, px per frame, x to the right and y down: a biharmonic spline, smooth
+        between the points and nearly affine beyond them.
     """
-    fit = RBFInterpolator(points, moves, kernel="linear", degree=1, smoothing=_SMOOTHING)
+    fit = RBFInterpolator(points, velocity, kernel="linear", degree=1, smoothing=_SMOOTHING)
     step = max(window.width, window.height) / _GRID
     columns, rows = (int(np.ceil(n / step)) + 1 for n in (window.width, window.height))
     x, y = np.meshgrid(np.arange(columns) * step, np.arange(rows) * step)
@@ -55,26 +55,26 @@ def field(points: np.ndarray, moves: np.ndarray, window: Window) -> np.ndarray:
     return cv2.remap(coarse, map_x, map_y, cv2.INTER_LINEAR)
 
 
-def blur(rgba: np.ndarray, moves: np.ndarray, shutter: float) -> np.ndarray:
-    """Motion blur over an exposure centred on the frame.
+def blur(rgba: np.ndarray, velocity: np.ndarray, shutter: float) -> np.ndarray:
+    """Applies the motion blur of an exposure that is centred on the frame.
 
     Args:
-        rgba: `[h, w, 4]`, multiplied by alpha.
-        moves: `[h, w, 2]`, px per frame, as `field` gives them.
+        rgba: `[h, w, 4]`, premultiplied.
+        velocity: `[h, w, 2]`, px per frame, from `field`.
         shutter: degrees; 360 is a whole frame.
 
     Returns:
         `[h, w, 4]` float32.
     """
     open_for = shutter / 360
-    longest = float(np.hypot(*moves.reshape(-1, 2).T).max()) * open_for
-    count = min(int(np.ceil(longest)) + 1, _MOST)
+    longest = float(np.hypot(*velocity.reshape(-1, 2).T).max()) * open_for
+    count = min(int(np.ceil(longest)) + 1, _MAX_SAMPLES)
     if longest < 0.05:
         return rgba
     y, x = np.mgrid[: rgba.shape[0], : rgba.shape[1]].astype(np.float32)
     total = np.zeros(rgba.shape, np.float32)
     for at in (np.arange(count) + 0.5) / count - 0.5:
-        shift = np.float32(at * open_for) * moves
+        shift = np.float32(at * open_for) * velocity
         total += cv2.remap(
             rgba,
             x - shift[..., 0],

@@ -1,14 +1,15 @@
-"""Pictures for people: driving frames beside what was made of them."""
+"""Contact sheet and movie of a rendered track beside its driving clip."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from torch import Tensor
 
+from core.base.progress import Progress
 from core.base.sampling import evenly_spaced
 from core.face.aligned_clip import align_clip, cut_out
 from core.generator import Generator
@@ -17,11 +18,12 @@ from core.media.clip import Clip, Window
 from core.media.contact_sheet import contact_sheet
 from core.media.read import open_clip, read_frame, read_frames
 from core.media.write import to_bytes, write_movie
-from core.render import frames
+from core.render.drawing import draw_pictures, draw_styled
+from core.render.patch import Patch, over, plate_pixels
 from core.solve.latent_track import LatentTrack
 from core.stylize.style import Mix
 
-MOVIE_HEIGHT = 720  # larger plates are shrunk to it
+MOVIE_HEIGHT = 720  # px; larger plates are shrunk to it
 
 
 def sheet(
@@ -33,16 +35,16 @@ def sheet(
     tile: int = 160,
     mix: Mix | None = None,
 ) -> np.ndarray:
-    """Driving crops, below them the reenacted ones, then those in a style and the ground truth.
+    """Lays out driving crops above the reenacted ones, those in a style, and the ground truth.
 
     Args:
         generator: the character's.
         track: solved on the plate.
         plate: the driving clip.
-        truth: what the result should be, with the same frame numbers, framed by itself.
-        count: frames at most, spread evenly over those that all clips have, with a face.
+        truth: the ideal result, with the same frame numbers; it is aligned by its own faces.
+        count: frames at most, evenly spaced over those that all clips have, with a face.
         tile: side of a picture, px.
-        mix: how much of a style each of the track's frames gets; None: the row is left out.
+        mix: the amount of a style in each of the track's frames; None leaves the styled row out.
 
     Returns:
         `[H, W, 3]` uint8.
@@ -53,29 +55,29 @@ def sheet(
         aligned = align_clip(truth, size)
         shared &= np.isin(track.numbers, aligned.face.numbers)
     faces = np.flatnonzero(shared)
-    rows = faces[evenly_spaced(len(faces), count)]
-    numbers = [int(n) for n in track.numbers[rows]]
+    chosen = faces[evenly_spaced(len(faces), count)]
+    numbers = [int(n) for n in track.numbers[chosen]]
 
     def small(picture: np.ndarray) -> np.ndarray:
         return to_bytes(cv2.resize(picture, (tile, tile), interpolation=cv2.INTER_AREA))
 
-    def shown(crops: Iterable[Tensor]) -> list[np.ndarray]:
+    def tiles_of(crops: Iterable[Tensor]) -> list[np.ndarray]:
         return [small(c.permute(1, 2, 0).float().cpu().numpy() / 2 + 0.5) for c in crops]
 
     lines = [
-        shown(cut_out(plate, numbers, track.quads[rows], size)),
-        shown(frames.pictures(generator, track.smooth[rows])),
+        tiles_of(cut_out(plate, numbers, track.quads[chosen], size)),
+        tiles_of(draw_pictures(generator, track.smooth[chosen])),
     ]
     names = ["driving", "reenacted"]
     if mix is not None:
-        lines.append(shown(frames.styled(generator, track.smooth[rows], mix.frames(rows))))
+        lines.append(tiles_of(draw_styled(generator, track.smooth[chosen], mix.frames(chosen))))
         names.append("styled")
     if truth is not None:
-        lines.append(shown(aligned.pictures[np.searchsorted(aligned.face.numbers, numbers)]))
+        lines.append(tiles_of(aligned.pictures[np.searchsorted(aligned.face.numbers, numbers)]))
         names.append("ground truth")
     columns = 8
     tiles, labels = [], []
-    for i in range(0, len(rows), columns):
+    for i in range(0, len(chosen), columns):
         for line, name in zip(lines, names, strict=True):
             part = line[i : i + columns]
             blank = [np.zeros_like(line[0])] * (columns - len(part))
@@ -89,16 +91,19 @@ def movie(
     plate: Clip,
     numbers: Sequence[int],
     path: Path,
-    tick: Callable[[float, float], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> None:
-    """Writes a preview: the driving plate on the left, the patches merged over it on the right.
+    """Writes a preview: the plate on the left, the patches merged over it on the right.
 
     Args:
-        pattern: patches, as `rendering.write_frames` wrote them on this plate.
+        pattern: the patches, written on this plate by `core.render.frames.write_frames`.
         plate: the driving clip.
         numbers: the frames to show.
         path: the .mp4.
-        tick: called with frames done and to do.
+        progress: called with frames done and to do.
+
+    Raises:
+        core.media.errors.ClipError: a frame that can't be read, or a movie that can't be written.
     """
     patches = open_clip(pattern, min(numbers), max(numbers), config=plate.config)
     height = min(plate.height, MOVIE_HEIGHT) // 2 * 2
@@ -109,14 +114,14 @@ def movie(
             patch = read_frame(patches, frame.number)
             assert patch.alpha is not None
             rgba = np.dstack([patch.pixels, patch.alpha])
-            place = Window(0, 0, plate.width, plate.height)
-            behind = frames.plate_pixels(frame.pixels, plate, patches.colour_space)
-            merged = frames.over(frames.Patch(rgba, place), behind)
+            window = Window(0, 0, plate.width, plate.height)
+            behind = plate_pixels(frame.pixels, plate, patches.colour_space)
+            merged = over(Patch(rgba, window), behind)
             both = []
             for pixels in (behind, merged):
                 srgb = colour.to_network(pixels, patches.colour_space, plate.config)[0] / 2 + 0.5
                 both.append(cv2.resize(srgb, (width, height), interpolation=cv2.INTER_AREA))
-            tick(i + 1, len(numbers))
+            progress(i + 1, len(numbers))
             yield to_bytes(np.concatenate(both, 1))
 
     write_movie(path, pairs(), plate.fps or 24.0)

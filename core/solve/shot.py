@@ -30,7 +30,7 @@ from core.base.digest import digest
 from core.base.errors import ReenactError
 from core.base.progress import Progress
 from core.face.aligned_clip import NoFaceError
-from core.face.alignment import shot_runs
+from core.face.temporal import shot_runs
 from core.media.numbering import format_numbers
 from core.personalize.character import Character
 from core.solve.batch import solve_batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.face.alignment import MAX_GAP, shot_runs
+from core.face.temporal import MAX_GAP, shot_runs
 from core.solve.latent_track import FrameState, LatentTrack
 from core.solve.state import GIVEN, ShotState
 

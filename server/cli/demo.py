@@ -13,7 +13,8 @@ import numpy as np
 import typer
 
 from core.media.numbering import frame_path
-from core.media.write import read_attribute, write_exr
+from core.media.pictures import read_attribute
+from core.media.write import write_exr
 from server.cli import options
 from server.cli.personalize import personalize
 from server.cli.render import render

@@ -145,7 +145,7 @@ def recalled(path: Path) -> tuple[list[protocol.Move], Mapping[str, Any] | None]
         except ValueError as error:
             raise editing.EditError(f"{path} can't be read as JSON: {error}.") from error
     moves = [
-        protocol.Move(m.direction, keyframes.as_text(m.keys), m.rows)
+        protocol.Move(m.direction, keyframes.as_text(m.keys), m.layers)
         for m in editing.moves_from_json(value)
     ]
     return moves, recipe

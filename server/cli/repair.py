@@ -87,10 +87,10 @@ def repair(given: Options) -> None:
     report, latents = Report(given.json), given.latents
     entries = [_entry(given)] if given.list_ is None else shot.read_list(given.list_)
     track = load_track(latents)
-    solved = [r.rows for r in shot.check(entries, track) if isinstance(r, shot.Solve)]
+    solved = [r.frames for r in shot.check(entries, track) if isinstance(r, shot.Solve)]
     output = given.output or next_version(latents)
     options.check_output(output, ".latents")
-    shot.made_before(output, track, entries)
+    shot.existing_repair(output, track, entries)
     plate = character = None
     if solved:
         plate = _open_plate(given, track, solved)

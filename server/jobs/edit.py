@@ -27,7 +27,11 @@ def run(task: protocol.Edit, context: Context) -> dict[str, Any]:
     """
     import numpy as np
 
-    from core.edit.directions import by_name, concerns, load_directions
+    from core.edit.directions import (
+        compatibility_notes,
+        load_directions,
+        merge_directions,
+    )
     from core.edit.editing import coordinates, dilation
     from core.solve.latent_track import load_track, save_track
 
@@ -35,9 +39,9 @@ def run(task: protocol.Edit, context: Context) -> dict[str, Any]:
     track = load_track(context.files["track"], character.hash)
     files = [load_directions(path) for path in context.several("directions")]
     for file in files:
-        for concern in concerns(file, character):
-            context.report.note(concern)
-    directions = by_name(files)
+        for note in compatibility_notes(file, character):
+            context.report.note(note)
+    directions = merge_directions(files)
     edited = edit_track(task, track, character, directions)
     save_track(context.outputs["track.latents"], edited)
     context.announce("track.latents")
@@ -86,7 +90,7 @@ def load_named_directions(paths: Sequence[Path]) -> dict[str, Direction]:
     """Returns the directions of several files, by name."""
     from core.edit import directions
 
-    return directions.by_name([directions.load_directions(path) for path in paths])
+    return directions.merge_directions([directions.load_directions(path) for path in paths])
 
 
 KIND = Kind(

@@ -11,7 +11,7 @@ from server.jobs.edit import edit_track, load_named_directions
 from server.jobs.render import draw, style_mix
 
 if TYPE_CHECKING:
-    from core.render.frames import PatchOptions
+    from core.render.patch import PatchOptions
 
 
 def run(task: protocol.Frame, context: Context) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def run(task: protocol.Frame, context: Context) -> dict[str, Any]:
     import numpy as np
 
     from core.media.numbering import format_numbers
-    from core.render.frames import decisive
+    from core.render.geometry import deciding_frames
     from core.solve.latent_track import load_track
 
     plate = context.clips.get("plate")
@@ -41,7 +41,7 @@ def run(task: protocol.Frame, context: Context) -> dict[str, Any]:
         )
     if task.moves:
         directions = load_named_directions(context.several("directions"))
-        only = decisive(track, int(chosen[0]))
+        only = deciding_frames(track, int(chosen[0]))
         track = edit_track(task, track, character, directions, only)
     mix = style_mix(task, context, track, character)
     draw(
@@ -61,7 +61,7 @@ def run(task: protocol.Frame, context: Context) -> dict[str, Any]:
 
 def patch_options() -> PatchOptions:
     """Returns how the patch is finished: not at all, so that it is there at once."""
-    from core.render.frames import PatchOptions
+    from core.render.patch import PatchOptions
 
     return PatchOptions("basic")
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from core.personalize.character import Character
-    from core.render.frames import PatchOptions
+    from core.render.patch import PatchOptions
     from core.solve.latent_track import LatentTrack
     from core.stylize.style import Mix
 
@@ -94,7 +94,7 @@ def patch_options(task: protocol.Render) -> PatchOptions:
     Raises:
         BadOptionError: of the layers, or an amount out of its range.
     """
-    from core.render.frames import PatchOptions
+    from core.render.patch import PatchOptions
 
     if task.layers not in ("all", "basic"):
         raise BadOptionError(f"layers must be all or basic, not {task.layers}.")
@@ -159,7 +159,7 @@ def draw(
         The numbers of the frames in which no face could be placed.
     """
     from core.base.digest import digest
-    from core.render import frames
+    from core.render.frames import FrameFiles, write_frames
 
     plate = context.clips.get("plate")
     character.generator.to(device())
@@ -173,21 +173,24 @@ def draw(
     if mix is not None:
         style = mix.digest()
         attributes["reenact:style"] = mix.style.hash
-    return frames.write_frames(
-        character.generator,
-        track,
-        chosen,
+    files = FrameFiles(
         str(context.outputs["frame"]),
         # With the version: frames of one shot must not be drawn by two.
         digest(__version__, track.character, where, options, style),
         attributes,
+        task.colour_space,
+        context.reusable,
+    )
+    return write_frames(
+        character.generator,
+        track,
+        chosen,
+        files,
         plate,
         options,
-        task.colour_space,
+        mix=mix,
         batch=batch,
         done=on_frame,
-        mix=mix,
-        earlier=context.reusable,
     )
 
 

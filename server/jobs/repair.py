@@ -24,7 +24,7 @@ def run(task: protocol.Repair, context: Context) -> dict[str, Any]:
     output = context.outputs["track.latents"]
     before = load_track(context.files["track"])
     repairs = shot.check(task.repairs, before)
-    repaired = shot.made_before(output, before, task.repairs)
+    repaired = shot.existing_repair(output, before, task.repairs)
     if repaired is None:
         character = None
         if "character" in context.files:
@@ -44,14 +44,14 @@ def run(task: protocol.Repair, context: Context) -> dict[str, Any]:
             )
         save_track(output, repaired)
         shutil.rmtree(work, ignore_errors=True)
-    seen = shot.still_seen(before, repaired, repairs)
+    seen = shot.affected_neighbours(before, repaired, repairs)
     if seen:
         context.report.note(
             f"what was repaired still shows in frames beside it, {format_numbers(seen)}: "
             "they were smoothed together. Repair them too to be rid of it."
         )
     context.announce("track.latents")
-    numbers = before.numbers[shot.changed(repairs)].tolist()
+    numbers = before.numbers[shot.changed_frames(repairs)].tolist()
     return summarise_track(repaired) | {"repaired": format_numbers(numbers)}
 
 

@@ -18,14 +18,17 @@ from reenact import bake, tracks
 from repository import ROOT
 from scipy.ndimage import binary_erosion
 
-from core.face.alignment import corner_pin, from_square, stmap_to_crop, stmap_to_plate, warp
+from core.face.alignment import from_square, warp
 from core.face.keypoints import FACE_OVAL, INNER_LIPS, LEFT_EYE, OUTER_LIPS, RIGHT_EYE
+from core.face.stmap import corner_pin, stmap_to_crop, stmap_to_plate
 from core.media.clip import Clip, Window
 from core.media.numbering import frame_path
 from core.media.read import open_clip, read_frame
 from core.media.write import write_exr
-from core.render import colour_match, frames, grain
+from core.render import colour_match, grain
 from core.render.colour_match import Match
+from core.render.geometry import FaceGeometry
+from core.render.patch import PatchOptions, patch
 from core.solve.latent_track import FrameState, LatentTrack, save_track
 
 FIRST, LAST = 1001, 1002
@@ -50,7 +53,7 @@ class Made:
     face: str
     quad: np.ndarray
     crop: torch.Tensor
-    sight: frames.FaceGeometry
+    geometry: FaceGeometry
     clip: Clip
 
 
@@ -75,11 +78,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         str(folder / "face.####.exr"),
         quad,
         torch.from_numpy(crop).permute(2, 0, 1),
-        frames.FaceGeometry(quad, face, face, head, still),
+        FaceGeometry(quad, face, face, head, still),
         open_clip(plate),
     )
     for number, match in zip((FIRST, LAST), MATCHES, strict=True):
-        write_patch(made, made.face, number, match, frames.PatchOptions())
+        write_patch(made, made.face, number, match, PatchOptions())
     return made
 
 
@@ -98,19 +101,17 @@ def face_points() -> np.ndarray:
     return points
 
 
-def write_patch(
-    made: Made, pattern: str, number: int, match: Match, finish: frames.PatchOptions
-) -> None:
+def write_patch(made: Made, pattern: str, number: int, match: Match, options: PatchOptions) -> None:
     """Writes a patch as `core.render.frames.write_frames` does."""
-    sight = replace(made.sight, match=match)
-    patch = frames.patch(made.crop, sight, made.clip, 1.0, finish, GRAIN, number)
-    assert patch is not None
+    geometry = replace(made.geometry, match=match)
+    placed = patch(made.crop, geometry, made.clip, 1.0, options, GRAIN, number)
+    assert placed is not None
     write_exr(
         frame_path(pattern, number),
-        patch.rgba,
-        window=patch.window,
+        placed.rgba,
+        window=placed.window,
         display=(made.clip.width, made.clip.height),
-        layers=patch.layers,
+        layers=placed.layers,
         attributes={
             "reenact:matchGain": tuple(match.gain.tolist()),
             "reenact:matchOffset": tuple(match.offset.tolist()),
@@ -235,7 +236,7 @@ def test_grain_is_the_same_as_the_core_lays_on(
     session: Session, made: Made, tmp_path: Path
 ) -> None:
     baked = str(tmp_path / "baked.####.exr")
-    write_patch(made, baked, FIRST, MATCHES[0], frames.PatchOptions(grain=1))
+    write_patch(made, baked, FIRST, MATCHES[0], PatchOptions(grain=1))
     node = comp(session, made.plate, made.face, grain=1)
     ours = rgb(session.look(node, FIRST))
     theirs = rgb(session.look(comp(session, made.plate, baked), FIRST))
@@ -254,7 +255,7 @@ def test_grain_is_the_same_as_the_core_lays_on(
 
 def test_motion_blur_is_centred_on_the_frame(session: Session, made: Made, tmp_path: Path) -> None:
     baked = str(tmp_path / "baked.####.exr")
-    write_patch(made, baked, FIRST, MATCHES[0], frames.PatchOptions(motion_blur=360))
+    write_patch(made, baked, FIRST, MATCHES[0], PatchOptions(motion_blur=360))
     looks = []
     for face, shutter in ((made.face, 0), (made.face, 360), (baked, 0)):
         node = comp(session, made.plate, face, shutter=shutter, output="RGBA premultiplied")

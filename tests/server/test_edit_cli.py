@@ -19,7 +19,7 @@ from core.edit.directions import Direction, Directions, load_directions, save_di
 from core.edit.editing import EditError
 from core.face.measures import MEASURES
 from core.personalize.character import Character, load_character, save_character
-from core.render.frames import decisive
+from core.render.geometry import deciding_frames
 from core.solve.latent_track import LatentTrack, load_track, save_track
 from server.cli import edit as edit_cli
 from server.cli import remote
@@ -171,7 +171,7 @@ def test_a_frame_of_a_long_track_needs_few_frames_to_be_edited(
     plain = protocol.Frame(protocol.File(), protocol.File(), 1031)
     task = replace(plain, moves=[protocol.Move("turn", "1001:-9,1027:2,1033:-4,1060:9")])
     named = load_named_directions([folder / "me.directions"])
-    only = decisive(track, 30)
+    only = deciding_frames(track, 30)
     assert only.tolist() == [*range(28, 35)]  # 3 sigma around its neighbours, but for the cut
     for name, drawn, edited in (
         ("live", task, track),

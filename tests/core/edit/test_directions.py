@@ -20,12 +20,12 @@ from core.edit.directions import (
     DirectionSettings,
     NotDirectionsError,
     NothingFoundError,
-    by_name,
-    concerns,
+    compatibility_notes,
     facts,
     find_in_character,
     find_in_generator,
     load_directions,
+    merge_directions,
     sample_p,
     save_directions,
     sheet,
@@ -46,9 +46,9 @@ DEEP = np.float32(RNG.standard_normal((18, 512)))
 
 def made() -> Directions:
     moves = dict.fromkeys(MEASURES, 0.0) | {"smile": 1.02, "yaw": -0.03}
-    spread = dict.fromkeys(MEASURES, 0.1)
+    std = dict.fromkeys(MEASURES, 0.1)
     return Directions(
-        {"smile": Direction(FLAT, moves, spread, 0.9), "age": Direction(DEEP)},
+        {"smile": Direction(FLAT, moves, std, 0.9), "age": Direction(DEEP)},
         "a" * 64,
         "b" * 64,
         dict.fromkeys(MEASURES, 0.05),
@@ -204,23 +204,28 @@ def test_directions_of_another_family_are_warned_of(tmp_path: Path) -> None:
         else:
             torch.save(torch.from_numpy(FLAT)[None], tmp_path / name)
         found = load_directions(tmp_path / name)
-        said = concerns(found, embedded)
+        said = compatibility_notes(found, embedded)
         assert len(said) == count
         assert "the embedded one: there they mean nothing" in said[-1]
-        assert len(concerns(found, ffhq)) == count - 1
+        assert len(compatibility_notes(found, ffhq)) == count - 1
     assert "StyleGAN1" in said[0]
     own = Directions(found.directions, owner="c" * 64)
     of_base = Directions(found.directions, owner="f" * 64)
     of_sibling = Directions(found.directions, owner="d" * 64, base="f" * 64)
     stranger = Directions(found.directions, owner="d" * 64, base="e" * 64)
-    assert [len(concerns(d, ffhq)) for d in (own, of_base, of_sibling, stranger)] == [0, 0, 0, 1]
+    assert [len(compatibility_notes(d, ffhq)) for d in (own, of_base, of_sibling, stranger)] == [
+        0,
+        0,
+        0,
+        1,
+    ]
 
 
 def test_one_name_for_two_directions_is_refused() -> None:
     a, b = Directions({"x": Direction(FLAT)}), Directions({"y": Direction(DEEP)})
-    assert [*by_name([a, b, a])] == ["x", "y"]
+    assert [*merge_directions([a, b, a])] == ["x", "y"]
     with pytest.raises(NotDirectionsError, match="two directions called x"):
-        by_name([a, Directions({"x": Direction(-FLAT)})])
+        merge_directions([a, Directions({"x": Direction(-FLAT)})])
 
 
 # -- finding -------------------------------------------------------------------------------------

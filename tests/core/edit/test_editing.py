@@ -20,8 +20,8 @@ from core.edit.editing import (
     dilation,
     edit,
     moves_from_json,
+    parse_layers,
     replay,
-    rows_of,
 )
 from core.personalize.character import Character, CharacterInfo
 from core.solve.latent_space import BETA
@@ -178,20 +178,20 @@ def test_keys_that_make_no_sense(keys: tuple[Key, ...]) -> None:
 
 
 def test_rows() -> None:
-    assert rows_of("", 18).all()
-    split = [rows_of(name, 18) for name in ("coarse", "middle", "fine")]
+    assert parse_layers("", 18).all()
+    split = [parse_layers(name, 18) for name in ("coarse", "middle", "fine")]
     assert [np.flatnonzero(s).tolist() for s in split] == [
         [0, 1, 2, 3],
         [4, 5, 6, 7],
         list(range(8, 18)),
     ]
-    assert np.flatnonzero(rows_of("0+fine", 10)).tolist() == [0, 8, 9]
-    assert np.flatnonzero(rows_of("2-4", 10)).tolist() == [2, 3, 4]
+    assert np.flatnonzero(parse_layers("0+fine", 10)).tolist() == [0, 8, 9]
+    assert np.flatnonzero(parse_layers("2-4", 10)).tolist() == [2, 3, 4]
     for wrong in ("10", "4-3", "0-10", "smooth", "-1", "+", "fine+", "1-2-3"):
         with pytest.raises(EditError, match=r"rows|0-9"):
-            rows_of(wrong, 10)
+            parse_layers(wrong, 10)
     with pytest.raises(EditError, match="0-7"):
-        rows_of("fine", 8)
+        parse_layers("fine", 8)
 
 
 # -- edits ---------------------------------------------------------------------------------------

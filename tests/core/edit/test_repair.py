@@ -14,7 +14,14 @@ from reenact import protocol
 from running_server import FRAMES, Server, finish, inputs
 
 from core.base.files import next_version
-from core.edit.repair import RepairError, changed, check, read_list, repair, still_seen
+from core.edit.repair import (
+    RepairError,
+    affected_neighbours,
+    changed_frames,
+    check,
+    read_list,
+    repair,
+)
 from core.media.clip import Clip
 from core.media.errors import MissingFramesError
 from core.media.numbering import format_numbers
@@ -162,7 +169,7 @@ def test_nothing_else_changes_and_codes_stay_in_p_plus(
 ) -> None:
     made = repair(TRACK, entries)
     rows = np.unique(np.concatenate([expanded(e["frames"]) for e in entries]))
-    assert changed(check(entries, TRACK)).tolist() == rows.tolist()
+    assert changed_frames(check(entries, TRACK)).tolist() == rows.tolist()
     same_but(made, TRACK, rows, (*CODES, "state", "losses", "quality"))
     assert (made.state[rows] == FrameState.REPAIRED).all()
     assert all(np.isnan(v[rows]).all() for v in {**made.losses, **made.quality}.values())
@@ -321,7 +328,7 @@ def test_what_the_low_pass_spread_is_told() -> None:
     bad = spoilt(TRACK, 1018, 1019)
     for frames, told in (("1018-1019", [1017, 1020]), ("1017-1020", [])):
         entries = [{"do": "interpolate", "frames": frames}]
-        assert still_seen(bad, repair(bad, entries), check(entries, bad)) == told
+        assert affected_neighbours(bad, repair(bad, entries), check(entries, bad)) == told
 
 
 # -- what is no repair ---------------------------------------------------------------------------

@@ -387,7 +387,8 @@ def test_forbidden_files_are_told(tmp_path: Path, name: str) -> None:
     (tmp_path / name).chmod(0)
     script = f"""
         import os
-        from core.media.clip import ClipNotReadableError, open_clip
+        from core.media.errors import ClipNotReadableError
+        from core.media.read import open_clip
         if os.getuid() == 0:
             os.setgid(65534); os.setuid(65534)  # root may read everything
         try:
@@ -574,7 +575,8 @@ def test_bad_arguments_are_refused_and_leave_nothing(tmp_path: Path) -> None:
 LIMITED = """
     import resource, sys
     import numpy as np
-    from core.media.clip import WriteFailedError, write_exr, write_movie, write_png
+    from core.media.errors import WriteFailedError
+    from core.media.write import write_exr, write_movie, write_png
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (512, 512, 3), dtype=np.uint8)
     path, limit = sys.argv[1], int(sys.argv[2])
@@ -614,7 +616,7 @@ def test_a_killed_writer_leaves_only_whole_files(tmp_path: Path) -> None:
     script = f"""
         import itertools
         import numpy as np
-        from core.media.clip import write_exr
+        from core.media.write import write_exr
         noise = np.random.default_rng(0).uniform(0, 1, (400, 400, 3)).astype(np.float32)
         for number in itertools.count():
             write_exr({str(tmp_path)!r} + f"/a.{{number % 5:04d}}.exr", noise)

@@ -29,14 +29,15 @@ from core.quality.export import as_csv, plain, summary
 from core.quality.marks import mark, suggested_repairs
 from core.quality.measure import (
     NothingToMeasureError,
-    _own,
-    delivered,
+    _picture_figures,
     jitter,
+    latent_position,
     measure_shot,
-    position,
+    rendered_pictures,
 )
 from core.quality.recognition import load_face_model, load_recogniser, proxy_recogniser
-from core.render import frames
+from core.render.drawing import draw_pictures
+from core.render.frames import FrameFiles, write_frames
 from core.solve.latent_space import BETA
 from core.solve.latent_track import FrameState, LatentTrack, load_track
 
@@ -127,7 +128,7 @@ def test_rendered_frames_measure_as_drawn_ones(
 
     def rendered(name: str, on: Clip | None) -> Quality:
         pattern = str(tmp_path / name / "out.####.exr")
-        frames.write_frames(who.generator, track, rows, pattern, "t", {}, on)
+        write_frames(who.generator, track, rows, FrameFiles(pattern, "t"), on)
         clip = open_clip(pattern)
         return measure_shot(track, who, plate, proxy_recogniser(), rendered=clip)
 
@@ -161,8 +162,8 @@ def test_patches_are_judged_merged_over_their_plate(
     numbers = [FIRST, FIRST + 1]
     pattern = str(tmp_path / "out.####.exr")
     nothing = replace(track, smooth=-track.smooth, amount=np.zeros(FRAMES, np.float32))
-    frames.write_frames(who.generator, nothing, np.arange(2), pattern, "t", {}, plate)
-    made = delivered(open_clip(pattern), plate, track, np.arange(2), 64)
+    write_frames(who.generator, nothing, np.arange(2), FrameFiles(pattern, "t"), plate)
+    made = rendered_pictures(open_clip(pattern), plate, track, np.arange(2), 64)
     driver = cut_out(plate, numbers, track.quads[:2], 64)
     for a, b in zip(made, driver, strict=True):  # an amount of 0 is the plate
         assert a is not None
@@ -221,7 +222,7 @@ def test_a_users_networks_take_the_place_of_the_proxies(
     assert found.metrics["pose_distance"].startswith("model.onnx (sha256 ")
 
     def pictures(codes: np.ndarray) -> torch.Tensor:
-        return torch.stack(list(frames.pictures(who.generator, codes)))
+        return torch.stack(list(draw_pictures(who.generator, codes)))
 
     rows = who.generator.architecture.num_ws
     made, anchors = (
@@ -261,11 +262,11 @@ def test_blur_lowers_sharpness_and_white_clips(
     shot: tuple[Character, LatentTrack, Clip],
 ) -> None:
     who, track, _ = shot
-    picture = next(frames.pictures(who.generator, track.smooth))
+    picture = next(draw_pictures(who.generator, track.smooth))
     mesh = detect_landmarks(picture[None]).landmarks[0]
 
     def seen(rgb: np.ndarray) -> dict[str, float]:
-        return _own(torch.from_numpy(rgb).permute(2, 0, 1), mesh, 64)
+        return _picture_figures(torch.from_numpy(rgb).permute(2, 0, 1), mesh, 64)
 
     rgb = picture.permute(1, 2, 0).numpy()
     sharp = [seen(rgb)["sharpness"]]
@@ -311,7 +312,7 @@ def test_where_codes_lie(count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     anchors = rng.standard_normal((count, 64))
     inside = rng.dirichlet(np.ones(count), (3, 2)) * (1 + count * BETA) - BETA
-    dilation, distance = position(inside @ anchors, torch.from_numpy(anchors))
+    dilation, distance = latent_position(inside @ anchors, torch.from_numpy(anchors))
     np.testing.assert_allclose(dilation, np.maximum(-inside.min((1, 2)), 0), atol=1e-9)
     np.testing.assert_allclose(distance, 0, atol=1e-6)
     # A step at a right angle to all anchors leads away by its own length.
@@ -319,14 +320,14 @@ def test_where_codes_lie(count: int, seed: int) -> None:
     away = inside @ anchors
     away[1, 1] += 0.3 * basis[-1]
     spread = np.sqrt(((anchors - anchors.mean(0)) ** 2).sum(1).mean())
-    _, distance = position(away, torch.from_numpy(anchors))
+    _, distance = latent_position(away, torch.from_numpy(anchors))
     np.testing.assert_allclose(distance, [0, 30 / spread, 0], atol=1e-6)
 
 
 def test_a_weight_below_beta_is_dilation_and_distance() -> None:
     anchors = np.eye(3)
     weights = np.array([[[1.5, -0.5, 0.0]]])
-    dilation, distance = position(weights @ anchors, torch.from_numpy(anchors))
+    dilation, distance = latent_position(weights @ anchors, torch.from_numpy(anchors))
     assert dilation[0] == pytest.approx(0.5)
     assert distance[0] > 30
 
@@ -445,7 +446,7 @@ def test_what_is_suggested_is_a_repair_list(jumps: set[int], cuts: set[int]) -> 
     values = table(30, jitter=dict.fromkeys(jumps, 9.0), mouth={7: 20.0})
     found = replace(marked(values), cut=np.isin(np.arange(30), [0, *cuts]))
     entries = suggested_repairs(found)
-    named = {int(row) for one in check(entries, still(found)) for row in one.rows}
+    named = {int(i) for one in check(entries, still(found)) for i in one.frames}
     assert 7 in named
     of_shot = np.cumsum(found.cut)
     for i in named:

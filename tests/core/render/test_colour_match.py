@@ -20,7 +20,7 @@ def skin(count: int, seed: int = 0) -> np.ndarray:
 def test_gain_and_offset_are_found_in_other_pixels_of_the_same_skin(
     gain: list[float], flare: float
 ) -> None:
-    offset = flare * min(gain)  # within `FLARE` of every channel's mean
+    offset = flare * min(gain)  # within `MAX_OFFSET` of every channel's mean
     plate = skin(9_000, 1) * gain + offset
     plate[:200] = [0, 0, 3]  # a hand with a blue glove
     match = colour_match.fit(skin(8_000, 2), plate)
@@ -46,10 +46,10 @@ def test_what_is_no_light_stays_within_limits() -> None:
     freckled = plate * np.where(np.arange(1000)[:, None] % 3 == 0, 0.1, 1)
     match = colour_match.fit(made, freckled)
     assert match is not None
-    assert (np.abs(match.offset) <= colour_match.FLARE * freckled.mean(0) + 0.02).all()
+    assert (np.abs(match.offset) <= colour_match.MAX_OFFSET * freckled.mean(0) + 0.02).all()
     dark = colour_match.fit(made, made / 100)
     assert dark is not None
-    assert dark.gain == pytest.approx(1 / colour_match.MOST)
+    assert dark.gain == pytest.approx(1 / colour_match.MAX_GAIN)
 
 
 def test_skin_without_shade_gets_a_gain_alone() -> None:
@@ -66,5 +66,5 @@ def test_means_over_time_leave_out_what_is_not_there() -> None:
     mean = colour_match.mean([a, None, b], np.array([0.25, 0.5, 0.25]))
     np.testing.assert_allclose(mean.gain, 2)  # gains multiply
     np.testing.assert_allclose(mean.offset, 0.05)
-    assert colour_match.mean([None], np.ones(1)) is colour_match.NONE
+    assert colour_match.mean([None], np.ones(1)) is colour_match.IDENTITY
     assert colour_match.fit(np.ones((5, 3)), np.ones((900, 3))) is None

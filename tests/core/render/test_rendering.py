@@ -19,9 +19,13 @@ from core.media.clip import Clip, Window
 from core.media.numbering import frame_path
 from core.media.read import open_clip, read_frame, read_frames, read_network_frames
 from core.media.write import write_exr, write_png
-from core.render import frames, grain, matte, preview
+from core.render import grain, matte, preview
 from core.render.colour_match import Match
+from core.render.drawing import draw_pictures
+from core.render.frames import FrameFiles, measure_grain, write_frames
+from core.render.geometry import FaceGeometry, track_geometry
 from core.render.grain import Grain
+from core.render.patch import Patch, PatchOptions, over, patch
 from core.solve.latent_track import FrameState, LatentTrack
 from core.synthetic import performer
 from core.synthetic.base import base_generator
@@ -49,20 +53,20 @@ def crop_of(srgb: np.ndarray, quad: np.ndarray) -> torch.Tensor:
     return warp(image, torch.from_numpy(quad)[None].float(), SIZE)[0].clamp(-1, 1)
 
 
-def sight_of(crop: torch.Tensor, quad: np.ndarray, moves: float = 0.0) -> frames.FaceGeometry:
+def geometry_of(crop: torch.Tensor, quad: np.ndarray, velocity: float = 0.0) -> FaceGeometry:
     """Where everything is if the crop is all that was ever drawn."""
-    seen = matte.see(crop[None])
+    seen = matte.segment(crop[None])
     made = seen.landmarks[0].astype(np.float64)
-    still = np.full((478, 2), [moves, 0.0])
-    return frames.FaceGeometry(quad, made, made, seen.heads[0] / np.float32(255), still)
+    still = np.full((478, 2), [velocity, 0.0])
+    return FaceGeometry(quad, made, made, seen.heads[0] / np.float32(255), still)
 
 
 def test_a_patch_of_the_plate_itself_changes_nothing_to_see(plate: tuple) -> None:
     clip, srgb, quad = plate
     crop = crop_of(srgb, quad)
-    placed = frames.patch(crop, sight_of(crop, quad), clip)
+    placed = patch(crop, geometry_of(crop, quad), clip)
     assert placed is not None
-    merged = frames.over(placed, read_frame(clip, 1001).pixels)
+    merged = over(placed, read_frame(clip, 1001).pixels)
     result, _ = colour.to_network(merged, clip.colour_space)
     error = np.mean(((result - srgb) / 2) ** 2)
     assert -10 * np.log10(error) > 34
@@ -74,10 +78,10 @@ def test_a_patch_of_the_plate_itself_changes_nothing_to_see(plate: tuple) -> Non
 def test_over_is_openimageios_over_and_leaves_the_rest_bit_identical(plate: tuple) -> None:
     clip, srgb, quad = plate
     crop = -crop_of(srgb, quad)
-    placed = frames.patch(crop, sight_of(crop, quad), clip)
+    placed = patch(crop, geometry_of(crop, quad), clip)
     assert placed is not None
     pixels = read_frame(clip, 1001).pixels
-    merged = frames.over(placed, pixels)
+    merged = over(placed, pixels)
     w = placed.window
     spec = oiio.ImageSpec(w.width, w.height, 4, oiio.FLOAT)
     spec.x, spec.y, spec.full_width, spec.full_height = w.x, w.y, clip.width, clip.height
@@ -98,10 +102,10 @@ def test_over_is_openimageios_over_and_leaves_the_rest_bit_identical(plate: tupl
 def test_the_matte_holds_the_face_and_fades_out_before_the_edge(plate: tuple) -> None:
     clip, srgb, quad = plate
     crop = crop_of(srgb, quad)
-    placed = frames.patch(crop, sight_of(crop, quad), clip)
+    placed = patch(crop, geometry_of(crop, quad), clip)
     assert placed is not None
     alpha, w = placed.rgba[..., 3], placed.window
-    found = from_square(sight_of(crop, quad).made, quad)[:468] - [w.x, w.y]
+    found = from_square(geometry_of(crop, quad).generated, quad)[:468] - [w.x, w.y]
     x, y = (found.mean(0) + 0.9 * (found - found.mean(0))).astype(int).T
     assert alpha[y, x].min() > 0.8
     border = np.concatenate([alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1]])
@@ -116,10 +120,10 @@ def test_the_matte_holds_the_face_and_fades_out_before_the_edge(plate: tuple) ->
 def test_faceless_and_outlying_frames_are_transparent(plate: tuple) -> None:
     clip, srgb, quad = plate
     crop = crop_of(srgb, quad)
-    sight = sight_of(crop, quad)
+    geometry = geometry_of(crop, quad)
 
-    def placed(at: np.ndarray) -> frames.Patch | None:
-        return frames.patch(crop, replace(sight, quad=at), clip)
+    def placed(at: np.ndarray) -> Patch | None:
+        return patch(crop, replace(geometry, quad=at), clip)
 
     assert placed(np.full((4, 2), np.nan)) is None
     assert placed(quad + 10_000) is None
@@ -131,11 +135,11 @@ def test_faceless_and_outlying_frames_are_transparent(plate: tuple) -> None:
 # -- layers --------------------------------------------------------------------------------------
 
 
-def drawn(plate: tuple, path: Path, finish: frames.PatchOptions, **more: object) -> Any:
+def drawn(plate: tuple, path: Path, options: PatchOptions, **more: object) -> Any:
     """A patch of the plate's own face, written; by OpenEXR's own reader."""
     clip, srgb, quad = plate
     crop = crop_of(srgb, quad)
-    placed = frames.patch(crop, sight_of(crop, quad, moves=6.0), clip, finish=finish, **more)
+    placed = patch(crop, geometry_of(crop, quad, velocity=6.0), clip, options=options, **more)
     assert placed is not None
     write_exr(
         path,
@@ -148,7 +152,7 @@ def drawn(plate: tuple, path: Path, finish: frames.PatchOptions, **more: object)
 
 
 def test_another_reader_finds_the_layers_by_name_and_type(plate: tuple, tmp_path: Path) -> None:
-    placed, file = drawn(plate, tmp_path / "a.exr", frames.PatchOptions(), grain=some_grain())
+    placed, file = drawn(plate, tmp_path / "a.exr", PatchOptions(), grain=some_grain())
     header, channels = file.header(), file.channels()
     assert header["compression"] == OpenEXR.ZIP_COMPRESSION
     assert header["type"] == OpenEXR.scanlineimage
@@ -178,13 +182,13 @@ def test_another_reader_finds_the_layers_by_name_and_type(plate: tuple, tmp_path
     assert layer("forward.u") == pytest.approx(6, abs=0.01)
     assert np.abs(layer("forward.v")).max() < 0.01
     assert not layer("grain.R", "grain.G", "grain.B")[alpha[..., 0] == 0].any()
-    basic = drawn(plate, tmp_path / "b.exr", frames.PatchOptions("basic"))[1].channels()
+    basic = drawn(plate, tmp_path / "b.exr", PatchOptions("basic"))[1].channels()
     assert set(basic) == {*"RGBA", "render.R", "render.G", "render.B"}
 
 
 def test_the_stmap_draws_the_render_out_of_the_crop(plate: tuple, tmp_path: Path) -> None:
     clip, srgb, quad = plate
-    placed, _ = drawn(plate, tmp_path / "a.exr", frames.PatchOptions())
+    placed, _ = drawn(plate, tmp_path / "a.exr", PatchOptions())
     crop = crop_of(srgb, quad).permute(1, 2, 0).contiguous().numpy()
     w = placed.window
     warped = oiio.ImageBuf(oiio.ImageSpec(w.width, w.height, 3, oiio.FLOAT))
@@ -208,9 +212,9 @@ def some_grain(sigma: float = 0.01) -> Grain:
 def test_grain_can_be_taken_out_and_keeps_the_plates_variance(plate: tuple) -> None:
     clip, srgb, quad = plate
     crop = crop_of(srgb, quad)
-    sight = sight_of(crop, quad)
+    geometry = geometry_of(crop, quad)
     clean, grainy = (
-        frames.patch(crop, sight, clip, 0.6, frames.PatchOptions(grain=g), some_grain(), 1001)
+        patch(crop, geometry, clip, 0.6, PatchOptions(grain=g), some_grain(), 1001)
         for g in (0.0, 1.0)
     )
     assert clean is not None
@@ -232,10 +236,8 @@ def test_a_match_grades_the_face_and_not_the_render(plate: tuple) -> None:
     clip, srgb, quad = plate
     crop = crop_of(srgb, quad)
     match = Match(np.array([0.5, 0.8, 1.5]), np.array([0.02, 0.0, -0.01]))
-    sight = replace(sight_of(crop, quad), match=match)
-    plain, graded = (
-        frames.patch(crop, sight, clip, finish=frames.PatchOptions(match=m)) for m in (0.0, 0.5)
-    )
+    geometry = replace(geometry_of(crop, quad), match=match)
+    plain, graded = (patch(crop, geometry, clip, options=PatchOptions(match=m)) for m in (0.0, 0.5))
     assert plain is not None
     assert graded is not None
     np.testing.assert_array_equal(graded.layers["render"], plain.layers["render"])
@@ -248,9 +250,9 @@ def test_a_match_grades_the_face_and_not_the_render(plate: tuple) -> None:
 def test_motion_blur_follows_the_shutter_and_keeps_the_plate_outside(plate: tuple) -> None:
     clip, srgb, quad = plate
     crop = crop_of(srgb, quad)
-    sight = sight_of(crop, quad, moves=12.0)
+    geometry = geometry_of(crop, quad, velocity=12.0)
     sharp, blurred = (
-        frames.patch(crop, sight, clip, finish=frames.PatchOptions(motion_blur=m)) for m in (0, 360)
+        patch(crop, geometry, clip, options=PatchOptions(motion_blur=m)) for m in (0, 360)
     )
     assert sharp is not None
     assert blurred is not None
@@ -258,7 +260,7 @@ def test_motion_blur_follows_the_shutter_and_keeps_the_plate_outside(plate: tupl
     assert blurred.window.height == sharp.window.height
     assert blurred.rgba[..., 3].sum() == pytest.approx(sharp.rgba[..., 3].sum(), rel=0.01)
     pixels = read_frame(clip, 1001).pixels
-    merged = frames.over(blurred, pixels)
+    merged = over(blurred, pixels)
     w = blurred.window
     outside = np.ones(pixels.shape[:2], bool)
     outside[w.y : w.y + w.height, w.x : w.x + w.width] = blurred.rgba[..., 3] == 0
@@ -310,8 +312,12 @@ def test_frames_of_the_task_are_kept_and_those_of_another_replaced(
     pattern = str(tmp_path / "deep" / "out.####.exr")
 
     def write(count: int, task: str) -> list[int]:
-        return frames.write_frames(
-            generator, track, np.arange(count), pattern, task, {"reenact:character": "abc"}, clip
+        return write_frames(
+            generator,
+            track,
+            np.arange(count),
+            FrameFiles(pattern, task, {"reenact:character": "abc"}),
+            clip,
         )
 
     assert write(2, "first") == []
@@ -350,21 +356,23 @@ def test_only_frames_that_look_otherwise_after_a_repair_are_drawn_again(
     def write(name: str, track: LatentTrack, task: str, *earlier: str) -> list[int]:
         """The frames that were drawn: a copy keeps the mark that its source was given."""
         pattern = str(tmp_path / name / "out.####.exr")
-        there = {
+        existing = {
             n: [Path(frame_path(str(tmp_path / e / "out.####.exr"), n)) for e in earlier]
             for n in numbers
         }
-        frames.write_frames(
+        write_frames(
             generator,
             track,
             np.arange(8),
-            pattern,
-            task,
-            {"reenact:track": name} | ({} if earlier else {"made": "here"}),
+            FrameFiles(
+                pattern,
+                task,
+                {"reenact:track": name} | ({} if earlier else {"made": "here"}),
+                earlier=existing,
+            ),
             clip,
-            frames.PatchOptions(match=0.5, grain=0.5),
+            PatchOptions(match=0.5, grain=0.5),
             batch=1,
-            earlier=there,
         )
         made = open_clip(pattern)
         return [n for n in numbers if ("made" in read_frame(made, n).metadata) != bool(earlier)]
@@ -404,7 +412,7 @@ def test_frames_are_scene_linear_or_in_the_space_that_is_asked_for(
     clip = open_clip(str(tmp_path / "plate.####.png"))
     track = track_of(generator, [1001], quad)
     pattern = str(tmp_path / "out.####.exr")
-    frames.write_frames(generator, track, np.arange(1), pattern, "t", {}, clip, colour_space=space)
+    write_frames(generator, track, np.arange(1), FrameFiles(pattern, "t", colour_space=space), clip)
     written = open_clip(pattern)  # the files say what they are
     wanted = colour.scene_linear_space() if space is None else colour.resolve(space)
     assert written.colour_space == wanted
@@ -412,7 +420,7 @@ def test_frames_are_scene_linear_or_in_the_space_that_is_asked_for(
     values = dict(
         zip(buffer.spec().channelnames, buffer.get_pixels().transpose(2, 0, 1), strict=True)
     )
-    (picture,) = frames.pictures(generator, track.smooth)
+    (picture,) = draw_pictures(generator, track.smooth)
     drawn = paste(picture / 2 + 0.5, torch.from_numpy(quad), (clip.width, clip.height))
     assert drawn is not None
     x, y = buffer.roi.xbegin - drawn.window.x, buffer.roi.ybegin - drawn.window.y
@@ -436,7 +444,7 @@ def test_frames_are_scene_linear_or_in_the_space_that_is_asked_for(
 
 def test_drawing_two_tracks_at_once_leaves_gradients_as_they_were(generator: Generator) -> None:
     codes = np.zeros((3, generator.architecture.num_ws, 512), np.float32)
-    one, other = (frames.pictures(generator, codes[:n], 2) for n in (2, 3))
+    one, other = (draw_pictures(generator, codes[:n], 2) for n in (2, 3))
     for drawn in zip(one, other, strict=False):
         assert len(drawn) == 2
         assert torch.is_grad_enabled()
@@ -452,7 +460,7 @@ def test_an_amount_fades_the_patch_and_leaves_the_render(
     track.smooth[:] = track.smooth[0]
     track.amount[:] = [1, 0.25, 0]
     pattern = str(tmp_path / "fade.####.exr")
-    empty = frames.write_frames(generator, track, np.arange(3), pattern, "t", {}, clip)
+    empty = write_frames(generator, track, np.arange(3), FrameFiles(pattern, "t"), clip)
     clip = open_clip(pattern)
     whole, faint, none = (read_frame(clip, n) for n in (1, 2, 3))
     assert whole.alpha is not None
@@ -470,7 +478,7 @@ def test_crops_are_the_generators_pictures(
     track = track_of(generator, [7, 8, 9], plate[2])
     track.quads[2] = np.nan
     pattern = str(tmp_path / "crop.####.exr")
-    frames.write_frames(generator, track, np.arange(3), pattern, "t", {})
+    write_frames(generator, track, np.arange(3), FrameFiles(pattern, "t"))
     clip = open_clip(pattern)
     for number, code in zip([7, 8, 9], track.smooth, strict=True):
         pixels = next(read_network_frames(clip, [number])).srgb * 2 - 1
@@ -493,10 +501,10 @@ def test_a_frame_is_the_same_whatever_else_is_drawn(
 ) -> None:
     track = track_of(generator, list(range(1, 9)), plate[2])
     track.cut[5] = True
-    every = list(frames.sights(generator, track, np.arange(8), batch=3, plate=plate[0]))
+    every = list(track_geometry(generator, track, np.arange(8), batch=3, plate=plate[0]))
     for row in (0, 4, 5, 7):
-        (alone,) = frames.sights(generator, track, np.array([row]), plate=plate[0])
-        for name in ("made", "driver", "head", "moves"):
+        (alone,) = track_geometry(generator, track, np.array([row]), plate=plate[0])
+        for name in ("generated", "driving", "head", "velocity"):
             np.testing.assert_allclose(getattr(alone, name), getattr(every[row], name), atol=1e-4)
     # Nothing comes over the cut.
     before = LatentTrack(
@@ -508,9 +516,9 @@ def test_a_frame_is_the_same_whatever_else_is_drawn(
             for f in fields(track)
         }
     )
-    *_, last = frames.sights(generator, before, np.arange(5))
-    np.testing.assert_allclose(last.made, every[4].made, atol=1e-4)
-    np.testing.assert_allclose(last.moves, every[4].moves, atol=1e-2)
+    *_, last = track_geometry(generator, before, np.arange(5))
+    np.testing.assert_allclose(last.generated, every[4].generated, atol=1e-4)
+    np.testing.assert_allclose(last.velocity, every[4].velocity, atol=1e-2)
 
 
 def test_mattes_and_matches_follow_what_moves_and_do_not_flicker(tmp_path: Path) -> None:
@@ -523,7 +531,7 @@ def test_mattes_and_matches_follow_what_moves_and_do_not_flicker(tmp_path: Path)
     codes = (1 - share) * ends[0] + share * ends[1]
     codes += 0.06 * codes.std() * torch.randn(codes.shape, generator=random)
     smooth = codes[:, None].repeat(1, base.architecture.num_ws, 1).numpy()
-    drawn = torch.stack([*frames.pictures(base, smooth)])
+    drawn = torch.stack([*draw_pictures(base, smooth)])
     steady = 1 + 0.02 * np.arange(count)
     for i, picture in enumerate(drawn):
         pixels = np.full((SIZE + 30, SIZE + 40, 3), 0.2, np.float32)
@@ -534,8 +542,8 @@ def test_mattes_and_matches_follow_what_moves_and_do_not_flicker(tmp_path: Path)
         write_exr(tmp_path / f"plate.{1001 + i}.exr", lit, half=False)
     plate = open_clip(str(tmp_path / "plate.####.exr"))
     quad = corner + SIZE * np.array([[0.0, 0], [0, 1], [1, 1], [1, 0]])
-    seen = [sight_of(picture, quad) for picture in drawn]
-    mesh = np.stack([from_square(sight.made, quad) for sight in seen])
+    seen = [geometry_of(picture, quad) for picture in drawn]
+    mesh = np.stack([from_square(geometry.generated, quad) for geometry in seen])
     track = replace(
         track_of(base, list(range(1001, 1001 + count)), quad),
         smooth=smooth,
@@ -544,12 +552,12 @@ def test_mattes_and_matches_follow_what_moves_and_do_not_flicker(tmp_path: Path)
         fps=24.0,
     )
     pattern = str(tmp_path / "out.####.exr")
-    frames.write_frames(base, track, np.arange(count), pattern, "t", {}, plate)
+    write_frames(base, track, np.arange(count), FrameFiles(pattern, "t"), plate)
     written = [*read_frames(open_clip(pattern))]
     alpha = np.stack([frame.alpha for frame in written])
     alone = np.zeros_like(alpha)  # by what its own picture says
-    for matte_of, picture, sight in zip(alone, drawn, seen, strict=True):
-        placed = frames.patch(picture, sight, plate)
+    for matte_of, picture, geometry in zip(alone, drawn, seen, strict=True):
+        placed = patch(picture, geometry, plate)
         assert placed is not None
         w = placed.window
         matte_of[w.y : w.y + w.height, w.x : w.x + w.width] = placed.rgba[..., 3]
@@ -567,7 +575,7 @@ def test_what_the_plates_grain_is_comes_from_the_plate(tmp_path: Path) -> None:
         pixels = np.float32(0.3) + rng.normal(0, 0.02, (200, 260, 3)).astype(np.float32)
         write_exr(tmp_path / f"p.{number:04d}.exr", pixels, half=False)
     clip = open_clip(tmp_path / "p.####.exr")
-    found = frames.measure_grain(clip, clip.colour_space)
+    found = measure_grain(clip, clip.colour_space)
     assert found is not None
     assert found.strength(np.full((1, 3), 0.3)) == pytest.approx(0.02, rel=0.06)
 
@@ -585,5 +593,5 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: s
     file = protocol.File(path="/a")
     with pytest.raises(BadOptionError, match=said):
         registry.check_task(protocol.Render(file, file, **options))
-    assert render.patch_options(protocol.Render(file, file)) == frames.PatchOptions()
+    assert render.patch_options(protocol.Render(file, file)) == PatchOptions()
     assert frame.patch_options().layers == "basic"

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from core.face.alignment import shot_runs
+from core.face.temporal import shot_runs
 from core.solve.schedule import plan_batches
 from core.solve.settings import SolveSettings
 

@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter1d
 from small_character import MOVES
 from solve_shots import QUICK, draw, driving, known
 
-from core.face.alignment import MAX_GAP
+from core.face.temporal import MAX_GAP
 from core.solve.latent_track import FrameState, LatentTrack
 from core.solve.shot import solve_shot
 from core.solve.smoothing import smooth_codes

@@ -28,11 +28,12 @@ from core.base.keyframes import KeyframeError
 from core.face.keypoints import KEYPOINTS
 from core.generator import checkpoints
 from core.generator.storage import generator_digest
+from core.media.pictures import read_attribute
 from core.media.read import open_clip, read_frame
-from core.media.write import read_attribute, write_png
+from core.media.write import write_png
 from core.personalize.character import Character, CharacterInfo, load_character, save_character
 from core.personalize.tuning import reconstruct
-from core.render.frames import pictures, styled
+from core.render.drawing import draw_pictures, draw_styled
 from core.solve.latent_track import LatentTrack, save_track
 from core.stylize import clip_model, training
 from core.stylize.clip_model import ClipMissingError, ClipModel
@@ -620,13 +621,13 @@ def test_every_frame_is_drawn_by_its_own_mix(tmp_path: Path) -> None:
     made = shifted(who)
     codes = codes_of(who, 6)[:, None].repeat(1, who.generator.architecture.num_ws, 1).numpy()
     blend = mix(made, range(6), "0:0,2:0,5:1")
-    drawn = torch.stack([*styled(who.generator, codes, blend, batch=2)])
+    drawn = torch.stack([*draw_styled(who.generator, codes, blend, batch=2)])
     for row in range(6):
-        alone = next(styled(who.generator, codes[[row]], blend.frames([row])))
+        alone = next(draw_styled(who.generator, codes[[row]], blend.frames([row])))
         assert torch.allclose(drawn[row], alone, atol=1e-5)
-    assert torch.equal(drawn[:2], torch.stack([*pictures(who.generator, codes[:2])]))
-    assert torch.equal(drawn[5], next(pictures(made.generator, codes[[5]])))
-    assert list(styled(who.generator, codes[:0], blend.frames([]))) == []
+    assert torch.equal(drawn[:2], torch.stack([*draw_pictures(who.generator, codes[:2])]))
+    assert torch.equal(drawn[5], next(draw_pictures(made.generator, codes[[5]])))
+    assert list(draw_styled(who.generator, codes[:0], blend.frames([]))) == []
     assert blend.digest() != mix(made, range(6), "0:0,2:0,5:.9").digest()
     assert blend.digest() != mix(made, range(6), "0:0,2:0,5:1", first=8).digest()
 
