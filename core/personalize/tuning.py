@@ -38,7 +38,6 @@ _WEIGHT_SIDE = 256  # largest side of a weight map, px
 # In fractions of the picture's side: how far the weight of eyes and mouth reaches beyond lids and
 # lips, the softness of its edge, and the fall-off beyond the face's outline.
 _REACH, _SOFT, _FALL = 0.02, 0.01, 0.15
-EVALUATIONS = 4  # at least, of a training that is shown while it runs
 _GAIN = 0.02  # dB that the moving average must gain on held-out frames to go on
 _FADE = 2  # evaluations over which the rate falls to zero after a plateau
 
@@ -290,6 +289,11 @@ def fine_tune(
     )
 
 
+def evaluation_interval(steps: int) -> int:
+    """Returns the steps between evaluations: fewer in a short training, which is watched, too."""
+    return min(TuningSettings.check_every, -(-steps // 4))
+
+
 def _rate(run: Run, settings: TuningSettings) -> float:
     """Adam's rate: it rises at the start, falls along a cosine, and fades after a plateau."""
     rate = settings.rate * min(1.0, (run.step + 1) / max(settings.warm_up, 1))
@@ -431,6 +435,7 @@ def reconstruction_sheet(
     numbers: list[int] | None = None,
     count: int = 20,
     columns: int = 10,
+    batch: int = 8,
 ) -> np.ndarray:
     """Shows pictures above the generator's reconstructions, labelled with the PSNR.
 
@@ -441,12 +446,14 @@ def reconstruction_sheet(
         numbers: N frame numbers; by default 0, 1, ...
         count: shows at most this many, evenly spaced.
         columns: pictures in a row.
+        batch: pictures drawn at once; fewer need less memory.
 
     Returns:
         `[H, W, 3]` uint8.
     """
     selected = evenly_spaced(len(w), count)
-    targets, generated = pictures[selected].float().cpu(), reconstruct(generator, w[selected])
+    targets = pictures[selected].float().cpu()
+    generated = reconstruct(generator, w[selected], batch)
     decibels = psnr(generated, targets)
     above, below = (
         ((p.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()

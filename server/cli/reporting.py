@@ -22,6 +22,7 @@ from rich.progress import (
 OnProgress = Callable[..., None]  # called with (done, total, **figures)
 
 JSON_SECONDS = 1.0  # between progress lines
+ESTIMATE_SECONDS = 4.0  # after which the rest is estimated where no bar can move
 
 
 class Report:
@@ -29,6 +30,7 @@ class Report:
 
     With `machine`, every line on standard output is one JSON object: `{"stage", "done", "total"}`
     while it works, `{"note"}` for remarks, and `{"result"}` at the end; errors are `{"error"}`.
+    Where no terminal shows a moving bar, a line says how long a longer stage will take.
     """
 
     def __init__(self, machine: bool = False) -> None:
@@ -67,9 +69,16 @@ class Report:
         )
         with Progress(*columns, console=self.console) as bars:
             bar = bars.add_task(title, total=None, figures="")
+            started, told = time.monotonic(), self.console.is_terminal
 
             def on_progress(done: float, total: float, **figures: float) -> None:
+                nonlocal told
                 figures.pop("seconds_left", None)  # the bar has its own
+                elapsed = time.monotonic() - started
+                if not told and done > 0 and elapsed > ESTIMATE_SECONDS:
+                    told = True
+                    left = elapsed * (total - done) / done
+                    self.console.print(f"  {title}: about {left:.0f} s left")
                 text = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
                 bars.update(bar, completed=done, total=total, figures=text)
 
