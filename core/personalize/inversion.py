@@ -184,6 +184,8 @@ def invert(
                 progress(i * steps + done, len(parts) * steps)
 
         v, losses = _descend(loss, start, steps, rate, pull, after_step, half_precision(device))
+        if progress is not None and not steps:
+            progress(i + 1, len(parts))
         found.append((whitening.colour(v).cpu(), losses.cpu()))
     if not found:
         return Inversion(torch.zeros(0, a.w_dim), torch.zeros(0))

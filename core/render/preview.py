@@ -75,7 +75,7 @@ def sheet(
     if truth is not None:
         lines.append(tiles_of(aligned.pictures[np.searchsorted(aligned.face.numbers, numbers)]))
         names.append("ground truth")
-    columns = min(len(rows), 8)
+    columns = min(len(chosen), 8)
     tiles, labels = [], []
     for i in range(0, len(chosen), columns):
         for line, name in zip(lines, names, strict=True):
