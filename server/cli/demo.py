@@ -126,6 +126,7 @@ def _show_first(
         plate=plate + frame,
         character=character,
         output=latents,
+        steps=7,  # half as many as in the shot: early, not best
         local=given.local,
         json=given.json,
     )
