@@ -142,9 +142,7 @@ def test_handles_are_solved_too(demo: Demo, tmp_path: Path) -> None:
         assert wrong[0].strip("-") in refused.stderr
 
 
-def test_what_a_track_does_not_fit_is_said_before_the_work(
-    demo: Demo, tmp_path: Path
-) -> None:
+def test_what_a_track_does_not_fit_is_said_before_the_work(demo: Demo, tmp_path: Path) -> None:
     folder = demo.folder
     (character,) = (folder / "demo").glob("*.character")
     (path,) = (folder / "demo").glob("*.latents")
@@ -197,9 +195,7 @@ def test_what_a_track_does_not_fit_is_said_before_the_work(
     assert not list(tmp_path.glob("out.*"))
 
 
-def test_render_finds_the_character_beside_the_track(
-    demo: Demo, tmp_path: Path
-) -> None:
+def test_render_finds_the_character_beside_the_track(demo: Demo, tmp_path: Path) -> None:
     folder = demo.folder
     (track,) = (folder / "demo").glob("*.latents")
     done = reenact("render", track, "-o", "crop.####.exr", cwd=tmp_path)

@@ -934,7 +934,9 @@ def test_a_worker_killed_in_tuning_gives_the_same_character(
     for number, parameters in enumerate(motion, 1):
         write_png(tmp_path / f"scan.{number:04d}.png", performer.render(parameters, 160))
     pattern = str(tmp_path / "scan.####.png")
-    task = protocol.Personalize(protocol.Clip(), "anna", "nobody", count=8, steps=8, refine=1, batch=4)
+    task = protocol.Personalize(
+        protocol.Clip(), "anna", "nobody", count=8, steps=8, refine=1, batch=4
+    )
     context = Context(
         Report(machine=True),
         clips={"scan": open_clip(pattern)},

@@ -136,9 +136,7 @@ def test_without_trunk_weights_the_embedded_metric_runs_and_nothing_is_downloade
 
 
 @pytest.mark.parametrize("name", ["lpips-vgg", "lpips-alex"])
-def test_trunk_weights_are_taken_from_torchvisions_file(
-    lpips: Any, hub: Path, name: str
-) -> None:
+def test_trunk_weights_are_taken_from_torchvisions_file(lpips: Any, hub: Path, name: str) -> None:
     """Its layer names, on random weights; VGG is preferred by itself."""
     torch.manual_seed(5)
     expected = lpips.LPIPS(net=LPIPS[name][0], pnet_rand=True, verbose=False)
