@@ -364,7 +364,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             delta=np.zeros((frames, layers, anchors), np.float32),
             codes=codes,
             smooth=codes,
-            rest=np.zeros((86, 3), np.float32),
+            neutral_offset=np.zeros((86, 3), np.float32),
             landmarks=np.zeros((frames, 478, 3), np.float32),
             quads=np.zeros((frames, 4, 2)),
             amount=np.ones(frames, np.float32),

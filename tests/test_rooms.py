@@ -86,6 +86,7 @@ ALLOWED: dict[str, set[str]] = {
     "server.cli": {
         "core",
         "reenact.client",
+        "reenact.launcher",
         "reenact.protocol",
         "server.frontend.database",  # the store's commands, while no server runs
         "server.frontend.home",

@@ -53,7 +53,8 @@ class Move:
 
     direction: str
     keys: tuple[keyframes.Key, ...]  # in units of the direction
-    layers: str = ""  # "coarse", "middle", "fine", "0-5", several joined by "+"; empty: all
+    # Layers, under their name in JSON: "coarse", "middle", "fine", "0-5", joined by "+"; or all.
+    rows: str = ""
 
 
 def parse_layers(text: str, count: int) -> np.ndarray:
@@ -89,10 +90,10 @@ def parse_layers(text: str, count: int) -> np.ndarray:
 
 
 def moves_from_json(value: Any) -> tuple[Move, ...]:
-    """Reads moves from JSON: `[{"direction", "keys": [[number, value, easing], ...], "rows"},
-    ...]`.
+    """Reads moves from JSON.
 
-    Easings and `rows` (the layers) may be left out.
+    The form is `[{"direction", "keys": [[number, value, easing], ...], "rows"}, ...]`. Easings and
+    `rows` (the layers) may be left out.
 
     Raises:
         KeyframeError: invalid keys.
@@ -220,7 +221,7 @@ def edit(
                 "direction": move.direction,
                 "hash": direction_hash(directions[move.direction]),
                 "keys": [list(key) for key in move.keys],
-                "rows": move.layers,
+                "rows": move.rows,
             }
             for move in moves
         ],
@@ -287,7 +288,7 @@ def _step(
             f"{[*vector.shape]} instead of [{width}] or [{layers}, {width}]."
         )
     gamma = np.float64(vector) @ inverse
-    return np.where(parse_layers(move.layers, layers)[:, None], gamma, 0.0)
+    return np.where(parse_layers(move.rows, layers)[:, None], gamma, 0.0)
 
 
 def _bounded(weights: np.ndarray, step: np.ndarray, edge: Edge, limit: float) -> np.ndarray:

@@ -11,8 +11,9 @@
     colour          plate colour to network colour and back (OpenColorIO)
     errors          what can be wrong with a clip
 
-A new picture format needs its suffix in `clip.PICTURES` and a rule for its colour space in
-`pictures.picture_space`; another bit depth of a format that OpenImageIO decodes (12-bit DPX) needs
-neither. A new movie container needs its suffix in `clip.MOVIES`, another pixel format its
-conversion in `movies._to_rgb`. A new format to write is a function in `write`.
+A new picture format needs its suffix in `clip.PICTURES` and in the wire's `STILLS`
+(`reenact.protocol`), and a rule for its colour space in `pictures.picture_space`;
+another bit depth of a format that OpenImageIO decodes (12-bit DPX) needs nothing. A new movie
+container needs its suffix in `clip.MOVIES` and the wire's, another pixel format its conversion
+in `movies._to_rgb`. A new format to write is a function in `write`.
 """

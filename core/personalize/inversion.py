@@ -184,6 +184,8 @@ def invert(
                 progress(i * steps + done, len(parts) * steps)
 
         v, losses = _descend(loss, start, steps, rate, pull, after_step, half_precision(device))
+        if progress is not None and not steps:
+            progress(i + 1, len(parts))
         found.append((whitening.colour(v).cpu(), losses.cpu()))
     if not found:
         return Inversion(torch.zeros(0, a.w_dim), torch.zeros(0))
@@ -206,6 +208,9 @@ def _descend(
         Of each row the best iterate `[B, D]`, and its loss `[B]` in full precision; the search
         itself may be in half.
     """
+    if steps == 0:
+        with torch.no_grad():
+            return start, loss(start, None)
     v = start.clone().requires_grad_()
     optimiser = torch.optim.Adam([v], betas=(0.9, 0.99))
     best = start.clone()

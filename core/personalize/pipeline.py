@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -73,12 +74,14 @@ def personalize(
     name: str | None = None,
     at: tuple[float, float] | None = None,
     device: str = "cpu",
+    on_preview: Callable[[], None] = lambda: None,
 ) -> Character:
     """Makes a character from a self-scan and writes it, with sheets that show its quality.
 
     Unfinished work is kept in `OUTPUT.work` under the digest of its inputs: the same call goes on
     where it was stopped, and a call with other settings takes nothing from it. `NAME_selection.png`
-    and `NAME_reconstruction.png` are written beside the character.
+    and `NAME_reconstruction.png` are written beside the character, the latter before tuning and at
+    each of its evaluations.
 
     Args:
         clip: the self-scan.
@@ -91,6 +94,7 @@ def personalize(
         name: of the character; by default NAME.
         at: a point in plate px that picks the person, where several are in the picture.
         device: torch device.
+        on_preview: called whenever `NAME_reconstruction.png` was written.
 
     Returns:
         The character, read from its file.
@@ -126,6 +130,17 @@ def personalize(
     work.mkdir(parents=True, exist_ok=True)
     w = _pivots(generator, pictures, encoder, metric, settings, work, report)
     train, check = slice(len(selected)), slice(len(selected), None)
+    numbers = [int(n) for n in scan.face.numbers[frames]]
+    shown = check if len(held_out) else train
+
+    def show(generator: Generator) -> None:
+        sheet = tuning.reconstruction_sheet(
+            generator, w[shown], pictures[shown], numbers[shown], batch=settings.batch
+        )
+        write_png(output.with_name(f"{output.stem}_reconstruction.png"), sheet)
+        on_preview()
+
+    show(generator)
     tuned = _tune(
         generator,
         tuning.Pairs(w[train], pictures[train]),
@@ -135,13 +150,9 @@ def personalize(
         rate,
         work,
         report,
+        lambda generator, losses: show(generator),
     )
-    numbers = [int(n) for n in scan.face.numbers[frames]]
-    first = len(selected) if len(held_out) else 0  # the sheet shows held-out frames, if any
-    write_png(
-        output.with_name(f"{output.stem}_reconstruction.png"),
-        tuning.reconstruction_sheet(tuned.generator, w[first:], pictures[first:], numbers[first:]),
-    )
+    show(tuned.generator)  # a finished checkpoint is not evaluated again
     keypoints, thumbnail = _draw_anchors(tuned.generator, w[train], settings.batch)
     sigmas = {"centre_sigma_frames": CENTRE_SIGMA, "axes_sigma_frames": AXES_SIGMA}
     character = Character(
@@ -268,11 +279,16 @@ def _tune(
     rate: float,
     work: Path,
     report: Report,
+    on_evaluation: tuning.OnEvaluation,
 ) -> tuning.Tuned:
     """Tunes the generator; its checkpoint is kept in the work folder."""
     half = half_precision(next(generator.parameters()).device) is not None
     tuning_settings = tuning.TuningSettings(
-        steps=settings.steps, batch=settings.batch, rate=rate, half=half
+        steps=settings.steps,
+        batch=settings.batch,
+        rate=rate,
+        half=half,
+        check_every=tuning.evaluation_interval(settings.steps),
     )
     if not settings.mask:
         tuning_settings = replace(tuning_settings, features=1.0, background=1.0)
@@ -285,6 +301,7 @@ def _tune(
             metric,
             tuning_settings,
             held_out=held_out,
+            on_evaluation=on_evaluation,
             folder=work / f"tuning_{digest(*codes, metric.name, tuning_settings)[:16]}",
             progress=progress,
         )

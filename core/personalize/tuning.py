@@ -41,6 +41,9 @@ _REACH, _SOFT, _FALL = 0.02, 0.01, 0.15
 _GAIN = 0.02  # dB that the moving average must gain on held-out frames to go on
 _FADE = 2  # evaluations over which the rate falls to zero after a plateau
 
+# Called after an evaluation with the moving average so far and the history.
+OnEvaluation = Callable[[Generator, list[dict[str, float]]], None]
+
 
 @dataclass(frozen=True)
 class TuningSettings:
@@ -97,6 +100,7 @@ def tune(
     settings: TuningSettings | None = None,
     *,
     held_out: Pairs | None = None,
+    on_evaluation: OnEvaluation | None = None,
     folder: str | Path | None = None,
     progress: TrainingProgress | None = None,
 ) -> Tuned:
@@ -116,6 +120,7 @@ def tune(
         held_out: frames of the scan that are not learnt, with their codes (by inversion, as the
             anchors); when the generator stops gaining on them, the rate fades over two more
             evaluations and tuning ends.
+        on_evaluation: as in `fine_tune`.
         folder: for the checkpoint.
         progress: called after every step with steps done and to do, and `loss`, `seconds_left`
             and (once measured) `psnr` of the held-out frames, dB.
@@ -149,6 +154,7 @@ def tune(
         loss,
         settings,
         check=None if held_out is None else psnr_check(held_out, settings.batch),
+        on_evaluation=on_evaluation,
         folder=folder,
         task="" if folder is None else _task(generator, metric, settings, pairs, held_out),
         progress=progress,
@@ -218,7 +224,7 @@ def fine_tune(
     settings: TuningSettings,
     *,
     check: Check | None = None,
-    on_evaluation: Callable[[Generator, list[dict[str, float]]], None] | None = None,
+    on_evaluation: OnEvaluation | None = None,
     folder: str | Path | None = None,
     task: str = "",
     progress: TrainingProgress | None = None,
@@ -281,6 +287,11 @@ def fine_tune(
     return Tuned(
         average.eval().requires_grad_(False), run.history, run.step, run.steps < settings.steps
     )
+
+
+def evaluation_interval(steps: int) -> int:
+    """Returns the steps between evaluations: fewer in a short training, which is watched, too."""
+    return min(TuningSettings.check_every, -(-steps // 4))
 
 
 def _rate(run: Run, settings: TuningSettings) -> float:
@@ -424,6 +435,7 @@ def reconstruction_sheet(
     numbers: list[int] | None = None,
     count: int = 20,
     columns: int = 10,
+    batch: int = 8,
 ) -> np.ndarray:
     """Shows pictures above the generator's reconstructions, labelled with the PSNR.
 
@@ -434,12 +446,14 @@ def reconstruction_sheet(
         numbers: N frame numbers; by default 0, 1, ...
         count: shows at most this many, evenly spaced.
         columns: pictures in a row.
+        batch: pictures drawn at once; fewer need less memory.
 
     Returns:
         `[H, W, 3]` uint8.
     """
     selected = evenly_spaced(len(w), count)
-    targets, generated = pictures[selected].float().cpu(), reconstruct(generator, w[selected])
+    targets = pictures[selected].float().cpu()
+    generated = reconstruct(generator, w[selected], batch)
     decibels = psnr(generated, targets)
     above, below = (
         ((p.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()

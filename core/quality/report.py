@@ -41,22 +41,17 @@ _PAGE = Path(__file__).with_name("report_page")
 
 
 def page(title: str, quality: Quality, provenance: Sequence[tuple[str, Any]]) -> str:
-    """The report of a shot, as HTML.
+    """Draws the report of a shot as HTML.
 
     Args:
         title: what people call the shot.
-        quality: of its frames.
+        quality: measures and marks of its frames.
         provenance: headings with pairs of names and values, from `provenance`.
     """
-    facts, values = summary(quality), plain(quality)
     script = (_PAGE / "page.js").read_text(encoding="utf-8")
-    state = [FrameState(int(s)).name.lower().replace("_", " ") for s in quality.state]
+    states = [FrameState(int(s)).name.lower().replace("_", " ") for s in quality.state]
     reasons = {n: [m.reason for m in quality.marks if m.number == n] for n in quality.marked}
-    shown = evenly_spaced(len(quality.numbers), MOST_THUMBS)
-    nearest = np.abs(np.subtract.outer(np.arange(len(state)), shown)).argmin(1)
-    index = {int(n): i for i, n in enumerate(quality.numbers)}
     worst = quality.marked[:MOST_CARDS]
-    beyond = {(m.number, m.measure) for m in quality.marks}
     environment = Environment(
         loader=FileSystemLoader(_PAGE),
         autoescape=True,
@@ -70,18 +65,10 @@ def page(title: str, quality: Quality, provenance: Sequence[tuple[str, Any]]) ->
         script=Markup(script),
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         verdict=_verdict(quality),
-        figures=_figures(facts, quality),
+        figures=_figures(summary(quality), quality),
         notes=quality.notes,
-        cards=[
-            {
-                "number": n,
-                "state": state[index[n]],
-                "reasons": reasons[n],
-                "picture": _uri(quality.cards[index[n]]),
-            }
-            for n in worst
-        ],
-        cards_said=(
+        cards=_cards(quality, worst, states, reasons),
+        cards_caption=(
             f"The {len(worst)} worst of {len(quality.marked)} marked frames, the worst first."
             if len(worst) < len(quality.marked)
             else "All marked frames, the worst first."
@@ -91,62 +78,9 @@ def page(title: str, quality: Quality, provenance: Sequence[tuple[str, Any]]) ->
         height=_HEIGHT,
         first=int(quality.numbers[0]),
         last=int(quality.numbers[-1]),
-        groups=[
-            {
-                "title": "What driver and result do",
-                "legend": [
-                    ("driver", "driver, with the character's shape at rest"),
-                    ("result", "result"),
-                ],
-                "charts": [
-                    _chart(
-                        quality,
-                        f"both {name}",
-                        SIGNALS[name][0],
-                        SIGNALS[name][1],
-                        "",
-                        {"driver": driver, "result": result},
-                    )
-                    for name, (driver, result) in quality.signals.items()
-                ],
-            },
-            {
-                "title": "How far they are apart, and what else was measured",
-                "legend": [("result", "measured"), ("limit", "limit"), ("mark", "marked")],
-                "charts": [
-                    _chart(
-                        quality,
-                        name,
-                        _title(quality, name),
-                        MEASURES[name].unit,
-                        MEASURES[name].meaning,
-                        {"result": v},
-                        quality.bounds[name],
-                    )
-                    for name, v in quality.measures.items()
-                ],
-            },
-        ],
-        columns=[
-            {"title": "Frame", "unit": "", "meaning": "Frame number"},
-            {"title": "State", "unit": "", "meaning": "Where the frame's code comes from"},
-            *(
-                {"title": _title(quality, n), "unit": m.unit, "meaning": m.meaning}
-                for n, m in MEASURES.items()
-            ),
-        ],
-        rows=[
-            {
-                "number": number,
-                "state": state[i],
-                "marked": number in reasons,
-                "cells": [
-                    {"text": _cell(quality, name, i), "bad": (number, name) in beyond}
-                    for name in MEASURES
-                ],
-            }
-            for number, i in index.items()
-        ],
+        groups=_chart_groups(quality),
+        columns=_table_columns(quality),
+        rows=_table_rows(quality, states),
         method=[
             {
                 "title": m.title,
@@ -163,19 +97,117 @@ def page(title: str, quality: Quality, provenance: Sequence[tuple[str, Any]]) ->
             "of the two. Left and right are the person's own."
         ),
         provenance=provenance,
-        data={
-            "frames": values["frames"],
-            "states": state,
-            "reasons": [reasons.get(number, []) for number in index],
-            "curves": {
-                **{f"both {n}": [*both.values()] for n, both in values["signals"].items()},
-                **{n: [v] for n, v in values["measures"].items()},
-            },
-            "thumbs": [_uri(_thumb(quality.cards[i])) for i in shown],
-            "thumb_of": nearest.tolist(),
-            "width": _WIDTH,
-        },
+        data=_script_data(quality, states, reasons),
     )
+
+
+def _cards(
+    quality: Quality,
+    numbers: Sequence[int],
+    states: Sequence[str],
+    reasons: Mapping[int, Sequence[str]],
+) -> list[dict[str, Any]]:
+    """The contact sheet: a picture of each of some frames, with the reasons of its marks."""
+    index = {int(n): i for i, n in enumerate(quality.numbers)}
+    return [
+        {
+            "number": n,
+            "state": states[index[n]],
+            "reasons": reasons[n],
+            "picture": _uri(quality.cards[index[n]]),
+        }
+        for n in numbers
+    ]
+
+
+def _chart_groups(quality: Quality) -> list[dict[str, Any]]:
+    """The curves: what both faces do, and every measure of their difference."""
+    signals = [
+        _chart(
+            quality,
+            f"both {name}",
+            SIGNALS[name][0],
+            SIGNALS[name][1],
+            "",
+            {"driver": driver, "result": result},
+        )
+        for name, (driver, result) in quality.signals.items()
+    ]
+    measures = [
+        _chart(
+            quality,
+            name,
+            _title(quality, name),
+            MEASURES[name].unit,
+            MEASURES[name].meaning,
+            {"result": values},
+            quality.bounds[name],
+        )
+        for name, values in quality.measures.items()
+    ]
+    return [
+        {
+            "title": "What driver and result do",
+            "legend": [
+                ("driver", "driver, with the character's neutral shape"),
+                ("result", "result"),
+            ],
+            "charts": signals,
+        },
+        {
+            "title": "How far they are apart, and what else was measured",
+            "legend": [("result", "measured"), ("limit", "limit"), ("mark", "marked")],
+            "charts": measures,
+        },
+    ]
+
+
+def _table_columns(quality: Quality) -> list[dict[str, str]]:
+    return [
+        {"title": "Frame", "unit": "", "meaning": "Frame number"},
+        {"title": "State", "unit": "", "meaning": "Where the frame's code comes from"},
+        *(
+            {"title": _title(quality, n), "unit": m.unit, "meaning": m.meaning}
+            for n, m in MEASURES.items()
+        ),
+    ]
+
+
+def _table_rows(quality: Quality, states: Sequence[str]) -> list[dict[str, Any]]:
+    marked, beyond = {*quality.marked}, {(m.number, m.measure) for m in quality.marks}
+    return [
+        {
+            "number": number,
+            "state": states[i],
+            "marked": number in marked,
+            "cells": [
+                {"text": _cell(quality, name, i), "bad": (number, name) in beyond}
+                for name in MEASURES
+            ],
+        }
+        for i, number in enumerate(map(int, quality.numbers))
+    ]
+
+
+def _script_data(
+    quality: Quality, states: Sequence[str], reasons: Mapping[int, Sequence[str]]
+) -> dict[str, Any]:
+    """What the page's script shows of a frame that is pointed at."""
+    values = plain(quality)
+    pictured = evenly_spaced(len(states), MOST_THUMBS)
+    nearest = np.abs(np.subtract.outer(np.arange(len(states)), pictured)).argmin(1)
+    return {
+        "frames": values["frames"],
+        "states": states,
+        "reasons": [reasons.get(int(number), []) for number in quality.numbers],
+        "curves": {
+            **{f"both {n}": [*both.values()] for n, both in values["signals"].items()},
+            **{n: [v] for n, v in values["measures"].items()},
+        },
+        "thumbs": [_uri(_thumb(quality.cards[i])) for i in pictured],
+        "thumb_of": nearest.tolist(),
+        "width": _WIDTH,
+    }
 
 
 def provenance(
@@ -188,7 +220,7 @@ def provenance(
     """What a report says of how a shot came about: headings, each with names and values."""
     info = character.info
 
-    def said(value: Any) -> str:
+    def as_text(value: Any) -> str:
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
     return [
@@ -208,7 +240,7 @@ def provenance(
                 ("solved", track.created),
                 ("driving clip", track.source),
                 ("made from", track.parent or "nothing: it was solved"),
-                *((f"step {i}", said(dict(step))) for i, step in enumerate(track.recipe, 1)),
+                *((f"step {i}", as_text(dict(step))) for i, step in enumerate(track.recipe, 1)),
                 *(("note", note) for note in track.notes),
             ],
         ),
@@ -234,7 +266,7 @@ def provenance(
                 ("Python", platform.python_version()),
             ],
         ),
-        ("Settings of the solve", [(name, said(v)) for name, v in track.settings.items()]),
+        ("Settings of the solve", [(name, as_text(v)) for name, v in track.settings.items()]),
     ]
 
 
@@ -304,8 +336,8 @@ def _chart(
 ) -> dict[str, Any]:
     """A curve over frame numbers, in a box of `_WIDTH` by `_HEIGHT`."""
     every = np.concatenate(list(lines.values()))
-    known = every[np.isfinite(every)]
-    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    finite = every[np.isfinite(every)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     measured = MEASURES.get(name)
     if measured is not None and low >= 0 and measured.bad != "low":
         low = 0.0

@@ -28,6 +28,7 @@ from core.media.pictures import read_attribute
 from core.media.read import read_frames
 from core.media.write import copy_exr, write_exr
 from core.render import grain as grains
+from core.render.colour_match import Match
 from core.render.drawing import draw_pictures, draw_styled
 from core.render.geometry import (
     FaceGeometry,
@@ -147,16 +148,7 @@ def write_frames(
                     partial(_write_crop, path, picture, geometry, space, track.plate, facts),
                 )
                 continue
-            facts |= {
-                "reenact:match": options.match,
-                "reenact:grain": options.grain,
-                "reenact:motionBlur": options.motion_blur,
-            }
-            if matched is not None:
-                facts |= {
-                    "reenact:matchGain": tuple(geometry.match.gain.tolist()),
-                    "reenact:matchOffset": tuple(geometry.match.offset.tolist()),
-                }
+            facts |= _patch_attributes(options, geometry.match if matched is not None else None)
             amount = float(track.amount[frame])
             place = partial(patch, picture, geometry, plate, amount, options, grain, number, space)
             yield number, partial(_write_patch, path, place, plate, facts)
@@ -220,6 +212,21 @@ def _is_written(
         read_attribute(other, _TASK) == task and copy_exr(other, path, attributes)
         for other in earlier
     )
+
+
+def _patch_attributes(options: PatchOptions, match: Match | None) -> dict[str, object]:
+    """Returns header attributes: what was done to a patch, and its match if it was measured."""
+    attributes: dict[str, object] = {
+        "reenact:match": options.match,
+        "reenact:grain": options.grain,
+        "reenact:motionBlur": options.motion_blur,
+    }
+    if match is not None:
+        attributes |= {
+            "reenact:matchGain": tuple(match.gain.tolist()),
+            "reenact:matchOffset": tuple(match.offset.tolist()),
+        }
+    return attributes
 
 
 def _write_crop(

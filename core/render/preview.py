@@ -75,7 +75,7 @@ def sheet(
     if truth is not None:
         lines.append(tiles_of(aligned.pictures[np.searchsorted(aligned.face.numbers, numbers)]))
         names.append("ground truth")
-    columns = 8
+    columns = min(len(chosen), 8)
     tiles, labels = [], []
     for i in range(0, len(chosen), columns):
         for line, name in zip(lines, names, strict=True):
@@ -83,7 +83,8 @@ def sheet(
             blank = [np.zeros_like(line[0])] * (columns - len(part))
             tiles += [*part, *blank]
             labels += [f"{n} {name}" for n in numbers[i : i + columns]] + [""] * len(blank)
-    return contact_sheet(tiles, labels, columns)
+    # A single frame's pictures stand side by side.
+    return contact_sheet(tiles, labels, columns if columns > 1 else len(lines))
 
 
 def movie(

@@ -76,8 +76,8 @@ def solve_shot(
 ) -> LatentTrack:
     """Solves the codes of all driving frames.
 
-    With `path`, the partial track is written there every few batches and when interrupted. The same
-    call resumes from there, with the same result to the bit.
+    With `path`, the partial track is written there every `SAVE_SECONDS` and when interrupted. The
+    same call resumes from there, with the same result to the bit.
 
     Args:
         character: whose face it will be; its hash goes into the track.

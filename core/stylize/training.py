@@ -124,7 +124,7 @@ class StylizeSettings:
 
     steps: int = 300
     batch: int = 4  # pictures per step; fewer need less memory
-    samples: int = 240  # codes trained on
+    samples: int = 240  # codes trained on, at most
     rate: float | None = None  # Adam's; None: by the base and the method
     metric: str | None = None  # perceptual metric; None: the best that is on this machine
     check_every: int = 50  # steps between evaluations
@@ -248,7 +248,7 @@ def _draw_samples(
     character: Character, parent: Generator, settings: StylizeSettings, progress: Progress
 ) -> _Samples:
     """Samples the codes of a training, and draws them by the parent."""
-    count = settings.samples
+    count = min(settings.samples, settings.steps * settings.batch)  # others would not be seen
     codes = sample_codes(character.anchors, count + HELD_OUT, settings.seed)
     parts = []
     for part in codes.split(settings.batch):

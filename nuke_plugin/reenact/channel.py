@@ -65,6 +65,10 @@ class Channel:
         deadline: seconds that a request waits for its answer, through restarts of the server.
         server: endpoint and public key; None for what `find_server` returns.
 
+    Attributes:
+        endpoint: the server's that the socket is connected to; empty before the first request.
+        socket: the ZeroMQ socket, if it is open.
+
     Raises:
         ServerError: `no_pyzmq`, this Python has no pyzmq that loads.
     """
@@ -77,7 +81,7 @@ class Channel:
         self._zmq = zmq
         self.deadline = deadline
         self._server = server
-        self._endpoint = ""
+        self.endpoint = ""
         self._looked_up = 0.0
         self.socket: Optional[zmq.Socket[bytes]] = None
         self._unanswered: Dict[str, List[Any]] = {}  # message parts by request id
@@ -160,7 +164,7 @@ class Channel:
             while id not in self._answers:
                 now = time.monotonic()
                 if now - start > patience:
-                    raise NoServerError(self._endpoint or find_server()[0], now - start)
+                    raise NoServerError(self.endpoint or find_server()[0], now - start)
                 self.poll(min(0.5, patience))
                 if time.monotonic() - last > RESEND_SECONDS and id in self._unanswered:
                     last = time.monotonic()
@@ -198,7 +202,7 @@ class Channel:
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
         socket.connect(endpoint)
-        self.socket, self._endpoint = socket, endpoint
+        self.socket, self.endpoint = socket, endpoint
 
     def _disconnect(self) -> None:
         if self.socket is not None:
@@ -219,4 +223,4 @@ class Channel:
         if self._server is not None or now - self._looked_up < 1:
             return False
         self._looked_up = now
-        return find_server()[0] not in ("", self._endpoint)
+        return find_server()[0] not in ("", self.endpoint)

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
-from typing import List
+from typing import List, Mapping, Optional, Sequence
 
 from reenact import protocol
 from reenact.channel import find_server, home
@@ -50,8 +50,7 @@ def start_server(client: Client) -> None:
     Raises:
         ServerError: `no_command`, `no_start`.
     """
-    log = server_log()
-    if _answers(client):
+    if answers(client):
         return
     if "REENACT_SERVER" in os.environ:
         raise ServerError(
@@ -59,11 +58,29 @@ def start_server(client: Client) -> None:
             f"The server at {os.environ['REENACT_SERVER']} (REENACT_SERVER) does not answer. "
             "Start it there.",
         )
-    log.parent.mkdir(parents=True, exist_ok=True)
     environment = {k: v for k, v in os.environ.items() if k not in NUKE_VARIABLES}
+    if not launch(client, server_command(), environment):
+        raise ServerError("no_start", f"The server does not start. Its log: {server_log()}")
+
+
+def launch(
+    client: Client, command: Sequence[str], environment: Optional[Mapping[str, str]] = None
+) -> bool:
+    """Starts a server, and waits until it answers.
+
+    Args:
+        client: asks it.
+        command: the server's; it outlives this process.
+        environment: its variables; by default those of this process.
+
+    Returns:
+        Whether a server answers, this one or one that another process started meanwhile.
+    """
+    log = server_log()
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         process = subprocess.Popen(
-            server_command(),
+            command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -72,19 +89,25 @@ def start_server(client: Client) -> None:
         )
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until:
-        if _answers(client):
-            return
-        if process.poll() is not None and not find_server()[0]:
-            break
-        time.sleep(0.2)
-    raise ServerError("no_start", f"The server does not start. Its log: {log}")
+        if answers(client):
+            return True
+        # Another process may have been quicker: then this server ends, and that one answers.
+        if process.poll() not in (None, 0) and not find_server()[0]:
+            return False
+        time.sleep(0.1)
+    return False
 
 
-def _answers(client: Client) -> bool:
+def answers(client: Client) -> bool:
+    """Returns whether a server answers.
+
+    Raises:
+        ServerError: it answers, but refuses this client.
+    """
     if not find_server()[0]:
         return False
     try:
-        client.ask(protocol.Hello("nuke", [protocol.VERSION]), ANSWER_SECONDS)
+        client.ask(protocol.Hello(client.name, [protocol.VERSION]), ANSWER_SECONDS)
     except NoServerError:
         return False
     return True

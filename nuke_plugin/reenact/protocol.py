@@ -27,7 +27,7 @@ HASH = re.compile(r"[0-9a-f]{64}")
 REQUEST_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 # Suffixes of the files of a clip: of stills and of movies.
-STILLS = (".exr", ".dpx", ".png", ".tif", ".tiff", ".jpg", ".jpeg")
+STILLS = (".exr", ".dpx", ".cin", ".png", ".tif", ".tiff", ".jpg", ".jpeg", ".hdr", ".tga")
 MOVIES = (".mov", ".mp4", ".mkv", ".avi", ".m4v", ".webm")
 
 # A job waits for files, then for its turn; from every other state it can be deleted.

@@ -35,11 +35,11 @@ class Options:
     scan_frames: Annotated[int, typer.Option(min=24, help="Frames of the self-scan")] = 120
     count: Annotated[int, typer.Option("--frames", min=2, help="Driving frames")] = 48
     size: Annotated[int, typer.Option(min=64, max=1024, help="Plate height in px")] = 512
-    steps: Annotated[int, typer.Option(min=1, help="Tuning steps")] = 450
-    refine: Annotated[int, typer.Option(min=0, help="Steps on each anchor")] = 10
+    steps: Annotated[int, typer.Option(min=1, help="Tuning steps")] = 60
+    refine: Annotated[int, typer.Option(min=0, help="Steps on each anchor")] = 0
     style_steps: Annotated[
         int, typer.Option(min=0, help="Training steps of each style; 0: no styles")
-    ] = 100
+    ] = 40
     seed: Annotated[int, typer.Option(help="Another seed, other people")] = 24
     local: options.Local = False
     json: options.Json = False
@@ -49,9 +49,9 @@ class Options:
 def demo(given: Options) -> None:
     """Films two synthetic people, makes a character of one and lets the other drive it.
 
-    Ends with EXR patches, a latent track, a contact sheet (driving, reenacted, ground truth), a
-    preview, and two styles of the character with what they make of the same track. What is already
-    there is kept.
+    Shows one reenacted frame early (first.png). Ends with EXR patches, a latent track, a contact
+    sheet (driving, reenacted, ground truth), a preview, and two styles of the character with what
+    they make of the same track. What is already there is kept.
     """
     from core.synthetic import performer
 
@@ -59,6 +59,7 @@ def demo(given: Options) -> None:
     target, driver = (performer.random_identity(seed + i) for i in range(2))
     motion = performer.performance(driver, given.count, fps=FPS, seed=seed)
     scan_motion = performer.self_scan(target, given.scan_frames, seed=seed)
+    report.note(f"1/5 filming a self-scan, a driving clip and its ground truth, in {folder}")
     scan = film("self_scan", scan_motion, folder, size, report)
     plate = film("driving", motion, folder, size, report)
     truth = film("truth", performer.transfer(motion, target), folder, size, report)
@@ -66,6 +67,7 @@ def demo(given: Options) -> None:
     made_of = f"{seed}_{given.scan_frames}_{size}_{given.steps}_{given.refine}"
     character = folder / f"target_{made_of}.character"
     latents = folder / f"shot_{made_of}_{given.count}.latents"
+    report.note("2/5 making a character of the self-scan")
     if character.exists():
         report.note(f"{character} is there already")
     else:
@@ -80,6 +82,14 @@ def demo(given: Options) -> None:
             local=given.local,
             json=given.json,
         )
+    report.note("3/5 solving and drawing one frame")
+    if latents.exists():
+        report.note(f"{latents} is there already")
+    else:
+        # The widest mouth of the shot shows most.
+        number = FIRST + int(motion[:, performer.INDEX["jaw"]].argmax())
+        _show_first(given, number, plate, truth, character, latents.name, report)
+    report.note(f"4/5 solving the shot, and drawing it to {folder / 'out'}")
     solve(plate=plate, character=character, output=latents, local=given.local, json=given.json)
     render(
         latents=latents,
@@ -92,9 +102,45 @@ def demo(given: Options) -> None:
         local=given.local,
         json=given.json,
     )
+    report.note(f"{folder / 'sheet.png'} and preview.mp4 beside it show the shot")
+    if given.style_steps:
+        report.note("5/5 making two styles of the character, and drawing the shot in them")
     for name in STYLES if given.style_steps else ():
         path = folder / f"{name}_{made_of}_{given.style_steps}.style"
         _draw_in_style(given, name, path, plate, character, latents, report)
+
+
+def _show_first(
+    given: Options,
+    number: int,
+    plate: str,
+    truth: str,
+    character: Path,
+    name: str,
+    report: Report,
+) -> None:
+    """Solves one frame of the shot by itself, and shows it before the shot is solved."""
+    frame, latents = f" {number}-{number}", given.folder / "first" / name
+    picture = given.folder / "first.png"
+    solve(
+        plate=plate + frame,
+        character=character,
+        output=latents,
+        steps=7,  # half as many as in the shot: early, not best
+        local=given.local,
+        json=given.json,
+    )
+    render(
+        latents=latents,
+        output=str(latents.with_name("first.####.exr")),
+        plate=plate + frame,
+        character=character,
+        sheet=picture,
+        truth=truth + frame,
+        local=given.local,
+        json=given.json,
+    )
+    report.note(f"first picture: {picture}")
 
 
 def _draw_in_style(

@@ -43,7 +43,7 @@ class Options:
         typer.Option(
             "--set",
             help="NAME=AMOUNT, such as smile=0.8, or keyframes: yaw=1001:0:smooth,1020:2. "
-            "NAME@ROWS limits it to rows of w+: coarse, middle, fine, 0-5, joined by +",
+            "NAME@LAYERS limits it to layers of w+: coarse, middle, fine, 0-5, joined by +",
         ),
     ] = None
     moves: Annotated[
@@ -108,17 +108,17 @@ def edit(given: Options) -> None:
 
 
 def setting(text: str) -> protocol.Move:
-    """Returns the move of a --set option, `NAME[@ROWS]=AMOUNT`.
+    """Returns the move of a --set option, `NAME[@LAYERS]=AMOUNT`.
 
     Raises:
         KeyframeError: the amount is neither a number nor keyframes.
     """
     target, equals, amount = text.partition("=")
-    name, at, rows = target.strip().partition("@")
-    if not (name and equals and amount) or (at and not rows):
+    name, at, layers = target.strip().partition("@")
+    if not (name and equals and amount) or (at and not layers):
         raise typer.BadParameter(f"--set needs NAME=AMOUNT, such as smile=0.8, not {text}")
     keyframes.parse(amount, name)
-    return protocol.Move(name, amount, rows)
+    return protocol.Move(name, amount, layers)
 
 
 def recalled(path: Path) -> tuple[list[protocol.Move], Mapping[str, Any] | None]:
@@ -145,7 +145,7 @@ def recalled(path: Path) -> tuple[list[protocol.Move], Mapping[str, Any] | None]
         except ValueError as error:
             raise editing.EditError(f"{path} can't be read as JSON: {error}.") from error
     moves = [
-        protocol.Move(m.direction, keyframes.as_text(m.keys), m.layers)
+        protocol.Move(m.direction, keyframes.as_text(m.keys), m.rows)
         for m in editing.moves_from_json(value)
     ]
     return moves, recipe

@@ -65,6 +65,11 @@ def personalize(given: Options) -> None:
     options.check_output(output, ".character")
     clip = open_clip(given.scan, colour_space=given.colour_space)
     common.note_clip(clip, report)
+    reconstruction = output.with_name(f"{output.stem}_reconstruction.png")
+    report.note(
+        f"{reconstruction} will show frames of the scan above their reconstructions, renewed "
+        "during tuning"
+    )
     task = protocol.Personalize(
         protocol.Clip(),
         output.stem,
@@ -84,7 +89,7 @@ def personalize(given: Options) -> None:
         {
             "character": output,
             "selection.png": output.with_name(f"{output.stem}_selection.png"),
-            "reconstruction.png": output.with_name(f"{output.stem}_reconstruction.png"),
+            "reconstruction.png": reconstruction,
         },
         report,
         given.local,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from reenact import protocol
-from reenact.client import Client, ServerError, find_server
+from reenact.client import Client, ServerError
+from reenact.launcher import answers, launch, server_log
 
 from core.base.errors import ReenactError
 from core.media.clip import Clip
@@ -22,7 +22,6 @@ from server.frontend import home
 from server.jobs import registry
 
 PRIVATE_IDLE_SECONDS = 30.0  # that a server which was started for a call outlives it
-START_SECONDS = 60.0
 PAUSE_SECONDS = 60.0  # that a job has to stop in
 
 
@@ -40,59 +39,22 @@ def connected(report: Report) -> Iterator[Client]:
     home.make_keys(home.home())
     with Client("reenact") as client:
         try:
-            if not _answers(client):
+            if not answers(client):
                 if "REENACT_SERVER" in os.environ:
                     raise JobFailedError(
                         f"No server answers at {os.environ['REENACT_SERVER']} (REENACT_SERVER). "
                         "Start it there, or add --local to work without one."
                     )
-                _start(client)
+                command = [sys.executable, "-m", "server.cli.main", "serve"]
+                if not launch(client, [*command, "--idle-exit", str(PRIVATE_IDLE_SECONDS)]):
+                    raise JobFailedError(
+                        f"The server does not start. Its log is {server_log()}. "
+                        "--local works without one."
+                    )
             yield client
         except ServerError as error:
             detail = f" ({error.detail})" if error.detail else ""
             raise JobFailedError(str(error) + detail) from None
-
-
-def _answers(client: Client, seconds: float = 3.0) -> bool:
-    if not find_server()[0]:
-        return False
-    try:
-        client.ask(protocol.Hello(client.name, [protocol.VERSION]), seconds)
-    except ServerError as error:
-        if error.code != "no_server":
-            raise
-        return False
-    return True
-
-
-def _start(client: Client) -> None:
-    """Starts a server, and waits until it answers.
-
-    Raises:
-        JobFailedError: it does not start.
-    """
-    folder = home.home()
-    log = folder / "store" / "logs" / "server.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "server.cli.main", "serve"]
-    command += ["--idle-exit", str(PRIVATE_IDLE_SECONDS)]
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,  # a job outlives the terminal
-        )
-    until = time.monotonic() + START_SECONDS
-    while time.monotonic() < until:
-        if _answers(client, 1.0):
-            return
-        # Another call may have been quicker: then this one ends, and that one answers.
-        if process.poll() not in (None, 0) and not find_server()[0]:
-            break
-        time.sleep(0.1)
-    raise JobFailedError(f"The server does not start. Its log is {log}. --local works without one.")
 
 
 def send(

@@ -22,6 +22,7 @@ from rich.progress import (
 OnProgress = Callable[..., None]  # called with (done, total, **figures)
 
 JSON_SECONDS = 1.0  # between progress lines
+ESTIMATE_SECONDS = 4.0  # after which the rest is estimated where no bar can move
 
 
 class Report:
@@ -29,6 +30,7 @@ class Report:
 
     With `machine`, every line on standard output is one JSON object: `{"stage", "done", "total"}`
     while it works, `{"note"}` for remarks, and `{"result"}` at the end; errors are `{"error"}`.
+    Where no terminal shows a moving bar, a line says how long a longer stage will take.
     """
 
     def __init__(self, machine: bool = False) -> None:
@@ -67,13 +69,39 @@ class Report:
         )
         with Progress(*columns, console=self.console) as bars:
             bar = bars.add_task(title, total=None, figures="")
+            began: list[tuple[float, float]] = []
+            told = self.console.is_terminal
 
             def on_progress(done: float, total: float, **figures: float) -> None:
+                nonlocal told
                 figures.pop("seconds_left", None)  # the bar has its own
+                if not told:
+                    told = self._estimate(title, began, done, total)
                 text = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
                 bars.update(bar, completed=done, total=total, figures=text)
 
             yield on_progress
+
+    def _estimate(
+        self, title: str, began: list[tuple[float, float]], done: float, total: float
+    ) -> bool:
+        """Says how long a stage will take, once that can be told; returns whether it was.
+
+        Args:
+            title: of the stage.
+            began: when the first part of the work was done, and how much that was; it is filled
+                in here. That part is left out of the rate: it is slow, caches and all.
+            done: of the work.
+            total: of the work.
+        """
+        now = time.monotonic()
+        if not began and done > 0:
+            began.append((now, done))
+        if not began or now - began[0][0] < ESTIMATE_SECONDS or done <= began[0][1]:
+            return False
+        left = (now - began[0][0]) * (total - done) / (done - began[0][1])
+        self.console.print(f"  {title}: about {left:.0f} s left")
+        return True
 
     def _machine_progress(self, title: str) -> OnProgress:
         last = -JSON_SECONDS

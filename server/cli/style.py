@@ -60,6 +60,8 @@ def style(given: Options) -> None:
     report, output = Report(given.json), given.output
     options.check_output(output, ".style")
     pictures = None if given.pictures is None else open_clip(given.pictures)
+    preview = output.with_name(f"{output.stem}_preview.png")
+    report.note(f"{preview} will show the style below the character, renewed during training")
     task = protocol.Stylize(
         protocol.File(),
         output.stem,
@@ -75,7 +77,7 @@ def style(given: Options) -> None:
     facts = run_task(
         task,
         {"character": given.character, "pictures": pictures},
-        {"style": output, "preview.png": output.with_name(f"{output.stem}_preview.png")},
+        {"style": output, "preview.png": preview},
         report,
         given.local,
     )

@@ -29,8 +29,9 @@ def run(task: protocol.Personalize, context: Context) -> dict[str, Any]:
         name=task.name,
         at=point(task.at, scan),
         device=device(),
+        on_preview=lambda: context.announce("reconstruction.png"),
     )
-    for name in ("selection.png", "reconstruction.png", "character"):
+    for name in ("selection.png", "character"):
         context.announce(name)
     return {
         "anchors": len(character.info.selected),

@@ -21,6 +21,7 @@ def run(task: protocol.Stylize, context: Context) -> dict[str, Any]:
     Returns:
         The facts about the style that a person asks for first.
     """
+    from core.personalize.tuning import evaluation_interval
     from core.stylize import training
 
     character = context.load_character(context.files["character"])
@@ -37,7 +38,9 @@ def run(task: protocol.Stylize, context: Context) -> dict[str, Any]:
         name=task.name,
         device=device(),
         on_preview=announce,
-        settings=training.StylizeSettings(task.steps, task.batch),
+        settings=training.StylizeSettings(
+            task.steps, task.batch, check_every=evaluation_interval(task.steps)
+        ),
     )
     announce()
     info = style.info

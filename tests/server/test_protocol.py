@@ -57,6 +57,8 @@ from reenact.protocol import (
 )
 from repository import ROOT
 
+from core.media import clip
+
 PLUGIN = ROOT / "nuke_plugin"
 DOCUMENT = ROOT / "docs" / "protocol.md"
 
@@ -207,6 +209,19 @@ def test_what_is_not_sent_has_its_default() -> None:
     task = read_task(Submit("solve", {"plate": {"path": "/a.mov"}, "character": {"path": "/b"}}))
     assert task == Solve(Clip(path="/a.mov"), File(path="/b"))
     assert decode(message("events", {"job": "j"}))[1] == Events("j", 0, 0.0)
+
+
+@pytest.mark.parametrize("suffix", sorted(clip.PICTURES))
+def test_every_kind_of_picture_that_core_reads_is_accepted(suffix: str) -> None:
+    plate = Clip(suffix, [1001], [File("1" * 64, 1)])
+    task = Solve(plate, File("2" * 64, 1))
+    assert over_the_wire(task) == task
+
+
+@pytest.mark.parametrize("suffix", sorted(clip.MOVIES))
+def test_every_kind_of_movie_that_core_reads_is_accepted(suffix: str) -> None:
+    task = Solve(Clip(suffix, [], [File("1" * 64, 1)]), File("2" * 64, 1))
+    assert over_the_wire(task) == task
 
 
 # -- what a request is known by ------------------------------------------------------------------

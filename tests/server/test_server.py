@@ -579,7 +579,7 @@ def test_a_connection_cut_for_20_seconds(
 ) -> None:
     with server.client() as direct:
         direct.hello()
-        line = Line(direct.endpoint)
+        line = Line(direct.channel.endpoint)
         through = line.endpoint, find_server()[1]
         with Client("test", 60, through) as client:
             job = client.submit(render_task(client, folder, local))
@@ -861,7 +861,7 @@ def test_a_recorded_connection_is_worth_nothing(own_server: Server) -> None:
     with own_server.client() as direct:
         direct.hello()
         key = find_server()[1]
-        line = Line(direct.endpoint)
+        line = Line(direct.channel.endpoint)
         with Client("recorded", 20, (line.endpoint, key)) as client:
             client.hello()
             client.jobs()

@@ -18,6 +18,7 @@ from core.face.tracking import track_face
 from core.generator import Architecture, Generator
 from core.generator.storage import NotAGeneratorError, load_generator, save_generator
 from core.synthetic import base, performer
+from core.synthetic.distill import __main__ as command
 from core.synthetic.distill import mapping, stages
 from core.synthetic.distill import pictures as shards
 from core.synthetic.distill.evaluation import encoded_psnr
@@ -388,6 +389,17 @@ def test_all_stages_end_with_a_base_and_its_encoder(
     stages.distill(tmp_path, recipe)
     after = load_file(tmp_path / "base.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_command_ends_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(folder: Path, recipe: Recipe) -> None:
+        assert (folder, recipe) == (tmp_path, Recipe(256))
+        raise CheckpointMismatchError("Delete it.")
+
+    monkeypatch.setattr(command, "distill", refused)
+    monkeypatch.setattr("sys.argv", ["distill", str(tmp_path), "--resolution", "256"])
+    with pytest.raises(SystemExit, match=r"Delete it\."):
+        command.main()
 
 
 def test_generators_survive_storage(tmp_path: Path) -> None:
