@@ -6,7 +6,7 @@ from typing import NamedTuple
 SIZE = 128  # of its plates, px
 DEMO = (
     *("demo", "--scan-frames", "28", "--frames", "4", "--size", str(SIZE)),
-    *("--steps", "8", "--refine", "1"),
+    *("--steps", "8", "--refine", "0"),
 )
 STYLES = ("--style-steps", "1")
 NO_STYLES = ("--style-steps", "0")
