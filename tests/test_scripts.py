@@ -1,4 +1,4 @@
-"""Benchmarks and tools, which no other test runs: what they import exists where they look for it."""
+"""Benchmarks and tools, which no other test runs: what they import is where they look for it."""
 
 import ast
 import importlib
