@@ -28,6 +28,7 @@ from reenact.protocol import CHUNK, File
 from reenact.transfers import PartialFile
 from running_server import (
     FRAMES,
+    QUICK,
     Server,
     finish,
     inputs,
@@ -86,7 +87,7 @@ def local(folder: Path) -> Path:
             {"plate": open_clip(pattern)},
             {"track.latents": made / "local.latents"},
         )
-        registry.run_task(protocol.Solve(protocol.Clip(), File()), context)
+        registry.run_task(protocol.Solve(protocol.Clip(), File(), **QUICK), context)
 
     return made_once("local solve", make) / "local.latents"
 
@@ -168,10 +169,10 @@ SESSION = """
 import json, sys
 from reenact.client import Client
 from reenact.protocol import Solve
-folder, character, pattern, first, last = sys.argv[1:]
+folder, character, pattern, first, last, settings = sys.argv[1:]
 with Client("a Nuke", 60) as client:
     plate = client.send_clip(pattern, range(int(first), int(last) + 1))
-    job = client.submit(Solve(plate, client.send([character])[0]))
+    job = client.submit(Solve(plate, client.send([character])[0], **json.loads(settings)))
     made = client.collect(job, folder, "anna")
 print(json.dumps([sys.version_info[:2], sorted(m for m in sys.modules if m == "numpy"), made]))
 """
@@ -207,7 +208,10 @@ def test_the_client_in_the_pythons_of_nuke(
     character, pattern = inputs(folder)
     plugin = Path(protocol.__file__).parents[1]
     done = subprocess.run(
-        [python, "-c", SESSION, tmp_path / "shots", character, pattern, "1001", str(1000 + FRAMES)],
+        [
+            *(python, "-c", SESSION, tmp_path / "shots", character, pattern),
+            *("1001", str(1000 + FRAMES), json.dumps(QUICK)),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -289,8 +293,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
         str(character),
         "-o",
         str(track),
-        "--batch",
-        "2",
+        *("--batch", "2", "--steps", "3", "--neutral", "off"),
         "--json",
     ]
     environment = os.environ | {"REENACT_HOME": str(server.folder)}
@@ -906,7 +909,7 @@ def test_shared_storage_is_read_in_place(tmp_path: Path, folder: Path, local: Pa
         with running.client() as client:
             character, pattern = inputs(folder)
             path = protocol.Clip(path=pattern, name=pattern)
-            job = client.submit(protocol.Solve(path, File(path=str(character))))
+            job = client.submit(protocol.Solve(path, File(path=str(character)), **QUICK))
             assert finish(client, job)["state"] == "done"
             same_track(client, job, local, tmp_path)
             assert client.ask(protocol.Health())["store_bytes"] < 1 << 20  # the track alone

@@ -15,7 +15,7 @@ from core.base import training
 from core.base.checkpoints import CheckpointMismatchError
 from core.face.alignment import ffhq_quads
 from core.face.tracking import track_face
-from core.generator import Generator
+from core.generator import Architecture, Generator
 from core.generator.storage import NotAGeneratorError, load_generator, save_generator
 from core.synthetic import base, performer
 from core.synthetic.distill import __main__ as command
@@ -29,6 +29,17 @@ from core.synthetic.parameters import INDEX, PARAMETERS, from_normal
 
 RECIPE = Recipe(resolution=128, pictures=16, steps=6)
 RATES = (1e-2, 5e-4)
+CHANNELS = {4: 64, 8: 64, 16: 64, 32: 32, 64: 16, 128: 8}
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains a quarter of the channels, where it does not matter how good the pictures get."""
+
+    def architecture(recipe: Recipe) -> Architecture:
+        return Architecture(recipe.resolution, CHANNELS, mapping_layers=4, mapping_rate=1.0)
+
+    monkeypatch.setattr(Recipe, "architecture", architecture)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +107,7 @@ def test_loss_looks_at_the_eyes_most(pictures: Pictures) -> None:
     assert float(picture_loss(target, target, points)) == 0
 
 
+@pytest.mark.usefixtures("narrow")
 def test_training_resumes_to_the_same_result(
     tmp_path: Path, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +160,7 @@ def test_encoder_learns_to_reconstruct(tmp_path: Path, pictures: Pictures) -> No
     assert encoder(torch.zeros(2, 3, 128, 128)).shape == (2, 512)
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("mapped", [0, 4])
 def test_the_autoencoder_resumes_to_the_same_result(
     tmp_path: Path, pictures: Pictures, monkeypatch: pytest.MonkeyPatch, mapped: int
@@ -201,6 +214,7 @@ def test_the_autoencoder_resumes_to_the_same_result(
         )
 
 
+@pytest.mark.usefixtures("narrow")
 def test_at_rate_zero_the_generator_stays(tmp_path: Path, pictures: Pictures) -> None:
     generator, encoder = new_generator(RECIPE), base.WEncoder(128)
     before = [copy.deepcopy(m.state_dict()) for m in (generator, encoder)]
@@ -230,6 +244,7 @@ def test_the_metric_is_what_a_step_changes(pictures: Pictures) -> None:
         assert float(step @ metric @ step) == pytest.approx(expected, rel=0.25)
 
 
+@pytest.mark.usefixtures("narrow")
 def test_the_mapping_learns_what_the_encoder_finds(tmp_path: Path, pictures: Pictures) -> None:
     torch.manual_seed(3)
     generator, encoder = new_generator(RECIPE), base.WEncoder(128).eval()
@@ -329,6 +344,7 @@ def test_a_taught_mapping_starts_from_what_it_knows_and_hears_no_noise(
         assert torch.equal(a, b)
 
 
+@pytest.mark.usefixtures("narrow")
 def test_all_stages_end_with_a_base_and_its_encoder(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
