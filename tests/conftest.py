@@ -44,7 +44,7 @@ COSTLY = {"running", "demo", "measured", "given_shot", "pictures", "recovered", 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups tests that share what takes long, and has the longest begin first.
+    """Marks tests by their room, groups those that share what takes long, the longest first.
 
     Begun last, a long one would leave other cores idle.
     """
@@ -58,6 +58,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     items.sort(key=seconds, reverse=True)
     for item in items:
+        room = item.path.relative_to(Path(__file__).parent).parts[0]
+        if room in ("server", "nuke"):
+            item.add_marker(room)
         if shared := COSTLY & fixtures(item):
             group = "demo" if "demo" in shared else item.path.stem
             item.add_marker(pytest.mark.xdist_group(group))

@@ -39,8 +39,8 @@ class Options:
     refine: Annotated[int, typer.Option(min=0, help="Steps on each anchor")] = 0
     style_steps: Annotated[
         int, typer.Option(min=0, help="Training steps of each style; 0: no styles")
-    ] = 40
-    seed: Annotated[int, typer.Option(help="Another seed, other people")] = 24
+    ] = 30
+    seed: Annotated[int, typer.Option(help="Another seed, other people")] = 37
     local: options.Local = False
     json: options.Json = False
 

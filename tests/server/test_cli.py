@@ -14,6 +14,7 @@ from core.media.write import write_exr
 from core.personalize.character import character_hash
 from core.solve.latent_track import load_track, save_track
 from core.synthetic import performer
+from server.cli import reporting
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,10 @@ def test_the_demo_ends_with_patches_a_track_and_pictures(demo: Demo) -> None:
     assert names >= {".character", ".latents", ".png", ".mp4"}
     sheet = oiio.ImageBuf(str(folder / "demo" / "sheet.png")).spec()
     assert sheet.height > 3 * SIZE  # driving, reenacted, ground truth
+    first = oiio.ImageBuf(str(folder / "demo" / "first.png")).spec()
+    assert first.width == 3 * 160 > 2 * first.height  # the same of one frame, side by side
+    assert said.index("first picture: ") < said.index("4 frames (4 solved)")
+    assert "_reconstruction.png will show" in said
     (character,) = (folder / "demo").glob("*.character")
     for name in ("sketch", "posterise"):
         assert len([*(folder / "demo" / name).glob(f"{name}.*.exr")]) == 4
@@ -57,6 +62,18 @@ def test_the_demo_ends_with_patches_a_track_and_pictures(demo: Demo) -> None:
         facts = json.loads(told.stdout)["result"]
         assert facts["parent"] == character_hash(character)
         assert (facts["complete"], facts["steps"], facts["method"]["program"]) == (True, 1, name)
+
+
+def test_without_a_terminal_a_line_says_how_long_a_stage_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reporting, "ESTIMATE_SECONDS", 0.0)
+    with reporting.Report().stage("tuning") as progress:
+        progress(0, 4)
+        progress(1, 4)
+        progress(2, 4)
+        progress(3, 4)
+    assert capsys.readouterr().out.count("tuning: about 0 s left") == 1
 
 
 def test_a_demo_run_again_keeps_everything(demo: Demo) -> None:

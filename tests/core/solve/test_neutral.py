@@ -151,7 +151,8 @@ def test_a_part_is_compared_as_the_whole_was(character):
 
 def test_the_neutral_pair_is_taken_out_of_the_comparison(character):
     """The driver's neutral face stands for the character's: nothing is left to solve."""
-    rest = np.eye(len(MOVES))[[2, 0]]  # the driver's neutral face is a smile
+    # The driver's neutral face is an open jaw, which no processor's arithmetic mistakes.
+    rest = np.eye(len(MOVES))[[1, 0]]
     clip = driving(draw(character, rest))
     settings = replace(STILL, start="centre", neutral=(1001, 0))
     track = solve_shot(character, clip, settings)
@@ -164,7 +165,7 @@ def test_the_neutral_pair_is_taken_out_of_the_comparison(character):
     )
     looked_up = solve_shot(character, clip, replace(settings, start="retrieval"))
     assert looked_up.alpha[0].argmax() == 0
-    assert solve_shot(character, clip, replace(STILL, start="retrieval")).alpha[0].argmax() == 2
+    assert solve_shot(character, clip, replace(STILL, start="retrieval")).alpha[0].argmax() == 1
 
 
 @pytest.mark.parametrize(
