@@ -38,29 +38,11 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             time.sleep(0.1)
 
 
-# What takes long to make, for a whole file: its tests go to one worker.
-COSTLY = {"running", "demo", "measured", "given_shot", "pictures", "recovered", "lpips"}
-
-
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests by their room, groups those that share what takes long, the longest first.
-
-    Begun last, a long one would leave other cores idle.
-    """
-
-    def seconds(item: pytest.Item) -> float:
-        marker = item.get_closest_marker("timeout")
-        return marker.args[0] if marker else 60.0 * ("own_server" in fixtures(item))
-
-    def fixtures(item: pytest.Item) -> set[str]:
-        return set(getattr(item, "fixturenames", ()))
-
-    items.sort(key=seconds, reverse=True)
+    """Files with a longer timeout come first: begun last, one would leave other cores idle."""
+    longest: dict[Path, float] = {}
     for item in items:
-        room = item.path.relative_to(Path(__file__).parent).parts[0]
-        if room in ("server", "nuke"):
-            item.add_marker(room)
-        if shared := COSTLY & fixtures(item):
-            group = "demo" if "demo" in shared else item.path.stem
-            item.add_marker(pytest.mark.xdist_group(group))
+        marker = item.get_closest_marker("timeout")
+        seconds = marker.args[0] if marker else 0
+        longest[item.path] = max(seconds, longest.get(item.path, 0))
+    items.sort(key=lambda item: longest[item.path], reverse=True)

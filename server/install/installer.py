@@ -103,9 +103,9 @@ def run_tests(env: Environment, arguments: list[str]) -> int:
     The whole suite runs on all cores; with arguments it is one process, that a debugger can enter.
     """
     python = str(env.python)
-    # One worker more than cores, for tests that wait; a group's tests share what takes long.
+    # One worker more than cores, for tests that wait. A file's tests share what takes long to make.
     workers = (os.cpu_count() or 1) + 1
-    arguments = arguments or ["-n", str(workers), "--dist", "loadgroup"]
+    arguments = arguments or ["-n", f"{workers}", "--dist", "loadfile", "--no-loadscope-reorder"]
     checks = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
     # Meanwhile, and once: every worker of pytest would compile it for half a minute.
     with subprocess.Popen([python, "-c", COMPILE_PERFORMER], cwd=env.root, env=env.variables()):

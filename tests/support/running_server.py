@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
+from reenact import protocol
 from reenact.client import Client
-from reenact.protocol import Render, Solve
+from reenact.protocol import File, Render, Solve
 from small_character import small_character
 
 from core.media.write import write_png
 from core.personalize.character import save_character
+from core.solve.latent_track import load_track
 from core.synthetic import performer
 from server.frontend import home
 
@@ -117,3 +120,29 @@ def wait_for_progress(client: Client, job: str, stage: str, least: float = 0.5) 
         return progress.get("stage") == stage and progress["done"] >= least
 
     wait_for(there, 120, f"{stage} in {job}")
+
+
+def same_track(client: Client, job: str, local: Path, folder: Path) -> Path:
+    """Fetches a job's track and compares it with the local one."""
+    (made,) = client.status(job)["files"]
+    path = folder / "fetched.latents"
+    client.receive([(File(made["hash"], made["size"]), path)])
+    ours, theirs = load_track(path), load_track(local)
+    for name in (
+        "numbers",
+        "state",
+        "alpha",
+        "delta",
+        "codes",
+        "smooth",
+        "quads",
+        "neutral_offset",
+    ):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), name)
+    return path
+
+
+def kill_worker(client: Client, lane: str = "long") -> int:
+    pid = client.ask(protocol.Health())["workers"][lane]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    return pid

@@ -14,7 +14,7 @@ from small_character import small_character
 from core.face.aligned_clip import align_clip
 from core.media.read import open_clip
 from core.media.write import write_png
-from core.personalize import inversion, tuning
+from core.personalize import inversion, pipeline, tuning
 from core.personalize.character import NoConsentError, load_character
 from core.personalize.pipeline import (
     EncoderWithoutBaseError,
@@ -24,7 +24,7 @@ from core.personalize.pipeline import (
 )
 from core.synthetic import performer
 
-SETTINGS = PersonalizeSettings(count=16, steps=4, refine=1)
+SETTINGS = PersonalizeSettings(count=8, steps=4, refine=1)
 CONSENT = {"who": "nobody: a synthetic person"}
 
 
@@ -59,6 +59,12 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> str:
     for number, parameters in enumerate(motion, 1):
         write_png(folder / f"scan.{number:04d}.png", performer.render(parameters, 160))
     return str(folder / "scan.####.png")
+
+
+@pytest.fixture(autouse=True)
+def few_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measures on two pictures."""
+    monkeypatch.setattr(pipeline, "HELD_OUT", 2)
 
 
 def test_a_break_while_tuning_costs_neither_anchors_nor_steps(

@@ -166,7 +166,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return start(tmp_path_factory.mktemp("whole"), True).communicate("\n")[0].split()
 
 
-@pytest.mark.xdist_group("test_tuning")
 @pytest.mark.parametrize(("number", "often"), [(signal.SIGKILL, True), (signal.SIGINT, False)])
 def test_killed_and_interrupted_runs_go_on(
     whole: list[str], tmp_path: Path, number: signal.Signals, often: bool
