@@ -459,9 +459,9 @@ def read_task(submit: Submit) -> Task:
         if sizes.setdefault(file.hash, file.size) != file.size:
             raise ProtocolError("bad_value", "A file has two sizes.", file.hash)
     for name in ("count", "steps", "refine", "samples", "batch", "adaptive"):
-        value = getattr(task, name, None)
-        if value is not None and not 1 <= value <= 1_000_000:
-            raise ProtocolError("bad_value", f"{name} must be 1 to 1000000, not {value}.")
+        value, least = getattr(task, name, None), 0 if name == "refine" else 1
+        if value is not None and not least <= value <= 1_000_000:
+            raise ProtocolError("bad_value", f"{name} must be {least} to 1000000, not {value}.")
     if isinstance(task, (Edit, Frame)):
         for name, most in (("directions", MAX_DIRECTIONS), ("moves", MAX_MOVES)):
             if len(getattr(task, name)) > most:

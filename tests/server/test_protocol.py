@@ -114,7 +114,7 @@ LIMITED = {
     "samples": COUNTS,
     "batch": COUNTS,
     "adaptive": st.none() | COUNTS,
-    "refine": st.none() | COUNTS,
+    "refine": st.none() | st.just(0) | COUNTS,
     "at": st.none() | st.lists(FLOATS, min_size=2, max_size=2),
 }
 PLAIN: dict[Any, st.SearchStrategy[Any]] = {

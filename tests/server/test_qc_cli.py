@@ -71,7 +71,7 @@ def test_a_table_of_two_tracks_and_a_report_of_each(shot: Path) -> None:
     )
     killed = subprocess.Popen([sys.executable, "-m", "server.cli.main", *again], cwd=shot)
     kept = shot / "again" / "shot_qc.work"
-    wait_for(lambda: list(kept.glob("*/3.npz")), 120, "six frames")
+    wait_for(lambda: list(kept.glob("*_3.checkpoint")), 120, "six frames")
     killed.kill()
     killed.wait()
     done = reenact(*again, cwd=shot)
