@@ -59,6 +59,15 @@ def kind_of(node: Node) -> Kind:
     return next(found, FOREIGN)
 
 
+def layer_names(node: Node) -> int:
+    """Returns the version of the layers' names (`docs/layers.md`) that a node's results have.
+
+    A node of version 2 or before, which has no knob for its version, and the ReenactComp that was
+    made with it, read the first names.
+    """
+    return 2 if host.has(node, "node_version") else 1
+
+
 def node_id(node: Node) -> str:
     """Returns the id by which a node's jobs find it, also after it was renamed."""
     return str(host.get(node, "reenact_id"))

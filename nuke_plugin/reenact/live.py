@@ -180,6 +180,7 @@ def render_frame(
         plate,
         Path(above.track).parent.name,
         above.source.working or None,
+        layer_names=request.layer_names,
         **send_style(request.style_fields, send),
     )
     if request.kind == "edit":

@@ -132,6 +132,7 @@ class Render:
     style_from: Optional[int] = None  # resolution of the first block that takes the style
     style_to: Optional[int] = None  # resolution of the last one
     sibling: bool = False  # accepts a style of another character with the same base
+    layer_names: int = 1  # version of the layers' names: `matte.face`, or 2: `reenact_matte.face`
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,7 @@ class Frame:
     moves: List[Move] = field(default_factory=list)  # an edit that is rendered, but not kept
     edge: str = "continue"
     limit: float = 0.02
+    layer_names: int = 1  # as in `Render`
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,15 @@ from reenact.tracks import quality
 UPSTREAM = "upstream"  # the version of a node that repairs nothing
 
 # Fields of a `Frame` that are as in a `Render`.
-RENDER_FIELDS = ("colour_space", "style", "style_amount", "style_from", "style_to", "sibling")
+RENDER_FIELDS = (
+    "colour_space",
+    "style",
+    "style_amount",
+    "style_from",
+    "style_to",
+    "sibling",
+    "layer_names",
+)
 
 # Options of a repair, and the option that it requires.
 OPTIONS: Dict[str, Tuple[str, ...]] = {

@@ -8,7 +8,17 @@ from reenact import host, protocol, repairs
 from reenact.errors import NodeError
 from reenact.host import Node
 from reenact.keyframes import TOLERANCE, keyframes
-from reenact.kinds import EDIT, FOREIGN, PERSONALIZE, REENACT, REPAIR, STYLE, kind_of, node_id
+from reenact.kinds import (
+    EDIT,
+    FOREIGN,
+    PERSONALIZE,
+    REENACT,
+    REPAIR,
+    STYLE,
+    kind_of,
+    layer_names,
+    node_id,
+)
 from reenact.repairs import RepairRequest
 from reenact.runs import RunRequest, Source
 from reenact.shots import Shot, ShotRequest
@@ -54,7 +64,10 @@ def build_request(node: Node, frame: Optional[int] = None) -> RunRequest:
     kind = kind_of(node)
     if kind is FOREIGN:
         raise NodeError("This plugin does not know this kind of node. Update the plugin.")
-    return BUILDERS[kind.name](node, frame)
+    request = BUILDERS[kind.name](node, frame)
+    if not kind.has_track:
+        return request
+    return dataclasses.replace(request, layer_names=layer_names(node))
 
 
 # -- characters and reenactments -----------------------------------------------------------------
@@ -246,7 +259,7 @@ def _shot_request(node: Node, frame: Optional[int], shot: Shot) -> ShotRequest:
         first,
         last,
         bool(host.get(node, "crops")),
-        shot,
+        shot=shot,
         style_fields=shot.style_fields,
     )
 
@@ -302,7 +315,7 @@ def repair_request(node: Node, frame: Optional[int] = None) -> RepairRequest:
         shot.first,
         shot.last,
         bool(host.get(node, "crops")),
-        shot,
+        shot=shot,
         style_fields=shot.style_fields,
         lines=[line for line, _ in listed],
     )

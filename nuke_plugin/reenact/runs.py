@@ -81,6 +81,7 @@ class RunRequest:
         character: file of the character, for reenactments.
         first, last: the frames to deliver; frames of the source outside them are handles.
         crops: whether the aligned crops are rendered too.
+        layer_names: version of the names of the frames' layers, as in `protocol.Render`.
     """
 
     kind: str
@@ -92,6 +93,7 @@ class RunRequest:
     first: int = 0
     last: int = 0
     crops: bool = False
+    layer_names: int = 1
 
 
 @dataclass(frozen=True)
@@ -229,10 +231,12 @@ class Run(Thread):
             client: a client of this thread.
             request: the request.
             task: the first job's.
-            key: the same job and key have the same version folder.
+            key: the same job, key and names of layers have the same version folder.
             **more: further entries of `run.json`.
         """
         self._job = client.submit(task)
+        if request.layer_names != 1:
+            key += f" layers {request.layer_names}"
         version = version_for(Path(request.folder), request.name, self._job + key)
         self.folder, self._resume = str(version), True
         content = {
@@ -240,6 +244,7 @@ class Run(Thread):
             "first": request.first,
             "last": request.last,
             "crops": request.crops,
+            "layer_names": request.layer_names,
             "task": dataclasses.asdict(task),
             **more,
         }
@@ -321,15 +326,19 @@ class Run(Thread):
         if track is None:
             return
         plate = clip_between(solve.plate, content["first"], content["last"])
-        name, space = version.name, content["source"].get("working") or None
+        finish = {
+            "name": version.name,
+            "colour_space": content["source"].get("working") or None,
+            "layer_names": content.get("layer_names", 1),  # folders of older plugins lack it
+        }
         if content["kind"] == "preview":  # the node keeps the track of its whole result
-            task = protocol.Frame(track, solve.character, content["first"], plate, name, space)
+            task = protocol.Frame(track, solve.character, content["first"], plate, **finish)
             self._frames(client, version, task, "Preview", "")
             return
         self._update("running", "Solved.", result=Result({"track": path.as_posix()}, quality(path)))
-        render = protocol.Render(track, solve.character, plate, name=name, colour_space=space)
+        render = protocol.Render(track, solve.character, plate, **finish)
         if self._frames(client, version, render, "Result", "") and content["crops"]:
-            crops = protocol.Render(track, solve.character, name=name, colour_space=space)
+            crops = protocol.Render(track, solve.character, **finish)
             self._frames(client, version / "crops", crops, "Crops", "_crop")
 
     def _track(self, client: Client, task: protocol.Task, path: Path) -> Optional[File]:

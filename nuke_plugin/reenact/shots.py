@@ -294,6 +294,7 @@ class ShotRun(Run):
             clip_between(above.plate, request.first, request.last),
             name=Path(above.track).parent.name,
             colour_space=above.source.working or None,
+            layer_names=request.layer_names,
             **send_style(request.style_fields, send),
         )
         return render, {
