@@ -1,8 +1,7 @@
 """The names of the EXR layers.
 
-Files of the first release have plain names, which collide with those that shows use for their own
-layers. Since then the names start with the product's, and the header says so. `docs/layers.md` says
-what each channel holds.
+They start with the product's, and the header says so. Older files have plain names, which collide
+with those that shows use for their own layers. `docs/layers.md` says what each channel holds.
 """
 
 from __future__ import annotations

@@ -142,8 +142,8 @@ def crop_layers(
         plate: width and height, px; 0 without a plate.
 
     Returns:
-        Layers `[R, R]` float16 by name as in `Patch`, and "stmap" `[R, R, 2]` float32, which is -1 (outside)
-        without a plate or a face.
+        Layers `[R, R]` float16 by name as in `Patch`, and "stmap" `[R, R, 2]` float32, which is -1
+        (outside) without a plate or a face.
     """
     size = picture.shape[-1]
     head = mattes.cut_out_head(picture.permute(1, 2, 0).cpu().numpy() / 2 + 0.5, geometry.head)

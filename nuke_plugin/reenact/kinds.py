@@ -63,7 +63,7 @@ def layer_names(node: Node) -> int:
     """Returns the version of the layers' names (`docs/layers.md`) that a node's results have.
 
     A node of version 2 or before, which has no knob for its version, and the ReenactComp that was
-    made with it, read the first names.
+    made with it, read the older names.
     """
     return 2 if host.has(node, "node_version") else 1
 
