@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 from typing import Iterator
 
 from reenact import host
@@ -24,34 +25,59 @@ LABELS = {
 }
 
 
+TILE_LENGTH = 39  # characters of a label; Nuke does not wrap longer ones
+
+
 def show_update(node: Node, update: NodeUpdate) -> None:
-    """Puts an update on a node."""
+    """Puts an update on a node. Its state alone does not make a saved script a modified one."""
     if "suggested" in update.result.knobs:
         update = _with_suggestions(node, update)
     for knob, choices in update.result.choices.items():
         host.put_choices(node, knob, choices)
-    for read, (pattern, first, last) in update.result.reads.items():
+    for read, frames in update.result.reads.items():
         with contextlib.suppress(KeyError):
-            host.show_files(host.inner(node, read), pattern, first, last)
+            host.show_files(host.inner(node, read), frames)
     for knob, values in update.result.curves.items():
         if host.has(node, knob):
             host.put_curve(node, knob, values)
     for knob, value in update.result.knobs.items():
         if host.has(node, knob):  # a node of an older script may lack it
             host.put(node, knob, value)
-    if str(host.get(node, "state")) != update.text:
-        host.put(node, "state", update.text)
+    if update.text:
+        show_text(node, update.text)
     if not update.state:
         return
-    host.put(node, "job_state", update.state)
-    host.put(node, "step", update.step)
-    host.show(node, "next", LABELS.get(update.step, ""))
+    host.put(node, "job_state", update.state, quiet=True)
+    host.put(node, "step", update.step, quiet=True)
+    if host.has(node, "next"):
+        host.show(node, "next", LABELS.get(update.step, ""))
     if update.state in ("failed", "lost"):
-        host.put(node, "tile_color", RED)
+        host.put(node, "tile_color", RED, quiet=True)
     elif host.get(node, "tile_color") == RED:  # any other colour is the artist's
-        host.put(node, "tile_color", PLAIN)
+        host.put(node, "tile_color", PLAIN, quiet=True)
     if not host.gui():
         host.say(f"{host.name(node)}: {update.text}")
+
+
+def show_text(node: Node, text: str) -> None:
+    """Shows a text as a node's state, and its beginning on the tile."""
+    text = plain_text(text)
+    host.put(node, "state", text, quiet=True)
+    if host.has(node, "tile"):
+        host.put(node, "tile", tile_text(text), quiet=True)
+
+
+def plain_text(text: str) -> str:
+    """Returns a text that Tcl shows as it is: knobs and labels are evaluated."""
+    return text.translate(str.maketrans("[]\\", "()/", "$"))
+
+
+def tile_text(text: str) -> str:
+    """Returns a text's first sentence, or its beginning, in at most 39 characters."""
+    first = re.split(r"(?<=[.:]) ", text, maxsplit=1)[0].rstrip(":.")
+    if len(first) <= TILE_LENGTH:
+        return first
+    return first[: TILE_LENGTH - 3].rpartition(" ")[0] + "..."
 
 
 @contextlib.contextmanager

@@ -4,7 +4,32 @@ import contextlib
 import os
 import re
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Iterable
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Files of frames, as a Read shows them.
+
+    Attributes:
+        pattern: their path, with `####` for the number.
+        first, last: their range.
+        complete: whether every frame of the range exists.
+    """
+
+    pattern: str
+    first: int
+    last: int
+    complete: bool = True
+
+    @classmethod
+    def of(cls, pattern: str, numbers: Iterable[int]) -> "Frames":
+        """Returns the frames of some numbers, of which there is at least one."""
+        existing = set(numbers)
+        first, last = min(existing), max(existing)
+        return cls(pattern, first, last, len(existing) == last - first + 1)
 
 
 def frame_file(pattern: str, number: int) -> str:

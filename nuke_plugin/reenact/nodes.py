@@ -5,16 +5,25 @@ text. So names and parameters here stay, and each function is called on the main
 `session.py` does the work, `requests.py` builds what a node asks for.
 """
 
-import uuid
-from pathlib import Path
-from typing import Optional
+import functools
+from pathlib import Path, PurePath
+from typing import Callable, Optional
 
-from reenact import __version__, host, protocol, queries, repairs, runs, tracks
+from reenact import host, launcher, queries, repairs, runs, tracks
 from reenact import bake as baking
-from reenact.display import errors_on, show_update
+from reenact.display import errors_on, plain_text, show_update
 from reenact.errors import NodeError, ServerError
 from reenact.host import Node
-from reenact.kinds import REPAIR, kind_of, node_id
+from reenact.kinds import (
+    IDENTITY,
+    NODE_VERSION,
+    PATHS,
+    RENAMED,
+    REPAIR,
+    kind_of,
+    node_id,
+    node_version,
+)
 from reenact.requests import (
     SLIDERS,
     build_request,
@@ -26,7 +35,7 @@ from reenact.requests import (
 from reenact.runs import NodeUpdate, Result
 from reenact.session import Session
 from reenact.shots import ShotRequest
-from reenact.upstream import shot_above, upstream
+from reenact.upstream import shot_above, shown_version, upstream
 
 # Knobs whose change is rendered live.
 LIVE_KNOBS = {
@@ -50,36 +59,33 @@ SESSION = Session()
 
 
 def register() -> None:
-    """Called once by the plugin's init.py, in every mode."""
+    """Called once by the plugin's menu.py, where Nuke has a GUI."""
     host.on_script_close(SESSION.close_script)
 
 
 # -- callbacks -----------------------------------------------------------------------------------
 
 
+@host.guarded
 def on_create(node: Node) -> None:
-    """A node was created, loaded, pasted, or restored by undo."""
-    if not node_id(node) or SESSION.is_copy(node):
-        id = uuid.uuid4().hex  # jobs belong to the node that was copied
-        host.put(node, "reenact_id", id)
-        host.put(node, "run", "")
-        show_update(node, NodeUpdate(id, "", "Not submitted."))
-    host.put(
-        node,
-        "versions",
-        f"plugin {__version__}, protocol {protocol.VERSION}, Nuke {host.project().nuke}",
-    )
+    """A node was created, loaded, pasted, or restored by undo; it is not whole yet."""
     SESSION.add(node)
 
 
+@host.guarded
 def on_destroy(node: Node) -> None:
     """A node is deleted."""
     SESSION.remove(node)
 
 
+@host.guarded
 def knob_changed(node: Node, knob: str) -> None:
-    """A knob was changed."""
+    """A knob was changed; while a script loads, and by ourselves, that means nothing."""
+    if not host.is_ready(node):
+        return
     kind = kind_of(node)
+    if knob in PATHS:
+        host.put(node, knob, str(host.get(node, knob, raw=True)).replace("\\", "/"))
     if knob in LIVE_KNOBS and kind.is_live and host.gui():
         SESSION.follow(node)
     elif knob == "version" and kind is REPAIR:
@@ -105,49 +111,93 @@ def _show_version(node: Node) -> None:
     """Shows the chosen version, or what comes in."""
     with errors_on(node):
         version = str(host.get(node, "version"))
-        result = Result({"track": ""}, {"keypoint_error": {}})
+        nothing = {"track": "", "has_result": False, "shown_version": ""}
+        result = Result(nothing, {"keypoint_error": {}})
         if version != repairs.UPSTREAM:
             folder = results_folder(node)
             try:
                 result = repairs.version_result(folder / version)
+                result.knobs.update(has_result=True, shown_version=version)
             except (OSError, ValueError, KeyError, ServerError):
                 raise NodeError(f"There is no {version} in {folder} any more.") from None
         show_update(node, NodeUpdate(node_id(node), "", f"Shows {version}.", result=result))
         host.put(node, "show", "result")
 
 
+Button = Callable[[Node], None]
+
+
+def _button(press: Button) -> Button:
+    """Completes the node first, which may be so new that the timer hasn't; shows errors on it."""
+
+    @functools.wraps(press)
+    def run(node: Node) -> None:
+        SESSION.complete(node)
+        with errors_on(node):
+            press(node)
+
+    return run
+
+
+# -- buttons: the node itself --------------------------------------------------------------------
+
+
+@_button
+def update(node: Node) -> None:
+    """Replaces a node by that of the installed plugin; knobs, connections and results stay."""
+    kind = kind_of(node)
+    if not kind.gizmo:
+        raise NodeError("This is no node that the plugin can update.")
+    if node_version(node) > NODE_VERSION:
+        raise NodeError("The node is newer than the plugin. Update the plugin.")
+    shown = shown_version(node) if kind is REPAIR else ""
+    made = host.replace(node, kind.gizmo, RENAMED, IDENTITY)
+    if kind is REPAIR and shown != repairs.UPSTREAM:
+        host.put(made, "shown_version", shown)
+        host.put(made, "has_result", True)
+    SESSION.complete(made)
+
+
+def update_selected() -> None:
+    """Updates the selected nodes; the menu calls it, for older nodes have no button for it."""
+    for node in host.selected():
+        if kind_of(node).gizmo:
+            update(node)
+
+
 # -- buttons: jobs -------------------------------------------------------------------------------
 
 
+@_button
 def submit(node: Node) -> None:
     """Submits what the node's knobs ask for; continues a version that was submitted before."""
-    with errors_on(node):
-        SESSION.start(node, build_request(node))
-        SESSION.drop_live(node)
+    SESSION.start(node, build_request(node))
+    SESSION.drop_live(node)
 
 
+@_button
 def preview(node: Node) -> None:
     """Renders the current frame only."""
-    with errors_on(node):
-        request = build_request(node, host.project().frame)
-        if kind_of(node).is_live and isinstance(request, ShotRequest):
-            SESSION.request_frame(node, request)
-        else:
-            SESSION.start(node, request)
+    request = build_request(node, host.project().frame)
+    if kind_of(node).is_live and isinstance(request, ShotRequest):
+        SESSION.request_frame(node, request)
+    else:
+        SESSION.start(node, request)
 
 
+@_button
 def make_style(node: Node) -> None:
     """Makes the style that the knobs of a ReenactStyle describe."""
-    with errors_on(node):
-        SESSION.start(node, new_style_request(node))
+    SESSION.start(node, new_style_request(node))
 
 
+@_button
 def measure(node: Node) -> None:
     """Measures the shot above a ReenactRepair, which suggests repairs."""
-    with errors_on(node):
-        SESSION.start(node, qc_request(node))
+    SESSION.start(node, qc_request(node))
 
 
+@_button
 def cancel(node: Node) -> None:
     """Stops the node's job; finished frames stay."""
     run = SESSION.run_of(node)
@@ -156,6 +206,7 @@ def cancel(node: Node) -> None:
         show_update(node, NodeUpdate(node_id(node), "running", "Stopping."))
 
 
+@_button
 def resume(node: Node) -> None:
     """Continues the node's last run where it stopped."""
     folder = str(host.get(node, "run"))
@@ -165,6 +216,7 @@ def resume(node: Node) -> None:
         submit(node)
 
 
+@_button
 def next_step(node: Node) -> None:
     """Does what the button that appears with a state is labelled with."""
     step = str(host.get(node, "step"))
@@ -177,11 +229,11 @@ def next_step(node: Node) -> None:
     elif step == "preview":
         preview(node)
     elif step == "log":
-        open_path(runs.log_file(str(host.get(node, "run"))))
+        launcher.open_path(runs.log_file(str(host.get(node, "run"))))
     elif step == "locate":
         found = host.choose_file("Locate the character", "*.character")
         if found:
-            host.put(node, "character", found)
+            host.put(node, "character", PurePath(found))
             submit(node)
 
 
@@ -211,56 +263,68 @@ def _start_server(node: Node) -> None:
 # -- buttons: repairs ----------------------------------------------------------------------------
 
 
+@_button
 def add_repair(node: Node) -> None:
     """Adds the repair that the knobs describe to the list."""
-    with errors_on(node):
-        entry = new_entry(node, host.project().frame)
-        lines = str(host.get(node, "repairs")).splitlines()
-        text = "\n".join([*lines, repairs.format_entry(entry)])
-        host.put(node, "repairs", text, undo=True)
+    entry = new_entry(node, host.project().frame)
+    lines = str(host.get(node, "repairs")).splitlines()
+    text = "\n".join([*lines, repairs.format_entry(entry)])
+    host.put(node, "repairs", text, undo=True)
 
 
+@_button
 def clear_repairs(node: Node) -> None:
     """Empties the list of repairs."""
     host.put(node, "repairs", "", undo=True)
 
 
+@_button
 def next_bad(node: Node) -> None:
     """Goes to the next frame that stands out or is listed; after the last one to the first."""
-    with errors_on(node):
-        listed = repairs.parse(str(host.get(node, "repairs")), shot_above(node).numbers)
-        marked = str(host.get(node, "marked")).strip()
-        bad = repairs.bad_frames([entry for _, entry in listed], marked)
-        if not bad:
-            raise NodeError("No frame is listed. Measure the shot, or Add frames to the list.")
-        current = host.project().frame
-        host.go_to(next((number for number in bad if number > current), bad[0]))
+    listed = repairs.parse(str(host.get(node, "repairs")), shot_above(node).numbers)
+    marked = str(host.get(node, "marked")).strip()
+    bad = repairs.bad_frames([entry for _, entry in listed], marked)
+    if not bad:
+        raise NodeError("No frame is listed. Measure the shot, or Add frames to the list.")
+    current = host.project().frame
+    host.go_to(next((number for number in bad if number > current), bad[0]))
 
 
+@_button
 def open_report(node: Node) -> None:
     """Opens the report of the last measurement."""
     report = str(host.get(node, "report"))
-    with errors_on(node):
-        if not report:
-            raise NodeError("Nothing was measured yet. Press Measure.")
-        open_path(Path(report))
+    if not report:
+        raise NodeError("Nothing was measured yet. Press Measure.")
+    launcher.open_path(Path(report))
 
 
 # -- buttons: files and menus --------------------------------------------------------------------
 
 
+def choose(node: Node, knob: str) -> None:
+    """Asks for the file or folder of a knob."""
+    found = host.choose_file(f"Choose the {knob.replace('_', ' ')}")
+    if found:
+        host.put(node, knob, PurePath(found), undo=True)
+        if knob in LIVE_KNOBS:
+            SESSION.follow(node)
+
+
+@_button
 def list_characters(node: Node) -> None:
     """Fills the menu of characters with those that the server has."""
     SESSION.query(node, lambda client, id: queries.list_files(client, id, "characters"))
 
 
+@_button
 def list_styles(node: Node) -> None:
     """Fills the menu of styles with those that the server has of the shot's character."""
-    with errors_on(node):
-        character = shot_above(node).character
-        SESSION.query(node, lambda client, id: queries.list_files(client, id, "styles", character))
+    character = shot_above(node).character
+    SESSION.query(node, lambda client, id: queries.list_files(client, id, "styles", character))
 
 
+@_button
 def input_range(node: Node) -> None:
     """Sets the range to that of the input."""
     extent = host.connected(node)
@@ -269,25 +333,19 @@ def input_range(node: Node) -> None:
         host.put(node, "last", extent.last)
 
 
+@_button
 def open_results(node: Node) -> None:
     """Opens the folder of the last run."""
     run = str(host.get(node, "run"))
-    with errors_on(node):
-        open_path(Path(run) if run else results_folder(node))
+    launcher.open_path(Path(run) if run else results_folder(node))
 
 
+@_button
 def open_sheet(node: Node) -> None:
     """Opens the picture of the frames that a character was made from."""
     run = str(host.get(node, "run"))
     if run:
-        open_path(Path(run) / "selection.png")
-
-
-def open_path(path: Path) -> None:
-    """Has the desktop open a file or a folder."""
-    import webbrowser
-
-    webbrowser.open(path.resolve().as_uri())
+        launcher.open_path(Path(run) / "selection.png")
 
 
 def bake(node: Node, kind: str) -> None:
@@ -301,7 +359,7 @@ def bake(node: Node, kind: str) -> None:
         text = _bake(node, kind)
     except NodeError as error:
         text = str(error)
-    host.put(node, "baked", text)
+    host.put(node, "baked", plain_text(text))
 
 
 def _bake(node: Node, kind: str) -> str:

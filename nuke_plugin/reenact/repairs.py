@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, Sequence, Tuple
 from reenact import protocol
 from reenact.client import Client
 from reenact.errors import ServerError
-from reenact.files import safe_name, write_file
+from reenact.files import Frames, safe_name, write_file
 from reenact.runs import Result, RunRequest, clip_between
 from reenact.shots import Sender, ShotRequest, ShotRun, existing_frames, send_missing_frames
 from reenact.tracks import quality
@@ -192,14 +192,13 @@ def version_result(folder: Path) -> Result:
     reads = {}
     for read, frames, suffix in (("Result", folder, ""), ("Crops", folder / "crops", "_crop")):
         if frames.is_dir():
-            pattern = (frames / f"{folder.name}{suffix}.####.exr").as_posix()
-            existing = existing_frames(pattern)
-            reads[read] = (pattern, existing[0], existing[-1])
+            pattern = str(frames / f"{folder.name}{suffix}.####.exr")
+            reads[read] = Frames.of(pattern, existing_frames(pattern))
     return Result(_track_knobs(track, content), quality(track), reads)
 
 
 def _track_knobs(track: Path, content: Mapping[str, Any]) -> Dict[str, Any]:
-    return {"track": track.as_posix(), "character": content["character"]}
+    return {"track": track, "character": Path(content["character"])}
 
 
 # -- runs ----------------------------------------------------------------------------------------
@@ -284,7 +283,8 @@ class RepairRun(ShotRun):
             self._frames(client, version, frame, "Preview", "")
         else:
             path = version / "track.latents"
-            knobs = {**_track_knobs(path, content), "version": version.name}
+            chosen = dict.fromkeys(("version", "shown_version"), version.name)
+            knobs = {**_track_knobs(path, content), **chosen}
             choices = {"version": versions(version.parent, self.id)}
             self._render(client, content, track, Result(knobs, quality(path), choices=choices))
 
@@ -304,7 +304,7 @@ class RepairRun(ShotRun):
         text = f"{len(marked) or 'None'} of {len(report['frames'])} frames stand out{worst}."
         knobs = {
             "marked": format_ranges(marked),
-            "report": (version / "report.html").as_posix(),
+            "report": version / "report.html",
             "suggested": "\n".join(map(format_entry, report["repairs"])),
         }
         self._update("done", text, result=Result(knobs, curves))

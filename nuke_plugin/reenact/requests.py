@@ -12,7 +12,7 @@ from reenact.kinds import EDIT, FOREIGN, PERSONALIZE, REENACT, REPAIR, STYLE, ki
 from reenact.repairs import RepairRequest
 from reenact.runs import RunRequest, Source
 from reenact.shots import Shot, ShotRequest
-from reenact.upstream import connected, shot_above
+from reenact.upstream import character_of, connected, shot_above
 
 # Frames to choose and steps of tuning, by the quality of a ReenactPersonalize.
 QUALITIES = {"preview": (60, 300), "production": (250, 2000)}
@@ -86,9 +86,7 @@ def reenact_request(node: Node, frame: Optional[int] = None) -> RunRequest:
     name, folder = version_name(node), results_folder(node)
     first, last = _range(node, frame)
     settings = _face_position(node)
-    character = str(host.get(node, "character"))
-    if not character:
-        raise NodeError("Choose a character: a .character file, or one of the server's.")
+    character = character_of(node)
     settings.update(preset=str(host.get(node, "preset")), neutral=_neutral(node))
     if host.get(node, "steps"):
         settings["steps"] = int(host.get(node, "steps"))

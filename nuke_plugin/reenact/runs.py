@@ -17,14 +17,16 @@ from threading import Event, Thread
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from reenact import launcher, protocol, thumbnails
+from reenact.channel import server_at
 from reenact.client import Client
 from reenact.errors import NoServerError, ServerError
-from reenact.files import frame_file, version_for, write_file
+from reenact.files import Frames, frame_file, version_for, write_file
 from reenact.protocol import MOVIES, Clip, File
 from reenact.tracks import quality
 
 CONNECT_SECONDS = 5.0  # how long to wait for a server that may not be there
 PROGRESS_SECONDS = 0.5  # between two updates of progress
+SHOW_SECONDS = 2.0  # between two updates of the frames that have landed
 
 # States that a node can be in while a thread works for it.
 BUSY = ("sending", "waiting", "queued", "running", "lost", "starting")
@@ -99,15 +101,15 @@ class Result:
     """What changes on a node.
 
     Attributes:
-        knobs: values by knob.
+        knobs: values by knob; files are a `Path`.
         curves: values by frame, by knob.
-        reads: pattern, first and last frame, by the name of a Read inside the node.
+        reads: files, by the name of a Read inside the node.
         choices: items, by enumeration knob.
     """
 
     knobs: Dict[str, Any] = field(default_factory=dict)
     curves: Dict[str, Dict[int, float]] = field(default_factory=dict)
-    reads: Dict[str, Tuple[str, int, int]] = field(default_factory=dict)
+    reads: Dict[str, Frames] = field(default_factory=dict)
     choices: Dict[str, List[str]] = field(default_factory=dict)
 
 
@@ -119,7 +121,7 @@ class NodeUpdate:
         id: the node's.
         state: a job's state, or `sending`, `starting` (the server), `lost` (the server doesn't
             answer); empty leaves it as it is.
-        text: for the artist.
+        text: for the artist; empty leaves it as it is.
         step: what the node's button does next: `start`, `retry`, `log`, `locate`, `resume`,
             `preview`; empty for no button.
         result: what else changes on the node.
@@ -146,6 +148,7 @@ class Run(Thread):
         folder: a version folder whose jobs are followed.
         resume: whether jobs of that version that have stopped are submitted again.
         start_server: whether the server is started first.
+        server: `host:port`; empty for the one that is found.
     """
 
     def __init__(
@@ -156,10 +159,12 @@ class Run(Thread):
         folder: str = "",
         resume: bool = False,
         start_server: bool = False,
+        server: str = "",
     ) -> None:
         super().__init__(daemon=True, name=f"reenact {id[:8]}")
         self.id, self.request, self.folder = id, request, folder
         self._on_update, self._resume, self._start_server = on_update, resume, start_server
+        self._server = server
         self._last_progress = 0.0
         self._cancelled, self._detached = Event(), Event()
         self._job = self._view = ""
@@ -178,7 +183,7 @@ class Run(Thread):
     def run(self) -> None:
         """Works until the result is there, or an update says why it isn't."""
         try:
-            with Client("nuke") as client:
+            with Client("nuke", server=server_at(self._server)) as client:
                 if self._start_server:
                     self._update("starting", "Starting the server.")
                     launcher.start_server(client)
@@ -244,7 +249,7 @@ class Run(Thread):
             **more,
         }
         write_file(version / "run.json", json.dumps(content).encode())
-        self._update("queued", "Submitted.", result=Result({"run": self.folder}))
+        self._update("queued", "Submitted.", result=Result({"run": version}))
         return version
 
     def _send_clip(self, client: Client, source: Source) -> Clip:
@@ -306,7 +311,7 @@ class Run(Thread):
 
         if self._follow(client, task, destination):
             reads = {
-                name.capitalize(): (str(version / f"{name}.png"), 1, 1)
+                name.capitalize(): Frames(str(version / f"{name}.png"), 1, 1)
                 for name in ("selection", "reconstruction")
             }
             knobs = {**thumbnails.character_knobs(character), "has_result": True}
@@ -326,7 +331,7 @@ class Run(Thread):
             task = protocol.Frame(track, solve.character, content["first"], plate, name, space)
             self._frames(client, version, task, "Preview", "")
             return
-        self._update("running", "Solved.", result=Result({"track": path.as_posix()}, quality(path)))
+        self._update("running", "Solved.", result=Result({"track": path}, quality(path)))
         render = protocol.Render(track, solve.character, plate, name=name, colour_space=space)
         if self._frames(client, version, render, "Result", "") and content["crops"]:
             crops = protocol.Render(track, solve.character, name=name, colour_space=space)
@@ -353,7 +358,7 @@ class Run(Thread):
         suffix: str,
         more: Optional[Result] = None,
     ) -> bool:
-        """Renders frames into a folder, and shows those that were finished.
+        """Renders frames into a folder, and shows them as they land.
 
         Args:
             client: a client of this thread.
@@ -368,24 +373,36 @@ class Run(Thread):
         """
         pattern = str(folder / f"{Path(self.folder).name}{suffix}.####.exr")
         numbers: List[int] = []
+        shown_at = 0.0
 
         def destination(event: Dict[str, Any]) -> Path:
-            numbers.append(event["number"])
             return Path(frame_file(pattern, event["number"]))
 
+        def result() -> Result:
+            knobs: Dict[str, Any] = {f"has_{read.lower()}": True}
+            if read != "Crops":
+                knobs["show"] = read.lower()
+            if read == "Preview":
+                knobs["preview_frame"] = numbers[0]
+            both = more or Result()
+            reads = {read: Frames.of(pattern, numbers)}
+            return dataclasses.replace(both, knobs={**both.knobs, **knobs}, reads=reads)
+
+        def landed(event: Dict[str, Any]) -> None:
+            nonlocal shown_at
+            numbers.append(event["number"])
+            now = time.monotonic()
+            if now - shown_at > SHOW_SECONDS:
+                shown_at = now
+                self._update("", "", result=result())
+
         stopped: List[NodeUpdate] = []
-        complete = self._follow(client, task, destination, stopped.append)
+        complete = self._follow(client, task, destination, stopped.append, landed)
         count = len(set(numbers))
         text = f"{Path(self.folder).name}: {count} frame{'s' * (count != 1)}{self._view}."
         update = NodeUpdate(self.id, "done", text) if complete else stopped[-1]
         if numbers:
-            knobs: Dict[str, Any] = {f"has_{read.lower()}": True}
-            if read != "Crops":
-                knobs["show"] = read.lower()
-            reads = {read: (Path(pattern).as_posix(), min(numbers), max(numbers))}
-            more = more or Result()
-            result = dataclasses.replace(more, knobs={**more.knobs, **knobs}, reads=reads)
-            update = dataclasses.replace(update, result=result)
+            update = dataclasses.replace(update, result=result())
         self._on_update(update)
         return complete
 
@@ -395,6 +412,7 @@ class Run(Thread):
         task: protocol.Task,
         destination: Destination,
         on_stopped: Optional[Callable[[NodeUpdate], None]] = None,
+        on_file: Callable[[Dict[str, Any]], None] = lambda event: None,
     ) -> bool:
         """Submits a job, follows it to its end, and fetches its files.
 
@@ -403,6 +421,7 @@ class Run(Thread):
             task: the job's.
             destination: returns the path of an event's file.
             on_stopped: called with the update if the job stopped; None for the run's `on_update`.
+            on_file: called with the event of each file that was fetched.
 
         Returns:
             False if the job stopped: it was cancelled or paused.
@@ -428,6 +447,8 @@ class Run(Thread):
                         if self._cancelled.is_set():
                             client.cancel(job)
                     self._on_event(client, event, destination, clock)
+                    if event["type"] == "file":
+                        on_file(event)
                 status = client.status(job)
                 break
             except NoServerError:
@@ -480,7 +501,7 @@ class Run(Thread):
 
     def _cancel_job(self, job: str) -> None:
         try:
-            with Client("nuke") as client:
+            with Client("nuke", server=server_at(self._server)) as client:
                 client.cancel(job)
         except ServerError as error:
             self._update("lost", f"{error} The job could not be cancelled.", "start")

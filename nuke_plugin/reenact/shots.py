@@ -323,7 +323,7 @@ class ShotRun(Run):
             track = self._track(client, task, path)
             if track is None:
                 return
-        knobs = {"track": path.as_posix(), "character": content["character"]}
+        knobs = {"track": path, "character": Path(content["character"])}
         self._update("running", "Rendering.", result=Result(knobs, quality(path)))
         self._render(client, content, track)
 
@@ -357,5 +357,5 @@ class ShotRun(Run):
             return style if event["name"] == "style" else version / "preview.png"
 
         if self._follow(client, task, destination):
-            result = Result({"style": style.as_posix()})
+            result = Result({"style": style})
             self._update("done", f"{style.name} is ready.", result=result)

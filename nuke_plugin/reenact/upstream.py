@@ -6,7 +6,7 @@ from typing import List, Optional, Set
 from reenact import host, shots
 from reenact.errors import NodeError
 from reenact.host import Node
-from reenact.kinds import REPAIR, kind_of
+from reenact.kinds import PERSONALIZE, REPAIR, kind_of
 from reenact.repairs import UPSTREAM
 from reenact.shots import Shot
 
@@ -50,7 +50,7 @@ def upstream(node: Node, inputs: Optional[List[Node]] = None) -> Upstream:
             continue
         seen.add(name)
         kind = kind_of(candidate)
-        passes = kind is REPAIR and host.get(candidate, "version") == UPSTREAM
+        passes = kind is REPAIR and shown_version(candidate) == UPSTREAM
         if not kind.has_track or passes or host.get(candidate, "disable"):
             pending = host.above(candidate) + pending
             continue
@@ -59,6 +59,34 @@ def upstream(node: Node, inputs: Optional[List[Node]] = None) -> Upstream:
             raise NodeError(f"{name} has no latent track yet. Submit it first, or disable it.")
         return Upstream(candidate, track, character)
     raise NodeError("There is no Reenact node above. Connect one: this node works on its track.")
+
+
+def character_of(reenact: Node) -> str:
+    """Returns the file of a Reenact's character: its own, else that of its input `character`.
+
+    Raises:
+        NodeError: there is none yet.
+    """
+    given = str(host.get(reenact, "character"))
+    if given:
+        return given
+    source = host.source(reenact, 1)
+    if source is None or kind_of(source) is not PERSONALIZE:
+        raise NodeError(
+            "Choose a character: a .character file, one of the server's, or connect a "
+            "ReenactPersonalize."
+        )
+    made = str(host.get(source, "character"))
+    if not made:
+        raise NodeError(f"{host.name(source)} has no character yet. Submit it first.")
+    return made
+
+
+def shown_version(repair: Node) -> str:
+    """Returns the version that a ReenactRepair shows. The menu may have lost its items."""
+    if host.has(repair, "shown_version"):
+        return str(host.get(repair, "shown_version")) or UPSTREAM
+    return str(host.get(repair, "version"))  # node version 2
 
 
 def shot_above(node: Node) -> Shot:
