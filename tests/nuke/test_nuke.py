@@ -112,15 +112,15 @@ def test_a_plate_becomes_frames_under_the_node(
     inside = np.s_[there.ybegin : there.yend, there.xbegin : there.xend]
     np.testing.assert_array_equal(shown["alpha"][inside], exr.get_pixels()[..., 3])
     assert 0 < (shown["alpha"] > 0.9).mean() < 0.9
-    session.set(node, "output", "over the plate")
+    session.set(node, "output_as", "over the plate")
     over = session.look(node, FIRST)
     outside = shown["alpha"] == 0
     for channel in ("red", "green", "blue"):
         np.testing.assert_array_equal(over[channel][outside], plate[channel][outside])
         assert not np.allclose(over[channel][~outside], plate[channel][~outside], atol=0.02)
-    session.set(node, "output", "render")
+    session.set(node, "output_as", "render")
     np.testing.assert_array_equal(session.look(node, FIRST)["red"], shown["render.red"])
-    session.set(node, "output", "aligned crop")
+    session.set(node, "output_as", "aligned crop")
     assert session.look(node, FIRST)["red"].shape == (64, 64)
 
     session.press(node, "submit")  # the same request: the same version, nothing new
@@ -130,7 +130,7 @@ def test_a_plate_becomes_frames_under_the_node(
     nuke.scriptOpen(str(tmp_path / "shot.nk"))
     again = nuke.toNode("Anna")
     np.testing.assert_array_equal(session.look(again, FIRST)["red"].shape, (64, 64))
-    session.set(again, "output", "RGBA premultiplied")
+    session.set(again, "output_as", "RGBA premultiplied")
     np.testing.assert_array_equal(session.look(again, FIRST)["alpha"], shown["alpha"])
 
 
