@@ -29,6 +29,7 @@ from nuke_standin import Node, Session
 from OpenImageIO import UINT8, ImageBuf
 from reenact import __version__, client, launcher, protocol, runs, thumbnails
 from reenact import channel as channel_module
+from reenact.files import Frames
 from repository import ROOT
 from running_server import FRAMES, Server, inputs, wait_for
 
@@ -67,7 +68,11 @@ def shot(session: Session, given: tuple[Path, str], folder: Path, **knobs: Any) 
 
 
 def test_a_plate_becomes_frames_under_the_node(
-    session: Session, server: Server, given: tuple[Path, str], tmp_path: Path
+    session: Session,
+    server: Server,
+    given: tuple[Path, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Meanwhile the node is renamed and copied, and its copy is deleted."""
     nuke = session.module
@@ -82,6 +87,15 @@ def test_a_plate_becomes_frames_under_the_node(
         result_name="anna",
     )
     plate = session.look(node, FIRST)  # it shows the plate until there is a result
+    host = plugin("host")
+    landed: list[tuple[str, int]] = []
+
+    def show_files(read: Node, frames: Frames) -> None:
+        landed.append((read.name(), frames.last))
+        show(read, frames)
+
+    show = host.show_files
+    monkeypatch.setattr(host, "show_files", show_files)
     session.press(node, "submit")
     until(session, node, "running")
     steps = len(session._undo)
@@ -92,6 +106,8 @@ def test_a_plate_becomes_frames_under_the_node(
     nuke.delete(copy)
     assert len(session._undo) == steps + 4  # only the artist's steps, none of ours
     session.pump(lambda: node["has_crops"].value(), 200, "the crops")
+    assert landed[0] == ("Result", FIRST)  # as soon as there was one
+    assert ("Result", FIRST + 2) in landed
 
     run = Path(node["run"].value())
     assert run == tmp_path / "reenact" / "anna_v001"

@@ -246,7 +246,7 @@ def test_a_terminal_edits_and_previews_at_once(
     with nuke_standin.running(gui=False) as session:
         node = under(session, "ReenactEdit", opened(session, solved, tmp_path))
         session.set(node, "mouth", 2.0)
-        assert work().live is None  # nothing starts by itself
+        assert not work().live  # nothing starts by itself
         session.press(node, "preview")
         assert node["state"].value() == f"Frame {FIRST}, live."
         session.set(node, "last", FIRST)

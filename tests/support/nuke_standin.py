@@ -717,6 +717,7 @@ class Session:
         self._gui, self._views, self._frame = gui, list(views), 1
         self._modified = self._loading = self._rendering = self._by_artist = False
         self.faults: list[str] = []  # what nobody may do, even if the exception is caught
+        self._labels: dict[Node, tuple[str, ...]] = {}  # the texts of those that were evaluated
         self.drive = ""  # where files lie on Windows, as "C:"
         self.slow_load = 0.0  # s per node of a script that loads, in which events are processed
         self._undo: list[Callable[[], object]] = []
@@ -855,14 +856,21 @@ class Session:
             self._held(self._app.processEvents)
             while self._main_calls:
                 self._held(self._main_calls.pop(0))
+            self._check_labels()
             time.sleep(0.01)
+
+    def _check_labels(self) -> None:
+        """Evaluates labels that may have changed, as their tiles do."""
+        for node in self._root._children:
+            if "state" in node._knobs:
+                texts = tuple(node[k].value() for k in ("label", "state", "tile") if node.knob(k))
+                if self._labels.get(node) != texts:
+                    self._labels[node] = texts
+                    self.label(node)
 
     def _held(self, call: Callable[[], object]) -> None:
         begun = time.monotonic()
         call()
-        for node in self._root._children:
-            if node._kind == "Group" and node.knob("state") is not None:
-                self.label(node)
         self.longest = max(self.longest, time.monotonic() - begun)
 
     def look(self, node: Node, frame: int) -> Picture:
@@ -1081,6 +1089,7 @@ class Session:
             node._attached = False
         self._root = self._new_root()
         self._undo.clear()
+        self._labels.clear()
 
     def _open(self, path: str) -> None:
         statements = nk_script.parse(Path(path).read_text())
