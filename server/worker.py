@@ -18,9 +18,11 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import threading
 import time
 import traceback
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 PROGRESS_SECONDS = 0.2  # between messages of progress
 CHARACTER_BYTES = 4 << 30  # of characters that stay loaded
+CONFIG_BYTES = 2 << 30  # of an OCIO config with its LUTs, unpacked
+CONFIG_NAME = "config.ocio"  # in an archive
 LEAST_FREE = 1 << 20  # bytes; a disk with less free counts as full
 
 
@@ -194,8 +198,12 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
     task = protocol.build(kind.task, job["task"])
     folder = root / "jobs" / job["id"]
     (folder / "out").mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(folder / "lock", "Another worker is still busy with this job.", 60):
-        parts = dict(protocol.parts(task))
+    registry.check_configs(task)  # of jobs from before a server or its OCIO variable changed
+    parts = dict(protocol.parts(task))
+    with (
+        exclusive_lock(folder / "lock", "Another worker is still busy with this job.", 60),
+        _configs_by_title(parts, folder / "in"),
+    ):
         paths = {name: _fetch(root, folder / "in", name, part) for name, part in parts.items()}
         report = EventReport(front)
         front.send("started", device=common.device())
@@ -209,7 +217,7 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
             report,
             files=paths,
             clips={
-                name: _open_clip(name, part, paths[name], report)
+                name: _open_clip(part, paths[name], paths.get(f"{name}.config_file"), report)
                 for name, part in parts.items()
                 if isinstance(part, protocol.Clip)
             },
@@ -220,8 +228,25 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
                 int(number): [blobs.file_path(root, hash) for hash in hashes]
                 for number, hashes in job.get("earlier", {}).items()
             },
+            config=_config(task, paths.get("config_file")),
         )
         return _run_in_memory(task, context)
+
+
+@contextmanager
+def _configs_by_title(parts: dict[str, Any], folder: Path) -> Iterator[None]:
+    """Has errors call OCIO configs that were sent as people do, not by their paths in a folder."""
+    from core.media.colour import ColourError
+
+    try:
+        yield
+    except ColourError as error:
+        text = str(error)
+        for name, part in parts.items():
+            title, file = getattr(part, "config", "") or "that was sent", folder / name
+            for path in (f"{file}.config_file.d/{CONFIG_NAME}", f"{file}.config_file"):
+                text = text.replace(path, title)
+        raise ColourError(text) from error
 
 
 def _run_in_memory(task: Any, context: common.Context) -> dict[str, Any]:
@@ -247,7 +272,9 @@ def _run_in_memory(task: Any, context: common.Context) -> dict[str, Any]:
         task = dataclasses.replace(task, batch=batch)
 
 
-def _open_clip(name: str, part: protocol.Clip, path: Path, report: EventReport) -> Clip:
+def _open_clip(
+    part: protocol.Clip, path: Path, config_file: Path | None, report: EventReport
+) -> Clip:
     """Opens a clip that lies at a path, under the name that people know it by."""
     from core.media.read import open_clip
 
@@ -257,16 +284,54 @@ def _open_clip(name: str, part: protocol.Clip, path: Path, report: EventReport) 
         int(first) if first else None,
         int(last or first) if first else None,
         part.colour_space,
+        _config(part, config_file),
     )
     clip = dataclasses.replace(opened, title=part.name)
     common.note_clip(clip, report)
-    own = os.environ.get("OCIO", "")
-    if part.config not in ("", own):
-        report.note(
-            f"The {name} is in {part.colour_space} of the OCIO config {part.config}; this "
-            f"server takes its own, {own or 'the built-in ACES config'}."
-        )
     return clip
+
+
+def _config(holder: Any, file: Path | None) -> str | None:
+    """Returns the OCIO config that a clip or a task names, as `core.media` takes it.
+
+    Args:
+        holder: has been checked by `registry.check_configs`.
+        file: where the config that was sent can be read.
+    """
+    if file is not None:
+        return str(_unpacked(file))
+    config = getattr(holder, "config", "")
+    return config if config.startswith("ocio://") else None
+
+
+def _unpacked(file: Path) -> Path:
+    """Returns the config in a file that was sent; an archive (`.ocioz`) is unpacked beside it.
+
+    OpenImageIO 3.0's own OCIO crashes when it opens an archive.
+
+    Raises:
+        ColourError: the archive is damaged, too large, or holds no config.
+    """
+    from core.media.colour import ColourError
+
+    with file.open("rb") as opened:
+        if opened.read(2) != b"PK":
+            return file
+    folder = file.with_name(f"{file.name}.d")
+    if not folder.exists():
+        temporary = Path(tempfile.mkdtemp(dir=file.parent))
+        try:
+            with zipfile.ZipFile(file) as archive:
+                size = sum(entry.file_size for entry in archive.infolist())
+                if size > CONFIG_BYTES:
+                    raise ColourError(f"The OCIO config has {size} bytes: too many to unpack.")
+                archive.extractall(temporary)  # never outside the folder
+        except zipfile.BadZipFile as error:
+            raise ColourError(f"The OCIO config is a damaged archive: {error}.") from error
+        temporary.rename(folder)
+    if not (folder / CONFIG_NAME).is_file():
+        raise ColourError(f"The OCIO config is an archive without a {CONFIG_NAME}.")
+    return folder / CONFIG_NAME
 
 
 def _fetch(root: Path, folder: Path, name: str, part: protocol.File | protocol.Clip) -> Path:

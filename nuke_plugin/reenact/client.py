@@ -112,7 +112,7 @@ class Client:
             ServerError: `missing`, files are not on the server; or the server refused.
         """
         kind = protocol.kind_of(task)
-        job = self.ask(protocol.Submit(kind, dataclasses.asdict(task)))
+        job = self.ask(protocol.Submit(kind, protocol.plain(task)))
         if job["missing"]:
             raise ServerError(
                 "missing",
