@@ -161,8 +161,8 @@ def _open(config: str) -> Any:
         return PyOpenColorIO.Config.CreateFromFile(config)
     except PyOpenColorIO.Exception as error:
         raise NodeError(
-            f"The OCIO config {config or 'of the script'} can't be used: {error} Choose another "
-            f"{PROJECT_SETTINGS}."
+            f"The OCIO config {config or 'of the script'} can't be used: "
+            f"{str(error).rstrip('. ')}. Choose another {PROJECT_SETTINGS}."
         ) from error
 
 

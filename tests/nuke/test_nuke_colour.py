@@ -199,7 +199,7 @@ def test_an_archive_holds_the_config_and_its_luts(tmp_path: Path) -> None:
 def test_variables_of_the_context_are_sent_with_the_values_that_they_have_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_config(tmp_path / "show", more=CAMERA.replace("camera.spi1d", "${SHOT}.spi1d"))
+    path = write_config(tmp_path / "show", more=CAMERA.replace("camera.spi1d", '"${SHOT}.spi1d"'))
     path.write_text(path.read_text().replace("environment: {}", "environment: {SHOT: none}"))
     (path.parent / "luts/sh010.spi1d").write_text(LUT)
     monkeypatch.setenv("SHOT", "sh010")
@@ -321,9 +321,19 @@ def planes(path: Path, *names: str) -> np.ndarray:
 
 
 def test_colours_come_back_in_the_working_space_of_a_config_that_the_server_has_not(
-    session: Session, server: Server, node: Node, tmp_path: Path
+    session: Session,
+    own_server: Server,
+    node: Node,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The same shot twice: with configs of the same name and path, but other content."""
+    """The same shot twice: with configs of the same name and path, but other content.
+
+    The server's own config is a third one of that name.
+    """
+    monkeypatch.setenv("OCIO", str(write_config(tmp_path / "server", gain=0.1)))
+    own_server.start()
+    monkeypatch.delenv("OCIO")
     session.set(node, "crops", True)
     path, made = tmp_path / "show/config.ocio", {}
     choose_space(node.input(0), "default (matte_paint)")
