@@ -202,7 +202,7 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
     parts = dict(protocol.parts(task))
     with (
         exclusive_lock(folder / "lock", "Another worker is still busy with this job.", 60),
-        _configs_by_title(parts, folder / "in"),
+        _configs_by_title(task, folder / "in"),
     ):
         paths = {name: _fetch(root, folder / "in", name, part) for name, part in parts.items()}
         report = EventReport(front)
@@ -217,7 +217,12 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
             report,
             files=paths,
             clips={
-                name: _open_clip(part, paths[name], paths.get(f"{name}.config_file"), report)
+                name: _open_clip(
+                    part,
+                    paths[name],
+                    _config(part, f"{name}.config_file", paths, folder / "in"),
+                    report,
+                )
                 for name, part in parts.items()
                 if isinstance(part, protocol.Clip)
             },
@@ -228,24 +233,26 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
                 int(number): [blobs.file_path(root, hash) for hash in hashes]
                 for number, hashes in job.get("earlier", {}).items()
             },
-            config=_config(task, paths.get("config_file")),
+            config=_config(task, "config_file", paths, folder / "in"),
         )
         return _run_in_memory(task, context)
 
 
 @contextmanager
-def _configs_by_title(parts: dict[str, Any], folder: Path) -> Iterator[None]:
+def _configs_by_title(task: Any, folder: Path) -> Iterator[None]:
     """Has errors call OCIO configs that were sent as people do, not by their paths in a folder."""
     from core.media.colour import ColourError
 
     try:
         yield
     except ColourError as error:
-        text = str(error)
-        for name, part in parts.items():
-            title, file = getattr(part, "config", "") or "that was sent", folder / name
-            for path in (f"{file}.config_file.d/{CONFIG_NAME}", f"{file}.config_file"):
-                text = text.replace(path, title)
+        text, titles = str(error), {"config_file": getattr(task, "config", "")}
+        for name, part in protocol.parts(task):
+            if isinstance(part, protocol.Clip):
+                titles[f"{name}.config_file"] = part.config
+        for name, title in titles.items():
+            for path in (folder / f"{name}.d" / CONFIG_NAME, folder / name):
+                text = text.replace(str(path), title or "that was sent")
         raise ColourError(text) from error
 
 
@@ -272,9 +279,7 @@ def _run_in_memory(task: Any, context: common.Context) -> dict[str, Any]:
         task = dataclasses.replace(task, batch=batch)
 
 
-def _open_clip(
-    part: protocol.Clip, path: Path, config_file: Path | None, report: EventReport
-) -> Clip:
+def _open_clip(part: protocol.Clip, path: Path, config: str | None, report: EventReport) -> Clip:
     """Opens a clip that lies at a path, under the name that people know it by."""
     from core.media.read import open_clip
 
@@ -284,28 +289,33 @@ def _open_clip(
         int(first) if first else None,
         int(last or first) if first else None,
         part.colour_space,
-        _config(part, config_file),
+        config,
     )
     clip = dataclasses.replace(opened, title=part.name)
     common.note_clip(clip, report)
     return clip
 
 
-def _config(holder: Any, file: Path | None) -> str | None:
+def _config(holder: Any, name: str, paths: dict[str, Path], folder: Path) -> str | None:
     """Returns the OCIO config that a clip or a task names, as `core.media` takes it.
 
     Args:
-        holder: has been checked by `registry.check_configs`.
-        file: where the config that was sent can be read.
+        holder: the clip or the task, which `registry.check_configs` has checked.
+        name: of its config's file among the task's.
+        paths: where the task's files can be read, by their names.
+        folder: where archives are unpacked.
+
+    Raises:
+        ColourError: as `_unpacked`.
     """
-    if file is not None:
-        return str(_unpacked(file))
+    if name in paths:
+        return str(_unpacked(paths[name], folder / f"{name}.d"))
     config = getattr(holder, "config", "")
     return config if config.startswith("ocio://") else None
 
 
-def _unpacked(file: Path) -> Path:
-    """Returns the config in a file that was sent; an archive (`.ocioz`) is unpacked beside it.
+def _unpacked(file: Path, folder: Path) -> Path:
+    """Returns the config in a file; an archive (`.ocioz`) is unpacked into a folder.
 
     OpenImageIO 3.0's own OCIO crashes when it opens an archive.
 
@@ -317,9 +327,9 @@ def _unpacked(file: Path) -> Path:
     with file.open("rb") as opened:
         if opened.read(2) != b"PK":
             return file
-    folder = file.with_name(f"{file.name}.d")
     if not folder.exists():
-        temporary = Path(tempfile.mkdtemp(dir=file.parent))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent))
         try:
             with zipfile.ZipFile(file) as archive:
                 size = sum(entry.file_size for entry in archive.infolist())

@@ -147,7 +147,9 @@ def write_frames(
             if plate is None:
                 yield (
                     number,
-                    partial(_write_crop, path, picture, geometry, space, config, track.plate, facts),
+                    partial(
+                        _write_crop, path, picture, geometry, space, config, track.plate, facts
+                    ),
                 )
                 continue
             facts |= _patch_attributes(options, geometry.match if matched is not None else None)

@@ -18,7 +18,6 @@ restarted, also on another port.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import time

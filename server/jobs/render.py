@@ -179,7 +179,9 @@ def draw(
     files = FrameFiles(
         str(context.outputs["frame"]),
         # With the version: frames of one shot must not be drawn by two.
-        digest(__version__, track.character, where, options, style, *(config if any(config) else ())),
+        digest(
+            __version__, track.character, where, options, style, *(config if any(config) else ())
+        ),
         attributes,
         task.colour_space,
         context.config,

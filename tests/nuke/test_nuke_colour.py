@@ -1,10 +1,11 @@
-"""Tests that a script's colour spaces and OCIO config reach the server, and that its colours return.
+"""Tests that a script's colour spaces and OCIO config reach the server, and that colours return.
 
 Nuke's PyOpenColorIO is the package `opencolorio`; configs are real files, and so is the server.
 """
 
 import dataclasses
 import json
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -48,7 +49,8 @@ colorspaces:
     name: show_linear
     family: Scene
     aliases: [show_lin]
-    to_scene_reference: !<MatrixTransform> {{matrix: [{gain}, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]}}
+    to_scene_reference: !<MatrixTransform>
+      matrix: [{gain}, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]
   - !<ColorSpace>
     name: sRGB - Texture
     aliases: [srgb_tx]
@@ -199,8 +201,12 @@ def test_an_archive_holds_the_config_and_its_luts(tmp_path: Path) -> None:
 def test_variables_of_the_context_are_sent_with_the_values_that_they_have_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_config(tmp_path / "show", more=CAMERA.replace("camera.spi1d", '"${SHOT}.spi1d"'))
-    path.write_text(path.read_text().replace("environment: {}", "environment: {SHOT: none}"))
+    path = write_config(tmp_path / "show", more=CAMERA)
+    for old, new in (
+        ("environment: {}", "environment: {SHOT: none}"),
+        ("src: camera.spi1d", 'src: "${SHOT}.spi1d"'),
+    ):
+        path.write_text(path.read_text().replace(old, new))
     (path.parent / "luts/sh010.spi1d").write_text(LUT)
     monkeypatch.setenv("SHOT", "sh010")
     sent = ocio.portable(str(path), tmp_path / "sources")
@@ -227,7 +233,7 @@ def test_built_in_configs_go_by_name_unless_the_name_means_another_one_later(
     assert ocio.portable("ocio://studio-config-v1.0.0_aces-v1.3_ocio-v2.1", tmp_path) == ""
     sent = ocio.portable("ocio://default", tmp_path)
     assert ocio.title(sent) == OCIO.Config.CreateFromFile("ocio://default").getName()
-    assert colour.resolve("srgb_tx", sent) == "sRGB - Texture"
+    assert colour.resolve("srgb_tx", sent) == colour.texture_space(sent)
 
 
 # -- what is asked for ---------------------------------------------------------------------------
@@ -293,7 +299,7 @@ def test_the_source_of_a_localised_plate_is_sent(
     session.localised.mkdir()
     real = given[1].replace("####", str(FIRST))
     copy = session.localised / real.lstrip("/").replace("/", "_")
-    copy.write_bytes(b"a stale copy")
+    shutil.copyfile(given[1].replace("####", str(FIRST + 1)), copy)  # a stale one
     assert read["file"].evaluate(FIRST) == str(copy)
     steps = len(session._undo)
     assert request_of(node).source.paths == [real]
@@ -355,7 +361,9 @@ def test_colours_come_back_in_the_working_space_of_a_config_that_the_server_has_
             assert spec.getattribute("reenact:colourSpace") == "show_linear"
         # One face in linear Rec.709: red of the working space is that divided by the gain.
         back = [
-            through_ocio(write_config(tmp_path / f"{gain}", gain=gain), p, "show_linear", "lin_rec709")
+            through_ocio(
+                write_config(tmp_path / f"{gain}", gain=gain), p, "show_linear", "lin_rec709"
+            )
             for gain, p in ((0.5, half), (0.25, quarter))
         ]
         assert np.abs(half[..., 0] - quarter[..., 0]).max() > 0.1
@@ -365,30 +373,42 @@ def test_colours_come_back_in_the_working_space_of_a_config_that_the_server_has_
 def test_a_plate_in_a_space_of_a_lut_is_read_as_ocio_does(
     session: Session, server: Server, node: Node, tmp_path: Path
 ) -> None:
-    """The LUT comes along: frames that OCIO has converted before give the same result."""
+    """The LUT comes along: frames that OCIO has converted before give the same result.
+
+    The match of colours, in the header, compares the face with the plate's own pixels.
+    """
     path = write_config(tmp_path / "show", more=CAMERA)
     use_config(session, path)
-    read, results = node.input(0), []
-    choose_space(read, "Show Camera (v1)\tInput/Cameras/Show Camera (v1)")
+    read = node.input(0)
     for number in range(FIRST, LAST + 1):
         pixels = planes(Path(read["file"].evaluate(number)), "R", "G", "B")
         linear = through_ocio(path, pixels, "Show Camera (v1)", "show_linear")
         write_exr(tmp_path / f"linear.{number}.exr", linear, half=False)
     converted = read_node(session, str(tmp_path / "linear.####.exr"), FIRST, LAST)
     converted["raw"].setValue(True)
-    for source in (read, converted):
+    gains, means = [], []
+    for source, space in (
+        (read, "Show Camera (v1)\tInput/Cameras/Show Camera (v1)"),
+        (converted, ""),
+        (read, "srgb_tx"),
+    ):
         node.setInput(0, source)
+        if space:
+            choose_space(source, space)
         node["job_state"].setValue("")
         session.press(node, "submit")
         until(session, node, "done")
         run = Path(node["run"].value())
         request = json.loads((run / "run.json").read_text())
         assert request["source"]["config"].endswith(".ocioz")
-        results.append(run / f"{run.name}.{FIRST}.exr")
-    assert results[0] != results[1]
-    ours, theirs = (planes(result, "R", "G", "B", "A") for result in results)
-    np.testing.assert_allclose(ours, theirs, atol=2e-3)
-    assert oiio.ImageBuf(str(results[0])).spec().getattribute("reenact:colourSpace") == "show_linear"
+        spec = oiio.ImageBuf(str(run / f"{run.name}.{FIRST}.exr")).spec()
+        assert spec.getattribute("reenact:colourSpace") == "show_linear"
+        gains.append(spec.getattribute("reenact:matchGain"))
+        rgba = planes(run / f"{run.name}.{FIRST}.exr", "R", "G", "B", "A")
+        means.append(rgba[rgba[..., 3] > 0.5].mean(0))
+    np.testing.assert_allclose(gains[0], gains[1], rtol=0.02)
+    np.testing.assert_allclose(means[0], means[1], rtol=0.02)
+    assert np.abs(np.divide(gains[2], gains[0]) - 1).max() > 0.2  # in the wrong space
 
 
 # -- what the server refuses ---------------------------------------------------------------------
