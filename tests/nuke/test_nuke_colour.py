@@ -17,7 +17,7 @@ import PyOpenColorIO as OCIO
 import pytest
 from nuke_session import read_node, request_of, state, under, until
 from nuke_standin import Node, Session
-from reenact import ocio, protocol
+from reenact import ocio, protocol, runs, shots
 from reenact.errors import NodeError, ServerError
 from running_server import FRAMES, Server, finish, inputs, solve_task
 
@@ -409,6 +409,33 @@ def test_a_plate_in_a_space_of_a_lut_is_read_as_ocio_does(
     np.testing.assert_allclose(gains[0], gains[1], rtol=0.02)
     np.testing.assert_allclose(means[0], means[1], rtol=0.02)
     assert np.abs(np.divide(gains[2], gains[0]) - 1).max() > 0.2  # in the wrong space
+
+
+def test_a_config_that_the_server_has_lost_is_sent_again(
+    server: Server, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "show")
+    real = given[1].replace("####", str(FIRST))
+    source = runs.Source([real], [FIRST], "srgb_tx", str(config), "plate")
+    with server.client() as client:
+        plate = runs.Run("a", lambda update: None)._send_clip(client, source)
+        assert (plate.config, plate.colour_space) == ("show", "srgb_tx")
+        file = plate.config_file
+        assert file is not None
+
+        def lose() -> None:
+            (stored,) = server.folder.rglob(file.hash)
+            stored.write_bytes(b"damaged")
+            assert not client.ask(protocol.Verify(file.hash))["whole"]
+            assert client.ask(protocol.Held([file.hash]))["bytes"] == [0]
+
+        lose()
+        shots.send_missing_frames(client, plate, source)
+        assert client.ask(protocol.Held([file.hash]))["bytes"] == [file.size]
+        lose()
+        config.write_text(config.read_text() + "\n# changed\n")
+        with pytest.raises(ServerError, match="has changed since"):
+            shots.send_missing_frames(client, plate, source)
 
 
 # -- what the server refuses ---------------------------------------------------------------------
