@@ -18,9 +18,11 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import threading
 import time
 import traceback
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 PROGRESS_SECONDS = 0.2  # between messages of progress
 CHARACTER_BYTES = 4 << 30  # of characters that stay loaded
+CONFIG_BYTES = 2 << 30  # of an OCIO config with its LUTs, unpacked
+CONFIG_NAME = "config.ocio"  # in an archive
 LEAST_FREE = 1 << 20  # bytes; a disk with less free counts as full
 
 
@@ -194,8 +198,12 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
     task = protocol.build(kind.task, job["task"])
     folder = root / "jobs" / job["id"]
     (folder / "out").mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(folder / "lock", "Another worker is still busy with this job.", 60):
-        parts = dict(protocol.parts(task))
+    registry.check_configs(task)  # of jobs from before a server or its OCIO variable changed
+    parts = dict(protocol.parts(task))
+    with (
+        exclusive_lock(folder / "lock", "Another worker is still busy with this job.", 60),
+        _configs_by_title(task, folder / "in"),
+    ):
         paths = {name: _fetch(root, folder / "in", name, part) for name, part in parts.items()}
         report = EventReport(front)
         front.send("started", device=common.device())
@@ -209,7 +217,12 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
             report,
             files=paths,
             clips={
-                name: _open_clip(name, part, paths[name], report)
+                name: _open_clip(
+                    part,
+                    paths[name],
+                    _config(part, f"{name}.config_file", paths, folder / "in"),
+                    report,
+                )
                 for name, part in parts.items()
                 if isinstance(part, protocol.Clip)
             },
@@ -220,8 +233,27 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
                 int(number): [blobs.file_path(root, hash) for hash in hashes]
                 for number, hashes in job.get("earlier", {}).items()
             },
+            config=_config(task, "config_file", paths, folder / "in"),
         )
         return _run_in_memory(task, context)
+
+
+@contextmanager
+def _configs_by_title(task: Any, folder: Path) -> Iterator[None]:
+    """Has errors call OCIO configs that were sent as people do, not by their paths in a folder."""
+    from core.media.colour import ColourError
+
+    try:
+        yield
+    except ColourError as error:
+        text, titles = str(error), {"config_file": getattr(task, "config", "")}
+        for name, part in protocol.parts(task):
+            if isinstance(part, protocol.Clip):
+                titles[f"{name}.config_file"] = part.config
+        for name, title in titles.items():
+            for path in (folder / f"{name}.d" / CONFIG_NAME, folder / name):
+                text = text.replace(str(path), title or "that was sent")
+        raise ColourError(text) from error
 
 
 def _run_in_memory(task: Any, context: common.Context) -> dict[str, Any]:
@@ -247,7 +279,7 @@ def _run_in_memory(task: Any, context: common.Context) -> dict[str, Any]:
         task = dataclasses.replace(task, batch=batch)
 
 
-def _open_clip(name: str, part: protocol.Clip, path: Path, report: EventReport) -> Clip:
+def _open_clip(part: protocol.Clip, path: Path, config: str | None, report: EventReport) -> Clip:
     """Opens a clip that lies at a path, under the name that people know it by."""
     from core.media.read import open_clip
 
@@ -257,16 +289,59 @@ def _open_clip(name: str, part: protocol.Clip, path: Path, report: EventReport) 
         int(first) if first else None,
         int(last or first) if first else None,
         part.colour_space,
+        config,
     )
     clip = dataclasses.replace(opened, title=part.name)
     common.note_clip(clip, report)
-    own = os.environ.get("OCIO", "")
-    if part.config not in ("", own):
-        report.note(
-            f"The {name} is in {part.colour_space} of the OCIO config {part.config}; this "
-            f"server takes its own, {own or 'the built-in ACES config'}."
-        )
     return clip
+
+
+def _config(holder: Any, name: str, paths: dict[str, Path], folder: Path) -> str | None:
+    """Returns the OCIO config that a clip or a task names, as `core.media` takes it.
+
+    Args:
+        holder: the clip or the task, which `registry.check_configs` has checked.
+        name: of its config's file among the task's.
+        paths: where the task's files can be read, by their names.
+        folder: where archives are unpacked.
+
+    Raises:
+        ColourError: as `_unpacked`.
+    """
+    if name in paths:
+        return str(_unpacked(paths[name], folder / f"{name}.d"))
+    config = getattr(holder, "config", "")
+    return config if config.startswith("ocio://") else None
+
+
+def _unpacked(file: Path, folder: Path) -> Path:
+    """Returns the config in a file; an archive (`.ocioz`) is unpacked into a folder.
+
+    OpenImageIO 3.0's own OCIO crashes when it opens an archive.
+
+    Raises:
+        ColourError: the archive is damaged, too large, or holds no config.
+    """
+    from core.media.colour import ColourError
+
+    with file.open("rb") as opened:
+        if opened.read(2) != b"PK":
+            return file
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+        try:
+            with zipfile.ZipFile(file) as archive:
+                size = sum(entry.file_size for entry in archive.infolist())
+                if size > CONFIG_BYTES:
+                    raise ColourError(f"The OCIO config has {size} bytes: too many to unpack.")
+                archive.extractall(temporary)  # never outside the folder
+        except zipfile.BadZipFile as error:
+            raise ColourError(f"The OCIO config is a damaged archive: {error}.") from error
+        temporary.rename(folder)
+    if not (folder / CONFIG_NAME).is_file():
+        raise ColourError(f"The OCIO config is an archive without a {CONFIG_NAME}.")
+    return folder / CONFIG_NAME
 
 
 def _fetch(root: Path, folder: Path, name: str, part: protocol.File | protocol.Clip) -> Path:

@@ -64,6 +64,7 @@ class FrameFiles:
     attributes: Mapping[str, object] = field(default_factory=dict)  # further header attributes
     # By default `output_space` of the plate, for crops the config's scene_linear role.
     colour_space: str | None = None
+    config: str | None = None  # the OCIO config of the space of crops; patches have the plate's
     # Files by frame number that may hold the same pixels, drawn for another track on this plate.
     # Those that do are copied, with attributes of their own.
     earlier: Mapping[int, Sequence[Path]] = field(default_factory=dict)
@@ -104,7 +105,8 @@ def write_frames(
         core.media.errors.WriteFailedError: the file system's reason; finished frames stay.
     """
     options = options or PatchOptions()
-    space = _colour_space(files.colour_space, plate)
+    config = plate.config if plate is not None else files.config
+    space = _colour_space(files.colour_space, plate, config)
     all_layers = options.layers == "all"
     matched = plate if all_layers or options.match else None
     attributes = {
@@ -145,7 +147,9 @@ def write_frames(
             if plate is None:
                 yield (
                     number,
-                    partial(_write_crop, path, picture, geometry, space, track.plate, facts),
+                    partial(
+                        _write_crop, path, picture, geometry, space, config, track.plate, facts
+                    ),
                 )
                 continue
             facts |= _patch_attributes(options, geometry.match if matched is not None else None)
@@ -177,11 +181,11 @@ def measure_grain(plate: Clip, space: str) -> Grain | None:
     )
 
 
-def _colour_space(requested: str | None, plate: Clip | None) -> str:
+def _colour_space(requested: str | None, plate: Clip | None, config: str | None) -> str:
     """Returns the colour space of the frames by its name in the config."""
     if requested:
-        return colour.resolve(requested, plate.config if plate else None)
-    return output_space(plate) if plate else colour.scene_linear_space()
+        return colour.resolve(requested, config)
+    return output_space(plate) if plate else colour.scene_linear_space(config)
 
 
 def _frame_task(task: str, track: LatentTrack, frame: int, matched: bool) -> str:
@@ -234,10 +238,11 @@ def _write_crop(
     picture: Tensor,
     geometry: FaceGeometry,
     space: str,
+    config: str | None,
     plate: tuple[int, int],
     attributes: Mapping[str, object],
 ) -> bool:
-    pixels = colour.from_network(picture.permute(1, 2, 0).cpu().numpy(), space)
+    pixels = colour.from_network(picture.permute(1, 2, 0).cpu().numpy(), space, config)
     layers = crop_layers(picture, geometry, plate)
     write_exr(path, pixels, layers=layers, attributes=attributes)
     return True

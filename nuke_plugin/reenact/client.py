@@ -18,7 +18,6 @@ restarted, also on another port.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import time
@@ -112,7 +111,7 @@ class Client:
             ServerError: `missing`, files are not on the server; or the server refused.
         """
         kind = protocol.kind_of(task)
-        job = self.ask(protocol.Submit(kind, dataclasses.asdict(task)))
+        job = self.ask(protocol.Submit(kind, protocol.plain(task)))
         if job["missing"]:
             raise ServerError(
                 "missing",

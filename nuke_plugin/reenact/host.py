@@ -48,8 +48,8 @@ class Project:
     """The script's settings.
 
     Attributes:
-        space: the working space, by its name in the server's config.
-        config: the OCIO config of `space`: a path, a stock name, or `nuke-default`.
+        space: the working space as its knob has it: a name or a role; empty for Nuke's own.
+        config: the OCIO config of `space`, a path or `ocio://NAME`; empty for Nuke's own LUTs.
         views: the views; the first is used where none is chosen.
         frame: the current frame.
     """
@@ -66,7 +66,7 @@ class Plate:
 
     Attributes:
         node: the Read.
-        space: its colour space, by the Read's name for it; empty if it is read raw.
+        space: its colour space as the Read's menu has it; empty if it is read raw.
         first, last: its frames.
     """
 
@@ -161,15 +161,16 @@ def add_panel(widget: str, name: str, id: str) -> None:
 
 def project() -> Project:
     """Returns the script's current settings."""
-    root = nuke.root()
-    config = os.environ.get("OCIO") or root["OCIO_config"].value()
-    managed = root["colorManagement"].value() == "OCIO" or "OCIO" in os.environ
-    if not managed or config == "nuke-default":
-        space, config = "lin_rec709", "nuke-default"  # Nuke's own LUTs
-    else:
-        space = _plain_space(root["workingSpaceLUT"].value())
-    if config == "custom":
-        config = cast("nuke.File_Knob", root["customOCIOConfigPath"]).evaluate() or ""
+    root, variable = nuke.root(), os.environ.get("OCIO", "")
+    stock = str(root["OCIO_config"].value())
+    space, config = str(root["workingSpaceLUT"].value()), variable
+    if not variable:
+        knob = "customOCIOConfigPath" if stock == "custom" else "OCIOConfigPath"
+        config = _filtered(cast("nuke.File_Knob", root[knob]).evaluate())
+    # The stubs lack usingOcio, which Nuke's own autolabel calls.
+    managed = nuke.usingOcio()  # type: ignore[attr-defined]
+    if not managed or (stock == "nuke-default" and not variable):
+        space, config = "", ""
     return Project(space, config, nuke.views(), nuke.frame())
 
 
@@ -412,19 +413,31 @@ def plate(node: Node) -> Optional[Plate]:
         return None
     if above["frame_mode"].value() != "expression" or above["frame"].value():
         return None  # shifted in time
-    space = "" if above["raw"].value() else _plain_space(above["colorspace"].value())
+    knob = cast("nuke.Enumeration_Knob", above["colorspace"])
+    space = str(knob.value())
+    if space == "default":  # the menu's first line says which: "default (sRGB)"
+        space = str(knob.values()[0])
+    space = "" if above["raw"].value() else space
     return Plate(above, space, int(above["first"].value()), int(above["last"].value()))
 
 
 def plate_files(plate: Plate, numbers: List[int], view: str) -> List[str]:
-    """Returns the file of each frame, in a view."""
+    """Returns the source file of each frame, in a view; never a localised copy."""
     context = nuke.OutputContext()
     context.setView(context.viewFromName(view))
     knob = cast("nuke.File_Knob", plate.node["file"])
-    files = []
-    for number in numbers:
-        context.setFrame(number)
-        files.append(str(knob.evaluate(context) or ""))
+    policy = plate.node["localizationPolicy"]
+    before, files = policy.value(), []
+    with _no_undo():
+        try:
+            if before != "off":  # else the knob evaluates to the copy
+                policy.setValue("off")
+            for number in numbers:
+                context.setFrame(number)
+                files.append(_filtered(knob.evaluate(context)))
+        finally:
+            if before != "off":
+                policy.setValue(before)
     return files
 
 
@@ -471,12 +484,9 @@ def show_files(read: Node, frames: Frames) -> None:
 # -- helpers -------------------------------------------------------------------------------------
 
 
-def _plain_space(label: str) -> str:
-    """Returns a colour space's name in the config; menus show "default (ACES - ACEScg)"."""
-    inside = label[label.find("(") + 1 : -1]
-    roles = ("default", "scene_linear", "compositing_log", "color_picking", "matte_paint")
-    wrapped = label.endswith(")") and label.partition(" (")[0] in roles
-    return inside if wrapped else label.rpartition("/")[2]
+def _filtered(path: Optional[str]) -> str:
+    """Returns a path as Nuke opens it, after the filters that the studio has added."""
+    return str(nuke.filenameFilter(path) or path) if path else ""
 
 
 def _is_animated(knob: nuke.Knob) -> bool:

@@ -9,8 +9,8 @@ import functools
 from pathlib import Path, PurePath
 from typing import Callable, Optional
 
-from reenact import host, launcher, queries, repairs, runs, tracks
 from reenact import bake as baking
+from reenact import host, launcher, queries, repairs, runs, tracks
 from reenact.display import errors_on, plain_text, show_update
 from reenact.errors import NodeError, ServerError
 from reenact.host import Node

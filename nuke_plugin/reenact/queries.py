@@ -90,9 +90,7 @@ def fetch_file(
             safe = "".join(c if c.isalnum() else "_" for c in entry["name"])
             path = folder / f"{safe}_{entry['hash'][:8]}.{kind[:-1]}"
             client.fetch(File(entry["hash"], entry["size"]), path)
-            knobs = (
-                {"style": path} if kind == "styles" else thumbnails.character_knobs(path)
-            )
+            knobs = {"style": path} if kind == "styles" else thumbnails.character_knobs(path)
             return NodeUpdate(id, "", f"{path.name} is here.", result=Result(knobs))
     raise ServerError("not_made", f"The server has no {label} any more. Ask the server again.")
 

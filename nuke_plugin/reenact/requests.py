@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from reenact import host, protocol, repairs
+from reenact import host, ocio, protocol, repairs
 from reenact.errors import NodeError
 from reenact.host import Node
 from reenact.keyframes import TOLERANCE, keyframes
@@ -33,8 +33,9 @@ SLIDERS = {
 # Measures that a ReenactRepair has limits for.
 LIMITED_MEASURES = ("landmarks", "mouth", "lids", "gaze", "pose", "jitter")
 
-# Names in the server's OCIO config of Nuke's own colour spaces (colour management: Nuke).
-NUKE_SPACES = {"lin_rec709": "lin_rec709", "linear": "lin_rec709", "sRGB": "srgb_tx"}
+# Nuke's own colour spaces (colour management: Nuke) in a built-in config of OCIO, and that config.
+NUKE_SPACES = {"linear": "lin_rec709", "sRGB": "srgb_tx"}
+NUKE_CONFIG = "ocio://cg-config-v1.0.0_aces-v1.3_ocio-v2.1"
 
 # Tolerances that are tried in turn until a curve fits into one text; none of them is visible.
 AMOUNT_TOLERANCES = (TOLERANCE, 1e-4, 1e-3, 1e-2)
@@ -142,13 +143,15 @@ def _source(node: Node, name: str, folder: Path, first: int, last: int, handles:
         plate = None
     elif how == "files" and plate is None:
         raise NodeError('The input is no plain Read. Set "frames from" to auto or to render.')
-    config = "" if project.config == "nuke-default" else project.config
-    more = {"working": project.space, "view": view if len(project.views) > 1 else ""}
+    config, working = project.config or NUKE_CONFIG, NUKE_SPACES["linear"]
+    if project.config:
+        working = ocio.space_name(project.space, project.config)
+    if not working:
+        raise NodeError(f"The working space {project.space} means data. Choose one with colour.")
+    more = {"working": working, "view": view if len(project.views) > 1 else ""}
     if plate is not None:
         inside = [n for n in numbers if plate.first <= n <= plate.last]
-        space = plate.space or project.space
-        if not config:
-            space = NUKE_SPACES.get(space, "")
+        space = _plate_space(plate.space, project.config, working, how == "files")
         if inside and (space or how == "files"):
             files = host.plate_files(plate, inside, view)
             return Source(files, inside, space, config, files[0], **more)
@@ -160,7 +163,31 @@ def _source(node: Node, name: str, folder: Path, first: int, last: int, handles:
     except RuntimeError as error:
         raise NodeError(f"The input could not be rendered: {error}") from error
     files = [pattern % n for n in numbers]
-    return Source(files, numbers, project.space, config, host.name(node), **more)
+    return Source(files, numbers, working, config, host.name(node), **more)
+
+
+def _plate_space(label: str, config: str, working: str, required: bool) -> str:
+    """Returns the colour space of a Read's files; empty if only Nuke can convert them.
+
+    Args:
+        label: as the Read has it; empty if it is raw.
+        config: the script's; empty for Nuke's own LUTs.
+        working: the working space, which files that are raw or data are taken for.
+        required: whether an unknown space of the config is an error.
+
+    Raises:
+        NodeError: there is no such space.
+    """
+    if not label:
+        return working
+    if not config:
+        return NUKE_SPACES.get(ocio.plain_name(label), "")
+    try:
+        return ocio.space_name(label, config) or working
+    except NodeError:
+        if required:
+            raise
+        return ""
 
 
 # -- edits and styles ----------------------------------------------------------------------------

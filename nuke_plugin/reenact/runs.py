@@ -16,10 +16,10 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from reenact import launcher, protocol, thumbnails
+from reenact import launcher, ocio, protocol, thumbnails
 from reenact.channel import server_at
 from reenact.client import Client
-from reenact.errors import NoServerError, ServerError
+from reenact.errors import NodeError, NoServerError, ServerError
 from reenact.files import Frames, frame_file, version_for, write_file
 from reenact.protocol import MOVIES, Clip, File
 from reenact.tracks import quality
@@ -55,7 +55,7 @@ class Source:
         paths: the file of each frame; of a movie, one for all.
         numbers: the frames, increasing.
         space: their colour space; empty where the server's default is right.
-        config: the OCIO config that `space` belongs to.
+        config: the OCIO config that `space` belongs to, a path or `ocio://NAME`.
         name: what the artist calls the clip.
         working: the script's working space, in which results come back; empty for scene-linear.
         view: the view of the frames, where the script has several.
@@ -198,6 +198,8 @@ class Run(Thread):
                 self._update("cancelled", text, step)
         except ServerError as error:
             self._update("failed", str(error), STEPS.get(error.code, "retry"))
+        except NodeError as error:
+            self._update("failed", str(error), "retry")
         except OSError as error:
             where = error.filename or "A file"
             self._update("failed", f"{where}: {error.strerror or error}.", "retry")
@@ -209,7 +211,10 @@ class Run(Thread):
 
     def _begin(self, client: Client, request: RunRequest) -> None:
         """Sends files, submits the first job, and creates the version folder."""
-        clip = self._send_clip(client, request.source)
+        sources = Path(request.folder) / "sources"
+        config = ocio.portable(request.source.config, sources) if request.source.config else ""
+        source = dataclasses.replace(request.source, config=config or request.source.config)
+        clip = self._send_clip(client, source)
         task: protocol.Task
         if request.kind == "personalize":
             task = protocol.Personalize(clip, **request.settings)
@@ -218,7 +223,7 @@ class Run(Thread):
                 raise ServerError("no_character", f"There is no character {request.character}.")
             (character,) = client.send([request.character], self._on_sent)
             task = protocol.Solve(clip, character, **request.settings)
-        self._submit(client, request, task, source=dataclasses.asdict(request.source))
+        self._submit(client, request, task, source=dataclasses.asdict(source))
 
     def _submit(
         self,
@@ -258,6 +263,9 @@ class Run(Thread):
             "config": source.config,
             "name": source.name[-protocol.MAX_TEXT :],
         }
+        if source.config and not source.config.startswith("ocio://"):
+            (common["config_file"],) = client.send([source.config])
+            common["config"] = ocio.title(source.config)
         numbers, paths = source.numbers, source.paths
         suffix = Path(paths[0]).suffix.lower()
         if suffix in MOVIES:
@@ -334,7 +342,7 @@ class Run(Thread):
         self._update("running", "Solved.", result=Result({"track": path}, quality(path)))
         render = protocol.Render(track, solve.character, plate, name=name, colour_space=space)
         if self._frames(client, version, render, "Result", "") and content["crops"]:
-            crops = protocol.Render(track, solve.character, name=name, colour_space=space)
+            crops = without_plate(render)
             self._frames(client, version / "crops", crops, "Crops", "_crop")
 
     def _track(self, client: Client, task: protocol.Task, path: Path) -> Optional[File]:
@@ -546,6 +554,13 @@ def clip_between(clip: Clip, first: int, last: int) -> Clip:
     return dataclasses.replace(
         clip, numbers=[n for n, _ in inside], files=[file for _, file in inside]
     )
+
+
+def without_plate(render: protocol.Render) -> protocol.Render:
+    """Returns the task that renders the aligned crops of a track, in the same colour space."""
+    assert render.plate is not None
+    config, file = render.plate.config, render.plate.config_file
+    return dataclasses.replace(render, plate=None, config=config, config_file=file)
 
 
 def progress_text(event: Dict[str, Any], now: float, start: Tuple[float, float]) -> str:

@@ -25,6 +25,7 @@ from reenact.runs import (
     Source,
     clip_between,
     progress_text,
+    without_plate,
 )
 from reenact.tracks import numbers, quality
 from reenact.transfers import Progress
@@ -137,21 +138,22 @@ class Sender:
 
 
 def send_missing_frames(client: Client, plate: Clip, source: Source) -> None:
-    """Sends the frames of a plate that the server doesn't have any more.
+    """Sends the frames of a plate, and its OCIO config, that the server doesn't have any more.
 
     Raises:
         ServerError: `changed`, the files have other content now.
         OSError: the files are gone.
     """
-    held = client.ask(protocol.Held([file.hash for file in plate.files]))["bytes"]
-    lost = [i for i, file in enumerate(plate.files) if held[i] < file.size]
-    if not lost:
-        return
     paths = dict(zip(source.numbers, source.paths)) if plate.numbers else {}
-    files = [paths[plate.numbers[i]] if paths else source.paths[0] for i in lost]
-    if client.send(files) != [plate.files[i] for i in lost]:
+    known = [paths[n] for n in plate.numbers] if paths else source.paths[:1]
+    wanted = list(plate.files)
+    if plate.config_file is not None:
+        known, wanted = [*known, source.config], [*wanted, plate.config_file]
+    held = client.ask(protocol.Held([file.hash for file in wanted]))["bytes"]
+    lost = [i for i, file in enumerate(wanted) if held[i] < file.size]
+    if lost and client.send([known[i] for i in lost]) != [wanted[i] for i in lost]:
         text = "The plate has changed since the shot above was submitted. Submit that one again."
-        raise ServerError("changed", text, files[0])
+        raise ServerError("changed", text, known[lost[0]])
 
 
 def send_directions(
@@ -347,7 +349,7 @@ class ShotRun(Run):
         if track is not None:
             render = dataclasses.replace(render, track=track, name=version.name)
         if self._frames(client, version, render, "Result", "", more) and content["crops"]:
-            crops = dataclasses.replace(render, plate=None)
+            crops = without_plate(render)
             self._frames(client, version / "crops", crops, "Crops", "_crop")
 
     def _stylize(self, client: Client, version: Path, task: protocol.Stylize) -> None:

@@ -78,7 +78,11 @@ def _send_clip(client: Client, clip: Clip, report: Report) -> protocol.Clip:
     """Sends a clip's frames in its range, or says where the server can read them."""
     path, suffix = os.path.abspath(clip.path), Path(clip.path).suffix.lower()
     range_ = f"{clip.first}-{clip.last}"
-    common: dict[str, Any] = {"colour_space": clip.colour_space, "name": clip.shown}
+    common: dict[str, Any] = {
+        "colour_space": clip.colour_space,
+        "config": os.environ.get("OCIO", ""),
+        "name": clip.shown,
+    }
     if _may_read(client, path):
         whole = clip.kind == "still"
         return protocol.Clip(path=path, frames="" if whole else range_, **common)

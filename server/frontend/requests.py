@@ -19,10 +19,12 @@ import reenact
 from reenact import protocol
 from reenact.protocol import ProtocolError
 
+from core.base.errors import ReenactError
 from server.frontend.database import Database, Job, StoreFullError
 from server.frontend.peers import Limits, Peer, Peers, Reply, check_hash
 from server.frontend.scheduler import Scheduler
 from server.frontend.transfers import Transfers
+from server.jobs import registry
 
 log = logging.getLogger("reenact")
 
@@ -245,6 +247,10 @@ class Requests:
 
     def _submit(self, request: protocol.Submit, peer: Peer) -> dict[str, Any]:
         task = protocol.read_task(request)
+        try:
+            registry.check_configs(task)
+        except ReenactError as error:
+            raise ProtocolError("bad_value", str(error)) from None
         state = ""
         for name, part in protocol.parts(task):
             if isinstance(part, protocol.Clip) and len(part.files) > self._limits.frames:

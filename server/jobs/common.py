@@ -52,6 +52,8 @@ class Context:
             that it is complete on disk.
         load_character: loads a character's file, or returns the one that is loaded already.
         reusable: by frame number, frames of similar renders, of which equal ones are copied.
+        config: the OCIO config of the task's own colour space, where there is no plate; None for
+            the server's.
     """
 
     report: Report
@@ -61,6 +63,7 @@ class Context:
     on_result: Callable[[str, Path, int], None] = lambda name, path, number: None
     load_character: Callable[[Path], Character] = load_character
     reusable: Mapping[int, Sequence[Path]] = field(default_factory=dict)
+    config: str | None = None
 
     def several(self, name: str) -> list[Path]:
         """Returns the paths of a field that names a list of files, in its order."""

@@ -3,7 +3,6 @@
 import ast
 import importlib.util
 import re
-import subprocess
 import sys
 from pathlib import Path
 from unittest.mock import patch

@@ -173,9 +173,7 @@ def test_a_preview_is_seen_on_its_frame_only_and_never_rendered(
     assert oiio.ImageBuf(str(tmp_path / "out" / "comp.1002.exr")).getpixel(0, 0)[0] == 1002
 
 
-def test_outside_its_range_and_in_its_gaps_a_result_is_black(
-    session: Session, frames: str
-) -> None:
+def test_outside_its_range_and_in_its_gaps_a_result_is_black(session: Session, frames: str) -> None:
     node = under(session, "Reenact", read_node(session, frames, FIRST, LAST))
     show(session, node, "Result", frames, [1001, 1002, 1004])
     for number, value in ((1000, 0), (1001, 1001), (1003, 0), (1004, 1004), (1005, 0)):
@@ -188,9 +186,7 @@ def test_outside_its_range_and_in_its_gaps_a_result_is_black(
         session.look(node, 1002)
 
 
-def test_render_all_does_not_meet_our_writes(
-    session: Session, frames: str, tmp_path: Path
-) -> None:
+def test_render_all_does_not_meet_our_writes(session: Session, frames: str, tmp_path: Path) -> None:
     read = read_node(session, frames, 1001, 1002)
     read["raw"].setValue(True)
     node = under(session, "Reenact", read)
@@ -208,7 +204,7 @@ def test_render_all_does_not_meet_our_writes(
 
 
 @settings(max_examples=30)
-@examples_of(st.text(alphabet="[]$\\{}\"; errno2:.#%dax\n", max_size=60))
+@examples_of(st.text(alphabet='[]$\\{}"; errno2:.#%dax\n', max_size=60))
 def test_messages_are_shown_and_not_evaluated(text: str) -> None:
     with nuke_standin.running(gui=False):
         display = plugin("display")
@@ -311,7 +307,9 @@ def test_no_program_opens_a_console_window() -> None:
         for line in ast.walk(ast.parse(path.read_text())):
             if isinstance(line, ast.Call) and ast.unparse(line.func).startswith("subprocess."):
                 started += 1
-                assert any(k.arg is None and ast.unparse(k.value) == "DETACHED" for k in line.keywords)
+                assert any(
+                    k.arg is None and ast.unparse(k.value) == "DETACHED" for k in line.keywords
+                )
     assert started == 2
     code = "import os, shutil, subprocess; os.name = 'nt'\nfrom reenact import launcher\nprint(launcher.DETACHED)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "nuke_plugin")}

@@ -14,7 +14,6 @@ It can't show how Nuke draws, caches, schedules and licenses (`nuke_acceptance.p
 from __future__ import annotations
 
 import builtins
-import importlib
 import json
 import os
 import re
@@ -70,6 +69,7 @@ DOCUMENTED = {
             "colorManagement",
             "OCIO_config",
             "customOCIOConfigPath",
+            "OCIOConfigPath",  # also in deadline-cloud-for-nuke
             "workingSpaceLUT",
             "fps",
             "frame",
@@ -227,11 +227,23 @@ class EvalString_Knob(String_Knob):
         def number(found: re.Match[str]) -> str:
             return f"{int(frame):0{int(found[1] or len(found[0]))}d}"
 
-        return re.sub(r"#+|%0(\d+)d", number, text).removeprefix(session.drive)
+        path = re.sub(r"#+|%0(\d+)d", number, text).removeprefix(session.drive)
+        return self._localised(path)
+
+    def _localised(self, path: str) -> str:
+        return path
 
 
 class File_Knob(EvalString_Knob):
     pass
+
+    def _localised(self, path: str) -> str:
+        """A Read's file evaluates to the local copy once there is one, and it may be used."""
+        node, folder = self._node, self._node._session.localised
+        if folder is None or node._kind != "Read" or node["localizationPolicy"].value() == "off":
+            return path
+        copy = folder / path.lstrip("/").replace("/", "_")
+        return str(copy) if copy.exists() else path
 
 
 class Multiline_Eval_String_Knob(EvalString_Knob):
@@ -396,6 +408,24 @@ class Enumeration_Knob(Unsigned_Knob):
         return str(self._value)
 
 
+class _Colorspace_Knob(Enumeration_Knob):
+    """An enumeration whose items are a value, and after a tab what menus show."""
+
+    def Class(self):
+        return "Enumeration_Knob"
+
+    def value(self):
+        return self._value.partition("\t")[0]
+
+    def _text(self) -> str:
+        return self.value()
+
+    def _checked(self, value):
+        return next((i for i in self._items if i.partition("\t")[0] == value), None) or (
+            super()._checked(value)
+        )
+
+
 class Color_Knob(Unsigned_Knob):  # tile_color: one number
     def _text(self) -> str:
         return hex(self._value)
@@ -472,16 +502,18 @@ _NATIVE: dict[str, dict[str, Callable[[str], Knob]]] = {
         **dict.fromkeys(("first", "last", "origfirst", "origlast"), Int_Knob),
         **dict.fromkeys(("raw", "premultiplied", "auto_alpha", "origset"), Boolean_Knob),
         **dict.fromkeys(
-            ("before", "after"), lambda n: Enumeration_Knob(n, n, ("hold", "loop", "bounce", "black"))
+            ("before", "after"),
+            lambda n: Enumeration_Knob(n, n, ("hold", "loop", "bounce", "black")),
         ),
         "on_error": lambda n: Enumeration_Knob(
             n, n, ("error", "black", "checkerboard", "nearest frame")
         ),
-        "localizationPolicy": lambda n: Enumeration_Knob(
-            n, n, ("on", "from auto-localize path", "on demand", "off")
-        ),
         "frame_mode": lambda n: Enumeration_Knob(n, n, ("expression", "start at", "offset")),
         "reload": Script_Knob,
+        "colorspace": lambda n: _Colorspace_Knob(n, n, ("default (sRGB)", "linear", "sRGB")),
+        "localizationPolicy": lambda n: Enumeration_Knob(
+            n, n, ("fromAutoLocalizePath", "on", "onDemand", "off")
+        ),
     },
     "Write": {
         "file": File_Knob,
@@ -493,13 +525,12 @@ _NATIVE: dict[str, dict[str, Callable[[str], Knob]]] = {
     "Root": {
         **dict.fromkeys(("first_frame", "last_frame", "frame"), Int_Knob),
         "proxy": Boolean_Knob,
-        "customOCIOConfigPath": File_Knob,
+        **dict.fromkeys(("customOCIOConfigPath", "OCIOConfigPath"), File_Knob),
     },
 }
 _DEFAULTS = {
     ("Read", "first"): 1,
     ("Read", "last"): 1,
-    ("Read", "colorspace"): "default (sRGB)",
     ("Root", "first_frame"): 1,
     ("Root", "last_frame"): 100,
     ("Root", "colorManagement"): "Nuke",
@@ -735,6 +766,8 @@ class Session:
         self.shown: list[str] = []  # nodes whose properties were opened
         self.panels: dict[str, str] = {}  # id -> class
         self.menus: dict[str, Menu] = {}
+        self.localised: Path | None = None  # where local copies of Reads' files lie, if anywhere
+        self._filters: list[Callable[[str], str | None]] = []
         self.longest = 0.0  # longest time that the event loop was blocked, s
         self._root = self._new_root()
         self._drawn: dict[tuple[Node, int], Picture] | None = None  # by `look`
@@ -755,6 +788,8 @@ class Session:
             "addOnScriptClose": self._close_calls.append,
             "addOnCreate": self._on_create,
             "clone": lambda node, args="", inpanel=None: self.clone(node),
+            "addFilenameFilter": self._filters.append,
+            "filenameFilter": self._filter,
             "createNode": self._create_node,
             "delete": self._delete,
             "execute": self._execute,
@@ -780,6 +815,7 @@ class Session:
             "show": lambda node: self.shown.append(node.name()),
             "zoomToFitSelected": lambda: None,
             "undo": self._undo_one,
+            "usingOcio": lambda: self._the_root()["colorManagement"].value() == "OCIO",
             "views": lambda: list(self._needs_root("views")._views),
         }
         for name, value in names.items():
@@ -797,6 +833,11 @@ class Session:
             },
         )
         return module
+
+    def _filter(self, path: str) -> str:
+        for one in reversed(self._filters):
+            path = one(path) or path
+        return path
 
     @staticmethod
     def _guarded(name: str, call: Callable) -> Callable:
@@ -1323,7 +1364,6 @@ class Session:
             channels[f"{layer}.{plain}" if layer else plain] = pixels[..., i]
         return channels
 
-
     def _black(self, node: Node) -> Picture:
         """Returns an empty picture of the size of a Read's frames."""
         first, last = node["first"].value(), node["last"].value()
@@ -1344,7 +1384,7 @@ def _knob_classes() -> list[type]:
     found = [Knob]
     for kind in found:
         found += [k for k in kind.__subclasses__() if k not in found]
-    return found
+    return [kind for kind in found if not kind.__name__.startswith("_")]
 
 
 @contextmanager
