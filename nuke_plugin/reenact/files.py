@@ -6,7 +6,7 @@ import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable
+from typing import Iterable, List
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,25 @@ def version_for(folder: Path, name: str, job: str) -> Path:
             continue  # another client was quicker
         write_file(path / ".job", job.encode())
         return path
+
+
+def mark_version(version: Path, id: str) -> None:
+    """Notes in a version folder that it belongs to a node."""
+    mark = version / f".node-{id}"
+    if not mark.exists():
+        write_file(mark, b"")
+
+
+def is_marked(version: Path, id: str) -> bool:
+    """Returns whether a version folder belongs to a node."""
+    return (version / f".node-{id}").exists()
+
+
+def versions_of(folder: Path, id: str) -> List[str]:
+    """Returns the names of the versions with frames that a node has made, oldest first."""
+    marks = [mark for mark in folder.glob(f"*/.node-{id}") if any(mark.parent.glob("*.exr"))]
+    marks.sort(key=lambda mark: mark.stat().st_mtime_ns)
+    return [mark.parent.name for mark in marks]
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -14,13 +14,13 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 from reenact import launcher, protocol, thumbnails
 from reenact.channel import server_at
 from reenact.client import Client
 from reenact.errors import NoServerError, ServerError
-from reenact.files import Frames, frame_file, version_for, write_file
+from reenact.files import Frames, frame_file, mark_version, version_for, versions_of, write_file
 from reenact.protocol import MOVIES, Clip, File
 from reenact.tracks import quality
 
@@ -43,6 +43,8 @@ STEPS = {
     "no_pyzmq": "",
     "not_made": "",
 }
+
+NO_FRAMES = Frames("", 1, 1)
 
 Destination = Callable[[Dict[str, Any]], Path]  # returns the path for an event's file
 
@@ -105,12 +107,16 @@ class Result:
         curves: values by frame, by knob.
         reads: files, by the name of a Read inside the node.
         choices: items, by enumeration knob.
+        version: the version that all this belongs to; empty if to none.
+        versions: the node's versions, oldest first; empty leaves its menus as they are.
     """
 
     knobs: Dict[str, Any] = field(default_factory=dict)
     curves: Dict[str, Dict[int, float]] = field(default_factory=dict)
     reads: Dict[str, Frames] = field(default_factory=dict)
     choices: Dict[str, List[str]] = field(default_factory=dict)
+    version: str = ""
+    versions: List[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -218,7 +224,8 @@ class Run(Thread):
                 raise ServerError("no_character", f"There is no character {request.character}.")
             (character,) = client.send([request.character], self._on_sent)
             task = protocol.Solve(clip, character, **request.settings)
-        self._submit(client, request, task, source=dataclasses.asdict(request.source))
+        source = dataclasses.asdict(request.source)
+        self._submit(client, request, task, source=source, character=request.character)
 
     def _submit(
         self,
@@ -331,9 +338,10 @@ class Run(Thread):
             task = protocol.Frame(track, solve.character, content["first"], plate, name, space)
             self._frames(client, version, task, "Preview", "")
             return
-        self._update("running", "Solved.", result=Result({"track": path}, quality(path)))
+        self._update("running", "Solved.")
         render = protocol.Render(track, solve.character, plate, name=name, colour_space=space)
-        if self._frames(client, version, render, "Result", "") and content["crops"]:
+        shown = Result(version_knobs(version, content), quality(path))
+        if self._frames(client, version, render, "Result", "", shown) and content["crops"]:
             crops = protocol.Render(track, solve.character, name=name, colour_space=space)
             self._frames(client, version / "crops", crops, "Crops", "_crop")
 
@@ -364,7 +372,7 @@ class Run(Thread):
             client: a client of this thread.
             folder: where the frames go.
             task: renders them.
-            read: name of the Read inside the node that shows them.
+            read: name of the Read inside the node that shows them; a preview is of no version.
             suffix: of the version's name in the frames' names.
             more: what else changes on the node once there are frames.
 
@@ -373,6 +381,7 @@ class Run(Thread):
         """
         pattern = str(folder / f"{Path(self.folder).name}{suffix}.####.exr")
         numbers: List[int] = []
+        versions: List[str] = []  # of the node, once this one has frames
         shown_at = 0.0
 
         def destination(event: Dict[str, Any]) -> Path:
@@ -380,16 +389,23 @@ class Run(Thread):
 
         def result() -> Result:
             knobs: Dict[str, Any] = {f"has_{read.lower()}": True}
+            reads = {read: Frames.of(pattern, numbers)}
+            both = more or Result()
             if read != "Crops":
                 knobs["show"] = read.lower()
             if read == "Preview":
                 knobs["preview_frame"] = numbers[0]
-            both = more or Result()
-            reads = {read: Frames.of(pattern, numbers)}
+            else:
+                versions[:] = versions or versions_of(Path(self.folder).parent, self.id)
+                both = dataclasses.replace(both, version=Path(self.folder).name, versions=versions)
+            if read == "Result":
+                reads["Crops"] = NO_FRAMES  # those of another version are not this one's
             return dataclasses.replace(both, knobs={**both.knobs, **knobs}, reads=reads)
 
         def landed(event: Dict[str, Any]) -> None:
             nonlocal shown_at
+            if read == "Result" and not numbers:
+                mark_version(folder, self.id)
             numbers.append(event["number"])
             now = time.monotonic()
             if now - shown_at > SHOW_SECONDS:
@@ -536,6 +552,24 @@ class _StageClock:
         if event["stage"] != self._stage or event["done"] < self._start[1]:
             self._stage, self._start = event["stage"], (float(event["time"]), event["done"])
         return self._start
+
+
+def version_knobs(version: Path, content: Mapping[str, Any]) -> Dict[str, Any]:
+    """Returns the knobs of a node that shows a version, whose frames come with it.
+
+    Args:
+        version: the version's folder.
+        content: of its `run.json`.
+    """
+    knobs = {
+        "track": version / "track.latents",
+        "shown_version": version.name,
+        "has_result": True,
+        "has_crops": False,
+    }
+    if content["kind"] != "reenact":  # there it is what the artist asks for
+        knobs["character"] = Path(content["character"])
+    return knobs
 
 
 def clip_between(clip: Clip, first: int, last: int) -> Clip:

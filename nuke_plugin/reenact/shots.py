@@ -25,6 +25,7 @@ from reenact.runs import (
     Source,
     clip_between,
     progress_text,
+    version_knobs,
 )
 from reenact.tracks import numbers, quality
 from reenact.transfers import Progress
@@ -86,10 +87,16 @@ class ShotRequest(RunRequest):
 def read_shot(track: str, character: str) -> Shot:
     """Reads the shot whose track is in a version folder.
 
+    Args:
+        track: the track.
+        character: used where the version's own character is not where it was.
+
     Raises:
         OSError, ValueError, KeyError, TypeError: the version is gone or damaged.
     """
     content = json.loads((Path(track).parent / "run.json").read_text())
+    own = str(content.get("character", ""))  # unless it was moved, or the version is older
+    character = own if own and os.path.exists(own) else character
     plate = content["plate"] if "plate" in content else content["task"]["plate"]
     return Shot(
         track,
@@ -317,36 +324,28 @@ class ShotRun(Run):
         if isinstance(task, protocol.Stylize):
             self._stylize(client, version, task)
             return
-        path = version / "track.latents"
         track = None
         if isinstance(task, protocol.Edit):
-            track = self._track(client, task, path)
+            track = self._track(client, task, version / "track.latents")
             if track is None:
                 return
-        knobs = {"track": path, "character": Path(content["character"])}
-        self._update("running", "Rendering.", result=Result(knobs, quality(path)))
+        self._update("running", "Rendering.")
         self._render(client, content, track)
 
-    def _render(
-        self,
-        client: Client,
-        content: Dict[str, Any],
-        track: Optional[File],
-        more: Optional[Result] = None,
-    ) -> None:
+    def _render(self, client: Client, content: Dict[str, Any], track: Optional[File]) -> None:
         """Renders a version.
 
         Args:
             client: a client of this thread.
             content: of the version's `run.json`.
             track: the version's own track, if it has made one.
-            more: what else changes on the node once there are frames.
         """
         version = Path(self.folder)
         render = protocol.build(protocol.Render, content["task" if track is None else "render"])
         if track is not None:
             render = dataclasses.replace(render, track=track, name=version.name)
-        if self._frames(client, version, render, "Result", "", more) and content["crops"]:
+        shown = Result(version_knobs(version, content), quality(version / "track.latents"))
+        if self._frames(client, version, render, "Result", "", shown) and content["crops"]:
             crops = dataclasses.replace(render, plate=None)
             self._frames(client, version / "crops", crops, "Crops", "_crop")
 

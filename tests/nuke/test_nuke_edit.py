@@ -1,10 +1,13 @@
 """Tests ReenactEdit and ReenactStyle in the stand-in for Nuke, with a real server and pictures."""
 
 import copy
+import json
 import os
 import shutil
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -90,6 +93,16 @@ def opened(session: Session, solved: Path, folder: Path) -> Node:
     nuke.scriptSaveAs(str(folder / "shot.nk"), True)
     nuke.frame(FIRST)
     return nuke.toNode("Reenact1")
+
+
+@contextmanager
+def of_character(reenact: Node, character: Path) -> Iterator[None]:
+    """Has the version of a Reenact say that it is of another character."""
+    path = Path(reenact["track"].value()).parent / "run.json"
+    before = path.read_text()
+    path.write_text(json.dumps({**json.loads(before), "character": str(character)}))
+    yield
+    path.write_text(before)
 
 
 def shown_live(session: Session, node: Node, but: str = "") -> Path:
@@ -494,9 +507,9 @@ def test_a_style_is_made_from_the_node_and_chosen_in_another(
     assert fetched.parent == tmp_path / "reenact" / "styles"
     assert fetched.read_bytes() == made.read_bytes()
     assert other["styles"].value() == rest
-    reenact["character"].setValue((solved / "age.directions").as_posix())  # another character
-    session.press(other, "list_styles")
-    until_said(session, other, "0 styles of this character")
+    with of_character(reenact, solved / "age.directions"):  # another character
+        session.press(other, "list_styles")
+        until_said(session, other, "0 styles of this character")
     assert other["styles"].values() == [rest]
 
 
@@ -509,7 +522,6 @@ def test_directions_are_found_where_a_character_has_none(
     reenact = opened(session, solved, tmp_path)
     character = tmp_path / "new.character"
     shutil.copyfile(solved / "anna.character", character)
-    reenact["character"].setValue(character.as_posix())
     node = under(session, "ReenactEdit", reenact)
 
     def quick(character: protocol.File) -> Any:
@@ -517,6 +529,7 @@ def test_directions_are_found_where_a_character_has_none(
 
     fit = protocol.FitDirections
     with (
+        of_character(reenact, character),
         patch.object(shots.protocol, "FitDirections", quick),
         patch.dict(protocol.TASKS, {"fit_directions": fit}),
     ):

@@ -170,7 +170,7 @@ def test_a_preview_is_seen_on_its_frame_only_and_never_rendered(
     show(session, node, "Preview", str(live), [1002])
     assert session.look(node, 1002)["red"].max() == 5
     assert session.look(node, 1001)["red"].max() == 1001
-    assert session.label(node).startswith("preview, ")
+    assert session.label(node).startswith("preview\n")
     session.set(node, "output_as", "render")  # its layers are there as those of a result
     assert session.look(node, 1002)["red"].max() == 7
     session.set(node, "output_as", "RGBA premultiplied")

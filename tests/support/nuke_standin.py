@@ -1182,7 +1182,8 @@ class Session:
             if where in ("", "parent"):
                 whose = node._parent if where else node
                 return repr(float(whose[name].valueAt(self._frame)))  # in Nuke 1/2 is not 0
-            picture = self._picture(node._parent.node(where), self._frame)["red"]
+            source = node.input(0) if where == "input" else node._parent.node(where)
+            picture = self._picture(source, self._frame)["red"]
             return repr(float(picture.shape[{"height": 0, "width": 1}[name]]))
 
         return nk_script.number(re.sub(r"([a-z]\w*\.)?[a-z_]\w*(?!\w*\()", number, expression))
