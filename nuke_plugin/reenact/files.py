@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterable, List
 
+from reenact.errors import ServerError
+
 
 @dataclass(frozen=True)
 class Frames:
@@ -44,6 +46,26 @@ def frame_file(pattern: str, number: int) -> str:
         return pattern
     width = len(found[0]) if found[0].startswith("#") else int(found[1] or 1)
     return os.path.join(folder, f"{name[: found.start()]}{number:0{width}d}{name[found.end() :]}")
+
+
+def existing_frames(pattern: str) -> List[int]:
+    """Returns the frames that exist of a pattern, `a.##.exr` or `a.%02d.exr`; none for one file.
+
+    Raises:
+        ServerError: `no_frames`, no frame exists.
+    """
+    path = Path(pattern)
+    found = re.search(r"#+|%0?\d*d", path.name)
+    if not found:
+        return []
+    expected = re.compile(
+        re.escape(path.name[: found.start()]) + r"(\d+)" + re.escape(path.name[found.end() :])
+    )
+    matches = [expected.fullmatch(p.name) for p in path.parent.iterdir()]
+    numbers = sorted({int(match[1]) for match in matches if match})
+    if not numbers:
+        raise ServerError("no_frames", f"There is no picture {pattern}.")
+    return numbers
 
 
 def safe_name(name: str, default: str) -> str:
@@ -96,7 +118,11 @@ def is_marked(version: Path, id: str) -> bool:
 
 def versions_of(folder: Path, id: str) -> List[str]:
     """Returns the names of the versions with frames that a node has made, oldest first."""
-    marks = [mark for mark in folder.glob(f"*/.node-{id}") if any(mark.parent.glob("*.exr"))]
+    marks = [
+        mark
+        for mark in folder.glob(f"*/.node-{id}")
+        if any(mark.parent.glob("*.exr")) or any(mark.parent.glob("*/*.exr"))  # of views
+    ]
     marks.sort(key=lambda mark: mark.stat().st_mtime_ns)
     return [mark.parent.name for mark in marks]
 

@@ -11,9 +11,8 @@ import functools
 from pathlib import Path, PurePath
 from typing import Callable, Iterator, Optional
 
-from reenact import host, launcher, queries, repairs, runs, tracks
 from reenact import bake as baking
-from reenact import versions
+from reenact import host, launcher, queries, repairs, runs, tracks, versions
 from reenact.display import approved_version, errors_on, plain_text, show_update
 from reenact.errors import NodeError, ServerError
 from reenact.files import is_marked
@@ -29,6 +28,7 @@ from reenact.kinds import (
     node_version,
 )
 from reenact.requests import (
+    ALL_VIEWS,
     SLIDERS,
     build_request,
     new_entry,
@@ -37,7 +37,7 @@ from reenact.requests import (
     results_folder,
 )
 from reenact.runs import NodeUpdate, Result
-from reenact.session import Session, mark_shown
+from reenact.session import Session, mark_shown, restore_menu
 from reenact.shots import ShotRequest
 from reenact.upstream import shot_above, shown_version, upstream
 
@@ -146,6 +146,7 @@ def _gone_is_said(node: Node, version: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, ServerError):
+        restore_menu(node)
         text = f"There is no {version} in {results_folder(node)} any more. Choose another version."
         raise NodeError(text) from None
 
@@ -301,7 +302,7 @@ def _start_server(node: Node) -> None:
 def approve(node: Node) -> None:
     """Approves the version that is shown: new ones do not take its place. Withdraws it if it is."""
     shown, before = _shown_here(node), approved_version(node)
-    folder = Path(str(host.get(node, "track"))).parent
+    folder = versions.folder_of(str(host.get(node, "track")), shown)
     try:
         if before != shown:
             versions.approve(folder, host.name(node), node_id(node))
@@ -323,7 +324,7 @@ def create_read(node: Node) -> None:
     name = host.put_read(
         node,
         str(host.get(node, "read_name")),
-        lambda file: is_marked(Path(file).parent, id),
+        lambda file: any(is_marked(folder, id) for folder in Path(file).parents),
         f"{host.name(node)}\n{shown}",
     )
     host.put(node, "read_name", name)
@@ -405,6 +406,12 @@ def list_styles(node: Node) -> None:
     """Fills the menu of styles with those that the server has of the shot's character."""
     character = shot_above(node).character
     SESSION.query(node, lambda client, id: queries.list_files(client, id, "styles", character))
+
+
+@_button
+def all_views(node: Node) -> None:
+    """Has Submit work on every view of the script."""
+    host.put(node, "view", ALL_VIEWS, undo=True)
 
 
 @_button

@@ -20,7 +20,7 @@ from reenact import protocol
 from reenact.client import Client
 from reenact.errors import ServerError
 from reenact.files import safe_name
-from reenact.runs import Result, RunRequest, clip_between
+from reenact.runs import Result, RunRequest, clip_between, frames_name
 from reenact.shots import Sender, ShotRequest, ShotRun, send_missing_frames
 
 # Fields of a `Frame` that are as in a `Render`.
@@ -193,8 +193,7 @@ class RepairRun(ShotRun):
             track, character = send(above.track), send(above.character)
             send_missing_frames(client, above.plate, above.source)
             plate = clip_between(above.plate, request.first, request.last)
-            name = Path(above.track).parent.name
-            task = protocol.Qc(track, character, plate, name=name, **request.settings)
+            task = protocol.Qc(track, character, plate, name=above.name, **request.settings)
             self._submit(client, request, task)
             return
         render, more = self._render_task(client, request, send)
@@ -239,7 +238,7 @@ class RepairRun(ShotRun):
                 render.character,
                 content["first"],
                 render.plate,
-                version.name,
+                frames_name(version),
                 **{name: getattr(render, name) for name in RENDER_FIELDS},
             )
             self._frames(client, version, frame, "Preview", "")

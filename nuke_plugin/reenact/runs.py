@@ -85,6 +85,7 @@ class RunRequest:
         character: file of the character, for reenactments.
         first, last: the frames to deliver; frames of the source outside them are handles.
         crops: whether the aligned crops are rendered too.
+        views: the request of each view, where several are asked for; this is then the first one's.
     """
 
     kind: str
@@ -96,6 +97,7 @@ class RunRequest:
     first: int = 0
     last: int = 0
     crops: bool = False
+    views: Mapping[str, "RunRequest"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,8 @@ class Run(Thread):
         resume: whether jobs of that version that have stopped are submitted again.
         start_server: whether the server is started first.
         server: `host:port`; empty for the one that is found.
+        view: the view, where this is a part of a `ViewsRun`, which submits the first job
+            (`submit_first`) and gives it a folder (`enter`).
     """
 
     def __init__(
@@ -166,14 +170,16 @@ class Run(Thread):
         resume: bool = False,
         start_server: bool = False,
         server: str = "",
+        view: str = "",
     ) -> None:
         super().__init__(daemon=True, name=f"reenact {id[:8]}")
         self.id, self.request, self.folder = id, request, folder
         self._on_update, self._resume, self._start_server = on_update, resume, start_server
-        self._server = server
+        self._server, self._of_view = server, view
         self._last_progress = 0.0
         self._cancelled, self._detached = Event(), Event()
         self._job = self._view = ""
+        self._first: Optional[Tuple[protocol.Task, str, Dict[str, Any]]] = None
         self.jobs: List[str] = []  # ids of the server's jobs so far
 
     def cancel(self) -> None:
@@ -234,7 +240,7 @@ class Run(Thread):
         task: protocol.Task,
         key: str = "",
         **more: Any,
-    ) -> Path:
+    ) -> None:
         """Submits the first job, and creates the version folder.
 
         Args:
@@ -244,10 +250,7 @@ class Run(Thread):
             key: the same job and key have the same version folder.
             **more: further entries of `run.json`.
         """
-        self._job = client.submit(task)
-        version = version_for(Path(request.folder), request.name, self._job + key)
-        self.folder, self._resume = str(version), True
-        content = {
+        content: Dict[str, Any] = {
             "kind": request.kind,
             "first": request.first,
             "last": request.last,
@@ -255,9 +258,30 @@ class Run(Thread):
             "task": dataclasses.asdict(task),
             **more,
         }
-        write_file(version / "run.json", json.dumps(content).encode())
-        self._update("queued", "Submitted.", result=Result({"run": version}))
-        return version
+        self._first = task, key, content
+        if not self._of_view:
+            key = self.submit_first(client)
+            self.enter(version_for(Path(request.folder), request.name, key))
+            self._update("queued", "Submitted.", result=Result({"run": Path(self.folder)}))
+
+    def submit_first(self, client: Client) -> str:
+        """Submits the first job; returns the key of the version that it belongs to."""
+        assert self._first is not None
+        task, key, _ = self._first
+        self._job = client.submit(task)
+        return self._job + key
+
+    def enter(self, folder: Path, name: str = "") -> None:
+        """Writes down what was submitted.
+
+        Args:
+            folder: where.
+            name: of the frames; empty for the folder's.
+        """
+        assert self._first is not None
+        self.folder, self._resume = str(folder), True
+        content = {**self._first[-1], "name": name or folder.name}
+        write_file(folder / "run.json", json.dumps(content).encode())
 
     def _send_clip(self, client: Client, source: Source) -> Clip:
         common: Dict[str, Any] = {
@@ -333,7 +357,7 @@ class Run(Thread):
         if track is None:
             return
         plate = clip_between(solve.plate, content["first"], content["last"])
-        name, space = version.name, content["source"].get("working") or None
+        name, space = frames_name(version), content["source"].get("working") or None
         if content["kind"] == "preview":  # the node keeps the track of its whole result
             task = protocol.Frame(track, solve.character, content["first"], plate, name, space)
             self._frames(client, version, task, "Preview", "")
@@ -379,7 +403,8 @@ class Run(Thread):
         Returns:
             Whether all frames were rendered.
         """
-        pattern = str(folder / f"{Path(self.folder).name}{suffix}.####.exr")
+        name = frames_name(Path(self.folder))
+        pattern = str(folder / f"{name}{suffix}.####.exr")
         numbers: List[int] = []
         versions: List[str] = []  # of the node, once this one has frames
         shown_at = 0.0
@@ -415,7 +440,7 @@ class Run(Thread):
         stopped: List[NodeUpdate] = []
         complete = self._follow(client, task, destination, stopped.append, landed)
         count = len(set(numbers))
-        text = f"{Path(self.folder).name}: {count} frame{'s' * (count != 1)}{self._view}."
+        text = f"{name}: {count} frame{'s' * (count != 1)}{self._view}."
         update = NodeUpdate(self.id, "done", text) if complete else stopped[-1]
         if numbers:
             update = dataclasses.replace(update, result=result())
@@ -554,6 +579,15 @@ class _StageClock:
         return self._start
 
 
+def frames_name(folder: Path) -> str:
+    """Returns what the names of a folder's frames begin with: the version's name, and the view's.
+
+    Raises:
+        OSError, ValueError: the folder is gone or damaged.
+    """
+    return str(json.loads((folder / "run.json").read_text()).get("name", folder.name))
+
+
 def version_knobs(version: Path, content: Mapping[str, Any]) -> Dict[str, Any]:
     """Returns the knobs of a node that shows a version, whose frames come with it.
 
@@ -561,8 +595,9 @@ def version_knobs(version: Path, content: Mapping[str, Any]) -> Dict[str, Any]:
         version: the version's folder.
         content: of its `run.json`.
     """
+    first_view = content.get("views", [""])[0]
     knobs = {
-        "track": version / "track.latents",
+        "track": version / first_view / "track.latents",
         "shown_version": version.name,
         "has_result": True,
         "has_crops": False,

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 import uuid
 from pathlib import Path
@@ -20,6 +21,9 @@ from reenact.queries import ServerQuery
 from reenact.requests import build_request, results_folder
 from reenact.runs import BUSY, NodeUpdate, Run, RunRequest
 from reenact.shots import ShotRequest
+from reenact.upstream import shown_version
+from reenact.versions import folder_of
+from reenact.views import ViewsRun, has_views
 
 POLL_SECONDS = 0.2
 SETTLE_SECONDS = 0.25  # without a change, after which a frame is rendered live
@@ -147,7 +151,10 @@ class Session:
         if before is not None and before.is_alive():
             before.detach()
         on_update = self.updates.put if host.gui() else self._deliver
-        run = kind_of(node).run(id, on_update, request, server=server_of(node), **options)
+        kind: Callable[..., Run] = kind_of(node).run
+        if has_views(request, options.get("folder", "")):
+            kind = functools.partial(ViewsRun, kind_of(node).run)
+        run = kind(id, on_update, request, server=server_of(node), **options)
         self.runs[id] = run
         if host.gui():
             show_update(node, NodeUpdate(id, "sending", "Sending."))
@@ -310,9 +317,9 @@ def restore_menu(node: Node) -> None:
 def mark_shown(node: Node) -> None:
     """Lists the version that a node hands on among the node's own, which may be new to the node."""
     track = str(host.get(node, "track")) if host.has(node, "track") else ""
-    if track and Path(track).parent.is_dir():
-        with contextlib.suppress(OSError):  # another artist's folder: it is shown, but not listed
-            mark_version(Path(track).parent, node_id(node))
+    # Another artist's folder may be read only: its version is shown, but not listed.
+    with contextlib.suppress(OSError, KeyError):
+        mark_version(folder_of(track, shown_version(node)), node_id(node))
 
 
 def versions_text(node: Node) -> str:

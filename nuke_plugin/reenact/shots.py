@@ -7,7 +7,6 @@ a node below finds there the plate, where its files were, and the style of the s
 import dataclasses
 import json
 import os
-import re
 import shutil
 import uuid
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from reenact.runs import (
     RunRequest,
     Source,
     clip_between,
+    frames_name,
     progress_text,
     version_knobs,
 )
@@ -43,6 +43,7 @@ class Shot:
         numbers: the frames of the track.
         style_fields: the fields of a `protocol.Render` about the shot's style, with the style's
             path as `style`; empty without a style.
+        name: the version's, and the view's if it has several.
     """
 
     track: str
@@ -53,6 +54,7 @@ class Shot:
     last: int
     numbers: List[int]
     style_fields: Dict[str, Any]
+    name: str
 
     @property
     def directions(self) -> str:
@@ -107,7 +109,25 @@ def read_shot(track: str, character: str) -> Shot:
         int(content["last"]),
         numbers(track),
         content.get("look", {}),
+        content.get("name", Path(track).parent.name),
     )
+
+
+def tracks_of_views(track: str) -> Dict[str, str]:
+    """Returns the latent track of each view of a version.
+
+    Args:
+        track: that of the version's first view.
+
+    Returns:
+        Tracks by view; of a version without views, that track as the one of the view "".
+    """
+    folder = Path(track).parent
+    try:
+        views = json.loads((folder.parent / "run.json").read_text())["views"]
+    except (OSError, ValueError, KeyError):
+        return {"": track}
+    return {view: str(folder.parent / view / Path(track).name) for view in views}
 
 
 # -- files ---------------------------------------------------------------------------------------
@@ -229,26 +249,6 @@ def send_examples(client: Client, path: str, progress: Optional[Progress] = None
     return Clip(kinds[0], numbered, client.send(stills, progress), name=folder.name)
 
 
-def existing_frames(pattern: str) -> List[int]:
-    """Returns the frames that exist of a pattern, `a.##.exr` or `a.%02d.exr`; none for one file.
-
-    Raises:
-        ServerError: `no_frames`, no frame exists.
-    """
-    path = Path(pattern)
-    found = re.search(r"#+|%0?\d*d", path.name)
-    if not found:
-        return []
-    expected = re.compile(
-        re.escape(path.name[: found.start()]) + r"(\d+)" + re.escape(path.name[found.end() :])
-    )
-    matches = [expected.fullmatch(p.name) for p in path.parent.iterdir()]
-    numbers = sorted({int(match[1]) for match in matches if match})
-    if not numbers:
-        raise ServerError("no_frames", f"There is no picture {pattern}.")
-    return numbers
-
-
 # -- a range -------------------------------------------------------------------------------------
 
 
@@ -267,11 +267,7 @@ class ShotRun(Run):
             return
         render, more = self._render_task(client, request, send)
         if request.kind == "style":
-            track = self._submit(client, request, render, **more) / "track.latents"
-            if not track.exists():  # the version stays complete if the one above is deleted
-                temporary = track.with_name(f".{uuid.uuid4().hex[:8]}")
-                shutil.copyfile(above.track, temporary)
-                os.replace(temporary, track)
+            self._submit(client, request, render, track_above=above.track, **more)
         else:
             files = send_directions(client, request, render.character, send, self._on_status)
             edit = protocol.Edit(render.track, render.character, files, **request.settings)
@@ -299,7 +295,7 @@ class ShotRun(Run):
             track,
             character,
             clip_between(above.plate, request.first, request.last),
-            name=Path(above.track).parent.name,
+            name=above.name,
             colour_space=above.source.working or None,
             **send_style(request.style_fields, send),
         )
@@ -324,11 +320,16 @@ class ShotRun(Run):
         if isinstance(task, protocol.Stylize):
             self._stylize(client, version, task)
             return
+        path = version / "track.latents"
         track = None
         if isinstance(task, protocol.Edit):
-            track = self._track(client, task, version / "track.latents")
+            track = self._track(client, task, path)
             if track is None:
                 return
+        elif not path.exists():  # the version stays complete if the one above is deleted
+            temporary = path.with_name(f".{uuid.uuid4().hex[:8]}")
+            shutil.copyfile(content["track_above"], temporary)
+            os.replace(temporary, path)
         self._update("running", "Rendering.")
         self._render(client, content, track)
 
@@ -343,7 +344,7 @@ class ShotRun(Run):
         version = Path(self.folder)
         render = protocol.build(protocol.Render, content["task" if track is None else "render"])
         if track is not None:
-            render = dataclasses.replace(render, track=track, name=version.name)
+            render = dataclasses.replace(render, track=track, name=frames_name(version))
         shown = Result(version_knobs(version, content), quality(version / "track.latents"))
         if self._frames(client, version, render, "Result", "", shown) and content["crops"]:
             crops = dataclasses.replace(render, plate=None)

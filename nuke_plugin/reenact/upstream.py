@@ -1,7 +1,7 @@
 """Finds what a node works on: the latent track above it, the shot that it is of, and the plate."""
 
 from dataclasses import dataclass
-from typing import List, Optional, Set
+from typing import Dict, List, Optional, Set
 
 from reenact import host, shots
 from reenact.errors import NodeError
@@ -42,6 +42,7 @@ def upstream(node: Node, inputs: Optional[List[Node]] = None) -> Upstream:
     """
     pending = list(host.above(node) if inputs is None else inputs)
     seen: Set[str] = set()
+    passed = ""  # a Reenact that could have a track
     while pending:
         candidate = pending.pop(0)
         name = host.name(candidate)
@@ -51,7 +52,7 @@ def upstream(node: Node, inputs: Optional[List[Node]] = None) -> Upstream:
         kind = kind_of(candidate)
         passes = kind.has_track and shown_version(candidate) == UPSTREAM
         if passes and kind is REENACT:
-            raise NodeError(f"{name} shows what comes in. Choose one of its versions.")
+            passed = name
         if not kind.has_track or passes or host.get(candidate, "disable"):
             pending = host.above(candidate) + pending
             continue
@@ -59,6 +60,8 @@ def upstream(node: Node, inputs: Optional[List[Node]] = None) -> Upstream:
         if not track:
             raise NodeError(f"{name} has no latent track yet. Submit it first, or disable it.")
         return Upstream(candidate, track, character)
+    if passed:
+        raise NodeError(f"{passed} shows what comes in. Choose one of its versions.")
     raise NodeError("There is no Reenact node above. Connect one: this node works on its track.")
 
 
@@ -97,20 +100,32 @@ def shown_version(node: Node) -> str:
 
 
 def shot_above(node: Node) -> Shot:
-    """Returns the shot of the latent track above a node.
+    """Returns the shot of the latent track above a node; of several views the first one's.
 
     Raises:
         NodeError: there is none, or its version folder or character is gone or damaged.
     """
+    return next(iter(shots_above(node).values()))
+
+
+def shots_above(node: Node) -> Dict[str, Shot]:
+    """Returns the shot of the latent track above a node for each view; raises as `shot_above`.
+
+    A shot of one view is that of the view "".
+    """
     above = upstream(node)
+    name = host.name(above.node)
     try:
-        shot = shots.read_shot(above.track, above.character)
+        found = {
+            view: shots.read_shot(track, above.character)
+            for view, track in shots.tracks_of_views(above.track).items()
+        }
     except (OSError, ValueError, KeyError, TypeError):
-        text = f"The result of {host.name(above.node)} is gone or damaged, {above.track}."
-        raise NodeError(f"{text} Submit it again.") from None
-    if not shot.character:
-        raise NodeError(f"The character of {host.name(above.node)} is gone. Submit that node again.")
-    return shot
+        text = f"The result of {name} is gone or damaged, {above.track}. Submit it again."
+        raise NodeError(text) from None
+    if not all(shot.character for shot in found.values()):
+        raise NodeError(f"The character of {name} is gone. Submit that node again.")
+    return found
 
 
 def connected(node: Node) -> host.Extent:

@@ -24,6 +24,7 @@ from nuke_standin import Node, Session
 from OpenImageIO import ImageBuf
 from reenact import keyframes, protocol, shots
 from reenact.errors import NodeError, ServerError
+from reenact.files import existing_frames
 from running_server import Server, inputs
 
 from core.base import keyframes as keys_of
@@ -101,8 +102,10 @@ def of_character(reenact: Node, character: Path) -> Iterator[None]:
     path = Path(reenact["track"].value()).parent / "run.json"
     before = path.read_text()
     path.write_text(json.dumps({**json.loads(before), "character": str(character)}))
-    yield
-    path.write_text(before)
+    try:
+        yield
+    finally:
+        path.write_text(before)
 
 
 def shown_live(session: Session, node: Node, but: str = "") -> Path:
@@ -615,8 +618,8 @@ def test_example_pictures_are_those_of_a_folder(
 def test_files_of_a_pattern_are_listed(tmp_path: Path) -> None:
     for name in ("art.03.png", "art.11.png", "art.1.txt", "other.04.png"):
         (tmp_path / name).touch()
-    assert shots.existing_frames(str(tmp_path / "art.##.png")) == [3, 11]
-    assert shots.existing_frames(str(tmp_path / "art.%02d.png")) == [3, 11]
-    assert shots.existing_frames(str(tmp_path / "art.03.png")) == []
+    assert existing_frames(str(tmp_path / "art.##.png")) == [3, 11]
+    assert existing_frames(str(tmp_path / "art.%02d.png")) == [3, 11]
+    assert existing_frames(str(tmp_path / "art.03.png")) == []
     with pytest.raises(ServerError, match="There is no picture"):
-        shots.existing_frames(str(tmp_path / "none.##.png"))
+        existing_frames(str(tmp_path / "none.##.png"))

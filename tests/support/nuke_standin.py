@@ -219,7 +219,7 @@ class EvalString_Knob(String_Knob):
         if re.search(r"[\[\\$]", text):
             text = nk_script.substitute(text, session._tcl_values(self._node))
         frame = session._frame if context is None else context
-        view = session._views[0]
+        view = session._view
         if isinstance(context, OutputContext):
             frame, view = context._frame, session._views[context._view]
         text = text.replace("%V", view).replace("%v", view[:1])
@@ -472,7 +472,8 @@ _NATIVE: dict[str, dict[str, Callable[[str], Knob]]] = {
         **dict.fromkeys(("first", "last", "origfirst", "origlast"), Int_Knob),
         **dict.fromkeys(("raw", "premultiplied", "auto_alpha", "origset"), Boolean_Knob),
         **dict.fromkeys(
-            ("before", "after"), lambda n: Enumeration_Knob(n, n, ("hold", "loop", "bounce", "black"))
+            ("before", "after"),
+            lambda n: Enumeration_Knob(n, n, ("hold", "loop", "bounce", "black")),
         ),
         "on_error": lambda n: Enumeration_Knob(
             n, n, ("error", "black", "checkerboard", "nearest frame")
@@ -715,6 +716,7 @@ class Session:
             os.environ["QT_QPA_PLATFORM"] = "offscreen"
             self._app = QApplication.instance() or QApplication([])
         self._gui, self._views, self._frame = gui, list(views), 1
+        self._view = views[0]  # that is drawn
         self._modified = self._loading = self._rendering = self._by_artist = False
         self.faults: list[str] = []  # what nobody may do, even if the exception is caught
         self.drive = ""  # where files lie on Windows, as "C:"
@@ -864,13 +866,14 @@ class Session:
                 self.label(node)
         self.longest = max(self.longest, time.monotonic() - begun)
 
-    def look(self, node: Node, frame: int) -> Picture:
-        """Returns what a viewer shows."""
+    def look(self, node: Node, frame: int, view: str = "") -> Picture:
+        """Returns what a viewer shows; of the first view if none is named."""
         before, self._frame, self._drawn = self._frame, frame, {}
+        self._view = view or self._views[0]
         try:
             return self._picture(node, frame)
         finally:
-            self._frame, self._drawn = before, None
+            self._frame, self._drawn, self._view = before, None, self._views[0]
 
     # -- nuke's functions
 
@@ -1220,7 +1223,8 @@ class Session:
         if not write["file"].value():
             raise RuntimeError(f"{write.fullName()}: no file name")
         context = OutputContext()
-        context.setView(context.viewFromName((views or self._views)[0]))
+        self._view = (views or self._views)[0]
+        context.setView(context.viewFromName(self._view))
         before, self._rendering = self._frame, True
         try:
             for frame in range(first, last + 1, increment):
@@ -1239,6 +1243,7 @@ class Session:
                 write_exr(path, np.ascontiguousarray(rgb), half=half)
         finally:
             self._frame, self._drawn, self._rendering = before, None, False
+            self._view = self._views[0]
 
     def _picture(self, node: Node | None, frame: int) -> Picture:
         if node is None:
@@ -1308,7 +1313,6 @@ class Session:
             plain = short.get(channel, channel)
             channels[f"{layer}.{plain}" if layer else plain] = pixels[..., i]
         return channels
-
 
     def _black(self, node: Node) -> Picture:
         """Returns an empty picture of the size of a Read's frames."""
