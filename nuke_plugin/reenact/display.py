@@ -112,7 +112,7 @@ def plain_text(text: str) -> str:
 
 def tile_text(text: str) -> str:
     """Returns a text's first sentence, or its beginning, in at most 39 characters."""
-    first = re.split(r"(?<=[.:]) ", text, maxsplit=1)[0].rstrip(":.")
+    first = re.split(r"(?<=[.]) ", text, maxsplit=1)[0].rstrip(".")
     if len(first) <= TILE_LENGTH:
         return first
     return first[: TILE_LENGTH - 3].rpartition(" ")[0] + "..."

@@ -123,6 +123,11 @@ def on_script_close(call: Callable[[], None]) -> None:
     nuke.addOnScriptClose(guarded(call))
 
 
+def on_create(call: Callable[[], None]) -> None:
+    """Calls a function whenever a node of any class was created, also while a script loads."""
+    nuke.addOnCreate(guarded(call))
+
+
 def guarded(call: Callable[..., None]) -> Callable[..., None]:
     """Returns a function that prints what `call` raises: Nuke's own work goes on."""
 
@@ -254,13 +259,13 @@ def put(node: Node, knob: str, value: Any, undo: bool = False, quiet: bool = Fal
     """
     found = node[knob]
     if isinstance(value, PurePath):
-        value = tcl_path(value)
+        value = _tcl_path(value)
     if found.value() != value or _is_animated(found):
         with _own_change(undo, quiet):
             found.setValue(value)
 
 
-def tcl_path(path: Union[str, PurePath]) -> str:
+def _tcl_path(path: Union[str, PurePath]) -> str:
     """Returns a path as a knob takes it: with slashes, and what Tcl would evaluate escaped."""
     return re.sub(r"[\[\]$]", r"\\\g<0>", str(path).replace("\\", "/"))
 
@@ -409,7 +414,8 @@ def paste(beside: Node, text: str, under: Optional[Node]) -> str:
     with tempfile.TemporaryDirectory() as folder, beside.parent():  # not inside ours
         path = os.path.join(folder, "nodes.nk").replace("\\", "/")
         with open(path, "w") as file:
-            file.write(text)
+            file.write("set cut_paste_input [stack 0]\n")
+            file.write(f"version {version().replace('v', ' v')}\n{text}")
         # Nuke Indie and Non-commercial let Python see ten nodes: no list of all of them.
         (under or beside).selectOnly()
         if under is None:
@@ -468,7 +474,7 @@ def render(write: Node, pattern: str, first: int, last: int, view: str) -> None:
     changes = [
         (nuke.root()["proxy"], False),
         (write["disable"], False),
-        (write["file"], tcl_path(pattern)),
+        (write["file"], _tcl_path(pattern)),
     ]
     before = [knob.value() for knob, _ in changes]
     with _own_change(quiet=True):
@@ -484,7 +490,7 @@ def render(write: Node, pattern: str, first: int, last: int, view: str) -> None:
 def show_files(read: Node, frames: Frames) -> None:
     """Points a Read inside one of our nodes to files, and reloads it."""
     knobs = {
-        "file": tcl_path(frames.pattern),
+        "file": _tcl_path(frames.pattern),
         **dict.fromkeys(("first", "origfirst"), frames.first),
         **dict.fromkeys(("last", "origlast"), frames.last),
         # Gaps are black; where every frame exists, one that is lost later is an error.

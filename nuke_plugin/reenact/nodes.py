@@ -65,6 +65,7 @@ SESSION = Session()
 def register() -> None:
     """Called once by the plugin's menu.py, where Nuke has a GUI."""
     host.on_script_close(SESSION.close_script)
+    host.on_create(SESSION.note_creation)
 
 
 # -- callbacks -----------------------------------------------------------------------------------

@@ -72,8 +72,12 @@ class Session:
         """
         if host.gui():
             self._created.append(node)
-            self._created_at = time.monotonic()
+            self.note_creation()
             self._watch()
+
+    def note_creation(self) -> None:
+        """Notes that some node was created: the script may be loading, and there is no root."""
+        self._created_at = time.monotonic()
 
     def complete(self, node: Node) -> None:
         """Prepares a node that is whole: by the timer, or earlier because a button is pressed.

@@ -225,13 +225,13 @@ def test_keys_of_sliders_become_amounts_of_frames_and_edits_stack(
     plain, over = session.look(node, 1003), node.node("Result")["file"].value()
     assert over == f"{run.as_posix()}/ReenactEdit1_v001.####.exr"
     assert not np.array_equal(plain["red"], session.look(reenact, 1003)["red"])
-    session.set(node, "output", "over the plate")
+    session.set(node, "output_as", "over the plate")
     outside, merged = plain["alpha"] == 0, session.look(node, 1003)
     under_it = session.look(plate, 1003)
     np.testing.assert_array_equal(merged["red"][outside], under_it["red"][outside])
-    session.set(node, "output", "render")
+    session.set(node, "output_as", "render")
     np.testing.assert_array_equal(session.look(node, 1003)["red"], plain["render.red"])
-    session.set(node, "output", "aligned crop")
+    session.set(node, "output_as", "aligned crop")
     assert session.look(node, 1003)["red"].shape == (64, 64)
 
     second = under(session, "ReenactEdit", node)
@@ -470,7 +470,7 @@ def test_a_style_is_drawn_by_amount_and_resolution_and_kept_by_an_edit_below(
     assert np.abs(drawn - before).max() > 0.05
     session.set(node, "show", "preview")
     there = session.look(node, 1003)
-    session.set(node, "output", "over the plate")
+    session.set(node, "output_as", "over the plate")
     session.set(node, "show", "result")
     same(session.look(node, 1003)["red"], there["red"])
     assert node.node("Preview")["file"].value() == live.as_posix()

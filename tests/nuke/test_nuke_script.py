@@ -17,7 +17,7 @@ from hypothesis import given as examples_of
 from hypothesis import settings
 from hypothesis import strategies as st
 from nk_script import substitute
-from nuke_session import copy_of, plugin, read_node, under, work
+from nuke_session import copy_of, plugin, read_node, under, whole, work
 from nuke_standin import Node, Session
 from reenact import launcher
 from reenact.files import Frames
@@ -49,14 +49,9 @@ def update_of(node: Node, **changes: object) -> object:
     return runs.NodeUpdate(node["reenact_id"].value(), "", text, result=result)
 
 
-def ready(session: Session, *nodes: Node) -> None:
-    """Waits until nodes are whole."""
-    session.pump(lambda: all(n.knob("ready") and n["ready"].value() for n in nodes), 10, "nodes")
-
-
 def show(session: Session, node: Node, read: str, pattern: str, numbers: list[int]) -> None:
     """Delivers frames to a node, as a run does."""
-    ready(session, node)
+    whole(session, node)
     knobs = {f"has_{read.lower()}": True, "show": read.lower()}
     if read == "Preview":
         knobs["preview_frame"] = numbers[0]
@@ -79,7 +74,7 @@ def test_a_script_loads_without_root_and_with_a_call_for_every_knob(
 ) -> None:
     """Also where events are processed meanwhile: the plugin waits for the last node."""
     nodes = [session.module.createNode(name) for name in JOB_NODES]
-    ready(session, *nodes)
+    whole(session, *nodes)
     ids = [node["reenact_id"].value() for node in nodes]
     assert len(set(ids)) == len(JOB_NODES)
     path = saved(session, tmp_path)
@@ -88,7 +83,7 @@ def test_a_script_loads_without_root_and_with_a_call_for_every_knob(
     session.module.scriptOpen(str(path))
     nodes = [session.module.toNode(f"{name}1") for name in JOB_NODES]
     assert not any(node["ready"].value() for node in nodes)
-    ready(session, *nodes)
+    whole(session, *nodes)
     assert [node["reenact_id"].value() for node in nodes] == ids
     assert not session.module.modified()  # opening a script does not change it
     assert not work().queries
@@ -101,7 +96,7 @@ def test_a_slider_is_followed_once_its_node_is_whole_and_not_for_our_own_changes
     node, host = session.module.createNode("ReenactEdit"), plugin("host")
     session.set(node, "smile", 1.0)
     assert work()._followed is None
-    ready(session, node)
+    whole(session, node)
     host.put(node, "smile", 2.0)
     assert work()._followed is None
     session.set(node, "smile", 1.0)
@@ -113,7 +108,7 @@ def test_what_a_callback_raises_never_reaches_nuke(session: Session) -> None:
     with patch.object(work(), "add", side_effect=RuntimeError("broken")):
         session.module.createNode("Reenact")
     node = session.module.createNode("ReenactEdit")
-    ready(session, node)
+    whole(session, node)
     with patch.object(nodes, "kind_of", side_effect=RuntimeError("broken")):
         session.set(node, "smile", 1.0)
     with patch.object(work(), "remove", side_effect=RuntimeError("broken")):
@@ -196,9 +191,11 @@ def test_outside_its_range_and_in_its_gaps_a_result_is_black(
 def test_render_all_does_not_meet_our_writes(
     session: Session, frames: str, tmp_path: Path
 ) -> None:
-    node = under(session, "Reenact", read_node(session, frames, 1001, 1002))
-    under(session, "ReenactPersonalize", read_node(session, frames, 1001, 1002))
-    write_of(session, read_node(session, frames, 1001, 1002), tmp_path / "out")
+    read = read_node(session, frames, 1001, 1002)
+    read["raw"].setValue(True)
+    node = under(session, "Reenact", read)
+    under(session, "ReenactPersonalize", read)
+    write_of(session, read, tmp_path / "out")
     session.render_all(1001, 1002)
     host = plugin("host")
     pattern = str(tmp_path / "a [of two]" / "rendered.%04d.exr")
@@ -222,7 +219,7 @@ def test_messages_are_shown_and_not_evaluated(text: str) -> None:
 
 def test_an_error_with_brackets_is_what_the_node_says(session: Session) -> None:
     node = session.module.createNode("Reenact")
-    ready(session, node)
+    whole(session, node)
     said = "[Errno 2] No such file: '$HOME\\x'. Choose a folder that exists and submit it again."
     work().updates.put(plugin("runs").NodeUpdate(node["reenact_id"].value(), "failed", said))
     work().drain()
@@ -232,7 +229,7 @@ def test_an_error_with_brackets_is_what_the_node_says(session: Session) -> None:
 
 def test_one_bad_message_does_not_lose_the_others(session: Session) -> None:
     node = session.module.createNode("Reenact")
-    ready(session, node)
+    whole(session, node)
     for knobs in ({"steps": "many"}, {"character": Path("/a.character")}):
         work().updates.put(update_of(node, knobs=knobs))
     work().drain()
@@ -242,7 +239,7 @@ def test_one_bad_message_does_not_lose_the_others(session: Session) -> None:
 
 def test_progress_leaves_a_saved_script_saved(session: Session, tmp_path: Path) -> None:
     node = session.module.createNode("Reenact")
-    ready(session, node)
+    whole(session, node)
     saved(session, tmp_path)
     runs, id = plugin("runs"), node["reenact_id"].value()
     for state, step in (("sending", ""), ("running", ""), ("lost", "start"), ("running", "")):
@@ -263,19 +260,19 @@ def test_progress_leaves_a_saved_script_saved(session: Session, tmp_path: Path) 
 def windows(session: Session) -> Iterator[Session]:
     """A Nuke whose files lie on drive C: paths that the plugin writes are Windows paths."""
     host = plugin("host")
-    plain = host.tcl_path
+    plain = host._tcl_path
     session.drive = "C:"
 
     def on_drive(path: object) -> str:
         return str(plain(str(PureWindowsPath(f"C:{path}"))))
 
-    with patch.object(host, "tcl_path", on_drive):
+    with patch.object(host, "_tcl_path", on_drive):
         yield session
 
 
 def test_every_path_in_a_knob_has_slashes(windows: Session, frames: str) -> None:
     node = windows.module.createNode("ReenactStyle")
-    ready(windows, node)
+    whole(windows, node)
     folder = Path(frames).parent
     paths = [knob for knob in plugin("kinds").PATHS if node.knob(knob) is not None]
     assert set(paths) >= {"track", "run", "folder", "style", "pictures", "character"}
@@ -300,7 +297,7 @@ def test_a_pasted_windows_path_is_taken_for_what_it_is(session: Session) -> None
     host = plugin("host")
     session.set(node, "character", "C:\\faces\\new\\anna.character")  # before it is whole
     assert host.get(node, "character") == "C:/faces/new/anna.character"
-    ready(session, node)
+    whole(session, node)
     session.set(node, "folder", "\\\\server\\shots\\reenact")
     assert node["folder"].value() == "//server/shots/reenact"
     session.set(node, "folder", "[file dirname [value root.name]]/reenact")
@@ -316,7 +313,7 @@ def test_no_program_opens_a_console_window() -> None:
                 started += 1
                 assert any(k.arg is None and ast.unparse(k.value) == "DETACHED" for k in line.keywords)
     assert started == 2
-    code = "import os; os.name = 'nt'\nfrom reenact import launcher\nprint(launcher.DETACHED)"
+    code = "import os, shutil, subprocess; os.name = 'nt'\nfrom reenact import launcher\nprint(launcher.DETACHED)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "nuke_plugin")}
     told = subprocess.run(
         [sys.executable, "-c", "import pathlib\n" + code],
@@ -367,10 +364,10 @@ def test_a_copy_has_an_id_of_its_own_and_a_clone_shares_its_job(
 ) -> None:
     """A clone shares its knobs: another id would take the job from the node that was cloned."""
     node = session.module.createNode("Reenact")
-    ready(session, node)
+    whole(session, node)
     id = node["reenact_id"].value()
     copy = copy_of(session, node, tmp_path)
-    ready(session, copy)
+    whole(session, copy)
     assert copy["reenact_id"].value() not in ("", id)
     clone = session.clone(node)
     session.pump(lambda: not work()._created, 10, "the clone")
@@ -410,7 +407,7 @@ def test_the_server_of_a_node_is_the_one_it_names(session: Session) -> None:
     with pytest.raises(ServerError, match="There is no key"):
         server_at("render7:5555")
     node = session.module.createNode("Reenact")
-    ready(session, node)
+    whole(session, node)
     node["server"].setValue(" render7:5555 ")
     session.press(node, "list_characters")
     session.pump(lambda: "There is no key" in node["state"].value(), 10, "the answer")

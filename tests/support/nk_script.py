@@ -124,6 +124,8 @@ def parse(text: str, pasted_under: Statement | None = None) -> list[Statement]:
 
     def stack(index: str) -> str:
         if int(index) >= len(stacks[-1]):
+            if index == "0":  # the beginning of what is pasted, where nothing is selected
+                return "0"
             raise BadScript(f"the stack has no {index}")
         return stacks[-1][-1 - int(index)]
 

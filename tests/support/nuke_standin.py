@@ -755,6 +755,7 @@ class Session:
             "allNodes": self._all_nodes,
             "addOnScriptClose": self._close_calls.append,
             "addOnCreate": self._on_create,
+            "clone": lambda node, args="", inpanel=None: self.clone(node),
             "createNode": self._create_node,
             "delete": self._delete,
             "execute": self._execute,
@@ -965,7 +966,7 @@ class Session:
         finally:
             self._switch_undo(-1)
 
-    def _on_create(self, call: Callable[[], None], nodeClass: str) -> None:
+    def _on_create(self, call: Callable[[], None], nodeClass: str = "*") -> None:
         self._create_calls.append((call, nodeClass))
 
     # -- scripts
@@ -1017,6 +1018,8 @@ class Session:
                         raise RuntimeError(f"{one.kind}: no such knob {name}")
                     node[name]._set_text(value)
                     self._knob_changed(node, node[name])  # not only for changes by a user
+            if not node.name():
+                node["name"]._value = f"{one.kind}1"
             if parent.node(node.name()) is not None:
                 node["name"]._value = self._free_name(parent, node.name())
             parent._children.append(node)
@@ -1025,7 +1028,7 @@ class Session:
                 time.sleep(self.slow_load)
                 self._app.processEvents()
             for call, kind in self._create_calls:
-                if kind == node._kind:
+                if kind in ("*", node._kind):
                     self._this.append((node, None))
                     call()
                     self._this.pop()
@@ -1263,6 +1266,9 @@ class Session:
         if kind == "CheckerBoard2":
             board = (np.indices((90, 160)) // 10).sum(0) % 2 * np.float32(0.5)
             return dict.fromkeys(("red", "green", "blue", "alpha"), board)
+        if kind == "Constant":
+            grey = np.full((90, 160), float(node["color"]._text()), np.float32)
+            return dict.fromkeys(("red", "green", "blue", "alpha"), grey)
         if kind == "Group":
             (output,) = [n for n in node._children if n._kind == "Output"]
             return self._picture(output, frame)
