@@ -20,9 +20,8 @@ def _fill() -> None:
     nodes.register()
     for node, label in NODES:
         host.add_command(f"Reenact/{label}", f"nuke.createNode({node!r})", f"{node}.png")
-    host.add_command(
-        "Reenact/Update selected nodes", "import reenact.nodes as n; n.update_selected()"
-    )
+    update = "import reenact.nodes as n; n.update_selected()"
+    host.add_command("Reenact/Update selected nodes", update)
     host.add_panel("__import__('reenact.panel').panel.Jobs", "Reenact jobs", "reenact.jobs")
 
 

@@ -348,7 +348,7 @@ def replace(node: Node, gizmo: str, renamed: Dict[str, str], kept: FrozenSet[str
             target = made.knob(renamed.get(name, name))
             if target is not None and name not in kept and type(target) in _VALUES:
                 target.fromScript(knob.toScript())
-        for name in ("Result", "Preview", "Crops", "Selection", "Reconstruction"):
+        for name in ("Result", "Compare", "Preview", "Crops", "Selection", "Reconstruction"):
             old, new = (cast("nuke.Group", one).node(name) for one in (node, made))
             for knob in _FRAMES if old is not None and new is not None else ():
                 new[knob].fromScript(old[knob].toScript())
@@ -363,6 +363,40 @@ def replace(node: Node, gizmo: str, renamed: Dict[str, str], kept: FrozenSet[str
         nuke.delete(node)
         made.setName(name)
         return made
+    finally:
+        nuke.Undo.end()
+
+
+def put_read(above: Node, name: str, is_ours: Callable[[str], bool], label: str) -> str:
+    """Puts a Read of a node's result below it, in one step of the artist's undo.
+
+    Args:
+        above: one of our nodes.
+        name: of the Read that was put there before, which is set again; empty for none.
+        is_ours: whether that Read still shows files of ours.
+        label: of the Read.
+
+    Returns:
+        The Read's name.
+    """
+    shown = inner(above, "Result")
+    read = cast("nuke.Group", above.parent()).node(name) if name else None
+    if read is not None and not (read.Class() == "Read" and is_ours(read["file"].value() or "")):
+        read = None
+    nuke.Undo.begin("Create Read")
+    try:
+        if read is None:
+            above.selectOnly()
+            above.setSelected(False)
+            with above.parent():
+                read = nuke.createNode("Read", inpanel=False)
+            read.setXYpos(above.xpos(), above.ypos() + 100)
+        values = {knob: shown[knob].value() for knob in (*_FRAMES, "on_error")}
+        values.update(origset=True, before="black", after="black", raw=True, label=label)
+        with _own_change(undo=True):
+            for knob, value in values.items():
+                read[knob].setValue(value)
+        return read.name()
     finally:
         nuke.Undo.end()
 
@@ -428,7 +462,7 @@ def plate_files(plate: Plate, numbers: List[int], view: str) -> List[str]:
     knob = cast("nuke.File_Knob", plate.node["file"])
     policy = plate.node["localizationPolicy"]
     before, files = policy.value(), []
-    with _no_undo():
+    with _own_change(quiet=True):
         try:
             if before != "off":  # else the knob evaluates to the copy
                 policy.setValue("off")

@@ -50,7 +50,7 @@ IDENTITY = frozenset(
     {
         *("name", "label", "help", "onCreate", "onDestroy", "knobChanged", "reenact_kind"),
         *("node_version", "ready", "tile_color", "selected", "xpos", "ypos", "versions"),
-        *("has_preview", "show", "step"),
+        *("has_preview", "show", "step", "version", "compare"),
     }
 )
 

@@ -184,7 +184,7 @@ def render_frame(
         character,
         frame,
         plate,
-        Path(above.track).parent.name,
+        above.name,
         above.source.working or None,
         **send_style(request.style_fields, send),
     )

@@ -5,14 +5,17 @@ text. So names and parameters here stay, and each function is called on the main
 `session.py` does the work, `requests.py` builds what a node asks for.
 """
 
+import contextlib
+import dataclasses
 import functools
 from pathlib import Path, PurePath
-from typing import Callable, Optional
+from typing import Callable, Iterator, Optional
 
 from reenact import bake as baking
-from reenact import host, launcher, queries, repairs, runs, tracks
-from reenact.display import errors_on, plain_text, show_update
+from reenact import host, launcher, queries, repairs, runs, tracks, versions
+from reenact.display import approved_version, errors_on, plain_text, show_update
 from reenact.errors import NodeError, ServerError
+from reenact.files import is_marked
 from reenact.host import Node
 from reenact.kinds import (
     IDENTITY,
@@ -25,6 +28,7 @@ from reenact.kinds import (
     node_version,
 )
 from reenact.requests import (
+    ALL_VIEWS,
     SLIDERS,
     build_request,
     new_entry,
@@ -33,7 +37,7 @@ from reenact.requests import (
     results_folder,
 )
 from reenact.runs import NodeUpdate, Result
-from reenact.session import Session
+from reenact.session import Session, mark_shown, restore_menu
 from reenact.shots import ShotRequest
 from reenact.upstream import shot_above, shown_version, upstream
 
@@ -89,8 +93,10 @@ def knob_changed(node: Node, knob: str) -> None:
         host.put(node, knob, str(host.get(node, knob, raw=True)).replace("\\", "/"))
     if knob in LIVE_KNOBS and kind.is_live and host.gui():
         SESSION.follow(node)
-    elif knob == "version" and kind is REPAIR:
+    elif knob == "version" and kind.has_track:
         _show_version(node)
+    elif knob == "compare" and kind.has_track:
+        _compare(node)
     elif knob in ("characters", "styles"):
         label = str(host.get(node, knob))
         if label != queries.NO_CHOICE:
@@ -112,17 +118,38 @@ def _show_version(node: Node) -> None:
     """Shows the chosen version, or what comes in."""
     with errors_on(node):
         version = str(host.get(node, "version"))
-        nothing = {"track": "", "has_result": False, "shown_version": ""}
-        result = Result(nothing, {"keypoint_error": {}})
-        if version != repairs.UPSTREAM:
-            folder = results_folder(node)
-            try:
-                result = repairs.version_result(folder / version)
-                result.knobs.update(has_result=True, shown_version=version)
-            except (OSError, ValueError, KeyError, ServerError):
-                raise NodeError(f"There is no {version} in {folder} any more.") from None
+        nothing = {"track": "", "has_result": False, "shown_version": versions.UPSTREAM}
+        result = Result({**nothing, "show": "result"}, {"keypoint_error": {}})
+        if version != versions.UPSTREAM:
+            with _gone_is_said(node, version):
+                result = versions.version_result(results_folder(node) / version)
+        # Not as a version that was made just now: an approved one does not stay beside it.
+        result = dataclasses.replace(result, version="")
         show_update(node, NodeUpdate(node_id(node), "", f"Shows {version}.", result=result))
-        host.put(node, "show", "result")
+
+
+def _compare(node: Node) -> None:
+    """Shows the chosen version right of the wipe, or nothing there."""
+    with errors_on(node):
+        version, text = str(host.get(node, "compare")), "Compares with nothing."
+        result = Result({"has_compare": False, "compared_version": ""})
+        if version != versions.NOTHING:
+            with _gone_is_said(node, version):
+                frames = versions.version_frames(results_folder(node) / version)
+            knobs = {"has_compare": True, "compared_version": version}
+            result = Result(knobs, reads={"Compare": frames})
+            text = f"Right of the wipe: {version}."
+        show_update(node, NodeUpdate(node_id(node), "", text, result=result))
+
+
+@contextlib.contextmanager
+def _gone_is_said(node: Node, version: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ServerError):
+        restore_menu(node)
+        text = f"There is no {version} in {results_folder(node)} any more. Choose another version."
+        raise NodeError(text) from None
 
 
 Button = Callable[[Node], None]
@@ -151,11 +178,19 @@ def update(node: Node) -> None:
         raise NodeError("This is no node that the plugin can update.")
     if node_version(node) > NODE_VERSION:
         raise NodeError("The node is newer than the plugin. Update the plugin.")
-    shown = shown_version(node) if kind is REPAIR else ""
+    shown = shown_version(node)
+    has_result = host.has(node, "has_result") and bool(host.get(node, "has_result"))
+    if kind.has_track and not host.has(node, "shown_version"):  # node version 2
+        if kind is REPAIR:
+            has_result = shown != versions.UPSTREAM
+        elif has_result:
+            shown = Path(str(host.get(node, "track"))).parent.name
     made = host.replace(node, kind.gizmo, RENAMED, IDENTITY)
-    if kind is REPAIR and shown != repairs.UPSTREAM:
+    if kind.has_track:
         host.put(made, "shown_version", shown)
-        host.put(made, "has_result", True)
+        host.put(made, "has_result", has_result)
+        if has_result:
+            mark_shown(made)
     SESSION.complete(made)
 
 
@@ -261,6 +296,55 @@ def _start_server(node: Node) -> None:
         SESSION.query(node, queries.start_server)
 
 
+# -- buttons: versions ---------------------------------------------------------------------------
+
+
+@_button
+def approve(node: Node) -> None:
+    """Approves the version that is shown: new ones do not take its place. Withdraws it if it is."""
+    shown, before = _shown_here(node), approved_version(node)
+    folder = versions.folder_of(str(host.get(node, "track")), shown)
+    try:
+        if before != shown:
+            versions.approve(folder, host.name(node), node_id(node))
+        if before:
+            versions.withdraw(folder.parent / before, node_id(node))
+    except OSError as error:
+        raise NodeError(f"{error.filename}: {error.strerror}. Nothing was approved.") from None
+    text = f"{shown} is approved: new versions leave it in its place."
+    if before == shown:
+        text = f"{shown} is not approved any more."
+    result = Result({"approved": "" if before == shown else shown})
+    show_update(node, NodeUpdate(node_id(node), "", text, result=result))
+
+
+@_button
+def create_read(node: Node) -> None:
+    """Puts a Read of the shown version below the node, or sets the one that it has put there."""
+    shown, id = _shown_here(node), node_id(node)
+    name = host.put_read(
+        node,
+        str(host.get(node, "read_name")),
+        lambda file: any(is_marked(folder, id) for folder in Path(file).parents),
+        f"{host.name(node)}\n{shown}",
+    )
+    host.put(node, "read_name", name)
+    text = f"{name} reads {shown}. Press Create Read again to set it to another version."
+    show_update(node, NodeUpdate(node_id(node), "", text))
+
+
+def _shown_here(node: Node) -> str:
+    """Returns the version that is shown.
+
+    Raises:
+        NodeError: the node shows what comes in.
+    """
+    shown = shown_version(node)
+    if not host.get(node, "has_result") or shown in ("", versions.UPSTREAM):
+        raise NodeError("No version is shown. Submit the node, or choose a version.")
+    return shown
+
+
 # -- buttons: repairs ----------------------------------------------------------------------------
 
 
@@ -323,6 +407,12 @@ def list_styles(node: Node) -> None:
     """Fills the menu of styles with those that the server has of the shot's character."""
     character = shot_above(node).character
     SESSION.query(node, lambda client, id: queries.list_files(client, id, "styles", character))
+
+
+@_button
+def all_views(node: Node) -> None:
+    """Has Submit work on every view of the script."""
+    host.put(node, "view", ALL_VIEWS, undo=True)
 
 
 @_button

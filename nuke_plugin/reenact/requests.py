@@ -1,8 +1,9 @@
 """Builds what a node asks the server for, from its knobs and its inputs."""
 
 import dataclasses
+import re
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple, TypeVar
 
 from reenact import host, ocio, protocol, repairs
 from reenact.errors import NodeError
@@ -12,7 +13,7 @@ from reenact.kinds import EDIT, FOREIGN, PERSONALIZE, REENACT, REPAIR, STYLE, ki
 from reenact.repairs import RepairRequest
 from reenact.runs import RunRequest, Source
 from reenact.shots import Shot, ShotRequest
-from reenact.upstream import character_of, connected, shot_above
+from reenact.upstream import character_of, connected, shot_above, shots_above
 
 # Frames to choose and steps of tuning, by the quality of a ReenactPersonalize.
 QUALITIES = {"preview": (60, 300), "production": (250, 2000)}
@@ -36,6 +37,10 @@ LIMITED_MEASURES = ("landmarks", "mouth", "lids", "gaze", "pose", "jitter")
 # Nuke's own colour spaces (colour management: Nuke) in a built-in config of OCIO, and that config.
 NUKE_SPACES = {"linear": "lin_rec709", "sRGB": "srgb_tx"}
 NUKE_CONFIG = "ocio://cg-config-v1.0.0_aces-v1.3_ocio-v2.1"
+
+ALL_VIEWS = "all"  # in the knob that names views
+
+Request = TypeVar("Request", bound=RunRequest)
 
 # Tolerances that are tried in turn until a curve fits into one text; none of them is visible.
 AMOUNT_TOLERANCES = (TOLERANCE, 1e-4, 1e-3, 1e-2)
@@ -65,6 +70,8 @@ def personalize_request(node: Node, frame: Optional[int] = None) -> RunRequest:
     """Returns what a ReenactPersonalize asks for; raises as `build_request` does."""
     name, folder = version_name(node), results_folder(node)
     first, last = _range(node, frame)
+    if len(_views(node)) > 1:
+        raise NodeError("A character is made from one view. Name one.")
     settings = _face_position(node)
     who = str(host.get(node, "who")).strip()
     if not who or not host.get(node, "agreed"):
@@ -78,12 +85,22 @@ def personalize_request(node: Node, frame: Optional[int] = None) -> RunRequest:
         steps=int(host.get(node, "steps")) or steps,
         refine=int(host.get(node, "refine")) or None,
     )
-    source = _source(node, name, folder, first, last)
+    source = _source(node, name, folder, (first, last))
     return RunRequest("personalize", str(folder), name, source, settings, first=first, last=last)
 
 
 def reenact_request(node: Node, frame: Optional[int] = None) -> RunRequest:
     """Returns what a Reenact asks for; raises as `build_request` does."""
+    views = _views(node)
+    if frame is not None:
+        views = views[:1]
+    return _of_views(
+        {view: _reenact_view(node, frame, view if len(views) > 1 else "") for view in views}
+    )
+
+
+def _reenact_view(node: Node, frame: Optional[int], view: str) -> RunRequest:
+    """Returns the request of one of several views; `view` is empty where there is only one."""
     name, folder = version_name(node), results_folder(node)
     first, last = _range(node, frame)
     settings = _face_position(node)
@@ -92,7 +109,7 @@ def reenact_request(node: Node, frame: Optional[int] = None) -> RunRequest:
     if host.get(node, "steps"):
         settings["steps"] = int(host.get(node, "steps"))
     handles = int(host.get(node, "handles")) if frame is None else 0
-    source = _source(node, name, folder, first, last, handles)
+    source = _source(node, name, folder, (first, last), handles, view)
     kind, crops = ("reenact", bool(host.get(node, "crops")))
     if frame is not None:
         kind, crops, name = "preview", False, f"{name}_preview"
@@ -126,8 +143,36 @@ def _range(node: Node, frame: Optional[int]) -> Tuple[int, int]:
     return first, last
 
 
-def _source(node: Node, name: str, folder: Path, first: int, last: int, handles: int = 0) -> Source:
-    """Returns the input's own files, or files that Nuke renders of it."""
+def _views(node: Node) -> List[str]:
+    """Returns the views that a node's knob names; the script's first one if it names none."""
+    existing, text = host.project().views, str(host.get(node, "view")).strip()
+    asked = existing if text == ALL_VIEWS else re.split(r"[,\s]+", text)
+    for view in asked if text else ():
+        if view not in existing:
+            raise NodeError(f"There is no view {view}. There are: {', '.join(existing)}.")
+    return list(dict.fromkeys(asked)) if text else existing[:1]
+
+
+def _of_views(requests: Dict[str, Request]) -> Request:
+    """Returns one request for all views."""
+    first = next(iter(requests.values()))
+    return first if len(requests) == 1 else dataclasses.replace(first, views=requests)
+
+
+def _source(
+    node: Node, name: str, folder: Path, span: Tuple[int, int], handles: int = 0, view: str = ""
+) -> Source:
+    """Returns the input's own files, or files that Nuke renders of it.
+
+    Args:
+        node: the node.
+        name: of the versions.
+        folder: of the versions.
+        span: the first and the last frame.
+        handles: frames before and after these.
+        view: one of several; empty for the only one.
+    """
+    first, last = span
     extent = connected(node)
     begin = min(first, max(first - handles, extent.first))
     numbers = list(range(begin, max(last, min(last + handles, extent.last)) + 1))
@@ -136,9 +181,10 @@ def _source(node: Node, name: str, folder: Path, first: int, last: int, handles:
             "Frames before 0 can't be used. Move the clip, or choose a later first frame."
         )
     project, plate = host.project(), host.plate(node)
-    how, view = str(host.get(node, "source")), str(host.get(node, "view")) or project.views[0]
-    if view not in project.views:
-        raise NodeError(f"There is no view {view}. There are: {', '.join(project.views)}.")
+    how = str(host.get(node, "source"))
+    if view:
+        name = f"{name}.{view}"
+    view = view or _views(node)[0]
     if how == "render":
         plate = None
     elif how == "files" and plate is None:
@@ -195,7 +241,17 @@ def _plate_space(label: str, config: str, working: str, required: bool) -> str:
 
 def edit_request(node: Node, frame: Optional[int] = None) -> ShotRequest:
     """Returns what a ReenactEdit asks for of the shot above; raises as `build_request` does."""
-    shot = shot_above(node)
+    return _of_views(
+        {view: _edit_view(node, frame, shot) for view, shot in _shots(node, frame).items()}
+    )
+
+
+def _shots(node: Node, frame: Optional[int]) -> Dict[str, Shot]:
+    """Returns the shot above by view; for a preview that of the first view."""
+    return shots_above(node) if frame is None else {"": shot_above(node)}
+
+
+def _edit_view(node: Node, frame: Optional[int], shot: Shot) -> ShotRequest:
     request = _shot_request(node, frame, shot)
     files = [str(host.get(node, "directions")) or shot.directions]
     moves: List[protocol.Move] = []
@@ -218,7 +274,12 @@ def edit_request(node: Node, frame: Optional[int] = None) -> ShotRequest:
 
 def style_request(node: Node, frame: Optional[int] = None) -> ShotRequest:
     """Returns what a ReenactStyle asks for of the shot above; raises as `build_request` does."""
-    shot = shot_above(node)
+    return _of_views(
+        {view: _style_view(node, frame, shot) for view, shot in _shots(node, frame).items()}
+    )
+
+
+def _style_view(node: Node, frame: Optional[int], shot: Shot) -> ShotRequest:
     request = _shot_request(node, frame, shot)
     return dataclasses.replace(request, kind="style", style_fields=_style_fields(node, shot))
 
@@ -271,7 +332,7 @@ def _shot_request(node: Node, frame: Optional[int], shot: Shot) -> ShotRequest:
         first,
         last,
         bool(host.get(node, "crops")),
-        shot,
+        shot=shot,
         style_fields=shot.style_fields,
     )
 
@@ -313,7 +374,13 @@ def _check_inside(shot: Shot, first: int, last: int) -> None:
 
 def repair_request(node: Node, frame: Optional[int] = None) -> RepairRequest:
     """Returns what a ReenactRepair asks for of the shot above; raises as `build_request` does."""
-    shot, name = shot_above(node), version_name(node)
+    return _of_views(
+        {view: _repair_view(node, frame, shot) for view, shot in _shots(node, frame).items()}
+    )
+
+
+def _repair_view(node: Node, frame: Optional[int], shot: Shot) -> RepairRequest:
+    name = version_name(node)
     listed = repairs.parse(str(host.get(node, "repairs")), shot.numbers)
     if not listed:
         raise NodeError("The list is empty. Measure the shot, or Add what is to be repaired.")
@@ -327,7 +394,7 @@ def repair_request(node: Node, frame: Optional[int] = None) -> RepairRequest:
         shot.first,
         shot.last,
         bool(host.get(node, "crops")),
-        shot,
+        shot=shot,
         style_fields=shot.style_fields,
         lines=[line for line, _ in listed],
     )

@@ -14,13 +14,13 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 from reenact import launcher, ocio, protocol, thumbnails
 from reenact.channel import server_at
 from reenact.client import Client
 from reenact.errors import NodeError, NoServerError, ServerError
-from reenact.files import Frames, frame_file, version_for, write_file
+from reenact.files import Frames, frame_file, mark_version, version_for, versions_of, write_file
 from reenact.protocol import MOVIES, Clip, File
 from reenact.tracks import quality
 
@@ -43,6 +43,8 @@ STEPS = {
     "no_pyzmq": "",
     "not_made": "",
 }
+
+NO_FRAMES = Frames("", 1, 1)
 
 Destination = Callable[[Dict[str, Any]], Path]  # returns the path for an event's file
 
@@ -83,6 +85,7 @@ class RunRequest:
         character: file of the character, for reenactments.
         first, last: the frames to deliver; frames of the source outside them are handles.
         crops: whether the aligned crops are rendered too.
+        views: the request of each view, where several are asked for; this is then the first one's.
     """
 
     kind: str
@@ -94,6 +97,7 @@ class RunRequest:
     first: int = 0
     last: int = 0
     crops: bool = False
+    views: Mapping[str, "RunRequest"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,12 +109,16 @@ class Result:
         curves: values by frame, by knob.
         reads: files, by the name of a Read inside the node.
         choices: items, by enumeration knob.
+        version: the version that all this belongs to; empty if to none.
+        versions: the node's versions, oldest first; empty leaves its menus as they are.
     """
 
     knobs: Dict[str, Any] = field(default_factory=dict)
     curves: Dict[str, Dict[int, float]] = field(default_factory=dict)
     reads: Dict[str, Frames] = field(default_factory=dict)
     choices: Dict[str, List[str]] = field(default_factory=dict)
+    version: str = ""
+    versions: List[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,8 @@ class Run(Thread):
         resume: whether jobs of that version that have stopped are submitted again.
         start_server: whether the server is started first.
         server: `host:port`; empty for the one that is found.
+        view: the view, where this is a part of a `ViewsRun`, which submits the first job
+            (`submit_first`) and gives it a folder (`enter`).
     """
 
     def __init__(
@@ -160,14 +170,16 @@ class Run(Thread):
         resume: bool = False,
         start_server: bool = False,
         server: str = "",
+        view: str = "",
     ) -> None:
         super().__init__(daemon=True, name=f"reenact {id[:8]}")
         self.id, self.request, self.folder = id, request, folder
         self._on_update, self._resume, self._start_server = on_update, resume, start_server
-        self._server = server
+        self._server, self._of_view = server, view
         self._last_progress = 0.0
         self._cancelled, self._detached = Event(), Event()
         self._job = self._view = ""
+        self._first: Optional[Tuple[protocol.Task, str, Dict[str, Any]]] = None
         self.jobs: List[str] = []  # ids of the server's jobs so far
 
     def cancel(self) -> None:
@@ -223,7 +235,8 @@ class Run(Thread):
                 raise ServerError("no_character", f"There is no character {request.character}.")
             (character,) = client.send([request.character], self._on_sent)
             task = protocol.Solve(clip, character, **request.settings)
-        self._submit(client, request, task, source=dataclasses.asdict(source))
+        given = {"source": dataclasses.asdict(source), "character": request.character}
+        self._submit(client, request, task, **given)
 
     def _submit(
         self,
@@ -232,7 +245,7 @@ class Run(Thread):
         task: protocol.Task,
         key: str = "",
         **more: Any,
-    ) -> Path:
+    ) -> None:
         """Submits the first job, and creates the version folder.
 
         Args:
@@ -242,10 +255,7 @@ class Run(Thread):
             key: the same job and key have the same version folder.
             **more: further entries of `run.json`.
         """
-        self._job = client.submit(task)
-        version = version_for(Path(request.folder), request.name, self._job + key)
-        self.folder, self._resume = str(version), True
-        content = {
+        content: Dict[str, Any] = {
             "kind": request.kind,
             "first": request.first,
             "last": request.last,
@@ -253,9 +263,30 @@ class Run(Thread):
             "task": dataclasses.asdict(task),
             **more,
         }
-        write_file(version / "run.json", json.dumps(content).encode())
-        self._update("queued", "Submitted.", result=Result({"run": version}))
-        return version
+        self._first = task, key, content
+        if not self._of_view:
+            key = self.submit_first(client)
+            self.enter(version_for(Path(request.folder), request.name, key))
+            self._update("queued", "Submitted.", result=Result({"run": Path(self.folder)}))
+
+    def submit_first(self, client: Client) -> str:
+        """Submits the first job; returns the key of the version that it belongs to."""
+        assert self._first is not None
+        task, key, _ = self._first
+        self._job = client.submit(task)
+        return self._job + key
+
+    def enter(self, folder: Path, name: str = "") -> None:
+        """Writes down what was submitted.
+
+        Args:
+            folder: where.
+            name: of the frames; empty for the folder's.
+        """
+        assert self._first is not None
+        self.folder, self._resume = str(folder), True
+        content = {**self._first[-1], "name": name or folder.name}
+        write_file(folder / "run.json", json.dumps(content).encode())
 
     def _send_clip(self, client: Client, source: Source) -> Clip:
         common: Dict[str, Any] = {
@@ -334,14 +365,15 @@ class Run(Thread):
         if track is None:
             return
         plate = clip_between(solve.plate, content["first"], content["last"])
-        name, space = version.name, content["source"].get("working") or None
+        name, space = frames_name(version), content["source"].get("working") or None
         if content["kind"] == "preview":  # the node keeps the track of its whole result
             task = protocol.Frame(track, solve.character, content["first"], plate, name, space)
             self._frames(client, version, task, "Preview", "")
             return
-        self._update("running", "Solved.", result=Result({"track": path}, quality(path)))
+        self._update("running", "Solved.")
         render = protocol.Render(track, solve.character, plate, name=name, colour_space=space)
-        if self._frames(client, version, render, "Result", "") and content["crops"]:
+        shown = Result(version_knobs(version, content), quality(path))
+        if self._frames(client, version, render, "Result", "", shown) and content["crops"]:
             crops = without_plate(render)
             self._frames(client, version / "crops", crops, "Crops", "_crop")
 
@@ -372,15 +404,17 @@ class Run(Thread):
             client: a client of this thread.
             folder: where the frames go.
             task: renders them.
-            read: name of the Read inside the node that shows them.
+            read: name of the Read inside the node that shows them; a preview is of no version.
             suffix: of the version's name in the frames' names.
             more: what else changes on the node once there are frames.
 
         Returns:
             Whether all frames were rendered.
         """
-        pattern = str(folder / f"{Path(self.folder).name}{suffix}.####.exr")
+        name = frames_name(Path(self.folder))
+        pattern = str(folder / f"{name}{suffix}.####.exr")
         numbers: List[int] = []
+        versions: List[str] = []  # of the node, once this one has frames
         shown_at = 0.0
 
         def destination(event: Dict[str, Any]) -> Path:
@@ -388,16 +422,23 @@ class Run(Thread):
 
         def result() -> Result:
             knobs: Dict[str, Any] = {f"has_{read.lower()}": True}
+            reads = {read: Frames.of(pattern, numbers)}
+            both = more or Result()
             if read != "Crops":
                 knobs["show"] = read.lower()
             if read == "Preview":
                 knobs["preview_frame"] = numbers[0]
-            both = more or Result()
-            reads = {read: Frames.of(pattern, numbers)}
+            else:
+                versions[:] = versions or versions_of(Path(self.folder).parent, self.id)
+                both = dataclasses.replace(both, version=Path(self.folder).name, versions=versions)
+            if read == "Result":
+                reads["Crops"] = NO_FRAMES  # those of another version are not this one's
             return dataclasses.replace(both, knobs={**both.knobs, **knobs}, reads=reads)
 
         def landed(event: Dict[str, Any]) -> None:
             nonlocal shown_at
+            if read == "Result" and not numbers:
+                mark_version(folder, self.id)
             numbers.append(event["number"])
             now = time.monotonic()
             if now - shown_at > SHOW_SECONDS:
@@ -407,7 +448,7 @@ class Run(Thread):
         stopped: List[NodeUpdate] = []
         complete = self._follow(client, task, destination, stopped.append, landed)
         count = len(set(numbers))
-        text = f"{Path(self.folder).name}: {count} frame{'s' * (count != 1)}{self._view}."
+        text = f"{name}: {count} frame{'s' * (count != 1)}{self._view}."
         update = NodeUpdate(self.id, "done", text) if complete else stopped[-1]
         if numbers:
             update = dataclasses.replace(update, result=result())
@@ -544,6 +585,34 @@ class _StageClock:
         if event["stage"] != self._stage or event["done"] < self._start[1]:
             self._stage, self._start = event["stage"], (float(event["time"]), event["done"])
         return self._start
+
+
+def frames_name(folder: Path) -> str:
+    """Returns what the names of a folder's frames begin with: the version's name, and the view's.
+
+    Raises:
+        OSError, ValueError: the folder is gone or damaged.
+    """
+    return str(json.loads((folder / "run.json").read_text()).get("name", folder.name))
+
+
+def version_knobs(version: Path, content: Mapping[str, Any]) -> Dict[str, Any]:
+    """Returns the knobs of a node that shows a version, whose frames come with it.
+
+    Args:
+        version: the version's folder.
+        content: of its `run.json`.
+    """
+    first_view = content.get("views", [""])[0]
+    knobs = {
+        "track": version / first_view / "track.latents",
+        "shown_version": version.name,
+        "has_result": True,
+        "has_crops": False,
+    }
+    if content["kind"] != "reenact":  # there it is what the artist asks for
+        knobs["character"] = Path(content["character"])
+    return knobs
 
 
 def clip_between(clip: Clip, first: int, last: int) -> Clip:

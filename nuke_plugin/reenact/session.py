@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 import uuid
 from pathlib import Path
@@ -10,17 +11,19 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from reenact import __version__, host, live, protocol, thumbnails
 from reenact.client import Client
-from reenact.display import show_update
+from reenact.display import fill_menus, show_update
 from reenact.errors import NodeError
+from reenact.files import mark_version, versions_of
 from reenact.host import Node
-from reenact.kinds import FOREIGN, NODE_VERSION, REPAIR, is_alive, kind_of, node_id, node_version
+from reenact.kinds import FOREIGN, NODE_VERSION, is_alive, kind_of, node_id, node_version
 from reenact.live import LivePreview
 from reenact.queries import ServerQuery
-from reenact.repairs import versions
 from reenact.requests import build_request, results_folder
 from reenact.runs import BUSY, NodeUpdate, Run, RunRequest
 from reenact.shots import ShotRequest
 from reenact.upstream import shown_version
+from reenact.versions import folder_of
+from reenact.views import ViewsRun, has_views
 
 POLL_SECONDS = 0.2
 SETTLE_SECONDS = 0.25  # without a change, after which a frame is rendered live
@@ -91,9 +94,13 @@ class Session:
             for known in self._nodes.get(id, ())
         )
         if not id or (copied and not host.is_clone(node)):
-            id = uuid.uuid4().hex  # jobs belong to the node that was copied
+            id = uuid.uuid4().hex
             host.put(node, "reenact_id", id)
-            host.put(node, "run", "")
+            # Jobs, approval and Read belong to the node that was copied.
+            for knob in ("run", "approved", "read_name"):
+                if host.has(node, knob):
+                    host.put(node, knob, "")
+            mark_shown(node)
             show_update(node, NodeUpdate(id, "cancelled", "Not submitted."))
         known = self._nodes.setdefault(id, [])
         if node not in known:
@@ -148,7 +155,10 @@ class Session:
         if before is not None and before.is_alive():
             before.detach()
         on_update = self.updates.put if host.gui() else self._deliver
-        run = kind_of(node).run(id, on_update, request, server=server_of(node), **options)
+        kind: Callable[..., Run] = kind_of(node).run
+        if has_views(request, options.get("folder", "")):
+            kind = functools.partial(ViewsRun, kind_of(node).run)
+        run = kind(id, on_update, request, server=server_of(node), **options)
         self.runs[id] = run
         if host.gui():
             show_update(node, NodeUpdate(id, "sending", "Sending."))
@@ -302,13 +312,18 @@ def server_of(node: Node) -> str:
 
 
 def restore_menu(node: Node) -> None:
-    """Fills the menu of a ReenactRepair's versions: a script does not keep its items."""
-    if kind_of(node) is not REPAIR or not host.has(node, "shown_version"):
-        return
-    with contextlib.suppress(NodeError):  # the script was never saved
-        choices, shown = versions(results_folder(node), node_id(node)), shown_version(node)
-        gone = [] if shown in choices else [shown]
-        host.put_choices(node, "version", [*choices, *gone], shown)
+    """Fills the menus of a node's versions: a script does not keep their items."""
+    if host.has(node, "shown_version"):
+        with contextlib.suppress(NodeError):  # the script was never saved
+            fill_menus(node, versions_of(results_folder(node), node_id(node)))
+
+
+def mark_shown(node: Node) -> None:
+    """Lists the version that a node hands on among the node's own, which may be new to the node."""
+    track = str(host.get(node, "track")) if host.has(node, "track") else ""
+    # Another artist's folder may be read only: its version is shown, but not listed.
+    with contextlib.suppress(OSError, KeyError):
+        mark_version(folder_of(track, shown_version(node)), node_id(node))
 
 
 def versions_text(node: Node) -> str:

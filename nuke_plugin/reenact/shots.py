@@ -7,7 +7,6 @@ a node below finds there the plate, where its files were, and the style of the s
 import dataclasses
 import json
 import os
-import re
 import shutil
 import uuid
 from dataclasses import dataclass, field
@@ -24,7 +23,9 @@ from reenact.runs import (
     RunRequest,
     Source,
     clip_between,
+    frames_name,
     progress_text,
+    version_knobs,
     without_plate,
 )
 from reenact.tracks import numbers, quality
@@ -43,6 +44,7 @@ class Shot:
         numbers: the frames of the track.
         style_fields: the fields of a `protocol.Render` about the shot's style, with the style's
             path as `style`; empty without a style.
+        name: the version's, and the view's if it has several.
     """
 
     track: str
@@ -53,6 +55,7 @@ class Shot:
     last: int
     numbers: List[int]
     style_fields: Dict[str, Any]
+    name: str
 
     @property
     def directions(self) -> str:
@@ -87,10 +90,16 @@ class ShotRequest(RunRequest):
 def read_shot(track: str, character: str) -> Shot:
     """Reads the shot whose track is in a version folder.
 
+    Args:
+        track: the track.
+        character: used where the version's own character is not where it was.
+
     Raises:
         OSError, ValueError, KeyError, TypeError: the version is gone or damaged.
     """
     content = json.loads((Path(track).parent / "run.json").read_text())
+    own = str(content.get("character", ""))  # unless it was moved, or the version is older
+    character = own if own and os.path.exists(own) else character
     plate = content["plate"] if "plate" in content else content["task"]["plate"]
     return Shot(
         track,
@@ -101,7 +110,25 @@ def read_shot(track: str, character: str) -> Shot:
         int(content["last"]),
         numbers(track),
         content.get("look", {}),
+        content.get("name", Path(track).parent.name),
     )
+
+
+def tracks_of_views(track: str) -> Dict[str, str]:
+    """Returns the latent track of each view of a version.
+
+    Args:
+        track: that of the version's first view.
+
+    Returns:
+        Tracks by view; of a version without views, that track as the one of the view "".
+    """
+    folder = Path(track).parent
+    try:
+        views = json.loads((folder.parent / "run.json").read_text())["views"]
+    except (OSError, ValueError, KeyError):
+        return {"": track}
+    return {view: str(folder.parent / view / Path(track).name) for view in views}
 
 
 # -- files ---------------------------------------------------------------------------------------
@@ -224,26 +251,6 @@ def send_examples(client: Client, path: str, progress: Optional[Progress] = None
     return Clip(kinds[0], numbered, client.send(stills, progress), name=folder.name)
 
 
-def existing_frames(pattern: str) -> List[int]:
-    """Returns the frames that exist of a pattern, `a.##.exr` or `a.%02d.exr`; none for one file.
-
-    Raises:
-        ServerError: `no_frames`, no frame exists.
-    """
-    path = Path(pattern)
-    found = re.search(r"#+|%0?\d*d", path.name)
-    if not found:
-        return []
-    expected = re.compile(
-        re.escape(path.name[: found.start()]) + r"(\d+)" + re.escape(path.name[found.end() :])
-    )
-    matches = [expected.fullmatch(p.name) for p in path.parent.iterdir()]
-    numbers = sorted({int(match[1]) for match in matches if match})
-    if not numbers:
-        raise ServerError("no_frames", f"There is no picture {pattern}.")
-    return numbers
-
-
 # -- a range -------------------------------------------------------------------------------------
 
 
@@ -262,11 +269,7 @@ class ShotRun(Run):
             return
         render, more = self._render_task(client, request, send)
         if request.kind == "style":
-            track = self._submit(client, request, render, **more) / "track.latents"
-            if not track.exists():  # the version stays complete if the one above is deleted
-                temporary = track.with_name(f".{uuid.uuid4().hex[:8]}")
-                shutil.copyfile(above.track, temporary)
-                os.replace(temporary, track)
+            self._submit(client, request, render, track_above=above.track, **more)
         else:
             files = send_directions(client, request, render.character, send, self._on_status)
             edit = protocol.Edit(render.track, render.character, files, **request.settings)
@@ -294,7 +297,7 @@ class ShotRun(Run):
             track,
             character,
             clip_between(above.plate, request.first, request.last),
-            name=Path(above.track).parent.name,
+            name=above.name,
             colour_space=above.source.working or None,
             **send_style(request.style_fields, send),
         )
@@ -325,30 +328,27 @@ class ShotRun(Run):
             track = self._track(client, task, path)
             if track is None:
                 return
-        knobs = {"track": path, "character": Path(content["character"])}
-        self._update("running", "Rendering.", result=Result(knobs, quality(path)))
+        elif not path.exists():  # the version stays complete if the one above is deleted
+            temporary = path.with_name(f".{uuid.uuid4().hex[:8]}")
+            shutil.copyfile(content["track_above"], temporary)
+            os.replace(temporary, path)
+        self._update("running", "Rendering.")
         self._render(client, content, track)
 
-    def _render(
-        self,
-        client: Client,
-        content: Dict[str, Any],
-        track: Optional[File],
-        more: Optional[Result] = None,
-    ) -> None:
+    def _render(self, client: Client, content: Dict[str, Any], track: Optional[File]) -> None:
         """Renders a version.
 
         Args:
             client: a client of this thread.
             content: of the version's `run.json`.
             track: the version's own track, if it has made one.
-            more: what else changes on the node once there are frames.
         """
         version = Path(self.folder)
         render = protocol.build(protocol.Render, content["task" if track is None else "render"])
         if track is not None:
-            render = dataclasses.replace(render, track=track, name=version.name)
-        if self._frames(client, version, render, "Result", "", more) and content["crops"]:
+            render = dataclasses.replace(render, track=track, name=frames_name(version))
+        shown = Result(version_knobs(version, content), quality(version / "track.latents"))
+        if self._frames(client, version, render, "Result", "", shown) and content["crops"]:
             crops = without_plate(render)
             self._frames(client, version / "crops", crops, "Crops", "_crop")
 

@@ -29,7 +29,8 @@ ENTRY_POINTS = {
     *("on_create", "on_destroy", "knob_changed", "submit", "preview", "cancel", "resume"),
     *("next_step", "make_style", "measure", "add_repair", "clear_repairs", "next_bad"),
     *("open_report", "list_characters", "list_styles", "input_range", "open_results"),
-    *("open_sheet", "bake", "choose", "finish", "update"),
+    *("open_sheet", "bake", "choose", "finish", "update", "approve", "create_read"),
+    "all_views",
 }
 KINDS = {
     "ReenactPersonalize": "personalize",
@@ -206,11 +207,16 @@ SHARED = HIDDEN_NAMES | {
     "cancel",
     "resume",
     "source",
-    "view",
     "result_name",
     "folder",
     "at",
     "has_result",
+    "version",
+    "approve",
+    "compare",
+    "wipe",
+    "create_read",
+    *("shown_version", "approved", "has_compare", "compared_version", "read_name"),
     "versions",
     "open_results",
 }

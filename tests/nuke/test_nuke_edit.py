@@ -1,10 +1,13 @@
 """Tests ReenactEdit and ReenactStyle in the stand-in for Nuke, with a real server and pictures."""
 
 import copy
+import json
 import os
 import shutil
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,6 +24,7 @@ from nuke_standin import Node, Session
 from OpenImageIO import ImageBuf
 from reenact import keyframes, protocol, shots
 from reenact.errors import NodeError, ServerError
+from reenact.files import existing_frames
 from running_server import Server, inputs
 
 from core.base import keyframes as keys_of
@@ -90,6 +94,18 @@ def opened(session: Session, solved: Path, folder: Path) -> Node:
     nuke.scriptSaveAs(str(folder / "shot.nk"), True)
     nuke.frame(FIRST)
     return nuke.toNode("Reenact1")
+
+
+@contextmanager
+def of_character(reenact: Node, character: Path) -> Iterator[None]:
+    """Has the version of a Reenact say that it is of another character."""
+    path = Path(reenact["track"].value()).parent / "run.json"
+    before = path.read_text()
+    path.write_text(json.dumps({**json.loads(before), "character": str(character)}))
+    try:
+        yield
+    finally:
+        path.write_text(before)
 
 
 def shown_live(session: Session, node: Node, but: str = "") -> Path:
@@ -494,9 +510,9 @@ def test_a_style_is_made_from_the_node_and_chosen_in_another(
     assert fetched.parent == tmp_path / "reenact" / "styles"
     assert fetched.read_bytes() == made.read_bytes()
     assert other["styles"].value() == rest
-    reenact["character"].setValue((solved / "age.directions").as_posix())  # another character
-    session.press(other, "list_styles")
-    until_said(session, other, "0 styles of this character")
+    with of_character(reenact, solved / "age.directions"):  # another character
+        session.press(other, "list_styles")
+        until_said(session, other, "0 styles of this character")
     assert other["styles"].values() == [rest]
 
 
@@ -509,7 +525,6 @@ def test_directions_are_found_where_a_character_has_none(
     reenact = opened(session, solved, tmp_path)
     character = tmp_path / "new.character"
     shutil.copyfile(solved / "anna.character", character)
-    reenact["character"].setValue(character.as_posix())
     node = under(session, "ReenactEdit", reenact)
 
     def quick(character: protocol.File) -> Any:
@@ -517,6 +532,7 @@ def test_directions_are_found_where_a_character_has_none(
 
     fit = protocol.FitDirections
     with (
+        of_character(reenact, character),
         patch.object(shots.protocol, "FitDirections", quick),
         patch.dict(protocol.TASKS, {"fit_directions": fit}),
     ):
@@ -602,8 +618,8 @@ def test_example_pictures_are_those_of_a_folder(
 def test_files_of_a_pattern_are_listed(tmp_path: Path) -> None:
     for name in ("art.03.png", "art.11.png", "art.1.txt", "other.04.png"):
         (tmp_path / name).touch()
-    assert shots.existing_frames(str(tmp_path / "art.##.png")) == [3, 11]
-    assert shots.existing_frames(str(tmp_path / "art.%02d.png")) == [3, 11]
-    assert shots.existing_frames(str(tmp_path / "art.03.png")) == []
+    assert existing_frames(str(tmp_path / "art.##.png")) == [3, 11]
+    assert existing_frames(str(tmp_path / "art.%02d.png")) == [3, 11]
+    assert existing_frames(str(tmp_path / "art.03.png")) == []
     with pytest.raises(ServerError, match="There is no picture"):
-        shots.existing_frames(str(tmp_path / "none.##.png"))
+        existing_frames(str(tmp_path / "none.##.png"))

@@ -206,9 +206,9 @@ class EvalString_Knob(String_Knob):
     def _checked(self, value):
         text = super()._checked(value)
         # Only paths and Tcl hold back slashes: Tcl takes them for escapes. Artists may paste them.
-        if not (self._node is not None and self._node._session._by_artist):
-            if re.search(r"\\(?![\[\]$])", text):
-                raise ValueError(f"{self._name}: back slashes are Tcl's")
+        by_artist = self._node is not None and self._node._session._by_artist
+        if not by_artist and re.search(r"\\(?![\[\]$])", text):
+            raise ValueError(f"{self._name}: back slashes are Tcl's")
         return text
 
     def evaluate(self, context=None):
@@ -219,7 +219,7 @@ class EvalString_Knob(String_Knob):
         if re.search(r"[\[\\$]", text):
             text = nk_script.substitute(text, session._tcl_values(self._node))
         frame = session._frame if context is None else context
-        view = session._views[0]
+        view = session._view
         if isinstance(context, OutputContext):
             frame, view = context._frame, session._views[context._view]
         text = text.replace("%V", view).replace("%v", view[:1])
@@ -746,6 +746,7 @@ class Session:
             os.environ["QT_QPA_PLATFORM"] = "offscreen"
             self._app = QApplication.instance() or QApplication([])
         self._gui, self._views, self._frame = gui, list(views), 1
+        self._view = views[0]  # that is drawn
         self._modified = self._loading = self._rendering = self._by_artist = False
         self.faults: list[str] = []  # what nobody may do, even if the exception is caught
         self._labels: dict[Node, tuple[str, ...]] = {}  # the texts of those that were evaluated
@@ -914,13 +915,14 @@ class Session:
         call()
         self.longest = max(self.longest, time.monotonic() - begun)
 
-    def look(self, node: Node, frame: int) -> Picture:
-        """Returns what a viewer shows."""
+    def look(self, node: Node, frame: int, view: str = "") -> Picture:
+        """Returns what a viewer shows; of the first view if none is named."""
         before, self._frame, self._drawn = self._frame, frame, {}
+        self._view = view or self._views[0]
         try:
             return self._picture(node, frame)
         finally:
-            self._frame, self._drawn = before, None
+            self._frame, self._drawn, self._view = before, None, self._views[0]
 
     # -- nuke's functions
 
@@ -1235,7 +1237,8 @@ class Session:
             if where in ("", "parent"):
                 whose = node._parent if where else node
                 return repr(float(whose[name].valueAt(self._frame)))  # in Nuke 1/2 is not 0
-            picture = self._picture(node._parent.node(where), self._frame)["red"]
+            source = node.input(0) if where == "input" else node._parent.node(where)
+            picture = self._picture(source, self._frame)["red"]
             return repr(float(picture.shape[{"height": 0, "width": 1}[name]]))
 
         return nk_script.number(re.sub(r"([a-z]\w*\.)?[a-z_]\w*(?!\w*\()", number, expression))
@@ -1272,7 +1275,8 @@ class Session:
         if not write["file"].value():
             raise RuntimeError(f"{write.fullName()}: no file name")
         context = OutputContext()
-        context.setView(context.viewFromName((views or self._views)[0]))
+        self._view = (views or self._views)[0]
+        context.setView(context.viewFromName(self._view))
         before, self._rendering = self._frame, True
         try:
             for frame in range(first, last + 1, increment):
@@ -1291,6 +1295,7 @@ class Session:
                 write_exr(path, np.ascontiguousarray(rgb), half=half)
         finally:
             self._frame, self._drawn, self._rendering = before, None, False
+            self._view = self._views[0]
 
     def _picture(self, node: Node | None, frame: int) -> Picture:
         if node is None:
