@@ -53,12 +53,14 @@ _SEEN = Counter(
 EVERYWHERE = {knob for knob, classes in _SEEN.items() if classes >= 5} | {"inputs"}
 _CALLBACKS = "https://learn.foundry.com/nuke/developers/130/pythondevguide/callbacks.html"
 _ROOT = "https://learn.foundry.com/nuke/content/reference_guide/other_nodes/root.html"
+_TRACKER = "https://learn.foundry.com/nuke/content/reference_guide/transform_nodes/tracker.html"
 # Classes and knobs that no collected script had, with their documentation.
 DOCUMENTED = {
     "Group": {
         **dict.fromkeys(("onCreate", "onDestroy", "knobChanged"), _CALLBACKS),
         "help": "seen in NoOp, which has no knobs of its own",
     },
+    "Tracker4": dict.fromkeys(("tracks", "reference_frame"), _TRACKER),
     "Root": dict.fromkeys(
         (
             "first_frame",
