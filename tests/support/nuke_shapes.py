@@ -7,9 +7,9 @@ serialisation format", "Roto serialisation format"), not from what the plugin wr
   curve: `curve`, then keys `[K|L] [xFRAME] VALUE`, where a frame without x is the next one and an
   interpolation holds until the next.
 - Roto: a tree of lists. A shape is `curvegroup NAME FLAGS bezier {OUTLINE FEATHER} {t ...} {a NAME
-  VALUE ...}`. A curve is `cc {f FLAGS} {p POINT ...}`, with three points for each point of a Bezier:
-  handle, point, handle. A point is two curves; a curve is a list of keys `{TIME VALUE [LEFT SLOPE,
-  WEIGHT, RIGHT SLOPE, WEIGHT]}`. Numbers are decimal, or `x` and eight hexadecimal digits.
+  VALUE ...}`. A curve is `cc {f FLAGS} {p POINT ...}`, with three points for each point of a
+  Bezier: handle, point, handle. A point is two curves; a curve is a list of keys `{TIME VALUE [LEFT
+  SLOPE, WEIGHT, RIGHT SLOPE, WEIGHT]}`. Numbers are decimal, or `x` and eight hexadecimal digits.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from nk_script import BadScript, words
+
+if TYPE_CHECKING:
+    from nuke_standin import Node, Picture
 
 CLOSED = 8192  # flag of a closed curve
 _SUBPIXELS = 4
@@ -112,6 +116,8 @@ class Shape:
 
     def draw(self, frame: int, width: int, height: int) -> np.ndarray:
         """Returns the filled shape `[height, width]` in 0..1, rows from the top."""
+        if not self.alpha(frame):
+            return np.zeros((height, width), np.float32)
         outline = self.outline(frame) * [1, -1] + [0, height]
         fine = np.zeros((height * _SUBPIXELS, width * _SUBPIXELS), np.uint8)
         cv2.fillPoly(
@@ -119,6 +125,16 @@ class Shape:
         )
         small = cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA)
         return small.astype(np.float32) / 255 * self.alpha(frame)
+
+
+def roto(node: Node, picture: Picture) -> Picture:
+    """Draws a Roto's shapes over the alpha of what comes in."""
+    height, width = picture["red"].shape
+    alpha = np.zeros((height, width), np.float32)
+    for shape in read_shapes(node["curves"].toScript()).values():
+        alpha += shape.draw(node._session._frame, width, height) * (1 - alpha)
+    below = picture.get("alpha", np.zeros_like(alpha))
+    return {**picture, "alpha": alpha + below * (1 - alpha)}
 
 
 def value(keys: Keys, frame: float) -> float:

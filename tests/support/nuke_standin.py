@@ -26,6 +26,7 @@ from pathlib import Path
 
 import nk_script
 import nuke_pixels
+import nuke_shapes
 import numpy as np
 import OpenImageIO as oiio
 import reenact
@@ -327,6 +328,37 @@ class XY_Knob(Array_Knob):
         return " ".join(map(quote, self._value))
 
 
+class Table_Knob(String_Knob):
+    """The knob `tracks` of a Tracker4; cells are counted along its rows."""
+
+    def _cell(self, index: int) -> nuke_shapes.Track:
+        row, column = divmod(index, 31)
+        track = [*nuke_shapes.read_tracks(self._value).values()][row]
+        return {0: track.enabled, 2: track.x, 3: track.y}[column]
+
+    def getValueAt(self, frame, index=0):
+        keys = self._cell(index)
+        return keys[max(n for n in keys if n <= frame)]
+
+    def getNumKeys(self, index=0):
+        return len(self._cell(index))
+
+
+class CurveKnob(String_Knob):
+    """The knob `curves` of a Roto."""
+
+    def toElement(self, name):
+        shape = nuke_shapes.read_shapes(self._value)[name]
+
+        def animated(x: nuke_shapes.Keys, y: nuke_shapes.Keys) -> types.SimpleNamespace:
+            return types.SimpleNamespace(
+                getPosition=lambda t: (nuke_shapes.value(x, t), nuke_shapes.value(y, t)),
+                getControlPointKeyTimes=lambda: sorted(map(float, x)),
+            )
+
+        return [types.SimpleNamespace(center=animated(x, y)) for x, y in shape.knots[1::3]]
+
+
 class Enumeration_Knob(Unsigned_Knob):
     _default: object = ""
 
@@ -446,6 +478,8 @@ _NATIVE: dict[str, dict[str, Callable[[str], Knob]]] = {
         **dict.fromkeys(("raw", "create_directories", "use_limit"), Boolean_Knob),
     },
     "Switch": {"which": Double_Knob},
+    "Tracker4": {"tracks": Table_Knob},
+    "Roto": {"curves": CurveKnob},
     "Input": {"number": Int_Knob},
     "Root": {
         **dict.fromkeys(("first_frame", "last_frame", "frame"), Int_Knob),
