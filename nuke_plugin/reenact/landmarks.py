@@ -11,8 +11,8 @@ import struct
 from typing import BinaryIO, Dict, List, Mapping, Optional, Tuple
 
 from reenact.container import PathLike
+from reenact.tracks import Point
 
-Point = Tuple[float, float]
 Landmarks = Dict[int, List[Point]]  # by frame; frames without a face are absent
 
 ATTRIBUTE = "reenact:landmarks"  # header attribute: x and y of each point, as text

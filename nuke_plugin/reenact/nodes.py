@@ -341,7 +341,8 @@ def _bake_points(node: Node, kind: str) -> str:
     except (OSError, ValueError) as error:
         raise NodeError(f"The frames of the face can't be read: {error}") from error
     if not landmarks:
-        raise NodeError("These frames hold no landmarks. Submit the face again: older ones don't.")
+        text = "These frames hold no landmarks."
+        raise NodeError(f"{text} Submit the face again if an older version rendered them.")
     if kind == "tracker":
         points = marks.named_points(str(host.get(node, "bake_points")))
         text = shapes.tracker(landmarks, frames, points)

@@ -10,7 +10,8 @@ import struct
 from typing import Dict, List, Mapping, Sequence, Tuple
 
 from reenact.bake import curve, node_text
-from reenact.landmarks import FACE, OUTLINES, Landmarks, Point
+from reenact.landmarks import FACE, OUTLINES, Landmarks
+from reenact.tracks import Point
 
 _EDGES = ("x", "y", "r", "t")
 # The columns of a Tracker4: three numbers that describe a column, its name and its label.
