@@ -58,13 +58,13 @@ POINT_SETS: Dict[str, Dict[str, int]] = {
         "left nose wing": 358,
     },
     "jaw": {
-        "right ear": 234,
+        "right ear front": 234,
         "right jaw corner": 172,
         "right jaw middle": 150,
         "chin": 152,
         "left jaw middle": 379,
         "left jaw corner": 397,
-        "left ear": 454,
+        "left ear front": 454,
     },
 }
 

@@ -181,7 +181,7 @@ def a_tracker_and_a_roto_of_landmarks_have_their_keys_and_are_drawn():
     from reenact import landmarks, shapes
 
     source = nuke.createNode("CheckerBoard2", inpanel=False)
-    width, height = source.width(), source.height()
+    width, height = source.width(), source.format().height()
     ring = landmarks.OUTLINES["left_eye"]
     corners = ((-1, -1), (0, -1), (1, -1), (1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0))
     found = {}

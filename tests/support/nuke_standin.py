@@ -328,7 +328,7 @@ class XY_Knob(Array_Knob):
         return " ".join(map(quote, self._value))
 
 
-class Table_Knob(String_Knob):
+class _TracksKnob(String_Knob):
     """The knob `tracks` of a Tracker4; cells are counted along its rows."""
 
     def _cell(self, index: int) -> nuke_shapes.Track:
@@ -344,7 +344,7 @@ class Table_Knob(String_Knob):
         return len(self._cell(index))
 
 
-class CurveKnob(String_Knob):
+class _CurvesKnob(String_Knob):
     """The knob `curves` of a Roto."""
 
     def toElement(self, name):
@@ -478,8 +478,8 @@ _NATIVE: dict[str, dict[str, Callable[[str], Knob]]] = {
         **dict.fromkeys(("raw", "create_directories", "use_limit"), Boolean_Knob),
     },
     "Switch": {"which": Double_Knob},
-    "Tracker4": {"tracks": Table_Knob},
-    "Roto": {"curves": CurveKnob},
+    "Tracker4": {"tracks": _TracksKnob},
+    "Roto": {"curves": _CurvesKnob},
     "Input": {"number": Int_Knob},
     "Root": {
         **dict.fromkeys(("first_frame", "last_frame", "frame"), Int_Knob),
@@ -1181,7 +1181,7 @@ def _knob_classes() -> list[type]:
     found = [Knob]
     for kind in found:
         found += [k for k in kind.__subclasses__() if k not in found]
-    return found
+    return [kind for kind in found if not kind.__name__.startswith("_")]
 
 
 @contextmanager
