@@ -12,7 +12,8 @@ from pathlib import Path, PurePath
 from typing import Callable, Iterator, Optional
 
 from reenact import bake as baking
-from reenact import host, launcher, queries, repairs, runs, tracks, versions
+from reenact import host, launcher, queries, repairs, runs, shapes, tracks, versions
+from reenact import landmarks as marks
 from reenact.display import approved_version, errors_on, plain_text, show_update
 from reenact.errors import NodeError, ServerError
 from reenact.files import is_marked
@@ -39,7 +40,7 @@ from reenact.requests import (
 from reenact.runs import NodeUpdate, Result
 from reenact.session import Session, mark_shown, restore_menu
 from reenact.shots import ShotRequest
-from reenact.upstream import shot_above, shown_version, upstream
+from reenact.upstream import face_read, shot_above, shown_version, upstream
 
 # Knobs whose change is rendered live.
 LIVE_KNOBS = {
@@ -444,10 +445,10 @@ def bake(node: Node, kind: str) -> None:
 
     Args:
         node: the ReenactComp.
-        kind: one of `reenact.bake.KINDS`.
+        kind: one of `reenact.bake.KINDS`, or `tracker` or `roto`.
     """
     try:
-        text = _bake(node, kind)
+        text = _bake_points(node, kind) if kind in ("tracker", "roto") else _bake(node, kind)
     except NodeError as error:
         text = str(error)
     host.put(node, "baked", plain_text(text))
@@ -474,3 +475,27 @@ def _bake(node: Node, kind: str) -> str:
         under = sources[2] if len(sources) > 2 else None
     name = host.paste(node, "push $cut_paste_input\n" + baking.KINDS[kind](warp), under)
     return f"{name}: keys from {min(quads.corners)} to {max(quads.corners)}."
+
+
+def _bake_points(node: Node, kind: str) -> str:
+    sources = host.above(node)
+    if len(sources) < 2:
+        raise NodeError("Connect plate and face.")
+    read = face_read(sources[1])
+    frames = range(int(host.get(read, "first")), int(host.get(read, "last")) + 1)
+    plate = host.Plate(read, "", frames[0], frames[-1])
+    files = host.plate_files(plate, list(frames), host.project().views[0])
+    try:
+        landmarks, size = marks.read_landmarks(dict(zip(frames, files)))
+    except (OSError, ValueError) as error:
+        raise NodeError(f"The frames of the face can't be read: {error}") from error
+    if not landmarks:
+        text = "These frames hold no landmarks."
+        raise NodeError(f"{text} Submit the face again if an older version rendered them.")
+    if kind == "tracker":
+        points = marks.named_points(str(host.get(node, "bake_points")))
+        text = shapes.tracker(landmarks, frames, points)
+    else:
+        text = shapes.roto(landmarks, frames, size)
+    name = host.paste(node, "push $cut_paste_input\n" + text, sources[0])
+    return f"{name}: keys from {min(landmarks)} to {max(landmarks)}."

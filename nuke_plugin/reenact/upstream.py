@@ -65,6 +65,25 @@ def upstream(node: Node, inputs: Optional[List[Node]] = None) -> Upstream:
     raise NodeError("There is no Reenact node above. Connect one: this node works on its track.")
 
 
+def face_read(node: Node) -> Node:
+    """Returns the Read of a face's frames: one of Nuke's, or the one inside a node of ours.
+
+    Args:
+        node: what is connected as the face.
+
+    Raises:
+        NodeError: there is neither.
+    """
+    found: Optional[Node] = node
+    while found is not None and not kind_of(found).has_track:
+        if host.has(found, "origfirst"):  # only a Read has it
+            return found
+        found = next(iter(host.above(found)), None)
+    if found is None:
+        raise NodeError("There is no Reenact node and no Read above. Connect one to face.")
+    return host.inner(upstream(node, [found]).node, "Result")
+
+
 def character_of(reenact: Node) -> str:
     """Returns the file of a Reenact's character: its own, else that of its input `character`.
 

@@ -338,6 +338,64 @@ def pasted_nodes_are_beside_ours_and_not_inside():
 
 
 @check
+def a_tracker_and_a_roto_of_landmarks_have_their_keys_and_are_drawn():
+    from reenact import landmarks, shapes
+
+    source = nuke.createNode("CheckerBoard2", inpanel=False)
+    width, height = source.width(), source.format().height()
+    ring = landmarks.OUTLINES["left_eye"]
+    corners = ((-1, -1), (0, -1), (1, -1), (1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0))
+    found = {}
+    for frame in (1, 2, 4):  # there is no face in frame 3
+        points = [(-1000.0, -1000.0)] * landmarks.COUNT
+        for i, index in enumerate(ring):  # a square of 20 px around the middle
+            x, y = corners[i * len(corners) // len(ring)]
+            points[index] = (width / 2 + 10 * x + frame, height / 2 + 10 * y)
+        found[frame] = points
+    named = {"a point": ring[0], "another one": ring[-1]}
+    folder, made = tempfile.mkdtemp(), []
+    for text in (
+        shapes.tracker(found, range(1, 5), named),
+        shapes.roto(found, range(1, 5), (width, height)),
+    ):
+        path = os.path.join(folder, "node.nk")
+        with open(path, "w") as file:
+            file.write("push 0\n" + text)
+        made.append(nuke.nodePaste(path))
+        made[-1].setInput(0, source)
+    tracker, roto = made
+    tracks, said = tracker["tracks"], {}
+    for row, index in enumerate(named.values()):
+        for axis in (0, 1):  # the columns track_x and track_y
+            assert tracks.getNumKeys(31 * row + 2 + axis) == 3
+            for frame in found:
+                value = tracks.getValueAt(frame, 31 * row + 2 + axis)
+                assert abs(value - found[frame][index][axis]) < 0.001, (row, frame, value)
+    said["enabled on frames 1 to 4"] = [tracks.getValueAt(n, 0) for n in range(1, 5)]
+    shape = roto["curves"].toElement("left_eye")
+    assert len(shape) == len(ring)
+    for i, index in enumerate(ring):
+        assert sorted(shape[i].center.getControlPointKeyTimes()) == [1, 2, 4], i
+        for frame in found:
+            at = shape[i].center.getPosition(frame)
+            for axis in (0, 1):
+                assert abs(at[axis] - found[frame][index][axis]) < 0.001, (i, frame, at)
+    drawn = []
+    for frame in range(0, 6):
+        nuke.frame(frame)
+        drawn.append(roto.sample("alpha", width / 2, height / 2))
+    said["alpha of the shape on frames 0 to 5"] = drawn
+    saved = os.path.join(folder, "saved.nk")  # as Nuke writes both itself
+    tracker["selected"].setValue(True)
+    roto["selected"].setValue(True)
+    nuke.nodeCopy(saved)
+    with open(saved) as file:
+        said["as Nuke saves them"] = file.read()
+    assert [round(a) for a in drawn] == [0, 1, 1, 0, 1, 0], drawn
+    return said
+
+
+@check
 def qt_is_there_in_the_gui():
     if not nuke.GUI:
         return {"skipped": "terminal"}

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import cv2
+import nuke_shapes
 import nuke_standin
 import numpy as np
 from nk_script import words
@@ -245,4 +246,5 @@ NODES: dict[str, Callable[..., Picture]] = {
     "Reformat": reformat,
     "STMap": stmap,
     "VectorBlur": vector_blur,
+    "Roto": nuke_shapes.roto,
 }

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import nk_script
 import nuke_pixels
+import nuke_shapes
 import numpy as np
 import OpenImageIO as oiio
 import reenact
@@ -55,12 +56,14 @@ _SEEN = Counter(
 EVERYWHERE = {knob for knob, classes in _SEEN.items() if classes >= 5} | {"inputs"}
 _CALLBACKS = "https://learn.foundry.com/nuke/developers/130/pythondevguide/callbacks.html"
 _ROOT = "https://learn.foundry.com/nuke/content/reference_guide/other_nodes/root.html"
+_TRACKER = "https://learn.foundry.com/nuke/content/reference_guide/transform_nodes/tracker.html"
 # Classes and knobs that no collected script had, with their documentation.
 DOCUMENTED = {
     "Group": {
         **dict.fromkeys(("onCreate", "onDestroy", "knobChanged"), _CALLBACKS),
         "help": "seen in NoOp, which has no knobs of its own",
     },
+    "Tracker4": dict.fromkeys(("tracks", "reference_frame"), _TRACKER),
     "Root": dict.fromkeys(
         (
             "first_frame",
@@ -370,6 +373,37 @@ class XY_Knob(Array_Knob):
         return " ".join(map(quote, self._value))
 
 
+class _TracksKnob(String_Knob):
+    """The knob `tracks` of a Tracker4; cells are counted along its rows."""
+
+    def _cell(self, index: int) -> nuke_shapes.Track:
+        row, column = divmod(index, 31)
+        track = [*nuke_shapes.read_tracks(self._value).values()][row]
+        return {0: track.enabled, 2: track.x, 3: track.y}[column]
+
+    def getValueAt(self, frame, index=0):
+        keys = self._cell(index)
+        return keys[max(n for n in keys if n <= frame)]
+
+    def getNumKeys(self, index=0):
+        return len(self._cell(index))
+
+
+class _CurvesKnob(String_Knob):
+    """The knob `curves` of a Roto."""
+
+    def toElement(self, name):
+        shape = nuke_shapes.read_shapes(self._value)[name]
+
+        def animated(x: nuke_shapes.Keys, y: nuke_shapes.Keys) -> types.SimpleNamespace:
+            return types.SimpleNamespace(
+                getPosition=lambda t: (nuke_shapes.value(x, t), nuke_shapes.value(y, t)),
+                getControlPointKeyTimes=lambda: sorted(map(float, x)),
+            )
+
+        return [types.SimpleNamespace(center=animated(x, y)) for x, y in shape.knots[1::3]]
+
+
 class Enumeration_Knob(Unsigned_Knob):
     _default: object = ""
 
@@ -521,6 +555,8 @@ _NATIVE: dict[str, dict[str, Callable[[str], Knob]]] = {
         "disable": Boolean_Knob,
     },
     "Switch": {"which": Double_Knob},
+    "Tracker4": {"tracks": _TracksKnob},
+    "Roto": {"curves": _CurvesKnob},
     "Input": {"number": Int_Knob},
     "Root": {
         **dict.fromkeys(("first_frame", "last_frame", "frame"), Int_Knob),
