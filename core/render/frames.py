@@ -29,6 +29,7 @@ from core.media.pictures import read_attribute
 from core.media.read import read_frames
 from core.media.write import copy_exr, write_exr
 from core.render import grain as grains
+from core.render import layers
 from core.render.colour_match import Match
 from core.render.drawing import draw_pictures, draw_styled
 from core.render.geometry import (
@@ -69,6 +70,7 @@ class FrameFiles:
     # By default `output_space` of the plate, for crops the config's scene_linear role.
     colour_space: str | None = None
     config: str | None = None  # the OCIO config of the space of crops; patches have the plate's
+    layer_names: int = layers.NEWEST  # version of the layers' names
     # Files by frame number that may hold the same pixels, drawn for another track on this plate.
     # Those that do are copied, with attributes of their own.
     earlier: Mapping[int, Sequence[Path]] = field(default_factory=dict)
@@ -118,7 +120,10 @@ def write_frames(
         "reenact:syntheticMedia": SYNTHETIC,
         SPACE_ATTRIBUTE: space,
     }
-    task = digest(_FORMAT, files.task, track.numbers, track.cut, track.fps, track.plate)
+    names = files.layer_names
+    if names != layers.PLAIN:
+        attributes[layers.ATTRIBUTE] = names
+    task = digest(_FORMAT, files.task, names, track.numbers, track.cut, track.fps, track.plate)
     empty: list[int] = []
     waiting: list[int] = []
     tasks: dict[int, str] = {}
@@ -152,7 +157,15 @@ def write_frames(
                 yield (
                     number,
                     partial(
-                        _write_crop, path, picture, geometry, space, config, track.plate, facts
+                        _write_crop,
+                        path,
+                        picture,
+                        geometry,
+                        space,
+                        config,
+                        track.plate,
+                        facts,
+                        names,
                     ),
                 )
                 continue
@@ -161,7 +174,7 @@ def write_frames(
                 facts[LANDMARKS] = landmarks_text(geometry, plate.height)
             amount = float(track.amount[frame])
             place = partial(patch, picture, geometry, plate, amount, options, grain, number, space)
-            yield number, partial(_write_patch, path, place, plate, facts)
+            yield number, partial(_write_patch, path, place, plate, facts, names)
 
     def written(number: int, placed: bool) -> None:
         if not placed:
@@ -258,10 +271,11 @@ def _write_crop(
     config: str | None,
     plate: tuple[int, int],
     attributes: Mapping[str, object],
+    layer_names: int,
 ) -> bool:
     pixels = colour.from_network(picture.permute(1, 2, 0).cpu().numpy(), space, config)
-    layers = crop_layers(picture, geometry, plate)
-    write_exr(path, pixels, layers=layers, attributes=attributes)
+    planes = layers.named(crop_layers(picture, geometry, plate), layer_names)
+    write_exr(path, pixels, layers=planes, attributes=attributes)
     return True
 
 
@@ -270,6 +284,7 @@ def _write_patch(
     place: Callable[[], Patch | None],
     plate: Clip,
     attributes: Mapping[str, object],
+    layer_names: int,
 ) -> bool:
     """Writes a patch; a transparent pixel and False where no face could be placed."""
     placed = place()
@@ -279,7 +294,7 @@ def _write_patch(
         written.rgba,
         window=written.window,
         display=(plate.width, plate.height),
-        layers=written.layers,
+        layers=layers.named(written.layers, layer_names),
         attributes=attributes,
         pixel_aspect=plate.pixel_aspect,
     )

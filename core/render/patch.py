@@ -47,7 +47,8 @@ class Patch:
 
     rgba: np.ndarray  # [h, w, 4] float32, premultiplied
     window: Window
-    layers: Mapping[str, np.ndarray] = field(default_factory=dict)  # over the same window
+    # Over the same window, by their names in `core.render.layers`, without the files' prefix.
+    layers: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def patch(
@@ -141,8 +142,8 @@ def crop_layers(
         plate: width and height, px; 0 without a plate.
 
     Returns:
-        Layers `[R, R]` float16 by name, and "stmap" `[R, R, 2]` float32, which is -1 (outside)
-        without a plate or a face.
+        Layers `[R, R]` float16 by name as in `Patch`, and "stmap" `[R, R, 2]` float32, which is -1
+        (outside) without a plate or a face.
     """
     size = picture.shape[-1]
     head = mattes.cut_out_head(picture.permute(1, 2, 0).cpu().numpy() / 2 + 0.5, geometry.head)

@@ -168,7 +168,7 @@ def project() -> Project:
         knob = "customOCIOConfigPath" if stock == "custom" else "OCIOConfigPath"
         config = _filtered(cast("nuke.File_Knob", root[knob]).evaluate())
     # The stubs lack usingOcio, which Nuke's own autolabel calls.
-    managed = nuke.usingOcio()  # type: ignore[attr-defined]
+    managed = nuke.usingOcio()
     if not managed or (stock == "nuke-default" and not variable):
         space, config = "", ""
     return Project(space, config, nuke.views(), nuke.frame())
@@ -350,8 +350,9 @@ def replace(node: Node, gizmo: str, renamed: Dict[str, str], kept: FrozenSet[str
                 target.fromScript(knob.toScript())
         for name in ("Result", "Compare", "Preview", "Crops", "Selection", "Reconstruction"):
             old, new = (cast("nuke.Group", one).node(name) for one in (node, made))
-            for knob in _FRAMES if old is not None and new is not None else ():
-                new[knob].fromScript(old[knob].toScript())
+            if old is not None and new is not None:
+                for setting in _FRAMES:
+                    new[setting].fromScript(old[setting].toScript())
         for index in range(node.inputs()):
             made.setInput(index, node.input(index))
         for below in node.dependent(nuke.INPUTS | nuke.HIDDEN_INPUTS):
@@ -520,7 +521,7 @@ def show_files(read: Node, frames: Frames) -> None:
 
 def _filtered(path: Optional[str]) -> str:
     """Returns a path as Nuke opens it, after the filters that the studio has added."""
-    return str(nuke.filenameFilter(path) or path) if path else ""
+    return str(nuke.filenameFilter(path) or path) if path else ""  # type: ignore[no-untyped-call]
 
 
 def _is_animated(knob: nuke.Knob) -> bool:

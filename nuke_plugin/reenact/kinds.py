@@ -87,6 +87,14 @@ def node_version(node: Node) -> int:
     return int(host.get(node, "node_version")) if host.has(node, "node_version") else 2
 
 
+def layer_names(node: Node) -> int:
+    """Returns the version of the layers' names (`docs/layers.md`) that a node's results have.
+
+    A node of version 2 or before, and the ReenactComp that was made with it, read the older names.
+    """
+    return 2 if node_version(node) > 2 else 1
+
+
 def node_id(node: Node) -> str:
     """Returns the id by which a node's jobs find it, also after it was renamed."""
     return str(host.get(node, "reenact_id"))

@@ -117,7 +117,7 @@ def launch(
 def open_path(path: Path) -> None:
     """Has the desktop open a file or a folder, with an environment that is not Nuke's."""
     if os.name == "nt":
-        os.startfile(path)
+        os.startfile(path)  # type: ignore[attr-defined]
         return
     opener = "open" if sys.platform == "darwin" else "xdg-open"
     nothing = subprocess.DEVNULL

@@ -186,6 +186,7 @@ def render_frame(
         plate,
         above.name,
         above.source.working or None,
+        layer_names=request.layer_names,
         **send_style(request.style_fields, send),
     )
     if request.kind == "edit":

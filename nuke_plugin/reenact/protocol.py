@@ -135,6 +135,7 @@ class Render:
     sibling: bool = False  # accepts a style of another character with the same base
     config: str = ""  # the OCIO config of the frames' colour space, without a plate; as in `Clip`
     config_file: Optional[File] = None
+    layer_names: int = 1  # version of the layers' names: `matte.face`, or 2: `reenact_matte.face`
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,7 @@ class Frame:
     limit: float = 0.02
     config: str = ""  # this and the next one as in `Render`
     config_file: Optional[File] = None
+    layer_names: int = 1  # as in `Render`
 
 
 @dataclass(frozen=True)

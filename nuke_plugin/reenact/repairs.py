@@ -24,7 +24,15 @@ from reenact.runs import Result, RunRequest, clip_between, frames_name
 from reenact.shots import Sender, ShotRequest, ShotRun, send_missing_frames
 
 # Fields of a `Frame` that are as in a `Render`.
-RENDER_FIELDS = ("colour_space", "style", "style_amount", "style_from", "style_to", "sibling")
+RENDER_FIELDS = (
+    "colour_space",
+    "style",
+    "style_amount",
+    "style_from",
+    "style_to",
+    "sibling",
+    "layer_names",
+)
 
 # Options of a repair, and the option that it requires.
 OPTIONS: Dict[str, Tuple[str, ...]] = {

@@ -9,7 +9,17 @@ from reenact import host, ocio, protocol, repairs
 from reenact.errors import NodeError
 from reenact.host import Node
 from reenact.keyframes import TOLERANCE, keyframes
-from reenact.kinds import EDIT, FOREIGN, PERSONALIZE, REENACT, REPAIR, STYLE, kind_of, node_id
+from reenact.kinds import (
+    EDIT,
+    FOREIGN,
+    PERSONALIZE,
+    REENACT,
+    REPAIR,
+    STYLE,
+    kind_of,
+    layer_names,
+    node_id,
+)
 from reenact.repairs import RepairRequest
 from reenact.runs import RunRequest, Source
 from reenact.shots import Shot, ShotRequest
@@ -60,7 +70,14 @@ def build_request(node: Node, frame: Optional[int] = None) -> RunRequest:
     kind = kind_of(node)
     if kind is FOREIGN:
         raise NodeError("This plugin does not know this kind of node. Update the plugin.")
-    return BUILDERS[kind.name](node, frame)
+    request = BUILDERS[kind.name](node, frame)
+    if not kind.has_track:
+        return request
+    names = layer_names(node)
+    views = {
+        view: dataclasses.replace(one, layer_names=names) for view, one in request.views.items()
+    }
+    return dataclasses.replace(request, layer_names=names, views=views)
 
 
 # -- characters and reenactments -----------------------------------------------------------------

@@ -86,6 +86,7 @@ class RunRequest:
         first, last: the frames to deliver; frames of the source outside them are handles.
         crops: whether the aligned crops are rendered too.
         views: the request of each view, where several are asked for; this is then the first one's.
+        layer_names: version of the names of the frames' layers, as in `protocol.Render`.
     """
 
     kind: str
@@ -98,6 +99,7 @@ class RunRequest:
     last: int = 0
     crops: bool = False
     views: Mapping[str, "RunRequest"] = field(default_factory=dict)
+    layer_names: int = 1
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,7 @@ class Run(Thread):
                 raise ServerError("no_character", f"There is no character {request.character}.")
             (character,) = client.send([request.character], self._on_sent)
             task = protocol.Solve(clip, character, **request.settings)
-        given = {"source": dataclasses.asdict(source), "character": request.character}
+        given: Dict[str, Any] = {"source": dataclasses.asdict(source), "character": request.character}
         self._submit(client, request, task, **given)
 
     def _submit(
@@ -252,14 +254,17 @@ class Run(Thread):
             client: a client of this thread.
             request: the request.
             task: the first job's.
-            key: the same job and key have the same version folder.
+            key: the same job, key and names of layers have the same version folder.
             **more: further entries of `run.json`.
         """
+        if request.layer_names != 1:
+            key += f" layers {request.layer_names}"
         content: Dict[str, Any] = {
             "kind": request.kind,
             "first": request.first,
             "last": request.last,
             "crops": request.crops,
+            "layer_names": request.layer_names,
             "task": dataclasses.asdict(task),
             **more,
         }
@@ -365,13 +370,17 @@ class Run(Thread):
         if track is None:
             return
         plate = clip_between(solve.plate, content["first"], content["last"])
-        name, space = frames_name(version), content["source"].get("working") or None
+        finish = {
+            "name": frames_name(version),
+            "colour_space": content["source"].get("working") or None,
+            "layer_names": content.get("layer_names", 1),  # folders of older plugins lack it
+        }
         if content["kind"] == "preview":  # the node keeps the track of its whole result
-            task = protocol.Frame(track, solve.character, content["first"], plate, name, space)
+            task = protocol.Frame(track, solve.character, content["first"], plate, **finish)
             self._frames(client, version, task, "Preview", "")
             return
         self._update("running", "Solved.")
-        render = protocol.Render(track, solve.character, plate, name=name, colour_space=space)
+        render = protocol.Render(track, solve.character, plate, **finish)
         shown = Result(version_knobs(version, content), quality(path))
         if self._frames(client, version, render, "Result", "", shown) and content["crops"]:
             crops = without_plate(render)

@@ -299,6 +299,7 @@ class ShotRun(Run):
             clip_between(above.plate, request.first, request.last),
             name=above.name,
             colour_space=above.source.working or None,
+            layer_names=request.layer_names,
             **send_style(request.style_fields, send),
         )
         return render, {

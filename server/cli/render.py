@@ -13,6 +13,7 @@ from reenact import protocol
 from core.base import keyframes
 from core.base.files import check_writable
 from core.media.read import open_clip
+from core.render.layers import NEWEST
 from server.cli import options
 from server.cli.reporting import Report
 from server.cli.running import run_task
@@ -115,6 +116,7 @@ def render(given: Options) -> None:
         style_to=given.style_to,
         sibling=given.sibling,
         config=os.environ.get("OCIO", "") if given.output_space else "",
+        layer_names=NEWEST,
     )
     keyframes.parse(given.style_amount, "--style-amount")
     facts = run_task(

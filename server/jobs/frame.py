@@ -8,7 +8,7 @@ from reenact import protocol
 
 from server.jobs.common import Context, Kind, NotInTrackError, require_complete
 from server.jobs.edit import edit_track, load_named_directions
-from server.jobs.render import draw, style_mix
+from server.jobs.render import check_layer_names, draw, style_mix
 
 if TYPE_CHECKING:
     from core.render.patch import PatchOptions
@@ -73,4 +73,5 @@ KIND = Kind(
     version=1,
     results={"frame": "out.####.exr"},
     run=run,
+    check=check_layer_names,
 )

@@ -92,7 +92,7 @@ def patch_options(task: protocol.Render) -> PatchOptions:
     """Returns how a task's patches are finished.
 
     Raises:
-        BadOptionError: of the layers, or an amount out of its range.
+        BadOptionError: of the layers or their names, or an amount out of its range.
     """
     from core.render.patch import PatchOptions
 
@@ -101,11 +101,26 @@ def patch_options(task: protocol.Render) -> PatchOptions:
     for name in ("match", "grain"):
         if not 0 <= getattr(task, name) <= 1:
             raise BadOptionError(f"{name} must be 0 to 1, not {getattr(task, name):g}.")
+    check_layer_names(task)
     if not 0 <= task.motion_blur <= 720:
         raise BadOptionError(f"motion blur must be 0 to 720 degrees, not {task.motion_blur:g}.")
     return PatchOptions(
         "all" if task.layers == "all" else "basic", task.match, task.grain, task.motion_blur
     )
+
+
+def check_layer_names(task: protocol.Render | protocol.Frame) -> None:
+    """
+    Raises:
+        BadOptionError: there is no such version of the layers' names.
+    """
+    from core.render.layers import NEWEST, PLAIN
+
+    if task.layer_names not in (PLAIN, NEWEST):
+        raise BadOptionError(
+            f"layer names must be {PLAIN} or {NEWEST}, not {task.layer_names}. If the plugin is "
+            "newer than the server, update the server."
+        )
 
 
 def check(task: protocol.Render) -> None:
@@ -145,7 +160,7 @@ def draw(
     """Draws some frames of a track to the context's `frame` pattern.
 
     Args:
-        task: names the track and the colour space of the frames.
+        task: names the track, and the colour space and the layers' names of the frames.
         context: with the plate, if the faces are placed on one.
         track: complete.
         chosen: indices of the frames in the track.
@@ -185,6 +200,7 @@ def draw(
         attributes,
         task.colour_space,
         context.config,
+        task.layer_names,
         context.reusable,
     )
     return write_frames(

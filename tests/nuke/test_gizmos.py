@@ -8,10 +8,12 @@ from pathlib import Path
 import nk_script
 import nuke_standin
 import pytest
-from nk_script import BadScript, Statement
+from nk_script import BadScript, Statement, words
 from nuke_standin import user_knob
+from reenact import protocol
 from repository import ROOT
 
+from core.render.layers import ATTRIBUTE, CHANNELS, NEWEST, NUKES_OWN, PLAIN, in_file
 from tools.tool_set import tool_set
 
 FOLDER = ROOT / "gizmos"
@@ -147,6 +149,20 @@ def test_a_node_says_which_kind_it_is(path: Path, version: int) -> None:
         assert kinds.kind_of(session.module.createNode("Read")) is kinds.FOREIGN
 
 
+def test_a_node_is_given_the_names_of_layers_that_it_reads() -> None:
+    with nuke_standin.running() as session:
+        kinds = importlib.import_module("reenact.kinds")
+        text = (FOLDER.parent / "tests/nuke/scripts/before_layer_names.nk").read_text()
+        session._build(nk_script.parse(text), session._root)
+        for name in ("Reenact1", "ReenactEdit1"):
+            assert kinds.layer_names(session.module.toNode(name)) == PLAIN
+        for path in GIZMOS:
+            if KINDS[path.stem]:
+                assert kinds.layer_names(session.module.createNode(path.stem)) == NEWEST
+    assert protocol.Render(protocol.File(), protocol.File()).layer_names == PLAIN
+    assert protocol.Frame(protocol.File(), protocol.File(), 1).layer_names == PLAIN
+
+
 def test_a_node_of_a_newer_plugin_says_what_to_update() -> None:
     text = (FOLDER / "Reenact.gizmo").read_text()
     with nuke_standin.running() as session:
@@ -257,6 +273,41 @@ def test_the_tool_set_has_the_nodes_as_they_are() -> None:
     assert nodes["ReenactStyle"].inputs == [nodes["ReenactEdit"], nodes["Plate"]]
     assert nodes["ReenactComp"].inputs == [nodes["Plate"], nodes["ReenactStyle"]]
     assert path.read_text() == tool_set(), "Run tools/tool_set.py"
+
+
+@pytest.mark.parametrize("path", [*GIZMOS, *TOOLSETS], ids=lambda p: p.stem)
+def test_the_layers_are_those_of_the_frames(path: Path) -> None:
+    """Older names are only read where the frames' header says that they have them."""
+    text = path.read_text()
+    files = {
+        in_file(name, version): [in_file(f"{name}.{c}", version) for c in several]
+        for name, several in CHANNELS.items()
+        for version in (PLAIN, NEWEST)
+    }
+    declared = [words(layer) for layer in re.findall(r"^ *add_layer \{(.*)\}$", text, re.M)]
+    for layer, *channels in declared:
+        assert channels == (["mask.a"] if layer == "mask" else files[layer])
+    used: set[str] = set()
+    for node in flat(nk_script.parse(text)):
+        own = {knob.name() for knob in own_knobs(node)}
+        for knob, value in node.knobs:
+            if knob in ("addUserKnob", "name", "label", "help", *own):
+                continue
+            if knob in ("channels", "uv", "in", "out"):
+                found = {value} & set(files)
+            else:
+                found = {c for c in re.findall(r"\w+\.\w+", value) if c.partition(".")[0] in files}
+                assert found <= {c for channels in files.values() for c in channels}
+                found = {channel.partition(".")[0] for channel in found}
+            first = {name for name in found if name in CHANNELS and name not in NUKES_OWN}
+            chosen = re.fullmatch(r"from\d", knob) and "Names.old" in node.knob("disable")
+            chosen = chosen or (re.match(r"expr\d", knob) and value.startswith("old ? "))
+            assert not first or chosen, f"{node.knob('name')} reads {first}"
+            used |= found
+    assert used == {layer for layer, *_ in declared} - {"mask"}
+    switches = re.findall(r"^ *old (.*)$", text, re.M)
+    assert len(set(switches)) <= 1
+    assert all(f"exr/{ATTRIBUTE}]" in switch for switch in switches)
 
 
 def test_every_node_has_a_picture_of_its_properties() -> None:

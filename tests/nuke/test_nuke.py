@@ -135,7 +135,7 @@ def test_a_plate_becomes_frames_under_the_node(
         np.testing.assert_array_equal(over[channel][outside], plate[channel][outside])
         assert not np.allclose(over[channel][~outside], plate[channel][~outside], atol=0.02)
     session.set(node, "output_as", "render")
-    np.testing.assert_array_equal(session.look(node, FIRST)["red"], shown["render.red"])
+    np.testing.assert_array_equal(session.look(node, FIRST)["red"], shown["reenact_render.red"])
     session.set(node, "output_as", "aligned crop")
     assert session.look(node, FIRST)["red"].shape == (64, 64)
 
@@ -160,6 +160,8 @@ def test_a_preview_is_shown_beside_the_result(
     assert node["show"].value() == "preview"
     run = Path(node["run"].value())
     assert run.name == "Reenact1_preview_v001"
+    (frame,) = run.glob("*.exr")
+    assert "reenact_render.R" in ImageBuf(str(frame)).spec().channelnames
     shown, plate = session.look(node, FIRST + 3), session.look(node.input(0), FIRST + 3)
     assert not np.array_equal(shown["red"], plate["red"])
     session.set(node, "show", "result")

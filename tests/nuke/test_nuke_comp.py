@@ -8,6 +8,7 @@ import nk_script
 import nuke_pixels
 import nuke_standin
 import numpy as np
+import OpenImageIO as oiio
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -25,9 +26,11 @@ from core.media.clip import Clip, Window
 from core.media.numbering import frame_path
 from core.media.read import open_clip, read_frame
 from core.media.write import write_exr
-from core.render import colour_match, grain
+from core.render import colour_match, grain, layers
 from core.render.colour_match import Match
+from core.render.frames import SYNTHETIC
 from core.render.geometry import FaceGeometry
+from core.render.layers import NEWEST, PLAIN, in_file
 from core.render.patch import PatchOptions, patch
 from core.solve.latent_track import FrameState, LatentTrack, save_track
 
@@ -101,18 +104,46 @@ def face_points() -> np.ndarray:
     return points
 
 
-def write_patch(made: Made, pattern: str, number: int, match: Match, options: PatchOptions) -> None:
-    """Writes a patch as `core.render.frames.write_frames` does."""
+def write_patch(
+    made: Made,
+    pattern: str,
+    number: int,
+    match: Match,
+    options: PatchOptions,
+    names: int = NEWEST,
+    foreign: bool = False,
+) -> None:
+    """Writes a patch as `core.render.frames.write_frames` does.
+
+    Args:
+        made: gives the plate, the picture and its place.
+        pattern: of the file.
+        number: of the frame.
+        match: of the frame.
+        options: of the patch.
+        names: version of the layers' names.
+        foreign: whether a show's own layers are in the file too, called as ours once were.
+    """
     geometry = replace(made.geometry, match=match)
     placed = patch(made.crop, geometry, made.clip, 1.0, options, GRAIN, number)
     assert placed is not None
+    theirs = {}
+    if foreign:
+        rng = np.random.default_rng(2)
+        theirs = {
+            name: rng.uniform(size=values.shape).astype(values.dtype)
+            for name, values in placed.layers.items()
+            if in_file(name) != name
+        }
     write_exr(
         frame_path(pattern, number),
         placed.rgba,
         window=placed.window,
         display=(made.clip.width, made.clip.height),
-        layers=placed.layers,
+        layers={**layers.named(placed.layers, names), **theirs},
         attributes={
+            "reenact:syntheticMedia": SYNTHETIC,
+            **({layers.ATTRIBUTE: names} if names != PLAIN else {}),
             "reenact:matchGain": tuple(match.gain.tolist()),
             "reenact:matchOffset": tuple(match.offset.tolist()),
         },
@@ -269,10 +300,132 @@ def test_motion_blur_is_centred_on_the_frame(session: Session, made: Made, tmp_p
     assert centres[0] == pytest.approx(centres[1], abs=0.05)  # not 1.5 px off
 
 
+@pytest.mark.parametrize("kind", ["VectorBlur", "VectorBlur2"])
+def test_a_blur_without_an_offset_is_not_known_here(
+    session: Session, made: Made, kind: str
+) -> None:
+    """The older node's default is not published: a text that relies on it is wrong."""
+    node = under(session, kind, read(session, made.face))
+    settings = {"uv": "forward", "scale": "1", "blur_type": "uniform"}
+    for knob in ("uv", "scale", *(["blur_type"] if kind == "VectorBlur2" else [])):
+        node[knob].setValue(settings[knob])
+    with pytest.raises(ValueError, match="has no offset"):
+        session.look(node, FIRST)
+    plain, blurred = session.look(node.input(0), FIRST)["alpha"], {}
+    for offset in ("-1", "-0.5", "0"):
+        node["offset"].setValue(offset)
+        blurred[offset] = session.look(node, FIRST)["alpha"]
+    x = np.arange(plain.shape[1])
+    before, centred, after = ((a * x).sum() / a.sum() for a in blurred.values())
+    assert centred == pytest.approx((plain * x).sum() / plain.sum(), abs=0.05)
+    assert after - before == pytest.approx(6, abs=1)  # the face's motion in a frame, px
+
+
+# -- names of layers -----------------------------------------------------------------------------
+
+# A plate, Reenact, ReenactEdit and ReenactComp as the last release with plain names wrote them.
+OLD_SCRIPT = ROOT / "tests/nuke/scripts/before_layer_names.nk"
+OLD_KNOBS = {name: value for name, value in EVERYTHING.items() if name != "shutter"}  # of its comp
+
+
+def open_old_script(session: Session, made: Made, folder: Path) -> None:
+    """Opens it on frames of that release; their pixels are `made`'s."""
+    for number, match in zip((FIRST, LAST), MATCHES, strict=True):
+        write_patch(made, str(folder / "face.####.exr"), number, match, PatchOptions(), PLAIN)
+        image = read_frame(made.clip, number).pixels
+        write_exr(folder / f"plate.{number}.exr", image, half=False)
+    (folder / "before.nk").write_text(OLD_SCRIPT.read_text().replace("FOLDER", folder.as_posix()))
+    session.module.scriptOpen(str(folder / "before.nk"))
+
+
+def same(a: Picture, b: Picture) -> None:
+    for channel in (*RGB, "alpha"):
+        np.testing.assert_array_equal(a[channel], b[channel])
+
+
+def test_a_script_of_the_first_names_renders_as_before(
+    session: Session, made: Made, tmp_path: Path
+) -> None:
+    new = comp(session, made.plate, made.face, **OLD_KNOBS)
+    wanted = {number: session.look(new, number) for number in (FIRST, LAST)}
+    face = session.look(new.input(1), FIRST)
+    assert np.abs(rgb(wanted[FIRST]) - merged(session.look(new.input(0), FIRST), face)).max() > 0.1
+    open_old_script(session, made, tmp_path)
+    for number, picture in wanted.items():
+        same(session.look(session.module.toNode("ReenactComp1"), number), picture)
+    reenact = session.module.toNode("Reenact1")
+    reenact["output"].setValue("render")
+    shown = session.look(reenact, FIRST)
+    assert shown["red"].any()
+    for channel in RGB:
+        np.testing.assert_array_equal(shown[channel], face[in_file(f"render.{channel}")])
+
+
+@pytest.mark.parametrize("source", ["ReenactEdit1", "Read"])
+def test_a_new_comp_reads_frames_of_the_first_names(
+    session: Session, made: Made, tmp_path: Path, source: str
+) -> None:
+    def looks(face: Node) -> list[Picture]:
+        node = under(session, "ReenactComp", read(session, made.plate), face)
+        node.setInput(2, read(session, made.plate))
+        for knob, value in EVERYTHING.items():
+            node[knob].setValue(value)
+        found = [session.look(node, number) for number in (FIRST, LAST)]
+        node["use_crop"].setValue(True)
+        return [*found, session.look(node, FIRST)]
+
+    wanted = looks(read(session, made.face))
+    assert np.abs(wanted[0]["red"] - wanted[2]["red"]).max() > 0.05
+    open_old_script(session, made, tmp_path)
+    old = session.module.toNode(source) or read(session, str(tmp_path / "face.####.exr"))
+    for found, picture in zip(looks(old), wanted, strict=True):
+        same(found, picture)
+
+
+@pytest.mark.parametrize("kind", ["Reenact", "ReenactEdit", "ReenactStyle", "ReenactRepair"])
+def test_a_new_node_shows_the_render_of_frames_of_both_names(
+    session: Session, made: Made, tmp_path: Path, kind: str
+) -> None:
+    open_old_script(session, made, tmp_path)
+    node = session.module.createNode(kind)
+    shown = []
+    for pattern in (made.face, str(tmp_path / "face.####.exr")):
+        result = node.node("Result")
+        for knob, value in {"file": pattern, "first": FIRST, "last": LAST}.items():
+            result[knob].setValue(value)
+        shown.append(session.look(node.node("Render"), FIRST))
+    assert shown[0]["red"].any()
+    same(*shown)
+    np.testing.assert_array_equal(shown[0]["alpha"], np.ones_like(shown[0]["alpha"]))
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_a_shows_own_layers_change_nothing(
+    session: Session, made: Made, tmp_path: Path, header: bool
+) -> None:
+    """Nor do they in frames whose header another program has dropped."""
+    wanted = session.look(comp(session, made.plate, made.face, **{**EVERYTHING, "match": 0}), FIRST)
+    pattern = str(tmp_path / "mixed.####.exr")
+    write_patch(made, pattern, FIRST, MATCHES[0], PatchOptions(), foreign=True)
+    if not header:
+        path = frame_path(pattern, FIRST)
+        buffer = oiio.ImageBuf(path)
+        for name in [a.name for a in buffer.spec().extra_attribs if a.name.startswith("reenact:")]:
+            buffer.specmod().erase_attribute(name)
+        buffer.write(str(tmp_path / "bare.1001.exr"))
+        pattern = str(tmp_path / "bare.####.exr")
+    face = read(session, pattern)
+    assert "matte.face" in session.look(face, FIRST)
+    node = under(session, "ReenactComp", read(session, made.plate), face)
+    for knob, value in {**EVERYTHING, "match": 0}.items():
+        node[knob].setValue(value)
+    same(session.look(node, FIRST), wanted)
+
+
 def test_regions_choose_what_of_the_face_is_laid_over(session: Session, made: Made) -> None:
     node = comp(session, made.plate, made.face, face_amount=0, eyes_amount=0)
     plate, face = (session.look(node.input(i), FIRST) for i in (0, 1))
-    mouth, eyes = face["parts.mouth"], face["parts.eyes"]
+    mouth, eyes = (face[in_file(f"parts.{part}")] for part in ("mouth", "eyes"))
     whole = merged(plate, face)
     assert (mouth > 0.99).sum() > 20
     assert (eyes > 0.99).sum() > 5
@@ -294,10 +447,10 @@ def test_regions_choose_what_of_the_face_is_laid_over(session: Session, made: Ma
 def test_the_edge_of_the_hair_can_be_left_to_the_plate(session: Session, made: Made) -> None:
     node = comp(session, made.plate, made.face, output="matte", hair_amount=0.25)
     face = session.look(node.input(1), FIRST)
-    alpha, unsure = face["alpha"], 1 - face["matte.confidence"]
+    alpha, unsure = face["alpha"], 1 - face[in_file("matte.confidence")]
     assert (alpha * unsure > 0.2).sum() > 5
     assert (alpha * (1 - unsure) > 0.9).sum() > 500
-    wanted = np.where(face["matte.head"] > 0, alpha * (1 - 0.75 * unsure), alpha)
+    wanted = np.where(face[in_file("matte.head")] > 0, alpha * (1 - 0.75 * unsure), alpha)
     np.testing.assert_allclose(session.look(node, FIRST)["red"], wanted, atol=1e-6)
     # Frames without that layer are merged unchanged.
     node.setInput(1, read(session, made.plate))
@@ -324,7 +477,7 @@ def flat(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
         face,
         np.dstack([alpha[..., None] * shade, alpha]),
         half=False,
-        layers={"parts.mouth": striped, "parts.eyes": striped},
+        layers=layers.named({"parts.mouth": striped, "parts.eyes": striped}),
     )
     return plate, face
 

@@ -25,6 +25,7 @@ from OpenImageIO import ImageBuf
 from reenact import keyframes, protocol, shots
 from reenact.errors import NodeError, ServerError
 from reenact.files import existing_frames
+from repository import ROOT
 from running_server import Server, inputs
 
 from core.base import keyframes as keys_of
@@ -33,6 +34,7 @@ from core.generator.storage import generator_digest
 from core.media.numbering import frame_path
 from core.media.write import write_png
 from core.personalize.character import Character, load_character
+from core.render.layers import in_file
 from core.solve.latent_track import LatentTrack, load_track
 from core.stylize.style import Style, StyleInfo, save_style, style_info
 
@@ -230,7 +232,7 @@ def test_keys_of_sliders_become_amounts_of_frames_and_edits_stack(
     under_it = session.look(plate, 1003)
     np.testing.assert_array_equal(merged["red"][outside], under_it["red"][outside])
     session.set(node, "output_as", "render")
-    np.testing.assert_array_equal(session.look(node, 1003)["red"], plain["render.red"])
+    np.testing.assert_array_equal(session.look(node, 1003)["red"], plain["reenact_render.red"])
     session.set(node, "output_as", "aligned crop")
     assert session.look(node, 1003)["red"].shape == (64, 64)
 
@@ -293,6 +295,7 @@ def test_sliders_are_drawn_live_as_submit_would(
     first = shown_live(session, node)
     assert (node["show"].value(), first.parent.parent) == ("preview", tmp_path / "reenact/live")
     assert len([*first.parent.glob("*.exr")]) == 1  # one frame for the whole drag
+    assert "reenact_render.R" in channels_of(str(first))
     session.module.frame(1004)  # the preview follows
     second = shown_live(session, node, str(first))
     until_said(session, node, "Frame 1004, live.")
@@ -447,6 +450,88 @@ def test_a_copy_is_a_node_of_its_own(
     assert first.exists()
 
 
+def channels_of(frames: str, number: int = FIRST) -> set[str]:
+    return set(ImageBuf(frames.replace("####", f"{number:04d}")).spec().channelnames)
+
+
+PLAIN_NAMES = {"matte.face", "parts.mouth", "render.R"}
+NEW_NAMES = {in_file("matte.face"), in_file("parts.mouth"), "reenact_render.R"}
+
+
+def test_nodes_of_the_first_names_are_submitted_again(
+    session: Session, server: Server, solved: Path, tmp_path: Path
+) -> None:
+    """The plugin and the server are newer, the nodes' text and the ReenactComp are not."""
+    new = opened(session, solved, tmp_path)
+    settings = {
+        knob: new[knob].value()
+        for knob in ("character", "neutral", "steps", "first", "last", "handles")
+    }
+    pattern = new.input(0)["file"].value()
+    text = (ROOT / "tests/nuke/scripts/before_layer_names.nk").read_text()
+    text = text.replace("FOLDER/plate.####.exr", pattern).replace(
+        "raw true\n name Plate", "name Plate"
+    )
+    (tmp_path / "before.nk").write_text(text.replace("FOLDER", tmp_path.as_posix()))
+    session.module.scriptOpen(str(tmp_path / "before.nk"))
+    reenact, edit, comp = (
+        session.module.toNode(f"{k}1") for k in ("Reenact", "ReenactEdit", "ReenactComp")
+    )
+    reenact.input(0)["last"].setValue(LAST + 1)
+    for knob, value in {**settings, "crops": True}.items():
+        reenact[knob].setValue(value)
+    session.press(reenact, "submit")
+    until(session, reenact, "done")
+    plain = reenact.node("Result")["file"].value()
+    for frames in (plain, reenact.node("Crops")["file"].value()):
+        assert {"matte.face", "parts.mouth"} <= channels_of(frames)
+        assert not channels_of(frames) & NEW_NAMES
+    session.set(reenact, "output", "render")
+    assert session.look(reenact, FIRST)["red"].any()
+    session.set(reenact, "output", "RGBA premultiplied")
+    # A new node's frames are another version, though the solve is the same.
+    new = under(session, "Reenact", reenact.input(0))
+    for knob, value in {**settings, "result_name": "Reenact1"}.items():
+        new[knob].setValue(value)
+    session.press(new, "submit")
+    until(session, new, "done")
+    assert channels_of(new.node("Result")["file"].value()) >= NEW_NAMES
+    assert not channels_of(new.node("Result")["file"].value()) & PLAIN_NAMES
+    assert Path(new["run"].value()).name == "Reenact1_v002"
+    assert load_track(new["track"].value()).hash == load_track(reenact["track"].value()).hash
+
+    session.set(edit, "live", False)
+    session.set(edit, "smile", 2.0)
+    session.press(edit, "submit")
+    until(session, edit, "done")
+    assert channels_of(edit.node("Result")["file"].value()) >= PLAIN_NAMES
+    session.press(edit, "preview")
+    shown_live(session, edit)
+    assert "render.R" in channels_of(edit.node("Preview")["file"].value())
+    session.set(edit, "show", "result")
+    looks = []
+    for amount in (0.0, 1.0):  # it finds the mouth
+        comp["mouth_amount"].setValue(amount)
+        looks.append(session.look(comp, FIRST)["red"])
+    assert np.abs(looks[1] - looks[0]).max() > 0.01
+
+    # A version that is followed again keeps its names, also one of a plugin that wrote none.
+    for node, names in ((reenact, PLAIN_NAMES), (edit, PLAIN_NAMES), (new, NEW_NAMES)):
+        version = Path(node["run"].value())
+        if node is not new:
+            content = json.loads((version / "run.json").read_text())
+            assert content.pop("layer_names") == 1
+            content.get("render", {}).pop("layer_names", None)
+            (version / "run.json").write_text(json.dumps(content))
+        frames = sorted(version.glob("*.exr"))
+        for path in frames:
+            path.unlink()
+        session.press(node, "resume")
+        session.pump(lambda frames=frames: all(p.exists() for p in frames), 200, "the frames")
+        until(session, node, "done")
+        assert channels_of(node.node("Result")["file"].value()) >= names
+
+
 # -- styles --------------------------------------------------------------------------------------
 
 
@@ -466,7 +551,7 @@ def test_a_style_is_drawn_by_amount_and_resolution_and_kept_by_an_edit_below(
     until(session, node, "running")
     until(session, node, "done")
     same(session.look(node, 1002)["red"], session.look(reenact, 1002)["red"])  # amount 0
-    drawn, before = (session.look(n, 1003)["render.red"] for n in (node, reenact))
+    drawn, before = (session.look(n, 1003)["reenact_render.red"] for n in (node, reenact))
     assert np.abs(drawn - before).max() > 0.05
     session.set(node, "show", "preview")
     there = session.look(node, 1003)
@@ -482,7 +567,7 @@ def test_a_style_is_drawn_by_amount_and_resolution_and_kept_by_an_edit_below(
     session.set(edit, "live", False)
     session.press(edit, "submit")  # without moves: the style stays
     until(session, edit, "done")
-    same(session.look(edit, 1003)["render.red"], drawn)
+    same(session.look(edit, 1003)["reenact_render.red"], drawn)
 
 
 def test_a_style_is_made_from_the_node_and_chosen_in_another(

@@ -25,6 +25,7 @@ from running_server import Server
 from small_shot import FIRST, FRAMES, LOST, WRONG, small_shot
 
 from core.media.write import copy_exr
+from core.render.layers import ATTRIBUTE, NEWEST
 from core.solve.latent_track import LatentTrack, load_track
 from server import blobs
 
@@ -111,6 +112,10 @@ def test_bad_frames_are_listed_repaired_and_every_version_kept(
     previewed = session.look(node, WRONG)
     assert not np.array_equal(previewed["red"], came_in["red"])
     assert f"ReenactRepair1_v001: {FRAMES} frames" in press(session, node, "submit")
+    for read in ("Preview", "Result"):
+        spec = ImageBuf(node.node(read)["file"].evaluate(WRONG)).spec()
+        assert "reenact_render.R" in spec.channelnames
+        assert spec.getattribute(ATTRIBUTE) == NEWEST
     with server.client() as client:
         assert [job["kind"] for job in client.jobs()].count("repair") == 1  # by the preview
     session.set(node, "output_as", "over the plate")

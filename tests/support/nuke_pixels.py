@@ -153,6 +153,8 @@ def expression(node: Node, picture: Picture) -> Picture:
             return node._parent[knob].value()
         if node.knob(where) is not None:  # a knob of its own, by component
             return numbers(node, where, "")["xyzw".index(knob)]
+        if not where and node.knob(name) is not None:
+            return node[name].value()
         return plane(picture, name)
 
     def evaluated(text: str) -> np.ndarray:
@@ -165,6 +167,10 @@ def expression(node: Node, picture: Picture) -> Picture:
             return found[0]
 
         python = re.sub(r"[a-zA-Z_]\w*(\.\w+)?", name, text)
+        choice = re.fullmatch(r"([^?:]+)\?([^?:]+):([^?:]+)", python)
+        if choice:
+            python = "choose({}, {}, {})".format(*(part.strip() for part in choice.groups()))
+            names["choose"] = np.where
         result = eval(python, {"__builtins__": {}}, names)
         return np.broadcast_to(np.asarray(result, np.float32), picture["red"].shape)
 
@@ -215,8 +221,19 @@ def stmap(node: Node, source: Picture, where: Picture) -> Picture:
 
 
 def vector_blur(node: Node, picture: Picture) -> Picture:
-    """Averages along the vectors, from each pixel over `scale` times the vector."""
-    layer, scale = node["uv"].value(), np.float32(number(node, "scale", "1"))
+    """Averages along `scale` times the vectors. `offset` is where the shutter opens, in lengths of
+    that: at -0.5 it is centred on the frame, at 0 it opens there.
+
+    Raises:
+        ValueError: a knob is missing whose default is unknown, or differs from what a shutter does.
+    """
+    for knob in ("scale", "offset", *(["blur_type"] if node._kind == "VectorBlur2" else [])):
+        if not node[knob].value():
+            raise ValueError(f"{node._kind} has no {knob}: what it does then is not known here")
+    if node._kind == "VectorBlur2" and node["blur_type"].value() != "uniform":
+        raise ValueError("a gaussian is no shutter")
+    layer, scale = node["uv"].value(), np.float32(number(node, "scale", ""))
+    opens = np.float32(number(node, "offset", ""))
     u, v = (plane(picture, f"{layer}.{c}").astype(np.float32) * scale for c in "uv")
     y, x = np.mgrid[: u.shape[0], : u.shape[1]].astype(np.float32)
     made = dict(picture)
@@ -224,7 +241,7 @@ def vector_blur(node: Node, picture: Picture) -> Picture:
         made[c] = np.mean(
             [
                 cv2.remap(np.ascontiguousarray(picture[c]), x - t * u, y + t * v, cv2.INTER_LINEAR)
-                for t in (np.arange(16, dtype=np.float32) + 0.5) / 16
+                for t in opens + (np.arange(16, dtype=np.float32) + 0.5) / 16
             ],
             0,
         )
@@ -247,4 +264,5 @@ NODES: dict[str, Callable[..., Picture]] = {
     "STMap": stmap,
     "VectorBlur": vector_blur,
     "Roto": nuke_shapes.roto,
+    "VectorBlur2": vector_blur,
 }

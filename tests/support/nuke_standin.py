@@ -57,6 +57,7 @@ EVERYWHERE = {knob for knob, classes in _SEEN.items() if classes >= 5} | {"input
 _CALLBACKS = "https://learn.foundry.com/nuke/developers/130/pythondevguide/callbacks.html"
 _ROOT = "https://learn.foundry.com/nuke/content/reference_guide/other_nodes/root.html"
 _TRACKER = "https://learn.foundry.com/nuke/content/reference_guide/transform_nodes/tracker.html"
+_SCAN = "https://github.com/kirkjr2/nuke-python-reference/tree/main/data/nodes"  # of Nuke 17.0v3
 # Classes and knobs that no collected script had, with their documentation.
 DOCUMENTED = {
     "Group": {
@@ -64,6 +65,9 @@ DOCUMENTED = {
         "help": "seen in NoOp, which has no knobs of its own",
     },
     "Tracker4": dict.fromkeys(("tracks", "reference_frame"), _TRACKER),
+    "VectorBlur2": dict.fromkeys(
+        ("uv", "scale", "offset", "blur_type", "grow_bbox"), f"{_SCAN}/VectorBlur2.json"
+    ),
     "Root": dict.fromkeys(
         (
             "first_frame",
@@ -1273,11 +1277,14 @@ class Session:
             if where in ("", "parent"):
                 whose = node._parent if where else node
                 return repr(float(whose[name].valueAt(self._frame)))  # in Nuke 1/2 is not 0
-            source = node.input(0) if where == "input" else node._parent.node(where)
-            picture = self._picture(source, self._frame)["red"]
+            other = node.input(0) if where == "input" else node._parent.node(where)
+            if name not in ("width", "height"):
+                return repr(float(other[name].valueAt(self._frame)))
+            picture = self._picture(other, self._frame)["red"]
             return repr(float(picture.shape[{"height": 0, "width": 1}[name]]))
 
-        return nk_script.number(re.sub(r"([a-z]\w*\.)?[a-z_]\w*(?!\w*\()", number, expression))
+        names = r"([A-Za-z]\w*\.)?[a-z_]\w*(?!\w*\()"
+        return nk_script.number(re.sub(names, number, expression))
 
     def _metadata(self, node: Node | None) -> dict[str, object]:
         """Returns the metadata that reaches a node on the session's frame."""

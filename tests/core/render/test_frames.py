@@ -20,7 +20,7 @@ from core.media.numbering import frame_path
 from core.media.pictures import read_attribute
 from core.media.read import open_clip, read_frame, read_frames, read_network_frames
 from core.media.write import write_exr, write_png
-from core.render import grain, matte, preview
+from core.render import grain, layers, matte, preview
 from core.render.colour_match import Match
 from core.render.drawing import draw_pictures
 from core.render.frames import LANDMARKS, FrameFiles, measure_grain, write_frames
@@ -147,7 +147,7 @@ def drawn(plate: tuple, path: Path, options: PatchOptions, **more: object) -> An
         placed.rgba,
         window=placed.window,
         display=(clip.width, clip.height),
-        layers=placed.layers,
+        layers=layers.named(placed.layers),
     )
     return placed, OpenEXR.File(str(path), separate_channels=True)
 
@@ -161,30 +161,38 @@ def test_another_reader_finds_the_layers_by_name_and_type(plate: tuple, tmp_path
     w = placed.window
     assert (*low, *(high + 1 - low)) == (w.x, w.y, w.width, w.height)
     assert tuple(header["displayWindow"][1] + 1) == (360, 240)
-    half = (
-        "A B G R forward.u forward.v grain.B grain.G grain.R matte.confidence matte.face "
-        "matte.head parts.eyes parts.inner parts.iris parts.mouth render.B render.G render.R"
-    )
     types = {name: c.pixels.dtype for name, c in channels.items()}
     assert types == {
-        **dict.fromkeys(half.split(), np.float16),
-        **dict.fromkeys(["stmap.u", "stmap.v"], np.float32),
+        **dict.fromkeys("RGBA", np.float16),
+        **{
+            stored(f"{layer}.{channel}"): np.float32 if layer == "stmap" else np.float16
+            for layer, several in layers.CHANNELS.items()
+            for channel in several
+        },
     }
 
     def layer(*names: str) -> np.ndarray:
-        return np.stack([channels[n].pixels.astype(np.float32) for n in names], -1)
+        found = [channels[n if n in "RGBA" else stored(n)] for n in names]
+        return np.stack([channel.pixels.astype(np.float32) for channel in found], -1)
 
     alpha = layer("A")
     np.testing.assert_array_equal(alpha, layer("matte.face"))
     # Where the head is opaque and pure, the face is the render.
     inside = layer("parts.eyes")[..., 0] > 0.99
-    rgb, render = layer(*"RGB"), layer("render.R", "render.G", "render.B")
+    rgb, render = layer(*"RGB"), layer("render.red", "render.green", "render.blue")
     np.testing.assert_allclose(rgb[inside], render[inside], atol=2e-3)
     assert layer("forward.u") == pytest.approx(6, abs=0.01)
     assert np.abs(layer("forward.v")).max() < 0.01
-    assert not layer("grain.R", "grain.G", "grain.B")[alpha[..., 0] == 0].any()
+    assert not layer("grain.red", "grain.green", "grain.blue")[alpha[..., 0] == 0].any()
     basic = drawn(plate, tmp_path / "b.exr", PatchOptions("basic"))[1].channels()
-    assert set(basic) == {*"RGBA", "render.R", "render.G", "render.B"}
+    render_names = {stored(f"render.{c}") for c in ("red", "green", "blue")}
+    assert set(basic) == {*"RGBA", *render_names}
+
+
+def stored(name: str, names: int = layers.NEWEST) -> str:
+    """The name that OpenEXR has for a channel."""
+    layer, _, channel = layers.in_file(name, names).rpartition(".")
+    return f"{layer}.{dict(red='R', green='G', blue='B').get(channel, channel)}"
 
 
 def test_the_stmap_draws_the_render_out_of_the_crop(plate: tuple, tmp_path: Path) -> None:
@@ -493,6 +501,36 @@ def test_an_amount_fades_the_patch_and_leaves_the_render(
     assert empty == [3]
 
 
+@pytest.mark.parametrize("crops", [False, True])
+def test_frames_have_the_names_that_are_asked_for(
+    generator: Generator, plate: tuple, tmp_path: Path, crops: bool
+) -> None:
+    """Frames with other names are not taken for finished ones."""
+    track, pattern = track_of(generator, [7], plate[2]), str(tmp_path / "out.####.exr")
+    found: list[dict[str, np.ndarray]] = []
+    for names, header in ((layers.PLAIN, None), (layers.NEWEST, layers.NEWEST)):
+        files = FrameFiles(pattern, "t", layer_names=names)
+        write_frames(generator, track, np.arange(1), files, None if crops else plate[0])
+        path = frame_path(pattern, 7)
+        assert read_attribute(path, layers.ATTRIBUTE) == header
+        channels = OpenEXR.File(path, separate_channels=True).channels()
+        found.append({name: channel.pixels for name, channel in channels.items()})
+    plain, newest = found
+    several = [f"{layer}.{c}" for layer, names in layers.CHANNELS.items() for c in names]
+    renamed = {stored(name, layers.PLAIN): stored(name) for name in several}
+    assert {renamed.get(name, name) for name in plain} == set(newest)
+    assert len(set(plain) & set(newest)) == (3 if crops else 6)  # RGBA and forward
+    for name, pixels in plain.items():
+        np.testing.assert_array_equal(newest[renamed.get(name, name)], pixels)
+
+
+def test_there_are_no_other_names() -> None:
+    with pytest.raises(ValueError, match="no layer or channel"):
+        layers.in_file("matte.nose")
+    with pytest.raises(ValueError, match="no version 3"):
+        layers.in_file("matte.face", 3)
+
+
 def test_crops_are_the_generators_pictures(
     generator: Generator, plate: tuple, tmp_path: Path
 ) -> None:
@@ -509,7 +547,7 @@ def test_crops_are_the_generators_pictures(
         assert error.mean() < 1e-3
         assert error.max() < 0.02
         channels = OpenEXR.File(clip.file(number), separate_channels=True).channels()
-        stmap = np.stack([channels[f"stmap.{c}"].pixels for c in "uv"], -1)
+        stmap = np.stack([channels[stored(f"stmap.{c}")].pixels for c in "uv"], -1)
         if number == 9:
             assert (stmap == -1).all()
         else:
@@ -607,6 +645,7 @@ def test_what_the_plates_grain_is_comes_from_the_plate(tmp_path: Path) -> None:
         ({"layers": "some"}, "layers must be all or basic"),
         ({"match": 1.5}, "match must be 0 to 1, not 1.5"),
         ({"grain": float("nan")}, "grain must be 0 to 1"),
+        ({"layer_names": 3}, "layer names must be 1 or 2, not 3"),
         ({"motion_blur": -180.0}, "0 to 720 degrees, not -180"),
     ],
 )
