@@ -3,9 +3,10 @@
     python -m server.worker STORE
 
 In both directions one line of JSON is one message.
-In: `{"run": {"id", "kind", "task", "earlier"}}`, where `earlier`, if it is there, has hashes of
-frames by number that similar renders drew, and `{"stop": id}`; the end of input means that the
-front end is gone.
+In: `{"run": {"id", "kind", "task", "earlier", "finish"}}`, where `earlier`, if it is there, has
+hashes of frames by number that similar renders drew, and `finish`, if it is there, the steps after
+which a training is to end early; `{"finish": steps}`, the same for the job that runs; and
+`{"stop": id}`. The end of input means that the front end is gone.
 Out: `{"job", "type", …}`, types `started`, `progress`, `note`, `file`, `log`, and to end a job one
 of `done`, `stopped`, `failed`, `no_space`, `corrupt`.
 """
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from core.personalize.character import Character
 
 PROGRESS_SECONDS = 0.2  # between messages of progress
+CONSTANTLY_MEASURED = ("loss", "seconds_left")  # figures of every step
 CHARACTER_BYTES = 4 << 30  # of characters that stay loaded
 LEAST_FREE = 1 << 20  # bytes; a disk with less free counts as full
 
@@ -65,6 +67,7 @@ class Front:
         self._changed = threading.Condition()
         self._next: dict[str, Any] | None = None
         self._stop = self._gone = False
+        self._finish: int | None = None
         self.job = ""
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -74,6 +77,9 @@ class Front:
             with self._changed:
                 if "run" in message:
                     self._next, self._stop = message["run"], False
+                    self._finish = self._next.get("finish")
+                elif "finish" in message:
+                    self._finish = message["finish"]
                 else:
                     self._stop = True
                 self._changed.notify()
@@ -98,6 +104,10 @@ class Front:
             except (BrokenPipeError, ValueError):
                 self._stop = True
 
+    def end_after(self) -> int | None:
+        """Returns the steps after which a training is to end early; None: it is not to."""
+        return self._finish
+
     def check(self) -> None:
         """
         Raises:
@@ -121,13 +131,17 @@ class EventReport:
     def stage(self, title: str) -> Iterator[Any]:
         """Yields what is called with (done, total, **figures) during a stage of the work."""
         last = 0.0
+        before: dict[str, float] = {}
 
         def progress(done: float, total: float, **figures: float) -> None:
-            nonlocal last
+            nonlocal last, before
             self.front.check()
             now = time.monotonic()
-            if now - last >= PROGRESS_SECONDS or done >= total:
-                last = now
+            # What is measured seldom is always sent, and in time.
+            seldom = {k: v for k, v in figures.items() if k not in CONSTANTLY_MEASURED}
+            new = bool(seldom) and seldom != before
+            if now - last >= PROGRESS_SECONDS or done >= total or new:
+                last, before = now, seldom or before
                 self.front.send(
                     "progress",
                     stage=title,
@@ -216,6 +230,7 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
             outputs={name: folder / "out" / file for name, file in kind.results.items()},
             on_result=add_result,
             load_character=lambda path: characters.get(path, keys[path] or str(path)),
+            end_after=front.end_after,
             reusable={
                 int(number): [blobs.file_path(root, hash) for hash in hashes]
                 for number, hashes in job.get("earlier", {}).items()

@@ -156,6 +156,17 @@ def cancel(node: Node) -> None:
         show_update(node, NodeUpdate(node_id(node), "running", "Stopping."))
 
 
+def finish(node: Node) -> None:
+    """Stops the node's training at its next step, and keeps a whole result of what it has."""
+    run = SESSION.run_of(node)
+    if run is not None and run.is_alive():
+        run.finish()
+        text = "Stopping early, to keep what is trained."
+    else:
+        text = "Nothing is trained here at the moment."
+    show_update(node, NodeUpdate(node_id(node), "", text))
+
+
 def resume(node: Node) -> None:
     """Continues the node's last run where it stopped."""
     folder = str(host.get(node, "run"))

@@ -357,5 +357,4 @@ class ShotRun(Run):
             return style if event["name"] == "style" else version / "preview.png"
 
         if self._follow(client, task, destination):
-            result = Result({"style": style.as_posix()})
-            self._update("done", f"{style.name} is ready.", result=result)
+            self._ready(f"{style.name} is ready", Result({"style": style.as_posix()}))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.base.errors import ReenactError
+from core.base.progress import EndAfter, never
 
 if TYPE_CHECKING:
     from core.base.progress import Report
@@ -51,6 +52,7 @@ class Context:
         on_result: called with a result's name, path and frame number (0 if it has none) each time
             that it is complete on disk.
         load_character: loads a character's file, or returns the one that is loaded already.
+        end_after: says when a training is to end early and keep what it has.
         reusable: by frame number, frames of similar renders, of which equal ones are copied.
     """
 
@@ -60,6 +62,7 @@ class Context:
     outputs: Mapping[str, Path] = field(default_factory=dict)
     on_result: Callable[[str, Path, int], None] = lambda name, path, number: None
     load_character: Callable[[Path], Character] = load_character
+    end_after: EndAfter = never
     reusable: Mapping[int, Sequence[Path]] = field(default_factory=dict)
 
     def several(self, name: str) -> list[Path]:

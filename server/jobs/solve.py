@@ -59,6 +59,7 @@ def run(task: protocol.Solve, context: Context) -> dict[str, Any]:
             path=context.outputs["track.latents"],
             previous=previous,
             progress=progress,
+            on_solved=progress,
         )
     context.announce("track.latents")
     return summarise_track(track)
