@@ -278,6 +278,79 @@ def test_what_a_crash_left_is_put_right(tmp_path: Path) -> None:
         made_store(tmp_path)
 
 
+def progress(stage: str, done: float, total: float, **figures: object) -> dict[str, Any]:
+    return {"stage": stage, "done": done, "total": total, "figures": figures}
+
+
+def points(books: database.Database, job: str) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    return {(c["axis"], c["name"]): c["points"] for c in books.curves(job)}
+
+
+def test_the_history_of_figures_is_whole_and_bounded(tmp_path: Path) -> None:
+    books = made_store(tmp_path)
+    (tmp_path / "sent" / "a").write_bytes(b"abc")
+    file = protocol.File(*blobs.add_file(tmp_path, tmp_path / "sent" / "a"))
+    clip = protocol.Clip(".png", [1], [file])
+    job = books.submit("solve", protocol.Solve(clip, file), "me")
+    books.db.execute("PRAGMA synchronous=OFF")
+    books.add_event(job, "progress", progress("tuning", 0, 0))
+    for step in range(1, 3001):
+        psnr = {"psnr": 20 + step // 50 / 10} if step >= 50 else {}
+        body = progress("tuning", step, 3000, loss=1 / step, seconds_left=3000 - step, **psnr)
+        books.add_event(job, "progress", body)
+    kept = [e["done"] for e in books.events(job, 0, 5000) if e["type"] == "progress"]
+    assert min(kept) > 900  # the events themselves are dropped
+    curves = points(books, job)
+    assert curves.keys() == {("step", "loss"), ("step", "psnr")}
+    loss = curves["step", "loss"]
+    assert 200 <= len(loss) <= database.MAX_POINTS
+    assert loss[0][0] < 10
+    assert loss[-1] == (3000, 1 / 3000)
+    gaps = {round(b - a) for (a, _), (b, _) in zip(loss[1:-1], loss[2:-1], strict=False)}
+    assert gaps == {8}
+    assert all(y == 1 / x for x, y in loss)
+    assert [x for x, _ in curves["step", "psnr"]] == list(range(50, 3001, 50))  # when it changed
+
+    # A worker was killed: from its checkpoint on the curve is drawn anew.
+    books.add_event(job, "progress", progress("tuning", 0, 0))
+    books.add_event(job, "progress", progress("tuning", 1201, 3000, loss=7.0, psnr=22.4))
+    curves = points(books, job)
+    assert curves["step", "loss"][-1] == (1201, 7.0)
+    assert curves["step", "psnr"][-1] == (1200, 22.4)
+    # The plateau is found: the total is another, the slots stay.
+    before = curves["step", "loss"][:-1]
+    books.add_event(job, "progress", progress("tuning", 1210, 1300, loss=None, psnr=22.5))
+    assert points(books, job)["step", "loss"][:-1] == before
+    assert points(books, job)["step", "psnr"][-1] == (1210, 22.5)
+
+    # Frames come in any order, and some a second time.
+    for number in (1008, 1001, 1004, 1001):
+        body = progress("solving", 3, 8, frame=number, loss=number / 1000, keypoint_error=1.5)
+        books.add_event(job, "progress", body)
+    assert [x for x, _ in points(books, job)["frame", "loss"]] == [1001, 1004, 1008]
+    assert points(books, job)["frame", "keypoint_error"] == [(x, 1.5) for x in (1001, 1004, 1008)]
+    assert books.trained_steps(job, "tuning") == 1210
+    assert books.trained_steps(job, "solving") == 0
+    books.close()
+    again = made_store(tmp_path)
+    assert points(again, job)["step", "psnr"][-1] == (1210, 22.5)
+    again.delete(job)
+    assert again.db.execute("SELECT COUNT(*) FROM curves").fetchone()[0] == 0
+
+
+def test_the_event_of_a_file_goes_when_the_file_is_replaced(tmp_path: Path) -> None:
+    """Nobody is sent to what may be removed for want of room."""
+    books = made_store(tmp_path)
+    (tmp_path / "sent" / "a").write_bytes(b"abc")
+    file = protocol.File(*blobs.add_file(tmp_path, tmp_path / "sent" / "a"))
+    job = books.submit("solve", protocol.Solve(protocol.Clip(".png", [1], [file]), file), "me")
+    for hash in ("1" * 64, "2" * 64, "2" * 64, "3" * 64):
+        books.add_result(job, "preview.png", 0, hash, 10)
+        books.add_result(job, "frame", 7, "f" * 64, 10)
+    told = [(e["name"], e["hash"][0]) for e in books.events(job, 0) if e["type"] == "file"]
+    assert told == [("frame", "f"), ("preview.png", "3")]
+
+
 SCHEMA_1 = """
 CREATE TABLE files (
     hash TEXT PRIMARY KEY, size INTEGER NOT NULL, used REAL NOT NULL, pinned INTEGER DEFAULT 0);
@@ -313,6 +386,7 @@ def test_a_database_of_the_version_before_opens(tmp_path: Path, version: int) ->
     for _ in range(2):  # it is changed once
         books = made_store(tmp_path)
         assert [job.id for job in books.jobs()] == ["b", "a"]
+        assert books.job("a").finish is None
         assert (books.job("b").crashes, books.job("b").crashed_at) == (2, "solving 7")
         assert [event["text"] for event in books.events("a", 0)] == ["hello"]
         due = books.next_job(["solve"])
