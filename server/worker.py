@@ -7,8 +7,9 @@ In: `{"run": {"id", "kind", "task", "earlier", "finish"}}`, where `earlier`, if 
 hashes of frames by number that similar renders drew, and `finish`, if it is there, the steps after
 which a training is to end early; `{"finish": steps}`, the same for the job that runs; and
 `{"stop": id}`. The end of input means that the front end is gone.
-Out: `{"job", "type", …}`, types `started`, `progress`, `note`, `file`, `log`, and to end a job one
-of `done`, `stopped`, `failed`, `no_space`, `corrupt`.
+Out: `{"job", "type", …}`, types `started`, `progress`, `note`, `file`, `picture` (which shows the
+work while it goes on), `log`, and to end a job one of `done`, `stopped`, `failed`, `no_space`,
+`corrupt`.
 """
 
 from __future__ import annotations
@@ -219,6 +220,12 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
             hash, size = blobs.add_file(root, path)
             front.send("file", name=name, number=number, hash=hash, size=size)
 
+        picture = folder / "out" / protocol.PICTURE
+
+        def add_picture() -> None:
+            hash, size = blobs.add_file(root, picture)
+            front.send("picture", hash=hash, size=size)
+
         context = common.Context(
             report,
             files=paths,
@@ -230,6 +237,8 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
             outputs={name: folder / "out" / file for name, file in kind.results.items()},
             on_result=add_result,
             load_character=lambda path: characters.get(path, keys[path] or str(path)),
+            picture=picture,
+            on_picture=add_picture,
             end_after=front.end_after,
             reusable={
                 int(number): [blobs.file_path(root, hash) for hash in hashes]

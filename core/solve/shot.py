@@ -59,6 +59,8 @@ SAVE_SECONDS = 20.0  # between writes of a partial track
 # by two versions.
 SOLVER = 7
 
+OnBatch = Callable[[np.ndarray, np.ndarray], None]
+
 _PROPAGATION_SHARE = 0.05  # of all frames, in the reported progress
 
 
@@ -75,6 +77,7 @@ def solve_shot(
     previous: LatentTrack | None = None,
     progress: Progress | None = None,
     on_solved: TrainingProgress | None = None,
+    on_batch: OnBatch | None = None,
 ) -> LatentTrack:
     """Solves the codes of all driving frames.
 
@@ -92,6 +95,8 @@ def solve_shot(
         progress: called with frames done and to do.
         on_solved: called for each frame that was solved, with frames done and to do, `frame`, its
             number, its `loss` (eq. 10) and its `keypoint_error`, px.
+        on_batch: called for each batch of frames that was solved, with their numbers `[K]` and
+            codes `[K, L, w_dim]`.
 
     Returns:
         The track of all driving frames, and of the previous track's.
@@ -137,6 +142,8 @@ def solve_shot(
                 if (shot.state[frames] == FrameState.PENDING).any():
                     solve_batch(context, shot, runs, frames, observer, previous, steps.report)
                     steps.finish(frames)
+                    if on_batch is not None:
+                        on_batch(shot.numbers[frames], shot.codes[frames])
 
         if shot.phase is Phase.NEUTRAL:
             _find_neutral_offset(context, shot, keyframes, observer, run)

@@ -24,6 +24,7 @@ COLOURS = {"failed": "#d05050", "running": "#70b070", "done": "#909090", "cancel
 SHEETS = {
     "personalize": ("reconstruction.png", "selection.png"),
     "stylize": ("preview.png",),
+    "solve": (protocol.PICTURE,),
     "fit_directions": ("sheet.png",),
 }
 WIDEST = 1600  # px of a sheet in the panel; a click opens the whole
@@ -136,6 +137,9 @@ class Jobs(qt.QtWidgets.QWidget):  # type: ignore[misc]  # Qt has no types here
                 if isinstance(answer, Refusal):
                     self._refused = answer.text
                 elif isinstance(answer, Detail):
+                    before = self._detail
+                    if answer.sheet is None and answer.job == before.job:  # it has gone meanwhile
+                        answer = dataclasses.replace(answer, sheet=before.sheet, image=before.image)
                     self._detail = answer
                 else:
                     jobs = answer

@@ -36,6 +36,7 @@ FINISHED = ("done", "failed", "cancelled")
 
 # Kinds of jobs that can be stopped early and kept, and the stage in which they train.
 TRAINING = {"personalize": "tuning", "stylize": "stylizing"}
+PICTURE = "progress.png"  # among an unfinished job's files: shows the work while it goes on
 
 
 class ProtocolError(ValueError):

@@ -579,6 +579,19 @@ class Database:
             body = {"name": name, "number": number, "hash": hash, "size": size}
             self._add_event(id, "file", body)
 
+    def set_picture(self, id: str, hash: str, size: int) -> None:
+        """Records the picture that shows a job while it goes on; there is no event of it."""
+        with self._transaction():
+            self._record_file(hash, size)
+            self.db.execute(
+                "INSERT OR REPLACE INTO results VALUES (?, ?, 0, ?, ?)",
+                (id, protocol.PICTURE, hash, size),
+            )
+
+    def remove_picture(self, id: str) -> None:
+        """Forgets that picture: it is none of the results."""
+        self.db.execute("DELETE FROM results WHERE job=? AND name=?", (id, protocol.PICTURE))
+
     def events(self, id: str, after: int, limit: int = 500) -> list[dict[str, Any]]:
         """Returns a job's events with numbers above `after`, in order.
 

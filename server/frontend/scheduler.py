@@ -259,6 +259,8 @@ class Scheduler:
                 self._database.add_result(
                     job, body["name"], body["number"], body["hash"], body["size"]
                 )
+            case "picture":
+                self._database.set_picture(job, body["hash"], body["size"])
             case "note" | "log":
                 self._database.add_event(job, type, body)
             case "done":
@@ -266,6 +268,7 @@ class Scheduler:
                 self._database.add_event(job, "result", facts)
                 early = facts["steps"] if facts.get("stopped_early") else None
                 self._database.set_finish(job, early)
+                self._database.remove_picture(job)
                 self._finish(worker, "done")
             case "stopped":
                 reason = "" if worker.next_state else "server stopped"

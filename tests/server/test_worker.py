@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import os
 import sqlite3
@@ -17,6 +18,9 @@ from reenact import protocol
 from reenact.protocol import ProtocolError
 from running_server import FRAMES, inputs, wait_for
 
+from core.media.contact_sheet import LABEL_HEIGHT
+from core.media.read import open_clip, read_frame
+from core.solve import preview
 from core.solve.latent_track import load_track
 from server import blobs, jobs, worker
 from server.cli.reporting import Report
@@ -306,7 +310,7 @@ def test_the_history_of_figures_is_whole_and_bounded(tmp_path: Path) -> None:
     assert 200 <= len(loss) <= database.MAX_POINTS
     assert loss[0][0] < 10
     assert loss[-1] == (3000, 1 / 3000)
-    gaps = {round(b - a) for (a, _), (b, _) in zip(loss[1:-1], loss[2:-1], strict=False)}
+    gaps = {round(b - a) for (a, _), (b, _) in itertools.pairwise(loss[1:-1])}
     assert gaps == {8}
     assert all(y == 1 / x for x, y in loss)
     assert [x for x, _ in curves["step", "psnr"]] == list(range(50, 3001, 50))  # when it changed
@@ -407,6 +411,38 @@ def test_a_stored_file_is_only_given_out_whole(tmp_path: Path) -> None:
     for bad in ("../../etc/passwd", "", "g" * 64, file.hash.upper()):
         with pytest.raises(ValueError, match="no hash"):
             blobs.file_path(tmp_path, bad)
+
+
+def test_a_solve_shows_what_it_has_and_its_result_stays_the_same(
+    tmp_path: Path, given: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preview, "FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(preview, "SHARE", 1.0)
+    task = stored(tmp_path, given)
+    front = worker.Front(io.StringIO(), io.StringIO())
+    time.sleep(0.1)
+    front._stop = False
+    job = {"id": "a", "kind": "solve", "task": json.loads(json.dumps(task, default=vars))}
+    worker.run(tmp_path, job, front, worker.Characters())
+    told = said(front)
+    pictures = [m for m in told if m["type"] == "picture"]
+    assert len(pictures) > 1
+    sheet = read_frame(open_clip(str(tmp_path / "jobs/a/out/progress.png"))).pixels
+    assert sheet.shape[:2] == (2 * (preview.SIDE + LABEL_HEIGHT), 6 * preview.SIDE)
+    assert blobs.file_path(tmp_path, pictures[-1]["hash"]).exists()
+    assert [m["name"] for m in told if m["type"] == "file"] == ["track.latents"]
+    frames = [m["figures"]["frame"] for m in told if "frame" in m.get("figures", {})]
+    assert sorted({*frames}) == list(range(1001, 1001 + FRAMES))
+
+    books = made_store(tmp_path / "books")
+    id = books.submit("solve", task, "me")
+    for picture in pictures[:2]:
+        books.set_picture(id, picture["hash"], picture["size"])
+    books.add_result(id, "track.latents", 0, "5" * 64, 10)
+    assert [f["name"] for f in books.results(id)] == ["progress.png", "track.latents"]
+    assert [e["name"] for e in books.events(id, 0) if e["type"] == "file"] == ["track.latents"]
+    books.remove_picture(id)
+    assert [f["name"] for f in books.results(id)] == ["track.latents"]
 
 
 def test_load_track_of_a_solved_job_is_the_workers(tmp_path: Path, given: Path) -> None:
