@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 from reenact import protocol
 from reenact.protocol import ProtocolError
 from running_server import FRAMES, inputs, wait_for
 
 from core.media.contact_sheet import LABEL_HEIGHT
-from core.media.read import open_clip, read_frame
 from core.solve import preview
 from core.solve.latent_track import load_track
 from server import blobs, jobs, worker
@@ -427,8 +427,9 @@ def test_a_solve_shows_what_it_has_and_its_result_stays_the_same(
     told = said(front)
     pictures = [m for m in told if m["type"] == "picture"]
     assert len(pictures) > 1
-    sheet = read_frame(open_clip(str(tmp_path / "jobs/a/out/progress.png"))).pixels
-    assert sheet.shape[:2] == (2 * (preview.SIDE + LABEL_HEIGHT), 6 * preview.SIDE)
+    height, width, _ = cv2.imread(str(tmp_path / "jobs/a/out/progress.png")).shape
+    assert height == 2 * (preview.SIDE + LABEL_HEIGHT)
+    assert width % preview.SIDE == 0
     assert blobs.file_path(tmp_path, pictures[-1]["hash"]).exists()
     assert [m["name"] for m in told if m["type"] == "file"] == ["track.latents"]
     frames = [m["figures"]["frame"] for m in told if "frame" in m.get("figures", {})]
