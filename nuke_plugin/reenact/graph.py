@@ -41,8 +41,9 @@ class Graph(qt.QtWidgets.QWidget):  # type: ignore[misc]  # Qt has no types here
             total: end of the axis of steps; the curves' own where that is further.
             empty: what is said where there are none.
         """
-        self._curves, self._total, self._empty = curves, total, empty
-        self.update()
+        if (curves, total, empty) != (self._curves, self._total, self._empty):
+            self._curves, self._total, self._empty = curves, total, empty
+            self.update()
 
     def sizeHint(self) -> Any:
         """Qt: the size that the widget would like."""
@@ -139,6 +140,8 @@ class Sheet(qt.QtWidgets.QWidget):  # type: ignore[misc]  # Qt has no types here
 
     def show_image(self, path: Optional[Path], image: Any) -> None:
         """Shows another picture; None for none."""
+        if path == self._path and image is self._image:
+            return
         self._path, self._image, self._scaled = path, image, None
         if path is None:
             self.unsetCursor()
