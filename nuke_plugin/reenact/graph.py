@@ -8,14 +8,15 @@ from reenact import qt
 
 Curve = Dict[str, Any]  # `axis`, `name` and `points` of the server's answer to `figures`
 
-# What a figure is called, its unit, and its colour, which can be read on dark and on light.
+# What a figure is called, its unit, its colour, which can be read on dark and on light, and how
+# much its scale spans at least: less is no change to look at. In the order of the legend.
 FIGURES = {
-    "loss": ("loss", "", "#dc9632"),
-    "psnr": ("held-out PSNR", " dB", "#4f9fe0"),
-    "identity": ("identity", "", "#63b354"),
-    "direction": ("along the direction", "", "#63b354"),
-    "closeness": ("closeness", " dB", "#4f9fe0"),
-    "keypoint_error": ("keypoint error", " px", "#c86ec0"),
+    "loss": ("loss", "", "#dc9632", 0.0),
+    "psnr": ("held-out PSNR", " dB", "#4f9fe0", 1.0),
+    "identity": ("identity", "", "#63b354", 0.05),
+    "direction": ("along the direction", "", "#63b354", 0.0),
+    "closeness": ("closeness", " dB", "#4f9fe0", 1.0),
+    "keypoint_error": ("keypoint error", " px", "#c86ec0", 0.0),
 }
 OTHER_COLOUR = "#a0a0a0"
 MARGIN = 8  # px
@@ -41,6 +42,10 @@ class Graph(qt.QtWidgets.QWidget):  # type: ignore[misc]  # Qt has no types here
             total: end of the axis of steps; the curves' own where that is further.
             empty: what is said where there are none.
         """
+        names = [*FIGURES]
+        curves = sorted(
+            curves, key=lambda c: names.index(c["name"]) if c["name"] in names else len(names)
+        )
         if (curves, total, empty) != (self._curves, self._total, self._empty):
             self._curves, self._total, self._empty = curves, total, empty
             self.update()
@@ -88,7 +93,7 @@ class Graph(qt.QtWidgets.QWidget):  # type: ignore[misc]  # Qt has no types here
         x, y = float(MARGIN), float(MARGIN)
         metrics = painter.fontMetrics()
         for curve in curves:
-            title, unit, colour = _looks(curve["name"])
+            title, unit, colour, _ = _looks(curve["name"])
             values = [value for _, value in curve["points"]]
             text = f"{title} {_number(values[-1])}{unit}"
             scale = f" ({_number(min(values))} to {_number(max(values))})"
@@ -180,9 +185,9 @@ class Sheet(qt.QtWidgets.QWidget):  # type: ignore[misc]  # Qt has no types here
             self._open(self._path)
 
 
-def _looks(name: str) -> Tuple[str, str, str]:
-    """Returns the title, the unit and the colour of a figure."""
-    return FIGURES.get(name, (name.replace("_", " "), "", OTHER_COLOUR))
+def _looks(name: str) -> Tuple[str, str, str, float]:
+    """Returns the title, the unit, the colour and the least span of a figure."""
+    return FIGURES.get(name, (name.replace("_", " "), "", OTHER_COLOUR, 0.0))
 
 
 def _number(value: float) -> str:
@@ -191,7 +196,10 @@ def _number(value: float) -> str:
 
 def _draw_curve(painter: Any, plot: Any, curve: Curve, first: float, last: float) -> None:
     values = [value for _, value in curve["points"]]
+    _, _, colour, span = _looks(curve["name"])
     least, largest = min(values), max(values)
+    spare = max(span - (largest - least), 0.0) / 2
+    least, largest = least - spare, largest + spare
     logarithmic = least > 0 and largest > LOG_RATIO * least
 
     def place(x: float, y: float) -> Any:
@@ -204,10 +212,10 @@ def _draw_curve(painter: Any, plot: Any, curve: Curve, first: float, last: float
         return qt.QtCore.QPointF(across, plot.bottom() - plot.height() * (0.04 + 0.92 * share))
 
     points = [place(x, y) for x, y in curve["points"]]
-    colour = qt.QtGui.QColor(_looks(curve["name"])[2])
-    painter.setPen(qt.QtGui.QPen(colour, 1.5))
+    ink = qt.QtGui.QColor(colour)
+    painter.setPen(qt.QtGui.QPen(ink, 1.5))
     painter.drawPolyline(qt.QtGui.QPolygonF(points))
-    painter.setBrush(colour)
+    painter.setBrush(ink)
     for point in points if len(points) <= FEW else points[-1:]:
         painter.drawEllipse(point, 2.0, 2.0)
     painter.setBrush(qt.QtCore.Qt.NoBrush)

@@ -37,7 +37,8 @@ def panel(session: Session) -> Iterator[Any]:
     session.pump(lambda: "jobs" not in {t.name for t in threading.enumerate()}, 20, "its thread")
     one.deleteLater()
     qInstallMessageHandler(before)
-    assert said == []
+    # The platform without a screen says that of every window.
+    assert {*said} <= {"This plugin does not support propagateSizeHints()"}
 
 
 def pixels(widget: Any, path: Path) -> np.ndarray:
@@ -149,7 +150,9 @@ def test_a_solve_is_shown_by_frames(
         session._held(lambda: panel.table.selectRow(0))
         assert not panel.buttons["Stop and keep"].isEnabled()
         session.pump(lambda: client.status(job)["state"] == "done", 200, "the track")
-    session.pump(lambda: len(panel._detail.curves) == 2, 60, "the figures")
+    session.pump(
+        lambda: [len(c["points"]) for c in panel._detail.curves] == [8, 8], 60, "the figures"
+    )
     assert {c["axis"] for c in panel._detail.curves} == {"frame"}
     assert [x for x, _ in panel._detail.curves[0]["points"]] == list(range(1001, 1009))
     seen = pixels(panel.graph, tmp_path / "graph.png")

@@ -120,7 +120,7 @@ def test_a_character_is_stopped_early_and_kept_and_goes_on(
         for name in ("psnr", "identity"):
             told = [e[name] for e in early.losses]
             assert [y for _, y in curves[name]] == pytest.approx(told)
-            assert told[-1] > told[0]
+            assert told[-1] > (told[0] if name == "psnr" else 0.5)
         # The same request says what it is an answer to, and begins nothing.
         client.finish(job)
         assert client.submit(task) == job
