@@ -241,7 +241,8 @@ def draw_panel(path: Path) -> None:
             scan = read_node(session, f"{folder}/{who}.####.png", 1, len(motion))
             node = under(session, "ReenactPersonalize", scan)
             knobs = {"who": "nobody: synthetic", "agreed": True, "result_name": who}
-            for knob, value in {**knobs, "name": f"{who}_scan", "count": 48, "steps": 400}.items():
+            knobs |= {"name": f"{who}_scan", "count": 40, "refine": 5, "steps": 240}
+            for knob, value in knobs.items():
                 session.set(node, knob, value)
             session.press(node, "submit")
 
@@ -251,7 +252,7 @@ def draw_panel(path: Path) -> None:
         session.pump(lambda: panel.table.rowCount() == 2, 60, "the jobs")
         panel.table.selectRow(1)
         panel.table.resizeColumnsToContents()
-        session.pump(lambda: evaluations() > 5, 1800, "two thirds of a training")
+        session.pump(lambda: evaluations() > 3, 1800, "two thirds of a training")
         panel.grab().save(str(path), "PNG", 0)
         panel.close()
         server.kill()
