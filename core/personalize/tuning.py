@@ -306,13 +306,15 @@ def fine_tune(
         steps = end_after()
         return steps is not None and run.step >= max(steps, 1)
 
+    def measured() -> dict[str, float]:
+        last = run.history[-1] if run.history else {}
+        return {k: v for k, v in last.items() if k not in ("step", "loss")}
+
     def report(value: float, seconds_left: float) -> None:
         if on_evaluation is not None and run.history and run.history[-1]["step"] == run.step:
             on_evaluation(average, run.history)
         if progress is not None:
-            measured = run.history[-1] if run.history else {}
-            figures = {k: v for k, v in measured.items() if k not in ("step", "loss")}
-            progress(run.step, run.steps, loss=value, seconds_left=seconds_left, **figures)
+            progress(run.step, run.steps, loss=value, seconds_left=seconds_left, **measured())
 
     train(
         run,
@@ -324,13 +326,15 @@ def fine_tune(
         path=None if folder is None else Path(folder) / CHECKPOINT,
         task=task,
     )
-    history, stopped = run.history, run.step < run.steps
-    if stopped and run.pending:  # the checkpoint stays as it would be without this evaluation
-        history = [*history, _measure(run, average, check)]
+    stopped = run.step < run.steps
+    if stopped and run.pending:  # the checkpoint stays as it is without this evaluation
+        run.history.append(_measure(run, average, check))
         if on_evaluation is not None:
-            on_evaluation(average, history)
+            on_evaluation(average, run.history)
+        if progress is not None:
+            progress(run.step, run.steps, **measured())
     plateau = not stopped and run.steps < settings.steps
-    return Tuned(average.eval().requires_grad_(False), history, run.step, plateau, stopped)
+    return Tuned(average.eval().requires_grad_(False), run.history, run.step, plateau, stopped)
 
 
 def evaluation_interval(steps: int) -> int:

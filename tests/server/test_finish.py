@@ -110,7 +110,7 @@ def test_a_character_is_stopped_early_and_kept_and_goes_on(
         early = load_character(path).info
         assert (early.steps, early.asked_steps, early.stopped_early) == (steps, STEPS, True)
         assert early.losses[-1]["step"] == steps
-        assert gain(path, scan) > 1
+        assert gain(path, scan) > 0.2
         # Who looks only now sees the whole curve.
         curves = {c["name"]: c["points"] for c in client.figures(job)}
         assert curves.keys() == {"loss", "psnr", "identity"}
