@@ -3,11 +3,13 @@
     python -m server.worker STORE
 
 In both directions one line of JSON is one message.
-In: `{"run": {"id", "kind", "task", "earlier"}}`, where `earlier`, if it is there, has hashes of
-frames by number that similar renders drew, and `{"stop": id}`; the end of input means that the
-front end is gone.
-Out: `{"job", "type", …}`, types `started`, `progress`, `note`, `file`, `log`, and to end a job one
-of `done`, `stopped`, `failed`, `no_space`, `corrupt`.
+In: `{"run": {"id", "kind", "task", "earlier", "finish"}}`, where `earlier`, if it is there, has
+hashes of frames by number that similar renders drew, and `finish`, if it is there, the steps after
+which a training is to end early; `{"finish": steps}`, the same for the job that runs; and
+`{"stop": id}`. The end of input means that the front end is gone.
+Out: `{"job", "type", …}`, types `started`, `progress`, `note`, `file`, `picture` (which shows the
+work while it goes on), `log`, and to end a job one of `done`, `stopped`, `failed`, `no_space`,
+`corrupt`.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from core.personalize.character import Character
 
 PROGRESS_SECONDS = 0.2  # between messages of progress
+CONSTANTLY_MEASURED = ("loss", "seconds_left")  # figures of every step
 CHARACTER_BYTES = 4 << 30  # of characters that stay loaded
 CONFIG_BYTES = 2 << 30  # of an OCIO config with its LUTs, unpacked
 CONFIG_NAME = "config.ocio"  # in an archive
@@ -69,6 +72,7 @@ class Front:
         self._changed = threading.Condition()
         self._next: dict[str, Any] | None = None
         self._stop = self._gone = False
+        self._finish: int | None = None
         self.job = ""
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -78,6 +82,9 @@ class Front:
             with self._changed:
                 if "run" in message:
                     self._next, self._stop = message["run"], False
+                    self._finish = self._next.get("finish")
+                elif "finish" in message:
+                    self._finish = message["finish"]
                 else:
                     self._stop = True
                 self._changed.notify()
@@ -102,6 +109,10 @@ class Front:
             except (BrokenPipeError, ValueError):
                 self._stop = True
 
+    def end_after(self) -> int | None:
+        """Returns the steps after which a training is to end early; None: it is not to."""
+        return self._finish
+
     def check(self) -> None:
         """
         Raises:
@@ -125,13 +136,17 @@ class EventReport:
     def stage(self, title: str) -> Iterator[Any]:
         """Yields what is called with (done, total, **figures) during a stage of the work."""
         last = 0.0
+        before: dict[str, float] = {}
 
         def progress(done: float, total: float, **figures: float) -> None:
-            nonlocal last
+            nonlocal last, before
             self.front.check()
             now = time.monotonic()
-            if now - last >= PROGRESS_SECONDS or done >= total:
-                last = now
+            # What is measured seldom is always sent, and in time.
+            seldom = {k: v for k, v in figures.items() if k not in CONSTANTLY_MEASURED}
+            new = bool(seldom) and seldom != before
+            if now - last >= PROGRESS_SECONDS or done >= total or new:
+                last, before = now, seldom or before
                 self.front.send(
                     "progress",
                     stage=title,
@@ -213,6 +228,12 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
             hash, size = blobs.add_file(root, path)
             front.send("file", name=name, number=number, hash=hash, size=size)
 
+        picture = folder / "out" / protocol.PICTURE
+
+        def add_picture() -> None:
+            hash, size = blobs.add_file(root, picture)
+            front.send("picture", hash=hash, size=size)
+
         context = common.Context(
             report,
             files=paths,
@@ -229,6 +250,9 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
             outputs={name: folder / "out" / file for name, file in kind.results.items()},
             on_result=add_result,
             load_character=lambda path: characters.get(path, keys[path] or str(path)),
+            picture=picture,
+            on_picture=add_picture,
+            end_after=front.end_after,
             reusable={
                 int(number): [blobs.file_path(root, hash) for hash in hashes]
                 for number, hashes in job.get("earlier", {}).items()

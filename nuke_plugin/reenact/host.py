@@ -167,7 +167,6 @@ def project() -> Project:
     if not variable:
         knob = "customOCIOConfigPath" if stock == "custom" else "OCIOConfigPath"
         config = _filtered(cast("nuke.File_Knob", root[knob]).evaluate())
-    # The stubs lack usingOcio, which Nuke's own autolabel calls.
     managed = nuke.usingOcio()
     if not managed or (stock == "nuke-default" and not variable):
         space, config = "", ""

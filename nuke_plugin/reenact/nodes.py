@@ -244,6 +244,18 @@ def cancel(node: Node) -> None:
 
 
 @_button
+def finish(node: Node) -> None:
+    """Stops the node's training at its next step, and keeps a whole result of what it has."""
+    run = SESSION.run_of(node)
+    if run is not None and run.is_alive():
+        run.finish()
+        text = "Stopping early, to keep what is trained."
+    else:
+        text = "Nothing is trained here at the moment."
+    show_update(node, NodeUpdate(node_id(node), "", text))
+
+
+@_button
 def resume(node: Node) -> None:
     """Continues the node's last run where it stopped."""
     folder = str(host.get(node, "run"))

@@ -34,6 +34,10 @@ MOVIES = (".mov", ".mp4", ".mkv", ".avi", ".m4v", ".webm")
 STATES = ("waiting", "queued", "running", "paused", "done", "failed", "cancelled")
 FINISHED = ("done", "failed", "cancelled")
 
+# Kinds of jobs that can be stopped early and kept, and the stage in which they train.
+TRAINING = {"personalize": "tuning", "stylize": "stylizing"}
+PICTURE = "progress.png"  # among an unfinished job's files: shows the work while it goes on
+
 
 class ProtocolError(ValueError):
     """A message that the protocol doesn't allow.
@@ -314,6 +318,20 @@ class Resume:
 
 
 @dataclass(frozen=True)
+class Finish:
+    """Stops a training early, and keeps what it has as a whole result."""
+
+    job: str
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Asks for the history of a job's figures."""
+
+    job: str
+
+
+@dataclass(frozen=True)
 class Delete:
     job: str
 
@@ -363,6 +381,8 @@ REQUESTS: Dict[str, Type[Any]] = {
     "cancel": Cancel,
     "pause": Pause,
     "resume": Resume,
+    "finish": Finish,
+    "figures": Figures,
     "delete": Delete,
     "held": Held,
     "upload": Upload,
@@ -381,6 +401,8 @@ Request = Union[
     Cancel,
     Pause,
     Resume,
+    Finish,
+    Figures,
     Delete,
     Held,
     Upload,

@@ -27,6 +27,7 @@ from reenact.tracks import quality
 CONNECT_SECONDS = 5.0  # how long to wait for a server that may not be there
 PROGRESS_SECONDS = 0.5  # between two updates of progress
 SHOW_SECONDS = 2.0  # between two updates of the frames that have landed
+READ_SECONDS = 6.0  # for which progress does not replace an answer to the artist
 
 # States that a node can be in while a thread works for it.
 BUSY = ("sending", "waiting", "queued", "running", "lost", "starting")
@@ -156,7 +157,8 @@ class Run(Thread):
         on_update: called with updates, from this thread.
         request: what is asked for; None where `folder` holds it.
         folder: a version folder whose jobs are followed.
-        resume: whether jobs of that version that have stopped are submitted again.
+        resume: whether jobs of that version that have stopped are submitted again, and trainings
+            that were stopped early go on.
         start_server: whether the server is started first.
         server: `host:port`; empty for the one that is found.
         view: the view, where this is a part of a `ViewsRun`, which submits the first job
@@ -178,6 +180,8 @@ class Run(Thread):
         self.id, self.request, self.folder = id, request, folder
         self._on_update, self._resume, self._start_server = on_update, resume, start_server
         self._server, self._of_view = server, view
+        self._train_on = resume
+        self._kept_steps: Optional[int] = None  # of the last job's training, if it stopped early
         self._last_progress = 0.0
         self._cancelled, self._detached = Event(), Event()
         self._job = self._view = ""
@@ -189,6 +193,10 @@ class Run(Thread):
         self._cancelled.set()
         if self._job:
             Thread(target=self._cancel_job, args=(self._job,), daemon=True).start()
+
+    def finish(self) -> None:
+        """Ends a training at its next step, with a result of what it has. Returns at once."""
+        Thread(target=self._finish_job, args=(self._job,), daemon=True).start()
 
     def detach(self) -> None:
         """Ends the thread at its next step; the server's jobs go on."""
@@ -237,7 +245,10 @@ class Run(Thread):
                 raise ServerError("no_character", f"There is no character {request.character}.")
             (character,) = client.send([request.character], self._on_sent)
             task = protocol.Solve(clip, character, **request.settings)
-        given: Dict[str, Any] = {"source": dataclasses.asdict(source), "character": request.character}
+        given: Dict[str, Any] = {
+            "source": dataclasses.asdict(source),
+            "character": request.character,
+        }
         self._submit(client, request, task, **given)
 
     def _submit(
@@ -359,8 +370,7 @@ class Run(Thread):
                 for name in ("selection", "reconstruction")
             }
             knobs = {**thumbnails.character_knobs(character), "has_result": True}
-            text = f"{character.name} is ready{self._view}."
-            self._update("done", text, result=Result(knobs, reads=reads))
+            self._ready(f"{character.name} is ready{self._view}", Result(knobs, reads=reads))
 
     def _reenact(
         self, client: Client, version: Path, solve: protocol.Solve, content: Dict[str, Any]
@@ -516,6 +526,7 @@ class Run(Thread):
                 text = "The server does not answer. The job goes on when it does."
                 self._update("lost", text, "start")
         self._job = ""
+        self._kept_steps = status.get("finish")
         if status["state"] == "failed":
             self._log(status["reason"])
             raise ServerError("job", status["reason"])
@@ -553,6 +564,8 @@ class Run(Thread):
                 return job
         self._job = client.submit(task)
         write_file(record, self._job.encode())
+        if self._train_on:
+            client.resume(self._job)
         if self._cancelled.is_set():
             client.cancel(self._job)
         return self._job
@@ -564,7 +577,28 @@ class Run(Thread):
         except ServerError as error:
             self._update("lost", f"{error} The job could not be cancelled.", "start")
 
+    def _finish_job(self, job: str) -> None:
+        try:
+            if not job:
+                raise ServerError("nothing_to_keep", "Nothing is trained yet. Wait, or Cancel.")
+            with Client("nuke") as client:
+                client.finish(job)
+            text = "Stopping early: what is trained becomes a whole result."
+        except ServerError as error:
+            text = str(error)
+        self._last_progress = time.monotonic() + READ_SECONDS
+        self._log(text)
+        self._update("", text)
+
     # -- updates and the log
+
+    def _ready(self, text: str, result: Result) -> None:
+        """Shows the result of a training, and whether it was stopped early."""
+        if self._kept_steps is None:
+            self._update("done", f"{text}.", result=result)
+        else:
+            text += f", stopped early after {self._kept_steps} steps. Resume trains it further."
+            self._update("done", text, "resume", result)
 
     def _update(
         self, state: str, text: str, step: str = "", result: Optional[Result] = None
@@ -654,7 +688,7 @@ def progress_text(event: Dict[str, Any], now: float, start: Tuple[float, float])
     if not total:
         return text
     text += f": {round(done, 1):g} of {total:g}"
-    if "loss" in figures:
+    if "loss" in figures and "frame" not in figures:
         text += f", loss {figures['loss']:.3g}"
     if done > start[1] and now > start[0]:
         left = (total - done) * (now - start[0]) / (done - start[1])

@@ -360,5 +360,4 @@ class ShotRun(Run):
             return style if event["name"] == "style" else version / "preview.png"
 
         if self._follow(client, task, destination):
-            result = Result({"style": style})
-            self._update("done", f"{style.name} is ready.", result=result)
+            self._ready(f"{style.name} is ready", Result({"style": style}))

@@ -119,7 +119,8 @@ def run(
     Raises:
         JobFailedError: the job ended otherwise.
     """
-    results = registry.kind_of(task).results
+    kind = registry.kind_of(task)
+    results = kind.results
     job = client.submit(task)
     facts: dict[str, Any] = {}
     state, reason, stage, after = "", "", "", 0
@@ -151,10 +152,20 @@ def run(
             bars.close()
             report.note("stopping: what is done is kept")
             client.pause(job)
+            if kind.name in protocol.TRAINING:
+                report.note(
+                    f"the same command goes on; first `reenact job finish {job}`, and it "
+                    "ends with what is trained"
+                )
             until = time.monotonic() + PAUSE_SECONDS
             while client.status(job)["state"] == "running" and time.monotonic() < until:
                 after = (client.events(job, after, 1.0) or [{"n": after}])[-1]["n"]
             raise
     if state != "done":
         raise JobFailedError(reason or f"The job is {state}.")
+    if facts.get("stopped_early"):
+        report.note(
+            f"it was stopped early, after {facts['steps']} steps: `reenact job resume {job}` lets "
+            "it go on, and the same command then fetches more"
+        )
     return facts
