@@ -25,6 +25,14 @@ Node = nuke.Node
 
 _FRAMES = ("file", "first", "last", "origfirst", "origlast")  # what `show_files` sets of a Read
 
+# Knobs of nodes inside ours that hold results, or that knobs of ours link to.
+_INSIDE = {
+    **dict.fromkeys(
+        ("Result", "Compare", "Preview", "Crops", "Selection", "Reconstruction"), _FRAMES
+    ),
+    "Match": ("multiply", "add"),
+}
+
 # Knobs that hold a value; others are buttons, texts and tabs.
 _VALUES = (
     nuke.String_Knob,
@@ -347,10 +355,10 @@ def replace(node: Node, gizmo: str, renamed: Dict[str, str], kept: FrozenSet[str
             target = made.knob(renamed.get(name, name))
             if target is not None and name not in kept and type(target) in _VALUES:
                 target.fromScript(knob.toScript())
-        for name in ("Result", "Compare", "Preview", "Crops", "Selection", "Reconstruction"):
+        for name, settings in _INSIDE.items():
             old, new = (cast("nuke.Group", one).node(name) for one in (node, made))
             if old is not None and new is not None:
-                for setting in _FRAMES:
+                for setting in settings:
                     new[setting].fromScript(old[setting].toScript())
         for index in range(node.inputs()):
             made.setInput(index, node.input(index))

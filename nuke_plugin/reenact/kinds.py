@@ -38,9 +38,12 @@ REENACT = Kind("reenact", "Reenact", Run)
 REPAIR = Kind("repair", "ReenactRepair", RepairRun)
 EDIT = Kind("edit", "ReenactEdit", ShotRun, is_live=True)
 STYLE = Kind("style", "ReenactStyle", ShotRun, is_live=True)
+COMP = Kind("comp", "ReenactComp", Run, has_track=False)  # has no jobs
 FOREIGN = Kind("", "", Run, has_track=False)  # every other node of Nuke
 
-KINDS: Dict[str, Kind] = {kind.name: kind for kind in (PERSONALIZE, REENACT, REPAIR, EDIT, STYLE)}
+KINDS: Dict[str, Kind] = {
+    kind.name: kind for kind in (PERSONALIZE, REENACT, REPAIR, EDIT, STYLE, COMP)
+}
 
 # Knobs of older nodes that have another name now.
 RENAMED = {"output": "output_as"}
@@ -77,7 +80,7 @@ def kind_of(node: Node) -> Kind:
     if host.has(node, "reenact_kind"):
         return KINDS.get(str(host.get(node, "reenact_kind")), FOREIGN)
     if not host.has(node, "reenact_id"):
-        return FOREIGN
+        return COMP if host.has(node, "bake_from") else FOREIGN  # node version 2
     found = (kind for knob, kind in VERSION_1_KNOBS.items() if host.has(node, knob))
     return next(found, FOREIGN)
 

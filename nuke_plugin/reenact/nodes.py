@@ -171,14 +171,14 @@ def _button(press: Button) -> Button:
 # -- buttons: the node itself --------------------------------------------------------------------
 
 
-@_button
 def update(node: Node) -> None:
     """Replaces a node by that of the installed plugin; knobs, connections and results stay."""
+    SESSION.complete(node)
     kind = kind_of(node)
-    if not kind.gizmo:
-        raise NodeError("This is no node that the plugin can update.")
-    if node_version(node) > NODE_VERSION:
-        raise NodeError("The node is newer than the plugin. Update the plugin.")
+    if not kind.gizmo or node_version(node) > NODE_VERSION:
+        said = "state" if host.has(node, "state") else "baked"
+        host.put(node, said, "The node is newer than the plugin. Update the plugin.")
+        return
     shown = shown_version(node)
     has_result = host.has(node, "has_result") and bool(host.get(node, "has_result"))
     if kind.has_track and not host.has(node, "shown_version"):  # node version 2

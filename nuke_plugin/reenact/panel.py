@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any, Dict, List, Optional, Tuple, Union
 
-from reenact import nodes, protocol, qt
+from reenact import launcher, nodes, protocol, qt
 from reenact.client import Client, home
 from reenact.errors import ServerError
 from reenact.graph import Curve, Graph, Sheet
@@ -79,7 +79,7 @@ class Jobs(qt.QtWidgets.QWidget):  # type: ignore[misc]  # Qt has no types here
         self.table.setEditTriggers(qt.QtWidgets.QAbstractItemView.NoEditTriggers)
         self.table.setSelectionBehavior(qt.QtWidgets.QAbstractItemView.SelectRows)
         self.table.setSelectionMode(qt.QtWidgets.QAbstractItemView.SingleSelection)
-        self.graph, self.sheet = Graph(), Sheet(nodes.open_path)
+        self.graph, self.sheet = Graph(), Sheet(launcher.open_path)
         below = qt.QtWidgets.QSplitter(qt.QtCore.Qt.Horizontal)
         below.addWidget(self.graph)
         below.addWidget(self.sheet)

@@ -11,7 +11,6 @@ from reenact.host import Node
 from reenact.keyframes import TOLERANCE, keyframes
 from reenact.kinds import (
     EDIT,
-    FOREIGN,
     PERSONALIZE,
     REENACT,
     REPAIR,
@@ -68,7 +67,7 @@ def build_request(node: Node, frame: Optional[int] = None) -> RunRequest:
         RepairLineError: a line of a repair list is invalid.
     """
     kind = kind_of(node)
-    if kind is FOREIGN:
+    if kind.name not in BUILDERS:
         raise NodeError("This plugin does not know this kind of node. Update the plugin.")
     request = BUILDERS[kind.name](node, frame)
     if not kind.has_track:

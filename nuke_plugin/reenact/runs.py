@@ -245,11 +245,8 @@ class Run(Thread):
                 raise ServerError("no_character", f"There is no character {request.character}.")
             (character,) = client.send([request.character], self._on_sent)
             task = protocol.Solve(clip, character, **request.settings)
-        given: Dict[str, Any] = {
-            "source": dataclasses.asdict(source),
-            "character": request.character,
-        }
-        self._submit(client, request, task, **given)
+        more: Dict[str, Any] = {"source": dataclasses.asdict(source)}
+        self._submit(client, request, task, character=request.character, **more)
 
     def _submit(
         self,

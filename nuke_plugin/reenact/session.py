@@ -15,7 +15,7 @@ from reenact.display import fill_menus, show_update
 from reenact.errors import NodeError
 from reenact.files import mark_version, versions_of
 from reenact.host import Node
-from reenact.kinds import FOREIGN, NODE_VERSION, is_alive, kind_of, node_id, node_version
+from reenact.kinds import NODE_VERSION, is_alive, kind_of, node_id, node_version
 from reenact.live import LivePreview
 from reenact.queries import ServerQuery
 from reenact.requests import build_request, results_folder
@@ -86,7 +86,7 @@ class Session:
         Clones share their knobs, and so they share id and job.
         """
         self._created = [other for other in self._created if other != node]
-        if not host.name(node) or kind_of(node) is FOREIGN:
+        if not host.name(node) or not host.has(node, "reenact_id"):
             return
         id = node_id(node)
         copied = any(

@@ -411,3 +411,43 @@ def test_the_server_of_a_node_is_the_one_it_names(session: Session) -> None:
     node["server"].setValue(" render7:5555 ")
     session.press(node, "list_characters")
     session.pump(lambda: "There is no key" in node["state"].value(), 10, "the answer")
+
+
+def test_nodes_of_the_version_before_are_updated_and_render_the_same(
+    session: Session, tmp_path: Path
+) -> None:
+    text = (ROOT / "tests" / "nuke" / "scripts" / "before_layer_names.nk").read_text()
+    path = tmp_path / "before.nk"
+    path.write_text(text.replace("FOLDER", tmp_path.as_posix()))
+    nuke = session.module
+    nuke.scriptOpen(str(path))
+    old = [nuke.toNode(name) for name in ("Reenact1", "ReenactEdit1", "ReenactComp1")]
+    whole(session, *old[:2])  # a ReenactComp has no jobs, and nothing to wait for
+    assert "the node is older (version 2): update it" in old[0]["versions"].value()
+    kept = {
+        node.name(): {k: v._text() for k, v in node._knobs.items() if k in KEPT} for node in old
+    }
+    files = [node.node("Result")["file"].value() for node in old[:2]]
+    for node in old:
+        node["selected"]._value = True
+    plugin("nodes").update_selected()
+    new = [nuke.toNode(name) for name in kept]
+    for node in new:
+        assert node not in old
+        assert node["node_version"].value() == 3
+        for knob, value in kept[node.name()].items():
+            assert node[knob]._text() == value, knob
+    assert [node.node("Result")["file"].value() for node in new[:2]] == files
+    assert all(files)
+    assert new[1].input(0) is new[0]
+    assert new[2].input(1) in new
+    for _ in old:
+        nuke.undo()
+    assert [nuke.toNode(name).knob("node_version") for name in kept] == [None] * 3
+
+
+# What an artist and a job have set on a node.
+KEPT = {
+    *("first", "last", "handles", "character", "smile", "track", "run", "reenact_id", "state"),
+    *("has_result", "amount", "erode", "match", "shutter", "result_name", "folder", "preset"),
+}
