@@ -40,7 +40,7 @@ KINDS = {
     "ReenactRepair": "repair",
     "ReenactEdit": "edit",
     "ReenactStyle": "style",
-    "ReenactComp": "",  # has no jobs
+    "ReenactComp": "comp",
 }
 
 
@@ -141,7 +141,7 @@ def test_a_node_says_which_kind_it_is(path: Path, version: int) -> None:
     text = path.read_text()
     if version == 1:
         text = re.sub(r"^ (addUserKnob \{1 )?reenact_kind .*\n", "", text, flags=re.M)
-    assert ("reenact_kind" in text) == (version == 2 and path.stem != "ReenactComp")
+    assert ("reenact_kind" in text) == (version == 2)
     with nuke_standin.running() as session:
         kinds = importlib.import_module("reenact.kinds")
         session._build(nk_script.parse(text), session._root)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from nuke_session import read_node, under
+from nuke_session import plugin, read_node, under
 from nuke_standin import Node, Picture, Session
 from reenact import bake, tracks
 from repository import ROOT
@@ -353,8 +353,13 @@ def test_a_script_of_the_first_names_renders_as_before(
     open_old_script(session, made, tmp_path)
     for number, picture in wanted.items():
         same(session.look(session.module.toNode("ReenactComp1"), number), picture)
+    for node in ("Reenact1", "ReenactEdit1", "ReenactComp1"):
+        session.module.toNode(node).setSelected(True)
+    plugin("nodes").update_selected()
+    for number, picture in wanted.items():  # and so do the nodes that they are updated to
+        same(session.look(session.module.toNode("ReenactComp1"), number), picture)
     reenact = session.module.toNode("Reenact1")
-    reenact["output"].setValue("render")
+    reenact["output_as"].setValue("render")
     shown = session.look(reenact, FIRST)
     assert shown["red"].any()
     for channel in RGB:

