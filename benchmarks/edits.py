@@ -43,6 +43,7 @@ from core.edit.directions import (
     sheet,
     table,
 )
+from core.face.identity import proxy_recogniser
 from core.face.landmarks import detect_landmarks
 from core.face.measures import measure
 from core.face.perceptual import embedded_metric
@@ -50,7 +51,6 @@ from core.generator import Generator
 from core.media.write import write_png
 from core.personalize.character import Character, CharacterInfo, load_character
 from core.quality.definitions import TOP
-from core.quality.recognition import proxy_recogniser
 from core.synthetic.base import base_generator
 from core.synthetic.distill.pictures import latents
 from server.cli.reporting import Report

@@ -39,6 +39,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from core.face.aligned_clip import align_clip
+from core.face.identity import proxy_recogniser
 from core.face.landmarks import detect_averaged
 from core.face.measures import measure
 from core.media.read import open_clip
@@ -46,7 +47,6 @@ from core.media.write import write_png
 from core.personalize import selection
 from core.personalize.character import load_character
 from core.personalize.pipeline import PersonalizeSettings, personalize
-from core.quality.recognition import proxy_recogniser
 from core.render import preview
 from core.render.drawing import draw_pictures
 from core.solve.driving import driving_from_clip

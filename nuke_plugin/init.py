@@ -1,23 +1,16 @@
-"""Nuke runs this when it starts, in the GUI, in a terminal and on a farm: adds the gizmos' folder
-and registers the nodes' callbacks. Nuke starts whatever fails here.
-"""
+"""Nuke runs this when it starts, in the GUI, in a terminal and on a farm: adds the gizmos' folder.
 
-import sys
-from pathlib import Path
+Nothing of the plugin is imported: a farm renders the nodes' frames without it.
+"""
 
 
 def _start() -> None:
+    from pathlib import Path
+
     import nuke
 
     gizmos = Path(__file__).resolve().parents[1] / "gizmos"
     nuke.pluginAddPath(gizmos.as_posix(), addToSysPath=False)
-    try:
-        from reenact import nodes
-
-        nodes.register()
-    except Exception as error:
-        text = "Reenact's nodes have no callbacks: {}: {}".format(type(error).__name__, error)
-        print(" ".join(text.split()), file=sys.stderr)
 
 
 _start()

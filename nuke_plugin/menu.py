@@ -1,4 +1,6 @@
-"""Nuke runs this when it starts with a GUI: adds the node menu and the jobs panel."""
+"""Nuke runs this when it starts with a GUI: adds the node menu and the jobs panel, and has the
+nodes follow their jobs. Nuke starts whatever fails here.
+"""
 
 import sys
 
@@ -13,10 +15,13 @@ NODES = (
 
 
 def _fill() -> None:
-    from reenact import host
+    from reenact import host, nodes
 
+    nodes.register()
     for node, label in NODES:
         host.add_command(f"Reenact/{label}", f"nuke.createNode({node!r})", f"{node}.png")
+    update = "import reenact.nodes as n; n.update_selected()"
+    host.add_command("Reenact/Update selected nodes", update)
     host.add_panel("__import__('reenact.panel').panel.Jobs", "Reenact jobs", "reenact.jobs")
 
 

@@ -3,11 +3,13 @@
     python -m server.worker STORE
 
 In both directions one line of JSON is one message.
-In: `{"run": {"id", "kind", "task", "earlier"}}`, where `earlier`, if it is there, has hashes of
-frames by number that similar renders drew, and `{"stop": id}`; the end of input means that the
-front end is gone.
-Out: `{"job", "type", …}`, types `started`, `progress`, `note`, `file`, `log`, and to end a job one
-of `done`, `stopped`, `failed`, `no_space`, `corrupt`.
+In: `{"run": {"id", "kind", "task", "earlier", "finish"}}`, where `earlier`, if it is there, has
+hashes of frames by number that similar renders drew, and `finish`, if it is there, the steps after
+which a training is to end early; `{"finish": steps}`, the same for the job that runs; and
+`{"stop": id}`. The end of input means that the front end is gone.
+Out: `{"job", "type", …}`, types `started`, `progress`, `note`, `file`, `picture` (which shows the
+work while it goes on), `log`, and to end a job one of `done`, `stopped`, `failed`, `no_space`,
+`corrupt`.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import threading
 import time
 import traceback
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +43,10 @@ if TYPE_CHECKING:
     from core.personalize.character import Character
 
 PROGRESS_SECONDS = 0.2  # between messages of progress
+CONSTANTLY_MEASURED = ("loss", "seconds_left")  # figures of every step
 CHARACTER_BYTES = 4 << 30  # of characters that stay loaded
+CONFIG_BYTES = 2 << 30  # of an OCIO config with its LUTs, unpacked
+CONFIG_NAME = "config.ocio"  # in an archive
 LEAST_FREE = 1 << 20  # bytes; a disk with less free counts as full
 
 
@@ -65,6 +72,7 @@ class Front:
         self._changed = threading.Condition()
         self._next: dict[str, Any] | None = None
         self._stop = self._gone = False
+        self._finish: int | None = None
         self.job = ""
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -74,6 +82,9 @@ class Front:
             with self._changed:
                 if "run" in message:
                     self._next, self._stop = message["run"], False
+                    self._finish = self._next.get("finish")
+                elif "finish" in message:
+                    self._finish = message["finish"]
                 else:
                     self._stop = True
                 self._changed.notify()
@@ -98,6 +109,10 @@ class Front:
             except (BrokenPipeError, ValueError):
                 self._stop = True
 
+    def end_after(self) -> int | None:
+        """Returns the steps after which a training is to end early; None: it is not to."""
+        return self._finish
+
     def check(self) -> None:
         """
         Raises:
@@ -121,13 +136,17 @@ class EventReport:
     def stage(self, title: str) -> Iterator[Any]:
         """Yields what is called with (done, total, **figures) during a stage of the work."""
         last = 0.0
+        before: dict[str, float] = {}
 
         def progress(done: float, total: float, **figures: float) -> None:
-            nonlocal last
+            nonlocal last, before
             self.front.check()
             now = time.monotonic()
-            if now - last >= PROGRESS_SECONDS or done >= total:
-                last = now
+            # What is measured seldom is always sent, and in time.
+            seldom = {k: v for k, v in figures.items() if k not in CONSTANTLY_MEASURED}
+            new = bool(seldom) and seldom != before
+            if now - last >= PROGRESS_SECONDS or done >= total or new:
+                last, before = now, seldom or before
                 self.front.send(
                     "progress",
                     stage=title,
@@ -194,8 +213,12 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
     task = protocol.build(kind.task, job["task"])
     folder = root / "jobs" / job["id"]
     (folder / "out").mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(folder / "lock", "Another worker is still busy with this job.", 60):
-        parts = dict(protocol.parts(task))
+    registry.check_configs(task)  # of jobs from before a server or its OCIO variable changed
+    parts = dict(protocol.parts(task))
+    with (
+        exclusive_lock(folder / "lock", "Another worker is still busy with this job.", 60),
+        _configs_by_title(task, folder / "in"),
+    ):
         paths = {name: _fetch(root, folder / "in", name, part) for name, part in parts.items()}
         report = EventReport(front)
         front.send("started", device=common.device())
@@ -205,23 +228,56 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
             hash, size = blobs.add_file(root, path)
             front.send("file", name=name, number=number, hash=hash, size=size)
 
+        picture = folder / "out" / protocol.PICTURE
+
+        def add_picture() -> None:
+            hash, size = blobs.add_file(root, picture)
+            front.send("picture", hash=hash, size=size)
+
         context = common.Context(
             report,
             files=paths,
             clips={
-                name: _open_clip(name, part, paths[name], report)
+                name: _open_clip(
+                    part,
+                    paths[name],
+                    _config(part, f"{name}.config_file", paths, folder / "in"),
+                    report,
+                )
                 for name, part in parts.items()
                 if isinstance(part, protocol.Clip)
             },
             outputs={name: folder / "out" / file for name, file in kind.results.items()},
             on_result=add_result,
             load_character=lambda path: characters.get(path, keys[path] or str(path)),
+            picture=picture,
+            on_picture=add_picture,
+            end_after=front.end_after,
             reusable={
                 int(number): [blobs.file_path(root, hash) for hash in hashes]
                 for number, hashes in job.get("earlier", {}).items()
             },
+            config=_config(task, "config_file", paths, folder / "in"),
         )
         return _run_in_memory(task, context)
+
+
+@contextmanager
+def _configs_by_title(task: Any, folder: Path) -> Iterator[None]:
+    """Has errors call OCIO configs that were sent as people do, not by their paths in a folder."""
+    from core.media.colour import ColourError
+
+    try:
+        yield
+    except ColourError as error:
+        text, titles = str(error), {"config_file": getattr(task, "config", "")}
+        for name, part in protocol.parts(task):
+            if isinstance(part, protocol.Clip):
+                titles[f"{name}.config_file"] = part.config
+        for name, title in titles.items():
+            for path in (folder / f"{name}.d" / CONFIG_NAME, folder / name):
+                text = text.replace(str(path), title or "that was sent")
+        raise ColourError(text) from error
 
 
 def _run_in_memory(task: Any, context: common.Context) -> dict[str, Any]:
@@ -247,7 +303,7 @@ def _run_in_memory(task: Any, context: common.Context) -> dict[str, Any]:
         task = dataclasses.replace(task, batch=batch)
 
 
-def _open_clip(name: str, part: protocol.Clip, path: Path, report: EventReport) -> Clip:
+def _open_clip(part: protocol.Clip, path: Path, config: str | None, report: EventReport) -> Clip:
     """Opens a clip that lies at a path, under the name that people know it by."""
     from core.media.read import open_clip
 
@@ -257,16 +313,59 @@ def _open_clip(name: str, part: protocol.Clip, path: Path, report: EventReport) 
         int(first) if first else None,
         int(last or first) if first else None,
         part.colour_space,
+        config,
     )
     clip = dataclasses.replace(opened, title=part.name)
     common.note_clip(clip, report)
-    own = os.environ.get("OCIO", "")
-    if part.config not in ("", own):
-        report.note(
-            f"The {name} is in {part.colour_space} of the OCIO config {part.config}; this "
-            f"server takes its own, {own or 'the built-in ACES config'}."
-        )
     return clip
+
+
+def _config(holder: Any, name: str, paths: dict[str, Path], folder: Path) -> str | None:
+    """Returns the OCIO config that a clip or a task names, as `core.media` takes it.
+
+    Args:
+        holder: the clip or the task, which `registry.check_configs` has checked.
+        name: of its config's file among the task's.
+        paths: where the task's files can be read, by their names.
+        folder: where archives are unpacked.
+
+    Raises:
+        ColourError: as `_unpacked`.
+    """
+    if name in paths:
+        return str(_unpacked(paths[name], folder / f"{name}.d"))
+    config = getattr(holder, "config", "")
+    return config if config.startswith("ocio://") else None
+
+
+def _unpacked(file: Path, folder: Path) -> Path:
+    """Returns the config in a file; an archive (`.ocioz`) is unpacked into a folder.
+
+    OpenImageIO 3.0's own OCIO crashes when it opens an archive.
+
+    Raises:
+        ColourError: the archive is damaged, too large, or holds no config.
+    """
+    from core.media.colour import ColourError
+
+    with file.open("rb") as opened:
+        if opened.read(2) != b"PK":
+            return file
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+        try:
+            with zipfile.ZipFile(file) as archive:
+                size = sum(entry.file_size for entry in archive.infolist())
+                if size > CONFIG_BYTES:
+                    raise ColourError(f"The OCIO config has {size} bytes: too many to unpack.")
+                archive.extractall(temporary)  # never outside the folder
+        except zipfile.BadZipFile as error:
+            raise ColourError(f"The OCIO config is a damaged archive: {error}.") from error
+        temporary.rename(folder)
+    if not (folder / CONFIG_NAME).is_file():
+        raise ColourError(f"The OCIO config is an archive without a {CONFIG_NAME}.")
+    return folder / CONFIG_NAME
 
 
 def _fetch(root: Path, folder: Path, name: str, part: protocol.File | protocol.Clip) -> Path:

@@ -1,11 +1,15 @@
 """Draws every node's properties, all tabs side by side, from gizmos/ into docs/nodes/.
 
 Nuke's own panel looks like it, roughly. The parser is the tests' (`tests/support/nk_script.py`).
+With `panel`, only the panel "Reenact jobs" is drawn, while a server of its own trains a character
+for a node in the tests' stand-in for Nuke; that takes ten minutes.
 """
 
+import importlib
 import os
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[1]
 os.environ["QT_QPA_PLATFORM"] = "offscreen"
@@ -15,7 +19,7 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 import nk_script  # noqa: E402
 from nk_script import Statement  # noqa: E402
 from PySide6.QtCore import QSize, Qt  # noqa: E402
-from PySide6.QtGui import QColor, QImage, QPainter  # noqa: E402
+from PySide6.QtGui import QColor, QImage, QPainter, QPalette  # noqa: E402
 from PySide6.QtWidgets import (  # noqa: E402
     QApplication,
     QCheckBox,
@@ -204,6 +208,56 @@ def picture(node: Statement) -> QImage:
     return image
 
 
+def draw_panel(path: Path) -> None:
+    """The panel, two thirds through a training."""
+    for name in ("tests/support", "nuke_plugin", "."):
+        sys.path.insert(0, str(ROOT / name))
+    import nuke_standin
+    from nuke_session import read_node, under
+    from running_server import Server
+
+    from core.media.write import write_png
+    from core.synthetic import performer
+
+    app = QApplication.instance() or QApplication([])
+    app.setStyle("Fusion")
+    palette = QPalette(QColor("#323232"))
+    palette.setColor(QPalette.ColorRole.Base, QColor("#232323"))
+    palette.setColor(QPalette.ColorRole.Text, QColor("#c8c8c8"))
+    app.setPalette(palette)
+    with TemporaryDirectory() as folder, nuke_standin.running() as session:
+        os.environ["REENACT_HOME"] = f"{folder}/home"
+        server = Server(Path(folder) / "home").start()
+        panel = importlib.import_module("reenact.panel").Jobs()
+        panel.setStyleSheet(STYLE)
+        panel.resize(920, 560)
+        panel.show()
+        session.module.scriptSaveAs(f"{folder}/scan.nk", True)
+        for person, who in ((6, "Anna"), (3, "Ben")):
+            motion = performer.self_scan(performer.random_identity(person), 72, seed=person)
+            for i, parameters in enumerate(motion):
+                picture = performer.render(parameters, 320)
+                write_png(f"{folder}/{who}.{i + 1:04d}.png", picture)
+            scan = read_node(session, f"{folder}/{who}.####.png", 1, len(motion))
+            node = under(session, "ReenactPersonalize", scan)
+            knobs = {"who": "nobody: synthetic", "agreed": True, "result_name": who}
+            knobs |= {"name": f"{who}_scan", "count": 40, "refine": 5, "steps": 240}
+            for knob, value in knobs.items():
+                session.set(node, knob, value)
+            session.press(node, "submit")
+
+        def evaluations() -> int:
+            return sum(len(c["points"]) for c in panel._detail.curves if c["name"] == "psnr")
+
+        session.pump(lambda: panel.table.rowCount() == 2, 60, "the jobs")
+        panel.table.selectRow(1)
+        panel.table.resizeColumnsToContents()
+        session.pump(lambda: evaluations() > 3, 1800, "two thirds of a training")
+        panel.grab().save(str(path), "PNG", 0)
+        panel.close()
+        server.kill()
+
+
 def main(folder: Path) -> None:
     app = QApplication.instance() or QApplication([])
     app.setStyle("Fusion")
@@ -214,4 +268,7 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(ROOT / "docs" / "nodes")
+    if sys.argv[1:] == ["panel"]:
+        draw_panel(ROOT / "docs" / "nodes" / "panel.png")
+    else:
+        main(ROOT / "docs" / "nodes")

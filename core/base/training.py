@@ -51,6 +51,7 @@ def train(
     rates: Callable[[Run], Sequence[float]],
     *,
     evaluate: Callable[[Run], None] | None = None,
+    ended: Callable[[Run], bool] = lambda run: False,
     report: Callable[[float, float], None] | None = None,
     path: str | Path | None = None,
     task: str = "",
@@ -66,6 +67,8 @@ def train(
         rates: learning rate of each of the optimiser's parameter groups for the next step.
         evaluate: called after every step, before its state may be saved; may lower `run.steps`,
             and set `run.fading`. What it changes must depend on the run alone.
+        ended: called before every step; True ends the training early, and leaves the run as it
+            is: the same call goes on from there once it says False.
         report: called after every step with its loss and the estimated seconds left; may raise.
         path: of the checkpoint.
         task: digest of all that decides the result.
@@ -80,7 +83,7 @@ def train(
         _restore(run, path, task)
     started, first, saved = time.monotonic(), run.step, time.monotonic()
     with _deferred_interrupt() as interrupted:
-        while run.step < run.steps:
+        while run.step < run.steps and not ended(run):
             value = _advance(run, loss(run.step), rates(run))
             if evaluate is not None:
                 evaluate(run)

@@ -12,4 +12,5 @@ stmap           the same for Nuke: STMaps and corner pins
 aligned_clip    a clip of aligned pictures
 sheets          pictures of tracked faces
 perceptual      perceptual metrics
+identity        whose face a picture shows
 """

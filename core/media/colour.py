@@ -27,6 +27,7 @@ config on every call (10 ms for the built-in one; setting `OCIO` avoids that).
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 from dataclasses import dataclass
@@ -295,6 +296,13 @@ def _convert(pixels: np.ndarray, source: str, target: str, config: str | None) -
 @lru_cache(maxsize=8)
 def _open(config: str | None) -> oiio.ColorConfig:
     """Opens a config, once per process."""
+    path = os.environ.get("OCIO", "") if config is None else config
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(2) == b"PK":  # OpenImageIO 3.0's own OCIO crashes on it
+            raise ColourError(
+                f"{_label(config)} is an archive (.ocioz), which can't be read here: unpack it, "
+                "and name the config.ocio inside."
+            )
     opened = oiio.ColorConfig() if config is None else oiio.ColorConfig(config)
     error = opened.geterror()
     if error:

@@ -58,6 +58,9 @@ class CharacterInfo:
     source: str = ""  # the self-scan
     selected: list[int] = field(default_factory=list)  # frame number of each anchor
     losses: list[dict[str, float]] = field(default_factory=list)  # history of the tuning
+    steps: int | None = None  # of tuning, done; None: by a version that didn't say
+    asked_steps: int | None = None  # at most, by the settings
+    stopped_early: bool = False  # whether tuning was ended before them, as somebody asked
     created: str = field(
         default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds")
     )

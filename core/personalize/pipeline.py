@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from core.base.checkpoints import load_checkpoint, save_checkpoint
 from core.base.digest import digest
 from core.base.errors import ReenactError
-from core.base.progress import Report
+from core.base.progress import EndAfter, Report, never
 from core.base.sampling import evenly_spaced
 from core.face import perceptual
 from core.face.aligned_clip import AlignedClip, align_clip, cut_out
 from core.face.alignment import AXES_SIGMA, CENTRE_SIGMA
+from core.face.identity import proxy_recogniser
 from core.face.landmarks import detect_keypoints
 from core.face.perceptual import Metric
 from core.generator import Generator, half_precision
@@ -75,6 +76,7 @@ def personalize(
     at: tuple[float, float] | None = None,
     device: str = "cpu",
     on_preview: Callable[[], None] = lambda: None,
+    end_after: EndAfter = never,
 ) -> Character:
     """Makes a character from a self-scan and writes it, with sheets that show its quality.
 
@@ -95,6 +97,9 @@ def personalize(
         at: a point in plate px that picks the person, where several are in the picture.
         device: torch device.
         on_preview: called whenever `NAME_reconstruction.png` was written.
+        end_after: ends tuning early, as in `core.personalize.tuning.fine_tune`. The character is
+            marked with the steps that it has, and the unfinished work stays: the same call without
+            this goes on from there.
 
     Returns:
         The character, read from its file.
@@ -151,6 +156,7 @@ def personalize(
         work,
         report,
         lambda generator, losses: show(generator),
+        end_after,
     )
     show(tuned.generator)  # a finished checkpoint is not evaluated again
     keypoints, thumbnail = _draw_anchors(tuned.generator, w[train], settings.batch)
@@ -169,10 +175,14 @@ def personalize(
             source=clip.shown,
             selected=numbers[: len(selected)],
             losses=tuned.losses,
+            steps=tuned.steps,
+            asked_steps=settings.steps,
+            stopped_early=tuned.stopped,
         ),
     )
     save_character(output, character)
-    shutil.rmtree(work, ignore_errors=True)
+    if not tuned.stopped:
+        shutil.rmtree(work, ignore_errors=True)
     return load_character(output)
 
 
@@ -280,9 +290,11 @@ def _tune(
     work: Path,
     report: Report,
     on_evaluation: tuning.OnEvaluation,
+    end_after: EndAfter,
 ) -> tuning.Tuned:
     """Tunes the generator; its checkpoint is kept in the work folder."""
-    half = half_precision(next(generator.parameters()).device) is not None
+    device = next(generator.parameters()).device
+    half = half_precision(device) is not None
     tuning_settings = tuning.TuningSettings(
         steps=settings.steps,
         batch=settings.batch,
@@ -301,7 +313,9 @@ def _tune(
             metric,
             tuning_settings,
             held_out=held_out,
+            recogniser=proxy_recogniser(device),
             on_evaluation=on_evaluation,
+            end_after=end_after,
             folder=work / f"tuning_{digest(*codes, metric.name, tuning_settings)[:16]}",
             progress=progress,
         )
@@ -309,6 +323,8 @@ def _tune(
         report.note(
             f"held-out frames stopped gaining: ended after {tuned.steps} of {settings.steps} steps"
         )
+    if tuned.stopped:
+        report.note(f"stopped early, as asked: {tuned.steps} of {settings.steps} steps")
     return tuned
 
 

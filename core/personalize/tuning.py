@@ -20,9 +20,10 @@ from torch import Tensor
 
 from core.base import cpu
 from core.base.digest import digest
-from core.base.progress import TrainingProgress
+from core.base.progress import EndAfter, TrainingProgress, never
 from core.base.sampling import evenly_spaced
 from core.base.training import Run, cosine, train
+from core.face.identity import Recogniser
 from core.face.keypoints import FACE_OVAL, LEFT_EYE, OUTER_LIPS, RIGHT_EYE
 from core.face.landmarks import detect_landmarks
 from core.face.network import ALIGNED_ROI, CROP
@@ -72,6 +73,7 @@ class Tuned:
     losses: list[dict[str, float]]  # per evaluation: step, mean loss, and the check's figure
     steps: int  # done
     plateau: bool  # whether the check ended it before its last step
+    stopped: bool = False  # whether it was ended early, as somebody asked
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +89,9 @@ class Pairs:
 class Check:
     """A measure of a generator on what it is not trained on."""
 
-    name: str  # of the figure
-    figure: Callable[[Generator], float]  # higher is better
-    gain: float  # least growth within `TuningSettings.patience` evaluations to go on
+    name: str  # of the figure that decides; higher is better
+    measure: Callable[[Generator], dict[str, float]]  # this figure and others, by name
+    gain: float  # its least growth within `TuningSettings.patience` evaluations to go on
 
 
 def tune(
@@ -100,7 +102,9 @@ def tune(
     settings: TuningSettings | None = None,
     *,
     held_out: Pairs | None = None,
+    recogniser: Recogniser | None = None,
     on_evaluation: OnEvaluation | None = None,
+    end_after: EndAfter = never,
     folder: str | Path | None = None,
     progress: TrainingProgress | None = None,
 ) -> Tuned:
@@ -120,10 +124,12 @@ def tune(
         held_out: frames of the scan that are not learnt, with their codes (by inversion, as the
             anchors); when the generator stops gaining on them, the rate fades over two more
             evaluations and tuning ends.
+        recogniser: measures the identity of held-out frames, too; on the generator's device.
         on_evaluation: as in `fine_tune`.
+        end_after: as in `fine_tune`.
         folder: for the checkpoint.
         progress: called after every step with steps done and to do, and `loss`, `seconds_left`
-            and (once measured) `psnr` of the held-out frames, dB.
+            and (once measured) `psnr` of the held-out frames, dB, and their `identity`, at most 1.
 
     Raises:
         core.base.training.DivergedError: the rate is too high.
@@ -153,8 +159,11 @@ def tune(
         generator,
         loss,
         settings,
-        check=None if held_out is None else psnr_check(held_out, settings.batch),
+        check=None
+        if held_out is None
+        else psnr_check(held_out, settings.batch, recogniser, device),
         on_evaluation=on_evaluation,
+        end_after=end_after,
         folder=folder,
         task="" if folder is None else _task(generator, metric, settings, pairs, held_out),
         progress=progress,
@@ -208,13 +217,34 @@ def pair_loss(
     return losses.mean()
 
 
-def psnr_check(held_out: Pairs, batch: int) -> Check:
-    """Measures a generator by the mean PSNR of pairs that are not learnt, dB."""
+def psnr_check(
+    held_out: Pairs,
+    batch: int,
+    recogniser: Recogniser | None = None,
+    device: torch.device | str = "cpu",
+) -> Check:
+    """Measures a generator by the mean PSNR of pairs that are not learnt, dB.
 
-    def figure(generator: Generator) -> float:
-        return float(psnr(reconstruct(generator, held_out.w, batch), held_out.pictures).mean())
+    With a recogniser, on a device, there is `identity` beside it: the mean cosine between what it
+    sees in a picture and in its reconstruction.
+    """
 
-    return Check("psnr", figure, _GAIN)
+    @torch.no_grad()
+    def embed(recogniser: Recogniser, pictures: Tensor) -> Tensor:
+        parts = [part.to(device, torch.float32) for part in pictures.split(batch)]
+        vectors = [recogniser.embed(part, detect_landmarks(part).landmarks) for part in parts]
+        return torch.cat(vectors).cpu()
+
+    real = None if recogniser is None else embed(recogniser, held_out.pictures)
+
+    def measure(generator: Generator) -> dict[str, float]:
+        generated = reconstruct(generator, held_out.w, batch)
+        figures = {"psnr": float(psnr(generated, held_out.pictures).mean())}
+        if recogniser is not None and real is not None:
+            figures["identity"] = float((embed(recogniser, generated) * real).sum(1).mean())
+        return figures
+
+    return Check("psnr", measure, _GAIN)
 
 
 @cpu.training()
@@ -225,6 +255,7 @@ def fine_tune(
     *,
     check: Check | None = None,
     on_evaluation: OnEvaluation | None = None,
+    end_after: EndAfter = never,
     folder: str | Path | None = None,
     task: str = "",
     progress: TrainingProgress | None = None,
@@ -241,10 +272,14 @@ def fine_tune(
         check: measures the moving average at each evaluation; when its figure stops gaining, the
             rate fades over two more evaluations and training ends.
         on_evaluation: called after each evaluation with the moving average so far and the history.
+        end_after: training ends as soon as that many steps are done, at least one. The result is
+            then the moving average, the newest: while the rate is high it is far better than the
+            last weights, and held-out frames gain until a plateau ends the training anyway. The
+            checkpoint stays, and the same call without this goes on as if nothing had happened.
         folder: for the checkpoint.
         task: digest of all that decides the result.
         progress: called after every step with steps done and to do, `loss`, `seconds_left` and
-            (once measured) the check's figure.
+            (once measured) the check's figures.
 
     Raises:
         core.base.training.DivergedError: the rate is too high.
@@ -267,26 +302,39 @@ def fine_tune(
         if run.step % settings.check_every == 0 or run.step == run.steps:
             _evaluate(run, average, check, settings)
 
+    def ended(run: Run) -> bool:
+        steps = end_after()
+        return steps is not None and run.step >= max(steps, 1)
+
+    def measured() -> dict[str, float]:
+        last = run.history[-1] if run.history else {}
+        return {k: v for k, v in last.items() if k not in ("step", "loss")}
+
     def report(value: float, seconds_left: float) -> None:
         if on_evaluation is not None and run.history and run.history[-1]["step"] == run.step:
             on_evaluation(average, run.history)
         if progress is not None:
-            measured = check is not None and run.history
-            figures = {check.name: run.history[-1][check.name]} if check and measured else {}
-            progress(run.step, run.steps, loss=value, seconds_left=seconds_left, **figures)
+            progress(run.step, run.steps, loss=value, seconds_left=seconds_left, **measured())
 
     train(
         run,
         lambda step: loss(tuned, step),
         lambda run: [_rate(run, settings)],
         evaluate=evaluate,
+        ended=ended,
         report=report,
         path=None if folder is None else Path(folder) / CHECKPOINT,
         task=task,
     )
-    return Tuned(
-        average.eval().requires_grad_(False), run.history, run.step, run.steps < settings.steps
-    )
+    stopped = run.step < run.steps
+    if stopped and run.pending:  # the checkpoint stays as it is without this evaluation
+        run.history.append(_measure(run, average, check))
+        if on_evaluation is not None:
+            on_evaluation(average, run.history)
+        if progress is not None:
+            progress(run.step, run.steps, **measured())
+    plateau = not stopped and run.steps < settings.steps
+    return Tuned(average.eval().requires_grad_(False), run.history, run.step, plateau, stopped)
 
 
 def evaluation_interval(steps: int) -> int:
@@ -304,11 +352,10 @@ def _rate(run: Run, settings: TuningSettings) -> float:
 
 
 def _evaluate(run: Run, average: Generator, check: Check | None, settings: TuningSettings) -> None:
-    """Adds the mean loss and the check's figure to the history; fades where nothing was gained."""
-    entry = {"step": float(run.step), "loss": math.fsum(run.pending) / len(run.pending)}
+    """Adds the mean loss and the check's figures to the history; fades where nothing was gained."""
+    entry = _measure(run, average, check)
     run.pending = []
     if check is not None:
-        entry[check.name] = check.figure(average)
         figures = [e[check.name] for e in (*run.history, entry)]
         patience = settings.patience
         if len(figures) > patience and not run.fading:
@@ -316,6 +363,12 @@ def _evaluate(run: Run, average: Generator, check: Check | None, settings: Tunin
             if run.fading:
                 run.steps = min(run.steps, run.step + _FADE * settings.check_every)
     run.history.append(entry)
+
+
+def _measure(run: Run, average: Generator, check: Check | None) -> dict[str, float]:
+    """Returns an entry of the history: step, mean loss since the last one, the check's figures."""
+    entry = {"step": float(run.step), "loss": math.fsum(run.pending) / len(run.pending)}
+    return entry | (check.measure(average) if check is not None else {})
 
 
 def _check(generator: Generator, pairs: Pairs) -> None:

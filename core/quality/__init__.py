@@ -6,6 +6,6 @@ marks          which frames are marked, and the repairs they suggest
 cards          a picture per frame: driver beside result
 export         key figures, JSON and CSV
 report         the HTML page
-recognition    identity and expression by the user's own networks, or a proxy
+recognition    identity and expression by the user's own networks
 niqe           picture quality without a reference
 """

@@ -30,6 +30,7 @@ from core.base.errors import ReenactError
 from core.base.progress import Progress
 from core.face.aligned_clip import cut_out
 from core.face.alignment import warp
+from core.face.identity import Recogniser
 from core.face.keypoints import FACE_OVAL, GROUPS, KEYPOINTS
 from core.face.landmarks import detect_landmarks, group_keypoints, keypoint_error
 from core.face.measures import measure
@@ -43,7 +44,7 @@ from core.quality.cards import card, picture_points
 from core.quality.definitions import MEASURES, SIGNALS, TOP, Quality
 from core.quality.marks import mark
 from core.quality.niqe import MIN_SIDE, niqe
-from core.quality.recognition import FaceModel, Recogniser
+from core.quality.recognition import FaceModel
 from core.render.drawing import draw_pictures
 from core.render.patch import Patch, over, plate_pixels
 from core.solve.latent_space import BETA, nearest_weights

@@ -1,4 +1,4 @@
-"""The user's own networks for identity and expression, as ONNX files, and a proxy without one.
+"""The user's own networks for identity and expression, as ONNX files.
 
 Convention:
     A recogniser follows ArcFace (Deng et al. 2019): its input is the face warped by five points
@@ -6,9 +6,6 @@ Convention:
     model follows Deep3DFaceRecon (Deng et al. 2019): its input is a square of 224 px around the
     face by the same five points, RGB in [0, 1]; its output are 257 coefficients, of which 80 to 143
     are the expression and 224 to 226 the head's angles in radians. Only these two need onnxruntime.
-
-The proxy recogniser uses features of the landmark network. They depend on a person's colours and
-outlines, but were never trained to tell people apart.
 """
 
 from __future__ import annotations
@@ -18,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,11 +22,10 @@ from torch import Tensor
 
 from core.base.errors import ReenactError
 from core.face.alignment import warp
-from core.face.keypoints import DLIB_MOUTH_CORNERS, FACE_OVAL, LEFT_EYE, RIGHT_EYE
-from core.face.network import CROP, aligned_roi, crop_roi, face_mesh, to_picture
-from core.face.perceptual import mesh_layers
+from core.face.identity import Recogniser
+from core.face.keypoints import DLIB_MOUTH_CORNERS, LEFT_EYE, RIGHT_EYE
+from core.face.network import aligned_roi, to_picture
 
-PROXY = "proxy: features of the landmark network"
 EXPRESSION, ANGLES = slice(80, 144), slice(224, 227)
 
 _NOSE_TIP = 4
@@ -57,23 +52,10 @@ _FACE = np.array(
 )
 _MODEL_SIDE, _UNIT = 224, 102.0
 _COEFFICIENTS = 257
-_INNER = 0.9  # share of the outline that the proxy uses, without hair and background
-_SIDE = 200  # px, at which the ROI of the landmark network samples nearly every pixel
 
 
 class ModelNotUsableError(ReenactError):
     """An ONNX file is missing, or is not a network of the required kind."""
-
-
-@dataclass(frozen=True)
-class Recogniser:
-    """Measures whose face a picture shows."""
-
-    name: str
-    # Aligned pictures `[B, 3, R, R]` in [-1, 1] and their meshes `[B, 478, 3]` in px of the 192 px
-    # crop -> vectors `[B, D]` of length 1.
-    embed: Callable[[Tensor, Tensor], Tensor]
-    proxy: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,37 +65,6 @@ class FaceModel:
     name: str
     # Pictures and meshes as for `Recogniser` -> expression `[B, 64]` and angles `[B, 3]`, radians.
     fit: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-def proxy_recogniser(device: torch.device | str = "cpu") -> Recogniser:
-    """Returns the recogniser that needs no file.
-
-    Its vectors are the landmark network's activations, averaged within the face's outline, less
-    those of a grey picture, without which all cosines would be close to 1.
-    """
-    layers = mesh_layers(face_mesh(device=str(device)).net)
-    grey = layers(torch.full((1, 3, CROP, CROP), 0.5, device=device))[0][0].detach()
-
-    @torch.no_grad()
-    def embed(pictures: Tensor, landmarks: Tensor) -> Tensor:
-        sized = F.interpolate(pictures.float(), (_SIDE, _SIDE), mode="bilinear", antialias=True)
-        roi = aligned_roi(_SIDE, len(pictures), device=pictures.device)
-        features = layers(crop_roi(sized / 2 + 0.5, roi))[0][0] - grey
-        inside = F.interpolate(
-            _inner_faces(landmarks).to(features), features.shape[2:], mode="area"
-        )
-        return F.normalize((features * inside).sum((2, 3)), dim=1)
-
-    return Recogniser(PROXY, embed, proxy=True)
-
-
-def _inner_faces(landmarks: Tensor) -> Tensor:
-    """Returns masks of the inner part of each face, `[B, 1, 192, 192]` of 0 and 1."""
-    masks = np.zeros((len(landmarks), CROP, CROP), np.float32)
-    for mask, outline in zip(masks, landmarks[:, list(FACE_OVAL), :2].cpu().numpy(), strict=True):
-        inner = outline.mean(0) + _INNER * (outline - outline.mean(0))
-        cv2.fillPoly(mask, [np.rint(inner).astype(np.int32)], (1.0,))
-    return torch.from_numpy(masks)[:, None]
 
 
 def load_recogniser(path: str | Path) -> Recogniser:

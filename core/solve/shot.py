@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from core.base.digest import digest
 from core.base.errors import ReenactError
-from core.base.progress import Progress
+from core.base.progress import Progress, TrainingProgress
 from core.face.aligned_clip import NoFaceError
 from core.face.temporal import shot_runs
 from core.media.numbering import format_numbers
@@ -45,7 +46,7 @@ from core.solve.latent_track import (
     save_track,
 )
 from core.solve.neutral import estimate_offset, known_neutral_offset, solved_offset
-from core.solve.objective import TERMS
+from core.solve.objective import TERMS, Objective, total_loss
 from core.solve.observe import DrivingObserver
 from core.solve.propagate import propagate_solutions
 from core.solve.schedule import choose_keyframes, plan_batches, split_batches
@@ -57,6 +58,8 @@ SAVE_SECONDS = 20.0  # between writes of a partial track
 # Raised whenever the same settings give other codes, or tasks another hash: one shot is not solved
 # by two versions.
 SOLVER = 7
+
+OnBatch = Callable[[np.ndarray, np.ndarray], None]
 
 _PROPAGATION_SHARE = 0.05  # of all frames, in the reported progress
 
@@ -73,6 +76,8 @@ def solve_shot(
     path: str | Path | None = None,
     previous: LatentTrack | None = None,
     progress: Progress | None = None,
+    on_solved: TrainingProgress | None = None,
+    on_batch: OnBatch | None = None,
 ) -> LatentTrack:
     """Solves the codes of all driving frames.
 
@@ -88,6 +93,10 @@ def solve_shot(
             which they are to be added. Its other frames stay as they are, and serve as neighbours
             of the initial guess and of the low-pass.
         progress: called with frames done and to do.
+        on_solved: called for each frame that was solved, with frames done and to do, `frame`, its
+            number, its `loss` (eq. 10) and its `keypoint_error`, px.
+        on_batch: called for each batch of frames that was solved, with their numbers `[K]` and
+            codes `[K, L, w_dim]`.
 
     Returns:
         The track of all driving frames, and of the previous track's.
@@ -121,7 +130,8 @@ def solve_shot(
     propagation = _PROPAGATION_SHARE * count if propagates else 0
     twice = len(keyframes) if shot.phase is Phase.NEUTRAL else 0
     done = int((todo & (shot.state != FrameState.PENDING)).sum())
-    steps = _Steps(shot, path, progress, done, count, count + twice + propagation)
+    work = count + twice + propagation
+    steps = _Steps(shot, settings.objective, path, progress, on_solved, done, count, work)
     steps.report()
     try:
         context = prepare(character, settings)
@@ -131,16 +141,21 @@ def solve_shot(
             for frames in batches:
                 if (shot.state[frames] == FrameState.PENDING).any():
                     solve_batch(context, shot, runs, frames, observer, previous, steps.report)
-                    steps.finish(len(frames))
+                    steps.finish(frames)
+                    if on_batch is not None:
+                        on_batch(shot.numbers[frames], shot.codes[frames])
 
         if shot.phase is Phase.NEUTRAL:
             _find_neutral_offset(context, shot, keyframes, observer, run)
         run(plan_batches(runs, todo, settings))
         if propagates:
+            before = shot.codes
             shot = propagate_solutions(
                 context, shot, todo & face, observer, lambda x: steps.report(x * propagation)
             )
             steps.report(propagation)
+            changed = np.flatnonzero((shot.codes != before).any((1, 2)) & todo & face)
+            steps.show(shot, changed, propagation)
     except BaseException:  # Ctrl-C too
         if path is not None and np.isfinite(shot.codes[todo]).any():
             save_track(path, shot.build_track())
@@ -160,8 +175,9 @@ class _Steps:
 
     Args:
         shot: that is being solved.
+        objective: whose losses are reported.
         path: of the track; None saves nothing.
-        progress: called with frames done and to do.
+        progress, on_solved: as for `solve_shot`.
         done: frames solved so far.
         count: frames to do.
         work: frames to solve in all passes, to which `count` is scaled.
@@ -170,13 +186,16 @@ class _Steps:
     def __init__(
         self,
         shot: ShotState,
+        objective: Objective,
         path: str | Path | None,
         progress: Progress | None,
+        on_solved: TrainingProgress | None,
         done: int,
         count: int,
         work: float,
     ) -> None:
-        self._shot, self._path, self._progress = shot, path, progress
+        self._shot, self._objective = shot, objective
+        self._path, self._progress, self._on_solved = path, progress, on_solved
         self._done, self._count, self._scale = done, count, count / work
         self._saved = time.monotonic()
 
@@ -185,10 +204,22 @@ class _Steps:
         if self._progress is not None:
             self._progress((self._done + frames) * self._scale, self._count)
 
-    def finish(self, frames: int) -> None:
-        """Counts frames as done, and saves the track if it is time."""
-        self._done += frames
+    def show(self, shot: ShotState, frames: np.ndarray, ahead: float = 0) -> None:
+        """Reports the figures of solved frames; `ahead` as `frames` of `report`."""
+        if self._on_solved is None:
+            return
+        terms = {name: torch.from_numpy(shot.losses[name][frames]) for name in TERMS}
+        losses = total_loss(terms, self._objective).tolist()
+        errors = shot.quality["keypoint_error"][frames].tolist()
+        done = (self._done + ahead) * self._scale
+        for number, loss, error in zip(shot.numbers[frames].tolist(), losses, errors, strict=True):
+            self._on_solved(done, self._count, frame=number, loss=loss, keypoint_error=error)
+
+    def finish(self, frames: np.ndarray) -> None:
+        """Counts frames as done, reports them, and saves the track if it is time."""
+        self._done += len(frames)
         self.report()
+        self.show(self._shot, frames)
         if self._path is not None and time.monotonic() - self._saved > SAVE_SECONDS:
             save_track(self._path, self._shot.build_track())
             self._saved = time.monotonic()

@@ -68,6 +68,7 @@ class StyleInfo:
     losses: list[dict[str, float]] = field(default_factory=list)  # history of the training
     steps: int = 0  # done
     complete: bool = True  # False: it was written during training
+    stopped_early: bool = False  # whether it was ended before its steps, as somebody asked
     alignment: float | None = None  # mean keypoint distance to the parent, px of the 192 px crop
     task: str = ""  # digest of all that decides it
     created: str = field(

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from core.base.digest import digest
 from core.base.errors import ReenactError
-from core.base.progress import Progress, Report
+from core.base.progress import EndAfter, Progress, Report, never
 from core.base.sampling import evenly_spaced
 from core.face import perceptual
 from core.face.alignment import ffhq_quads, warp
@@ -141,6 +141,7 @@ def stylize(
     settings: StylizeSettings | None = None,
     device: str = "cpu",
     on_preview: Callable[[], None] = lambda: None,
+    end_after: EndAfter = never,
 ) -> Style:
     """Makes a style of a character and writes it, with a sheet of parent and style.
 
@@ -157,6 +158,8 @@ def stylize(
         settings: defaults to `StylizeSettings()`.
         device: torch device; the models of `method` are on it.
         on_preview: called whenever both files were written.
+        end_after: as in `core.personalize.tuning.fine_tune`: the style is then complete, but
+            marked as stopped early, and the same call without this trains it further.
 
     Returns:
         The style, read from its file.
@@ -198,7 +201,12 @@ def stylize(
         tuning_settings = replace(tuning_settings, betas=NADA_BETAS, warm_up=0)
     objective = _objective(method, tuning_settings, metric, parent, samples)
 
-    def write(generator: Generator, losses: list[dict[str, float]], complete: bool) -> None:
+    def write(
+        generator: Generator,
+        losses: list[dict[str, float]],
+        complete: bool = False,
+        stopped: bool = False,
+    ) -> None:
         generated = reconstruct(generator, samples.held_out, settings.batch)
         rows = [("parent", samples.held_out_parent)]
         if objective.targets is not None:
@@ -210,6 +218,7 @@ def stylize(
             losses=losses,
             steps=int(losses[-1]["step"]),
             complete=complete,
+            stopped_early=stopped,
             alignment=alignment(generated, samples.held_out_parent, device),
         )
         save_style(output, Style(generator, to_bytes(_thumbnail(generated)), current))
@@ -222,15 +231,19 @@ def stylize(
             objective.loss,
             tuning_settings,
             check=objective.check,
-            on_evaluation=lambda generator, losses: write(generator, losses, False),
+            on_evaluation=write,
+            end_after=end_after,
             folder=work / info.task[:16],
             task=info.task,
             progress=progress,
         )
     if tuned.plateau:
         report.note(f"it stopped gaining: ended after {tuned.steps} of {settings.steps} steps")
-    write(tuned.generator, tuned.losses, True)
-    shutil.rmtree(work, ignore_errors=True)
+    if tuned.stopped:
+        report.note(f"stopped early, as asked: {tuned.steps} of {settings.steps} steps")
+    write(tuned.generator, tuned.losses, complete=True, stopped=tuned.stopped)
+    if not tuned.stopped:
+        shutil.rmtree(work, ignore_errors=True)
     return load_style(output, character)
 
 
@@ -316,7 +329,7 @@ def _by_clip(method: Method) -> bool:
 
 
 def _is_complete(path: Path, info: StyleInfo) -> bool:
-    """Whether a file is the finished style of this record; False for an unfinished one.
+    """Whether a file is the finished style of this record; False for one that can be trained on.
 
     Raises:
         StyleExistsError: it is another style.
@@ -329,7 +342,7 @@ def _is_complete(path: Path, info: StyleInfo) -> bool:
             f"{path} is another style ({existing.name}), or was made with other settings. Delete "
             "it, or choose another name."
         )
-    return existing.complete
+    return existing.complete and not existing.stopped_early
 
 
 def sample_codes(anchors: Tensor, count: int, seed: int = 0) -> Tensor:
@@ -587,7 +600,7 @@ def _towards_direction(
             ]
         ).sum()
 
-    def figure(generator: Generator) -> float:
+    def measure(generator: Generator) -> dict[str, float]:
         generated = reconstruct(generator, samples.held_out, settings.batch)
         along = [
             1 - directional_loss(embed(clip, generated), start, direction).mean()
@@ -595,9 +608,9 @@ def _towards_direction(
                 method.clips, held_out_parent, directions, strict=True
             )
         ]
-        return float(torch.stack(along).mean())
+        return {"direction": float(torch.stack(along).mean())}
 
-    return _Objective(loss, Check("direction", figure, 0.005))
+    return _Objective(loss, Check("direction", measure, 0.005))
 
 
 def _unfreeze(generator: Generator, layers: Sequence[int] | None) -> None:
@@ -679,12 +692,13 @@ def _towards_patches(
         return style + _STRUCTURE * metric.distance(generated, parent).mean()
 
     @torch.no_grad()
-    def figure(generator: Generator) -> float:
+    def measure(generator: Generator) -> dict[str, float]:
         generated = reconstruct(generator, samples.held_out, settings.batch).to(metric.device)
         few = examples[evenly_spaced(len(examples), HELD_OUT)]
-        return -10 * math.log10(max(float(patch_distance(generated, few, 0)), 1e-10))
+        distance = float(patch_distance(generated, few, 0))
+        return {"closeness": -10 * math.log10(max(distance, 1e-10))}
 
-    return _Objective(loss, Check("closeness", figure, 0.05))
+    return _Objective(loss, Check("closeness", measure, 0.05))
 
 
 # -- the record of a style -----------------------------------------------------------------------

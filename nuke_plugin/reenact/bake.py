@@ -7,7 +7,7 @@ in the plate, keyed frame by frame; the other is constant. Coordinates are those
 
 import math
 from dataclasses import dataclass
-from typing import Callable, Dict, Sequence, Tuple
+from typing import Callable, Dict, Mapping, Sequence, Tuple
 
 from reenact.tracks import Corners, FaceQuads, Point
 
@@ -54,7 +54,9 @@ def corner_pin(warp: Warp) -> str:
     """Returns a CornerPin2D."""
     lines = [f"to{k + 1} {_keys(_corner(warp.face, k))}" for k in range(4)]
     lines += [f"from{k + 1} {{{x:.4f} {y:.4f}}}" for k, (x, y) in enumerate(warp.still)]
-    return _node("CornerPin2D", [*lines, f"invert {_flag(warp.inverse)}", "name FaceCornerPin1"])
+    return node_text(
+        "CornerPin2D", [*lines, f"invert {_flag(warp.inverse)}", "name FaceCornerPin1"]
+    )
 
 
 def transform(warp: Warp) -> str:
@@ -68,12 +70,12 @@ def transform(warp: Warp) -> str:
     centres = {number: _centre(corners) for number, corners in warp.face.items()}
     moved = {number: (x - centre[0], y - centre[1]) for number, (x, y) in centres.items()}
     scales = {number: _side(corners) / side for number, corners in warp.face.items()}
-    return _node(
+    return node_text(
         "Transform",
         [
             f"translate {_keys(moved)}",
-            f"rotate {{{_curve(angles)}}}",
-            f"scale {{{_curve(scales)}}}",
+            f"rotate {{{curve(angles)}}}",
+            f"scale {{{curve(scales)}}}",
             f"center {{{centre[0]:.4f} {centre[1]:.4f}}}",
             f"invert_matrix {_flag(warp.inverse)}",
             "name FaceTransform1",
@@ -105,8 +107,8 @@ def stmap(warp: Warp) -> str:
             f"+up*(from4.{axis}-from1.{axis}))/{warp.size[i]}"
         )
     knobs += ["temp_name0 along", f"temp_expr0 {right}", "temp_name1 up", f"temp_expr1 {up}"]
-    drawn = _node("Expression", [*knobs, "name FaceMap1"])
-    return f"{drawn}push 0\n" + _node("STMap", ["inputs 2", "uv rgb", "name FaceSTMap1"])
+    drawn = node_text("Expression", [*knobs, "name FaceMap1"])
+    return f"{drawn}push 0\n" + node_text("STMap", ["inputs 2", "uv rgb", "name FaceSTMap1"])
 
 
 KINDS: Dict[str, Callable[[Warp], str]] = {
@@ -116,7 +118,8 @@ KINDS: Dict[str, Callable[[Warp], str]] = {
 }
 
 
-def _node(kind: str, knobs: Sequence[str]) -> str:
+def node_text(kind: str, knobs: Sequence[str]) -> str:
+    """Returns a node."""
     body = "".join(f" {knob}\n" for knob in knobs)
     return f"{kind} {{\n{body}}}\n"
 
@@ -131,11 +134,12 @@ def _corner(quad: MovingQuad, k: int) -> Dict[int, Point]:
 
 def _keys(points: Dict[int, Point]) -> str:
     """Returns the value of a knob with two components."""
-    x, y = (_curve({number: point[axis] for number, point in points.items()}) for axis in (0, 1))
+    x, y = (curve({number: point[axis] for number, point in points.items()}) for axis in (0, 1))
     return f"{{{x} {y}}}"
 
 
-def _curve(values: Dict[int, float]) -> str:
+def curve(values: Mapping[int, float]) -> str:
+    """Returns a component of a knob, with linear keys."""
     keys = " ".join(f"x{number} {value:.4f}" for number, value in sorted(values.items()))
     return f"{{curve L {keys}}}"
 

@@ -29,20 +29,35 @@ def home() -> Path:
 def find_server() -> Tuple[str, str]:
     """Returns the endpoint and public key of the server; both are empty if none is known.
 
-    REENACT_SERVER (`tcp://host:port`, with the key `keys/remote.key`) takes precedence over the
+    REENACT_SERVER (`host:port`, with the key `keys/remote.key`) takes precedence over the
     server that runs for `home()`.
 
     Raises:
         ServerError: `no_key`, the remote server's key is missing.
     """
-    endpoint = os.environ.get("REENACT_SERVER", "")
-    if endpoint:
-        return endpoint, _load_key("remote.key")[0].decode()
+    named = server_at(os.environ.get("REENACT_SERVER", ""))
+    if named is not None:
+        return named
     try:
         address = json.loads((home() / "server.json").read_text())
         return str(address["endpoint"]), str(address["key"])
     except (OSError, ValueError, KeyError):
         return "", ""
+
+
+def server_at(name: str) -> Optional[Tuple[str, str]]:
+    """Returns the endpoint and public key of a server that is named by `host:port`.
+
+    Returns:
+        None for an empty name, which means what `find_server` returns.
+
+    Raises:
+        ServerError: `no_key`, the remote server's key is missing.
+    """
+    if not name:
+        return None
+    endpoint = name if "://" in name else f"tcp://{name}"
+    return endpoint, _load_key("remote.key")[0].decode()
 
 
 def _load_key(name: str) -> Tuple[bytes, Optional[bytes]]:
@@ -66,6 +81,7 @@ class Channel:
         server: endpoint and public key; None for what `find_server` returns.
 
     Attributes:
+        named: the endpoint that was asked for; empty where `find_server` finds it.
         endpoint: the server's that the socket is connected to; empty before the first request.
         socket: the ZeroMQ socket, if it is open.
 
@@ -81,6 +97,7 @@ class Channel:
         self._zmq = zmq
         self.deadline = deadline
         self._server = server
+        self.named = server[0] if server is not None else ""
         self.endpoint = ""
         self._looked_up = 0.0
         self.socket: Optional[zmq.Socket[bytes]] = None

@@ -18,7 +18,6 @@ restarted, also on another port.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import time
@@ -112,7 +111,7 @@ class Client:
             ServerError: `missing`, files are not on the server; or the server refused.
         """
         kind = protocol.kind_of(task)
-        job = self.ask(protocol.Submit(kind, dataclasses.asdict(task)))
+        job = self.ask(protocol.Submit(kind, protocol.plain(task)))
         if job["missing"]:
             raise ServerError(
                 "missing",
@@ -138,8 +137,20 @@ class Client:
         self.ask(protocol.Pause(job))
 
     def resume(self, job: str) -> None:
-        """Resumes a paused, cancelled or failed job."""
+        """Resumes a paused, cancelled or failed job, or a training that was stopped early."""
         self.ask(protocol.Resume(job))
+
+    def finish(self, job: str) -> None:
+        """Ends a training at its next step, with a whole result of what it has.
+
+        Raises:
+            ServerError: `nothing_to_keep`, the job trains nothing, or not yet, or has ended.
+        """
+        self.ask(protocol.Finish(job))
+
+    def figures(self, job: str) -> List[Dict[str, Any]]:
+        """Returns the history of a job's figures: curves of `stage`, `axis`, `name`, `points`."""
+        return list(self.ask(protocol.Figures(job))["curves"])
 
     def delete(self, job: str) -> None:
         """Deletes a job that isn't running; does nothing if it is deleted already."""

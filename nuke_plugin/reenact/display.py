@@ -1,15 +1,22 @@
-"""Shows on a node what has happened: its state, its button, its results, and errors."""
+"""Shows on a node what has happened: its state, its button, its results, and errors.
+
+What is shown and handed on is in hidden knobs (`shown_version`, `compared_version`): the menus
+`version` and `compare` lose their items when a script is saved.
+"""
 
 import contextlib
 import dataclasses
-from typing import Iterator
+import re
+from typing import Iterator, List
 
 from reenact import host
 from reenact.errors import NodeError
 from reenact.host import Node
 from reenact.kinds import node_id
 from reenact.repairs import RepairLineError
-from reenact.runs import NodeUpdate
+from reenact.runs import NodeUpdate, Result
+from reenact.upstream import shown_version
+from reenact.versions import NOTHING, UPSTREAM
 
 RED, PLAIN = 0xAA2222FF, 0x4C5A7AFF  # tile colours
 
@@ -24,34 +31,91 @@ LABELS = {
 }
 
 
+TILE_LENGTH = 39  # characters of a label; Nuke does not wrap longer ones
+
+
 def show_update(node: Node, update: NodeUpdate) -> None:
-    """Puts an update on a node."""
+    """Puts an update on a node. Its state alone does not make a saved script a modified one.
+
+    An approved version that is shown stays, with its track and curves, beside new ones.
+    """
     if "suggested" in update.result.knobs:
         update = _with_suggestions(node, update)
+    made, approved = update.result.version, approved_version(node)
+    if made and approved not in ("", made) and approved == shown_version(node):
+        update = _beside(approved, update)
     for knob, choices in update.result.choices.items():
         host.put_choices(node, knob, choices)
-    for read, (pattern, first, last) in update.result.reads.items():
+    for read, frames in update.result.reads.items():
         with contextlib.suppress(KeyError):
-            host.show_files(host.inner(node, read), pattern, first, last)
+            host.show_files(host.inner(node, read), frames)
     for knob, values in update.result.curves.items():
         if host.has(node, knob):
             host.put_curve(node, knob, values)
     for knob, value in update.result.knobs.items():
         if host.has(node, knob):  # a node of an older script may lack it
             host.put(node, knob, value)
-    if str(host.get(node, "state")) != update.text:
-        host.put(node, "state", update.text)
+    if update.result.versions:
+        fill_menus(node, update.result.versions, update.result.version)
+    if update.text:
+        show_text(node, update.text)
     if not update.state:
         return
-    host.put(node, "job_state", update.state)
-    host.put(node, "step", update.step)
-    host.show(node, "next", LABELS.get(update.step, ""))
+    host.put(node, "job_state", update.state, quiet=True)
+    host.put(node, "step", update.step, quiet=True)
+    if host.has(node, "next"):
+        host.show(node, "next", LABELS.get(update.step, ""))
     if update.state in ("failed", "lost"):
-        host.put(node, "tile_color", RED)
+        host.put(node, "tile_color", RED, quiet=True)
     elif host.get(node, "tile_color") == RED:  # any other colour is the artist's
-        host.put(node, "tile_color", PLAIN)
+        host.put(node, "tile_color", PLAIN, quiet=True)
     if not host.gui():
         host.say(f"{host.name(node)}: {update.text}")
+
+
+def approved_version(node: Node) -> str:
+    """Returns the version that was approved on a node; empty for none."""
+    return str(host.get(node, "approved")) if host.has(node, "approved") else ""
+
+
+def fill_menus(node: Node, versions: List[str], shown: str = "") -> None:
+    """Fills a node's menus of versions.
+
+    Args:
+        node: the node.
+        versions: those that it has made, oldest first.
+        shown: the one that it shows; empty for what the node's hidden knob says.
+    """
+    if host.has(node, "shown_version") or not shown:  # a node of version 2 has only the menu
+        shown = shown_version(node)
+    compared = str(host.get(node, "compared_version")) if host.has(node, "compare") else ""
+    for knob, first, chosen in (("version", UPSTREAM, shown), ("compare", NOTHING, compared)):
+        if host.has(node, knob):
+            chosen = chosen or first
+            choices = [first, *versions]
+            gone = [] if chosen in choices else [chosen]
+            host.put_choices(node, knob, [*choices, *gone], chosen)
+
+
+def show_text(node: Node, text: str) -> None:
+    """Shows a text as a node's state, and its beginning on the tile."""
+    text = plain_text(text)
+    host.put(node, "state", text, quiet=True)
+    if host.has(node, "tile"):
+        host.put(node, "tile", tile_text(text), quiet=True)
+
+
+def plain_text(text: str) -> str:
+    """Returns a text that Tcl shows as it is: knobs and labels are evaluated."""
+    return text.translate(str.maketrans("[]\\", "()/", "$"))
+
+
+def tile_text(text: str) -> str:
+    """Returns a text's first sentence, or its beginning, in at most 39 characters."""
+    first = re.split(r"(?<=[.]) ", text, maxsplit=1)[0].rstrip(".")
+    if len(first) <= TILE_LENGTH:
+        return first
+    return first[: TILE_LENGTH - 3].rpartition(" ")[0] + "..."
 
 
 @contextlib.contextmanager
@@ -65,6 +129,14 @@ def errors_on(node: Node) -> Iterator[None]:
     except KeyError as error:
         text = f"The node {error} inside this one is missing. Make a new one."
         show_update(node, NodeUpdate(node_id(node), "failed", text))
+
+
+def _beside(approved: str, update: NodeUpdate) -> NodeUpdate:
+    """Returns an update without what would take the place of an approved version."""
+    made, text = update.result.version, update.text
+    if update.state == "done":
+        text = f"{made} is ready. The approved {approved} stays: choose {made} under version."
+    return dataclasses.replace(update, text=text, result=Result(versions=update.result.versions))
 
 
 def _with_suggestions(node: Node, update: NodeUpdate) -> NodeUpdate:

@@ -4,7 +4,34 @@ import contextlib
 import os
 import re
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Iterable, List
+
+from reenact.errors import ServerError
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Files of frames, as a Read shows them.
+
+    Attributes:
+        pattern: their path, with `####` for the number.
+        first, last: their range.
+        complete: whether every frame of the range exists.
+    """
+
+    pattern: str
+    first: int
+    last: int
+    complete: bool = True
+
+    @classmethod
+    def of(cls, pattern: str, numbers: Iterable[int]) -> "Frames":
+        """Returns the frames of some numbers, of which there is at least one."""
+        existing = set(numbers)
+        first, last = min(existing), max(existing)
+        return cls(pattern, first, last, len(existing) == last - first + 1)
 
 
 def frame_file(pattern: str, number: int) -> str:
@@ -19,6 +46,26 @@ def frame_file(pattern: str, number: int) -> str:
         return pattern
     width = len(found[0]) if found[0].startswith("#") else int(found[1] or 1)
     return os.path.join(folder, f"{name[: found.start()]}{number:0{width}d}{name[found.end() :]}")
+
+
+def existing_frames(pattern: str) -> List[int]:
+    """Returns the frames that exist of a pattern, `a.##.exr` or `a.%02d.exr`; none for one file.
+
+    Raises:
+        ServerError: `no_frames`, no frame exists.
+    """
+    path = Path(pattern)
+    found = re.search(r"#+|%0?\d*d", path.name)
+    if not found:
+        return []
+    expected = re.compile(
+        re.escape(path.name[: found.start()]) + r"(\d+)" + re.escape(path.name[found.end() :])
+    )
+    matches = [expected.fullmatch(p.name) for p in path.parent.iterdir()]
+    numbers = sorted({int(match[1]) for match in matches if match})
+    if not numbers:
+        raise ServerError("no_frames", f"There is no picture {pattern}.")
+    return numbers
 
 
 def safe_name(name: str, default: str) -> str:
@@ -55,6 +102,29 @@ def version_for(folder: Path, name: str, job: str) -> Path:
             continue  # another client was quicker
         write_file(path / ".job", job.encode())
         return path
+
+
+def mark_version(version: Path, id: str) -> None:
+    """Notes in a version folder that it belongs to a node."""
+    mark = version / f".node-{id}"
+    if not mark.exists():
+        write_file(mark, b"")
+
+
+def is_marked(version: Path, id: str) -> bool:
+    """Returns whether a version folder belongs to a node."""
+    return (version / f".node-{id}").exists()
+
+
+def versions_of(folder: Path, id: str) -> List[str]:
+    """Returns the names of the versions with frames that a node has made, oldest first."""
+    marks = [
+        mark
+        for mark in folder.glob(f"*/.node-{id}")
+        if any(mark.parent.glob("*.exr")) or any(mark.parent.glob("*/*.exr"))  # of views
+    ]
+    marks.sort(key=lambda mark: mark.stat().st_mtime_ns)
+    return [mark.parent.name for mark in marks]
 
 
 def write_file(path: Path, content: bytes) -> None:

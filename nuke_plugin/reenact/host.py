@@ -1,18 +1,54 @@
 """All that Reenact's nodes need of Nuke: the only file that imports `nuke`.
 
-It has at most 25 functions, which are called on the main thread. Other modules treat a node as an
-opaque handle that only these functions look into, so they can be read and tested without Nuke.
+Its functions are called on the main thread. Other modules treat a node as an opaque handle that
+only these functions look into, so they can be read and tested without Nuke.
+
+While a script loads, root does not exist yet and a node's knobs arrive one after the other. What
+Nuke calls then (`nodes.on_create`, `nodes.knob_changed`) uses `is_ready` and `every` alone.
 """
 
 import contextlib
+import functools
 import os
+import re
 import tempfile
+import traceback
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Optional, cast
+from pathlib import PurePath
+from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Optional, Union, cast
 
 import nuke
 
+from reenact.files import Frames
+
 Node = nuke.Node
+
+_FRAMES = ("file", "first", "last", "origfirst", "origlast")  # what `show_files` sets of a Read
+
+# Knobs of nodes inside ours that hold results, or that knobs of ours link to.
+_INSIDE = {
+    **dict.fromkeys(
+        ("Result", "Compare", "Preview", "Crops", "Selection", "Reconstruction"), _FRAMES
+    ),
+    "Match": ("multiply", "add"),
+}
+
+# Knobs that hold a value; others are buttons, texts and tabs.
+_VALUES = (
+    nuke.String_Knob,
+    nuke.EvalString_Knob,
+    nuke.File_Knob,
+    nuke.Multiline_Eval_String_Knob,
+    nuke.Int_Knob,
+    nuke.Double_Knob,
+    nuke.Boolean_Knob,
+    nuke.Enumeration_Knob,
+    nuke.XY_Knob,
+)
+
+READY = "ready"  # a knob that is not saved: whether the node is whole
+
+_ours = 0  # how many changes of ours are under way
 
 
 @dataclass(frozen=True)
@@ -20,18 +56,16 @@ class Project:
     """The script's settings.
 
     Attributes:
-        space: the working space, by its name in the server's config.
-        config: the OCIO config of `space`: a path, a stock name, or `nuke-default`.
+        space: the working space as its knob has it: a name or a role; empty for Nuke's own.
+        config: the OCIO config of `space`, a path or `ocio://NAME`; empty for Nuke's own LUTs.
         views: the views; the first is used where none is chosen.
         frame: the current frame.
-        nuke: Nuke's version.
     """
 
     space: str
     config: str
     views: List[str]
     frame: int
-    nuke: str
 
 
 @dataclass(frozen=True)
@@ -40,7 +74,7 @@ class Plate:
 
     Attributes:
         node: the Read.
-        space: its colour space, by the Read's name for it; empty if it is read raw.
+        space: its colour space as the Read's menu has it; empty if it is read raw.
         first, last: its frames.
     """
 
@@ -72,9 +106,14 @@ def say(text: str) -> None:
     nuke.tprint(text)
 
 
-def choose_file(title: str, pattern: str) -> str:
-    """Asks the artist for a file; returns an empty text if none was chosen."""
-    return nuke.getFilename(title, pattern) or ""
+def version() -> str:
+    """Returns Nuke's version."""
+    return str(nuke.NUKE_VERSION_STRING)
+
+
+def choose_file(title: str, pattern: str = "") -> str:
+    """Asks the artist for a file or a folder; returns an empty text if none was chosen."""
+    return (nuke.getFilename(title, pattern) or "").replace("\\", "/")
 
 
 def every(seconds: float, call: Callable[[], None]) -> Callable[[], None]:
@@ -88,8 +127,26 @@ def every(seconds: float, call: Callable[[], None]) -> Callable[[], None]:
 
 
 def on_script_close(call: Callable[[], None]) -> None:
-    """Calls a function whenever a script closes."""
-    nuke.addOnScriptClose(call)
+    """Calls a function whenever a script closes; what it raises does not reach Nuke."""
+    nuke.addOnScriptClose(guarded(call))
+
+
+def on_create(call: Callable[[], None]) -> None:
+    """Calls a function whenever a node of any class was created, also while a script loads."""
+    nuke.addOnCreate(guarded(call))
+
+
+def guarded(call: Callable[..., None]) -> Callable[..., None]:
+    """Returns a function that prints what `call` raises: Nuke's own work goes on."""
+
+    @functools.wraps(call)
+    def run(*arguments: Any) -> None:
+        try:
+            call(*arguments)
+        except Exception:
+            say("Reenact: " + traceback.format_exc())
+
+    return run
 
 
 def add_command(path: str, script: str, icon: str = "") -> None:
@@ -112,16 +169,16 @@ def add_panel(widget: str, name: str, id: str) -> None:
 
 def project() -> Project:
     """Returns the script's current settings."""
-    root = nuke.root()
-    config = os.environ.get("OCIO") or root["OCIO_config"].value()
-    managed = root["colorManagement"].value() == "OCIO" or "OCIO" in os.environ
-    if not managed or config == "nuke-default":
-        space, config = "lin_rec709", "nuke-default"  # Nuke's own LUTs
-    else:
-        space = _plain_space(root["workingSpaceLUT"].value())
-    if config == "custom":
-        config = cast("nuke.File_Knob", root["customOCIOConfigPath"]).evaluate() or ""
-    return Project(space, config, nuke.views(), nuke.frame(), str(nuke.NUKE_VERSION_STRING))
+    root, variable = nuke.root(), os.environ.get("OCIO", "")
+    stock = str(root["OCIO_config"].value())
+    space, config = str(root["workingSpaceLUT"].value()), variable
+    if not variable:
+        knob = "customOCIOConfigPath" if stock == "custom" else "OCIOConfigPath"
+        config = _filtered(cast("nuke.File_Knob", root[knob]).evaluate())
+    managed = nuke.usingOcio()
+    if not managed or (stock == "nuke-default" and not variable):
+        space, config = "", ""
+    return Project(space, config, nuke.views(), nuke.frame())
 
 
 def go_to(frame: int) -> None:
@@ -152,48 +209,100 @@ def reveal(node: Node) -> None:
     nuke.show(node)
 
 
-def get(node: Node, knob: str, at: Optional[int] = None) -> Any:
+def is_ready(node: Node) -> bool:
+    """Returns whether a node is whole, and was not changed by ourselves just now.
+
+    The only thing that may be asked of a node while its script loads.
+    """
+    knob = node.knob(READY)
+    return _ours == 0 and knob is not None and bool(knob.value())
+
+
+def set_ready(node: Node) -> None:
+    """Notes that a node is whole; nodes of older scripts get the knob for it."""
+    with _own_change(quiet=True):
+        if node.knob(READY) is None:
+            knob = nuke.Boolean_Knob(READY, READY)
+            knob.setFlag(nuke.INVISIBLE | nuke.DO_NOT_WRITE)
+            node.addKnob(knob)
+        node[READY].setValue(True)
+
+
+def is_clone(node: Node) -> bool:
+    """Returns whether a node shares its knobs with clones of it (Alt+K)."""
+    return node.clones() > 0
+
+
+def get(node: Node, knob: str, at: Optional[int] = None, raw: bool = False) -> Any:
     """Returns a knob's value.
 
     Args:
         node: has the knob.
-        knob: its name. Tcl in files and single lines is evaluated.
+        knob: its name. Tcl in files and single lines is evaluated. The back slashes of a path that
+            was pasted from Windows become slashes, before Tcl takes them for escapes.
         at: the frame of an animated number; None for the current frame.
+        raw: returns Tcl as it is.
     """
     found = node[knob]
     if at is not None:
         return cast("nuke.Array_Knob", found).valueAt(at)
     lines = isinstance(found, nuke.Multiline_Eval_String_Knob)  # a # there is no frame number
-    if isinstance(found, nuke.EvalString_Knob) and not lines:
+    if isinstance(found, nuke.EvalString_Knob) and not lines and not raw:
+        text = str(found.value() or "")
+        if re.search(r"\\(?![\[\]$])", text):
+            return text.replace("\\", "/")
         return found.evaluate() or ""
     return found.value()
 
 
-def put(node: Node, knob: str, value: Any, undo: bool = False) -> None:
-    """Sets a knob; with `undo` as a step of the artist's undo."""
-    with contextlib.nullcontext() if undo else _no_undo():
-        node[knob].setValue(value)
+def put(node: Node, knob: str, value: Any, undo: bool = False, quiet: bool = False) -> None:
+    """Sets a knob that has another value.
+
+    Args:
+        node: has the knob.
+        knob: its name.
+        value: a `Path` is written with slashes, and so that Tcl reads it as it is.
+        undo: makes it a step of the artist's undo.
+        quiet: leaves an unmodified script unmodified.
+    """
+    found = node[knob]
+    if isinstance(value, PurePath):
+        value = _tcl_path(value)
+    if found.value() != value or _is_animated(found):
+        with _own_change(undo, quiet):
+            found.setValue(value)
+
+
+def _tcl_path(path: Union[str, PurePath]) -> str:
+    """Returns a path as a knob takes it: with slashes, and what Tcl would evaluate escaped."""
+    return re.sub(r"[\[\]$]", r"\\\g<0>", str(path).replace("\\", "/"))
 
 
 def put_curve(node: Node, knob: str, values: Dict[int, float]) -> None:
     """Sets a knob's keys, one per frame, with linear interpolation; no values reset it to 0."""
     keys = " ".join(f"x{number} {value:.6g}" for number, value in sorted(values.items()))
-    with _no_undo():
+    with _own_change():
         node[knob].fromScript(f"{{curve L {keys}}}" if values else "0")
 
 
-def put_choices(node: Node, knob: str, choices: List[str]) -> None:
-    """Sets the items of an enumeration."""
-    with _no_undo():
-        cast("nuke.Enumeration_Knob", node[knob]).setValues(choices)
+def put_choices(node: Node, knob: str, choices: List[str], value: str = "") -> None:
+    """Sets the items of an enumeration, and which of them is chosen."""
+    menu = cast("nuke.Enumeration_Knob", node[knob])
+    with _own_change(quiet=True):
+        if menu.values() != choices:
+            menu.setValues(choices)
+        if value in choices and menu.value() != value:
+            menu.setValue(value)
 
 
 def show(node: Node, knob: str, label: str) -> None:
-    """Shows a knob under a label; an empty one hides it."""
-    with _no_undo():
-        node[knob].setVisible(bool(label))
-        if label:
-            node[knob].setLabel(label)
+    """Shows a knob under a label; an empty one hides it. The knob has the flag HIDDEN."""
+    found = node[knob]
+    with _own_change(quiet=True):
+        if found.visible() != bool(label):
+            found.setVisible(bool(label))
+        if label and found.label() != label:
+            found.setLabel(label)
 
 
 def inner(node: Node, name: str) -> Node:
@@ -208,10 +317,96 @@ def inner(node: Node, name: str) -> Node:
     return found
 
 
+def source(node: Node, index: int) -> Optional[Node]:
+    """Returns what an input is connected to, past Dots; None if nothing is connected."""
+    found = node.input(index)
+    while found is not None and found.Class() == "Dot":
+        found = found.input(0)
+    return found
+
+
 def above(node: Node) -> List[Node]:
     """Returns the connected nodes in the order of the inputs: B of a Merge, then A."""
     sources = [node.input(i) for i in range(node.inputs())]
     return [source for source in sources if source is not None]
+
+
+def selected() -> List[Node]:
+    """Returns the selected nodes."""
+    return list(nuke.selectedNodes())
+
+
+def replace(node: Node, gizmo: str, renamed: Dict[str, str], kept: FrozenSet[str]) -> Node:
+    """Replaces a node by a new one of a gizmo, with its name, knobs, inner Reads and connections.
+
+    Args:
+        node: the node, which is deleted. Undo restores it.
+        gizmo: the new node's class.
+        renamed: old names of knobs and their new ones.
+        kept: knobs of the new node that keep their own values.
+    """
+    nuke.Undo.begin("Update node")
+    try:
+        node.selectOnly()
+        node.setSelected(False)
+        with node.parent():
+            made = nuke.createNode(gizmo, inpanel=False)
+        for name, knob in node.knobs().items():
+            target = made.knob(renamed.get(name, name))
+            if target is not None and name not in kept and type(target) in _VALUES:
+                target.fromScript(knob.toScript())
+        for name, settings in _INSIDE.items():
+            old, new = (cast("nuke.Group", one).node(name) for one in (node, made))
+            if old is not None and new is not None:
+                for setting in settings:
+                    new[setting].fromScript(old[setting].toScript())
+        for index in range(node.inputs()):
+            made.setInput(index, node.input(index))
+        for below in node.dependent(nuke.INPUTS | nuke.HIDDEN_INPUTS):
+            for index in range(below.inputs()):
+                if below.input(index) == node:
+                    below.setInput(index, made)
+        made.setXYpos(node.xpos(), node.ypos())
+        name = node.name()
+        nuke.delete(node)
+        made.setName(name)
+        return made
+    finally:
+        nuke.Undo.end()
+
+
+def put_read(above: Node, name: str, is_ours: Callable[[str], bool], label: str) -> str:
+    """Puts a Read of a node's result below it, in one step of the artist's undo.
+
+    Args:
+        above: one of our nodes.
+        name: of the Read that was put there before, which is set again; empty for none.
+        is_ours: whether that Read still shows files of ours.
+        label: of the Read.
+
+    Returns:
+        The Read's name.
+    """
+    shown = inner(above, "Result")
+    read = cast("nuke.Group", above.parent()).node(name) if name else None
+    if read is not None and not (read.Class() == "Read" and is_ours(read["file"].value() or "")):
+        read = None
+    nuke.Undo.begin("Create Read")
+    try:
+        if read is None:
+            above.selectOnly()
+            above.setSelected(False)
+            with above.parent():
+                read = nuke.createNode("Read", inpanel=False)
+            read.setXYpos(above.xpos(), above.ypos() + 100)
+        values = {knob: shown[knob].value() for knob in (*_FRAMES, "on_error")}
+        values.update(origset=True, before="black", after="black", raw=True, label=label)
+        with _own_change(undo=True):
+            for knob, value in values.items():
+                read[knob].setValue(value)
+        return read.name()
+    finally:
+        nuke.Undo.end()
 
 
 def paste(beside: Node, text: str, under: Optional[Node]) -> str:
@@ -225,14 +420,15 @@ def paste(beside: Node, text: str, under: Optional[Node]) -> str:
     Returns:
         The name of the last pasted node.
     """
-    with tempfile.TemporaryDirectory() as folder, beside.parent() as group:  # not inside ours
-        path = os.path.join(folder, "nodes.nk")
+    with tempfile.TemporaryDirectory() as folder, beside.parent():  # not inside ours
+        path = os.path.join(folder, "nodes.nk").replace("\\", "/")
         with open(path, "w") as file:
-            file.write(text)
-        for other in group.nodes():
-            other["selected"].setValue(False)
-        if under is not None:
-            under["selected"].setValue(True)
+            file.write("set cut_paste_input [stack 0]\n")
+            file.write(f"version {version().replace('v', ' v')}\n{text}")
+        # Nuke Indie and Non-commercial let Python see ten nodes: no list of all of them.
+        (under or beside).selectOnly()
+        if under is None:
+            beside.setSelected(False)
         pasted = nuke.nodePaste(path)
         if pasted is None:
             return ""
@@ -254,41 +450,55 @@ def connected(node: Node) -> Optional[Extent]:
 
 def plate(node: Node) -> Optional[Plate]:
     """Returns the Read that is connected, if its files can be used instead of rendering it."""
-    above = node.input(0)
-    while above is not None and above.Class() == "Dot":
-        above = above.input(0)
+    above = source(node, 0)
     if above is None or above.Class() != "Read" or above["disable"].value():
         return None
     if above["frame_mode"].value() != "expression" or above["frame"].value():
         return None  # shifted in time
-    space = "" if above["raw"].value() else _plain_space(above["colorspace"].value())
+    knob = cast("nuke.Enumeration_Knob", above["colorspace"])
+    space = str(knob.value())
+    if space == "default":  # the menu's first line says which: "default (sRGB)"
+        space = str(knob.values()[0])
+    space = "" if above["raw"].value() else space
     return Plate(above, space, int(above["first"].value()), int(above["last"].value()))
 
 
 def plate_files(plate: Plate, numbers: List[int], view: str) -> List[str]:
-    """Returns the file of each frame, in a view."""
+    """Returns the source file of each frame, in a view; never a localised copy."""
     context = nuke.OutputContext()
     context.setView(context.viewFromName(view))
     knob = cast("nuke.File_Knob", plate.node["file"])
-    files = []
-    for number in numbers:
-        context.setFrame(number)
-        files.append(str(knob.evaluate(context) or ""))
+    policy = plate.node["localizationPolicy"]
+    before, files = policy.value(), []
+    with _own_change(quiet=True):
+        try:
+            if before != "off":  # else the knob evaluates to the copy
+                policy.setValue("off")
+            for number in numbers:
+                context.setFrame(number)
+                files.append(_filtered(knob.evaluate(context)))
+        finally:
+            if before != "off":
+                policy.setValue(before)
     return files
 
 
 def render(write: Node, pattern: str, first: int, last: int, view: str) -> None:
     """Renders frames with a Write inside one of our nodes, at full size also in proxy mode.
 
-    The Write and the proxy mode are restored: a Write that kept its file would be rendered
+    The Write and the proxy mode are restored: a Write that stayed enabled would be rendered
     together with the artist's.
 
     Raises:
         RuntimeError: Nuke's message; also if the artist cancels.
     """
-    changes = [(nuke.root()["proxy"], False), (write["file"], pattern)]
+    changes = [
+        (nuke.root()["proxy"], False),
+        (write["disable"], False),
+        (write["file"], _tcl_path(pattern)),
+    ]
     before = [knob.value() for knob, _ in changes]
-    with _no_undo():
+    with _own_change(quiet=True):
         try:
             for knob, value in changes:
                 knob.setValue(value)
@@ -298,35 +508,51 @@ def render(write: Node, pattern: str, first: int, last: int, view: str) -> None:
                 knob.setValue(value)
 
 
-def show_files(read: Node, pattern: str, first: int, last: int) -> None:
+def show_files(read: Node, frames: Frames) -> None:
     """Points a Read inside one of our nodes to files, and reloads it."""
-    with _no_undo():
-        read["file"].setValue(pattern)
-        for knob, number in (
-            ("first", first),
-            ("origfirst", first),
-            ("last", last),
-            ("origlast", last),
-        ):
-            read[knob].setValue(number)
+    knobs = {
+        "file": _tcl_path(frames.pattern),
+        **dict.fromkeys(("first", "origfirst"), frames.first),
+        **dict.fromkeys(("last", "origlast"), frames.last),
+        # Gaps are black; where every frame exists, one that is lost later is an error.
+        "on_error": "error" if frames.complete else "black",
+    }
+    for knob, value in knobs.items():
+        put(read, knob, value)
+    with _own_change(quiet=True):
         cast("nuke.Script_Knob", read["reload"]).execute()
 
 
 # -- helpers -------------------------------------------------------------------------------------
 
 
-def _plain_space(label: str) -> str:
-    """Returns a colour space's name in the config; menus show "default (ACES - ACEScg)"."""
-    inside = label[label.find("(") + 1 : -1]
-    roles = ("default", "scene_linear", "compositing_log", "color_picking", "matte_paint")
-    wrapped = label.endswith(")") and label.partition(" (")[0] in roles
-    return inside if wrapped else label.rpartition("/")[2]
+def _filtered(path: Optional[str]) -> str:
+    """Returns a path as Nuke opens it, after the filters that the studio has added."""
+    return str(nuke.filenameFilter(path) or path) if path else ""  # type: ignore[no-untyped-call]
+
+
+def _is_animated(knob: nuke.Knob) -> bool:
+    return isinstance(knob, nuke.Array_Knob) and bool(knob.isAnimated())
 
 
 @contextlib.contextmanager
-def _no_undo() -> Iterator[None]:
-    nuke.Undo.disable()
+def _own_change(undo: bool = False, quiet: bool = False) -> Iterator[None]:
+    """Marks changes as ours, which `is_ready` tells from the artist's.
+
+    Args:
+        undo: makes them steps of the artist's undo.
+        quiet: leaves an unmodified script unmodified.
+    """
+    global _ours
+    keep = quiet and not nuke.modified()
+    _ours += 1
+    if not undo:
+        nuke.Undo.disable()
     try:
         yield
     finally:
-        nuke.Undo.enable()
+        if not undo:
+            nuke.Undo.enable()
+        _ours -= 1
+        if keep:
+            nuke.modified(False)

@@ -1,6 +1,7 @@
 """The kinds of nodes that have the server do something, and how a node is told from others.
 
-A node carries its kind in the hidden knob `reenact_kind`, and its identity in `reenact_id`.
+A node carries its kind in the hidden knob `reenact_kind`, its identity in `reenact_id`, and the
+version of its text in `node_version`.
 """
 
 from dataclasses import dataclass
@@ -19,25 +20,50 @@ class Kind:
 
     Attributes:
         name: the value of the knob `reenact_kind`.
+        gizmo: the class of its nodes.
         run: carries out the node's requests.
         has_track: whether the node hands a latent track on to nodes below.
         is_live: whether a frame is rendered while its knobs are changed.
     """
 
     name: str
+    gizmo: str
     run: Type[Run]
     has_track: bool = True
     is_live: bool = False
 
 
-PERSONALIZE = Kind("personalize", Run, has_track=False)
-REENACT = Kind("reenact", Run)
-REPAIR = Kind("repair", RepairRun)
-EDIT = Kind("edit", ShotRun, is_live=True)
-STYLE = Kind("style", ShotRun, is_live=True)
-FOREIGN = Kind("", Run, has_track=False)  # every other node of Nuke
+PERSONALIZE = Kind("personalize", "ReenactPersonalize", Run, has_track=False)
+REENACT = Kind("reenact", "Reenact", Run)
+REPAIR = Kind("repair", "ReenactRepair", RepairRun)
+EDIT = Kind("edit", "ReenactEdit", ShotRun, is_live=True)
+STYLE = Kind("style", "ReenactStyle", ShotRun, is_live=True)
+COMP = Kind("comp", "ReenactComp", Run, has_track=False)  # has no jobs
+FOREIGN = Kind("", "", Run, has_track=False)  # every other node of Nuke
 
-KINDS: Dict[str, Kind] = {kind.name: kind for kind in (PERSONALIZE, REENACT, REPAIR, EDIT, STYLE)}
+KINDS: Dict[str, Kind] = {
+    kind.name: kind for kind in (PERSONALIZE, REENACT, REPAIR, EDIT, STYLE, COMP)
+}
+
+# Knobs of older nodes that have another name now.
+RENAMED = {"output": "output_as"}
+
+# Knobs that say what a node is, and not what the artist has done with it.
+IDENTITY = frozenset(
+    {
+        *("name", "label", "help", "onCreate", "onDestroy", "knobChanged", "reenact_kind"),
+        *("node_version", "ready", "tile_color", "selected", "xpos", "ypos", "versions"),
+        *("has_preview", "show", "step", "version", "compare"),
+    }
+)
+
+NODE_VERSION = 3  # of the gizmos beside this plugin
+
+# Knobs that hold files or folders.
+PATHS = {
+    *("character", "track", "run", "folder", "report", "style", "pictures"),
+    *("directions", "extra_file"),
+}
 
 # Nodes of version 1, in older scripts, don't carry their kind; each has a knob of its own.
 VERSION_1_KNOBS = {
@@ -54,18 +80,22 @@ def kind_of(node: Node) -> Kind:
     if host.has(node, "reenact_kind"):
         return KINDS.get(str(host.get(node, "reenact_kind")), FOREIGN)
     if not host.has(node, "reenact_id"):
-        return FOREIGN
+        return COMP if host.has(node, "bake_from") else FOREIGN  # node version 2
     found = (kind for knob, kind in VERSION_1_KNOBS.items() if host.has(node, knob))
     return next(found, FOREIGN)
+
+
+def node_version(node: Node) -> int:
+    """Returns the version of a node's text: 2 or less before nodes carried it."""
+    return int(host.get(node, "node_version")) if host.has(node, "node_version") else 2
 
 
 def layer_names(node: Node) -> int:
     """Returns the version of the layers' names (`docs/layers.md`) that a node's results have.
 
-    A node of version 2 or before, which has no knob for its version, and the ReenactComp that was
-    made with it, read the older names.
+    A node of version 2 or before, and the ReenactComp that was made with it, read the older names.
     """
-    return 2 if host.has(node, "node_version") else 1
+    return 2 if node_version(node) > 2 else 1
 
 
 def node_id(node: Node) -> str:

@@ -3,9 +3,10 @@
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
-from typing import List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from reenact import protocol
 from reenact.channel import find_server, home
@@ -15,8 +16,23 @@ from reenact.errors import NoServerError, ServerError
 START_SECONDS = 60.0  # how long a server may take to start
 ANSWER_SECONDS = 2.0
 
+CREATE_NO_WINDOW, CREATE_NEW_PROCESS_GROUP = 0x08000000, 0x200  # Windows' process creation flags
+
 # Variables of Nuke's own Python and Qt, which would break the server's.
 NUKE_VARIABLES = ("PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "QT_PLUGIN_PATH")
+
+
+# How a program is started that outlives Nuke; on Windows no console window appears.
+DETACHED: Dict[str, Any] = (
+    {"creationflags": CREATE_NO_WINDOW | CREATE_NEW_PROCESS_GROUP}
+    if os.name == "nt"
+    else {"start_new_session": True}
+)
+
+
+def own_environment() -> Dict[str, str]:
+    """Returns the environment for programs that are not Nuke's."""
+    return {k: v for k, v in os.environ.items() if k not in NUKE_VARIABLES}
 
 
 def server_command() -> List[str]:
@@ -52,14 +68,14 @@ def start_server(client: Client) -> None:
     """
     if answers(client):
         return
-    if "REENACT_SERVER" in os.environ:
+    elsewhere = client.channel.named or os.environ.get("REENACT_SERVER")
+    if elsewhere:
+        whose = "the node's knob server" if client.channel.named else "REENACT_SERVER"
         raise ServerError(
             "no_start",
-            f"The server at {os.environ['REENACT_SERVER']} (REENACT_SERVER) does not answer. "
-            "Start it there.",
+            f"The server at {elsewhere} ({whose}) does not answer. Start it there.",
         )
-    environment = {k: v for k, v in os.environ.items() if k not in NUKE_VARIABLES}
-    if not launch(client, server_command(), environment):
+    if not launch(client, server_command(), own_environment()):
         raise ServerError("no_start", f"The server does not start. Its log: {server_log()}")
 
 
@@ -84,8 +100,8 @@ def launch(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,
             env=environment,
+            **DETACHED,
         )
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until:
@@ -96,6 +112,23 @@ def launch(
             return False
         time.sleep(0.1)
     return False
+
+
+def open_path(path: Path) -> None:
+    """Has the desktop open a file or a folder, with an environment that is not Nuke's."""
+    if os.name == "nt":
+        os.startfile(path)  # type: ignore[attr-defined]
+        return
+    opener = "open" if sys.platform == "darwin" else "xdg-open"
+    nothing = subprocess.DEVNULL
+    subprocess.Popen(
+        [opener, str(path.resolve())],
+        stdin=nothing,
+        stdout=nothing,
+        stderr=nothing,
+        env=own_environment(),
+        **DETACHED,
+    )
 
 
 def answers(client: Client) -> bool:

@@ -9,8 +9,10 @@ from threading import Event, Lock, Thread
 from typing import Callable, Dict, List, Optional, Tuple
 
 from reenact import protocol
+from reenact.channel import server_at
 from reenact.client import Client
 from reenact.errors import ServerError
+from reenact.files import Frames
 from reenact.protocol import FINISHED, File
 from reenact.runs import CONNECT_SECONDS, NodeUpdate, Result, clip_between
 from reenact.shots import (
@@ -31,10 +33,14 @@ class LivePreview(Thread):
 
     A newer request of a node replaces its earlier one: that is cancelled, also on the server, and
     its updates are dropped.
+
+    Args:
+        server: `host:port`; empty for the one that is found.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, server: str = "") -> None:
         super().__init__(daemon=True, name="reenact live")
+        self._server = server
         self._lock, self._awake, self._ended = Lock(), Event(), Event()
         self._count = 0
         self._newest: Dict[str, int] = {}  # number of the newest request, by node
@@ -80,7 +86,7 @@ class LivePreview(Thread):
 
     def run(self) -> None:
         """Renders until it is closed."""
-        with Client("nuke", CONNECT_SECONDS) as client:
+        with Client("nuke", CONNECT_SECONDS, server_at(self._server)) as client:
             send = Sender(client)
             while not self._ended.is_set():
                 self._awake.wait(1.0 if self._jobs else None)
@@ -178,7 +184,7 @@ def render_frame(
         character,
         frame,
         plate,
-        Path(above.track).parent.name,
+        above.name,
         above.source.working or None,
         layer_names=request.layer_names,
         **send_style(request.style_fields, send),
@@ -204,8 +210,8 @@ def render_frame(
                 state = event["state"]
     check_done(client, job)
     _delete_old_frames(Path(request.folder), path)
-    knobs = {"has_preview": True, "show": "preview"}
-    result = Result(knobs, reads={"Preview": (path.as_posix(), frame, frame)})
+    knobs = {"has_preview": True, "show": "preview", "preview_frame": frame}
+    result = Result(knobs, reads={"Preview": Frames(str(path), frame, frame)})
     return NodeUpdate(id, "done", f"Frame {frame}, live.", result=result)
 
 

@@ -5,17 +5,31 @@ text. So names and parameters here stay, and each function is called on the main
 `session.py` does the work, `requests.py` builds what a node asks for.
 """
 
-import uuid
-from pathlib import Path
-from typing import Optional
+import contextlib
+import dataclasses
+import functools
+from pathlib import Path, PurePath
+from typing import Callable, Iterator, Optional
 
-from reenact import __version__, host, protocol, queries, repairs, runs, tracks
 from reenact import bake as baking
-from reenact.display import errors_on, show_update
+from reenact import host, launcher, queries, repairs, runs, shapes, tracks, versions
+from reenact import landmarks as marks
+from reenact.display import approved_version, errors_on, plain_text, show_update
 from reenact.errors import NodeError, ServerError
+from reenact.files import is_marked
 from reenact.host import Node
-from reenact.kinds import REPAIR, kind_of, node_id
+from reenact.kinds import (
+    IDENTITY,
+    NODE_VERSION,
+    PATHS,
+    RENAMED,
+    REPAIR,
+    kind_of,
+    node_id,
+    node_version,
+)
 from reenact.requests import (
+    ALL_VIEWS,
     SLIDERS,
     build_request,
     new_entry,
@@ -24,9 +38,9 @@ from reenact.requests import (
     results_folder,
 )
 from reenact.runs import NodeUpdate, Result
-from reenact.session import Session
+from reenact.session import Session, mark_shown, restore_menu
 from reenact.shots import ShotRequest
-from reenact.upstream import shot_above, upstream
+from reenact.upstream import face_read, shot_above, shown_version, upstream
 
 # Knobs whose change is rendered live.
 LIVE_KNOBS = {
@@ -50,40 +64,40 @@ SESSION = Session()
 
 
 def register() -> None:
-    """Called once by the plugin's init.py, in every mode."""
+    """Called once by the plugin's menu.py, where Nuke has a GUI."""
     host.on_script_close(SESSION.close_script)
+    host.on_create(SESSION.note_creation)
 
 
 # -- callbacks -----------------------------------------------------------------------------------
 
 
+@host.guarded
 def on_create(node: Node) -> None:
-    """A node was created, loaded, pasted, or restored by undo."""
-    if not node_id(node) or SESSION.is_copy(node):
-        id = uuid.uuid4().hex  # jobs belong to the node that was copied
-        host.put(node, "reenact_id", id)
-        host.put(node, "run", "")
-        show_update(node, NodeUpdate(id, "", "Not submitted."))
-    host.put(
-        node,
-        "versions",
-        f"plugin {__version__}, protocol {protocol.VERSION}, Nuke {host.project().nuke}",
-    )
+    """A node was created, loaded, pasted, or restored by undo; it is not whole yet."""
     SESSION.add(node)
 
 
+@host.guarded
 def on_destroy(node: Node) -> None:
     """A node is deleted."""
     SESSION.remove(node)
 
 
+@host.guarded
 def knob_changed(node: Node, knob: str) -> None:
-    """A knob was changed."""
+    """A knob was changed; while a script loads, and by ourselves, that means nothing."""
+    if not host.is_ready(node):
+        return
     kind = kind_of(node)
+    if knob in PATHS:
+        host.put(node, knob, str(host.get(node, knob, raw=True)).replace("\\", "/"))
     if knob in LIVE_KNOBS and kind.is_live and host.gui():
         SESSION.follow(node)
-    elif knob == "version" and kind is REPAIR:
+    elif knob == "version" and kind.has_track:
         _show_version(node)
+    elif knob == "compare" and kind.has_track:
+        _compare(node)
     elif knob in ("characters", "styles"):
         label = str(host.get(node, knob))
         if label != queries.NO_CHOICE:
@@ -105,49 +119,122 @@ def _show_version(node: Node) -> None:
     """Shows the chosen version, or what comes in."""
     with errors_on(node):
         version = str(host.get(node, "version"))
-        result = Result({"track": ""}, {"keypoint_error": {}})
-        if version != repairs.UPSTREAM:
-            folder = results_folder(node)
-            try:
-                result = repairs.version_result(folder / version)
-            except (OSError, ValueError, KeyError, ServerError):
-                raise NodeError(f"There is no {version} in {folder} any more.") from None
+        nothing = {"track": "", "has_result": False, "shown_version": versions.UPSTREAM}
+        result = Result({**nothing, "show": "result"}, {"keypoint_error": {}})
+        if version != versions.UPSTREAM:
+            with _gone_is_said(node, version):
+                result = versions.version_result(results_folder(node) / version)
+        # Not as a version that was made just now: an approved one does not stay beside it.
+        result = dataclasses.replace(result, version="")
         show_update(node, NodeUpdate(node_id(node), "", f"Shows {version}.", result=result))
-        host.put(node, "show", "result")
+
+
+def _compare(node: Node) -> None:
+    """Shows the chosen version right of the wipe, or nothing there."""
+    with errors_on(node):
+        version, text = str(host.get(node, "compare")), "Compares with nothing."
+        result = Result({"has_compare": False, "compared_version": ""})
+        if version != versions.NOTHING:
+            with _gone_is_said(node, version):
+                frames = versions.version_frames(results_folder(node) / version)
+            knobs = {"has_compare": True, "compared_version": version}
+            result = Result(knobs, reads={"Compare": frames})
+            text = f"Right of the wipe: {version}."
+        show_update(node, NodeUpdate(node_id(node), "", text, result=result))
+
+
+@contextlib.contextmanager
+def _gone_is_said(node: Node, version: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ServerError):
+        restore_menu(node)
+        text = f"There is no {version} in {results_folder(node)} any more. Choose another version."
+        raise NodeError(text) from None
+
+
+Button = Callable[[Node], None]
+
+
+def _button(press: Button) -> Button:
+    """Completes the node first, which may be so new that the timer hasn't; shows errors on it."""
+
+    @functools.wraps(press)
+    def run(node: Node) -> None:
+        SESSION.complete(node)
+        with errors_on(node):
+            press(node)
+
+    return run
+
+
+# -- buttons: the node itself --------------------------------------------------------------------
+
+
+def update(node: Node) -> None:
+    """Replaces a node by that of the installed plugin; knobs, connections and results stay."""
+    SESSION.complete(node)
+    kind = kind_of(node)
+    if not kind.gizmo or node_version(node) > NODE_VERSION:
+        said = "state" if host.has(node, "state") else "baked"
+        host.put(node, said, "The node is newer than the plugin. Update the plugin.")
+        return
+    shown = shown_version(node)
+    has_result = host.has(node, "has_result") and bool(host.get(node, "has_result"))
+    if kind.has_track and not host.has(node, "shown_version"):  # node version 2
+        if kind is REPAIR:
+            has_result = shown != versions.UPSTREAM
+        elif has_result:
+            shown = Path(str(host.get(node, "track"))).parent.name
+    made = host.replace(node, kind.gizmo, RENAMED, IDENTITY)
+    if kind.has_track:
+        host.put(made, "shown_version", shown)
+        host.put(made, "has_result", has_result)
+        if has_result:
+            mark_shown(made)
+    SESSION.complete(made)
+
+
+def update_selected() -> None:
+    """Updates the selected nodes; the menu calls it, for older nodes have no button for it."""
+    for node in host.selected():
+        if kind_of(node).gizmo:
+            update(node)
 
 
 # -- buttons: jobs -------------------------------------------------------------------------------
 
 
+@_button
 def submit(node: Node) -> None:
     """Submits what the node's knobs ask for; continues a version that was submitted before."""
-    with errors_on(node):
-        SESSION.start(node, build_request(node))
-        SESSION.drop_live(node)
+    SESSION.start(node, build_request(node))
+    SESSION.drop_live(node)
 
 
+@_button
 def preview(node: Node) -> None:
     """Renders the current frame only."""
-    with errors_on(node):
-        request = build_request(node, host.project().frame)
-        if kind_of(node).is_live and isinstance(request, ShotRequest):
-            SESSION.request_frame(node, request)
-        else:
-            SESSION.start(node, request)
+    request = build_request(node, host.project().frame)
+    if kind_of(node).is_live and isinstance(request, ShotRequest):
+        SESSION.request_frame(node, request)
+    else:
+        SESSION.start(node, request)
 
 
+@_button
 def make_style(node: Node) -> None:
     """Makes the style that the knobs of a ReenactStyle describe."""
-    with errors_on(node):
-        SESSION.start(node, new_style_request(node))
+    SESSION.start(node, new_style_request(node))
 
 
+@_button
 def measure(node: Node) -> None:
     """Measures the shot above a ReenactRepair, which suggests repairs."""
-    with errors_on(node):
-        SESSION.start(node, qc_request(node))
+    SESSION.start(node, qc_request(node))
 
 
+@_button
 def cancel(node: Node) -> None:
     """Stops the node's job; finished frames stay."""
     run = SESSION.run_of(node)
@@ -156,6 +243,19 @@ def cancel(node: Node) -> None:
         show_update(node, NodeUpdate(node_id(node), "running", "Stopping."))
 
 
+@_button
+def finish(node: Node) -> None:
+    """Stops the node's training at its next step, and keeps a whole result of what it has."""
+    run = SESSION.run_of(node)
+    if run is not None and run.is_alive():
+        run.finish()
+        text = "Stopping early, to keep what is trained."
+    else:
+        text = "Nothing is trained here at the moment."
+    show_update(node, NodeUpdate(node_id(node), "", text))
+
+
+@_button
 def resume(node: Node) -> None:
     """Continues the node's last run where it stopped."""
     folder = str(host.get(node, "run"))
@@ -165,6 +265,7 @@ def resume(node: Node) -> None:
         submit(node)
 
 
+@_button
 def next_step(node: Node) -> None:
     """Does what the button that appears with a state is labelled with."""
     step = str(host.get(node, "step"))
@@ -177,11 +278,11 @@ def next_step(node: Node) -> None:
     elif step == "preview":
         preview(node)
     elif step == "log":
-        open_path(runs.log_file(str(host.get(node, "run"))))
+        launcher.open_path(runs.log_file(str(host.get(node, "run"))))
     elif step == "locate":
         found = host.choose_file("Locate the character", "*.character")
         if found:
-            host.put(node, "character", found)
+            host.put(node, "character", PurePath(found))
             submit(node)
 
 
@@ -208,59 +309,126 @@ def _start_server(node: Node) -> None:
         SESSION.query(node, queries.start_server)
 
 
+# -- buttons: versions ---------------------------------------------------------------------------
+
+
+@_button
+def approve(node: Node) -> None:
+    """Approves the version that is shown: new ones do not take its place. Withdraws it if it is."""
+    shown, before = _shown_here(node), approved_version(node)
+    folder = versions.folder_of(str(host.get(node, "track")), shown)
+    try:
+        if before != shown:
+            versions.approve(folder, host.name(node), node_id(node))
+        if before:
+            versions.withdraw(folder.parent / before, node_id(node))
+    except OSError as error:
+        raise NodeError(f"{error.filename}: {error.strerror}. Nothing was approved.") from None
+    text = f"{shown} is approved: new versions leave it in its place."
+    if before == shown:
+        text = f"{shown} is not approved any more."
+    result = Result({"approved": "" if before == shown else shown})
+    show_update(node, NodeUpdate(node_id(node), "", text, result=result))
+
+
+@_button
+def create_read(node: Node) -> None:
+    """Puts a Read of the shown version below the node, or sets the one that it has put there."""
+    shown, id = _shown_here(node), node_id(node)
+    name = host.put_read(
+        node,
+        str(host.get(node, "read_name")),
+        lambda file: any(is_marked(folder, id) for folder in Path(file).parents),
+        f"{host.name(node)}\n{shown}",
+    )
+    host.put(node, "read_name", name)
+    text = f"{name} reads {shown}. Press Create Read again to set it to another version."
+    show_update(node, NodeUpdate(node_id(node), "", text))
+
+
+def _shown_here(node: Node) -> str:
+    """Returns the version that is shown.
+
+    Raises:
+        NodeError: the node shows what comes in.
+    """
+    shown = shown_version(node)
+    if not host.get(node, "has_result") or shown in ("", versions.UPSTREAM):
+        raise NodeError("No version is shown. Submit the node, or choose a version.")
+    return shown
+
+
 # -- buttons: repairs ----------------------------------------------------------------------------
 
 
+@_button
 def add_repair(node: Node) -> None:
     """Adds the repair that the knobs describe to the list."""
-    with errors_on(node):
-        entry = new_entry(node, host.project().frame)
-        lines = str(host.get(node, "repairs")).splitlines()
-        text = "\n".join([*lines, repairs.format_entry(entry)])
-        host.put(node, "repairs", text, undo=True)
+    entry = new_entry(node, host.project().frame)
+    lines = str(host.get(node, "repairs")).splitlines()
+    text = "\n".join([*lines, repairs.format_entry(entry)])
+    host.put(node, "repairs", text, undo=True)
 
 
+@_button
 def clear_repairs(node: Node) -> None:
     """Empties the list of repairs."""
     host.put(node, "repairs", "", undo=True)
 
 
+@_button
 def next_bad(node: Node) -> None:
     """Goes to the next frame that stands out or is listed; after the last one to the first."""
-    with errors_on(node):
-        listed = repairs.parse(str(host.get(node, "repairs")), shot_above(node).numbers)
-        marked = str(host.get(node, "marked")).strip()
-        bad = repairs.bad_frames([entry for _, entry in listed], marked)
-        if not bad:
-            raise NodeError("No frame is listed. Measure the shot, or Add frames to the list.")
-        current = host.project().frame
-        host.go_to(next((number for number in bad if number > current), bad[0]))
+    listed = repairs.parse(str(host.get(node, "repairs")), shot_above(node).numbers)
+    marked = str(host.get(node, "marked")).strip()
+    bad = repairs.bad_frames([entry for _, entry in listed], marked)
+    if not bad:
+        raise NodeError("No frame is listed. Measure the shot, or Add frames to the list.")
+    current = host.project().frame
+    host.go_to(next((number for number in bad if number > current), bad[0]))
 
 
+@_button
 def open_report(node: Node) -> None:
     """Opens the report of the last measurement."""
     report = str(host.get(node, "report"))
-    with errors_on(node):
-        if not report:
-            raise NodeError("Nothing was measured yet. Press Measure.")
-        open_path(Path(report))
+    if not report:
+        raise NodeError("Nothing was measured yet. Press Measure.")
+    launcher.open_path(Path(report))
 
 
 # -- buttons: files and menus --------------------------------------------------------------------
 
 
+def choose(node: Node, knob: str) -> None:
+    """Asks for the file or folder of a knob."""
+    found = host.choose_file(f"Choose the {knob.replace('_', ' ')}")
+    if found:
+        host.put(node, knob, PurePath(found), undo=True)
+        if knob in LIVE_KNOBS:
+            SESSION.follow(node)
+
+
+@_button
 def list_characters(node: Node) -> None:
     """Fills the menu of characters with those that the server has."""
     SESSION.query(node, lambda client, id: queries.list_files(client, id, "characters"))
 
 
+@_button
 def list_styles(node: Node) -> None:
     """Fills the menu of styles with those that the server has of the shot's character."""
-    with errors_on(node):
-        character = shot_above(node).character
-        SESSION.query(node, lambda client, id: queries.list_files(client, id, "styles", character))
+    character = shot_above(node).character
+    SESSION.query(node, lambda client, id: queries.list_files(client, id, "styles", character))
 
 
+@_button
+def all_views(node: Node) -> None:
+    """Has Submit work on every view of the script."""
+    host.put(node, "view", ALL_VIEWS, undo=True)
+
+
+@_button
 def input_range(node: Node) -> None:
     """Sets the range to that of the input."""
     extent = host.connected(node)
@@ -269,25 +437,19 @@ def input_range(node: Node) -> None:
         host.put(node, "last", extent.last)
 
 
+@_button
 def open_results(node: Node) -> None:
     """Opens the folder of the last run."""
     run = str(host.get(node, "run"))
-    with errors_on(node):
-        open_path(Path(run) if run else results_folder(node))
+    launcher.open_path(Path(run) if run else results_folder(node))
 
 
+@_button
 def open_sheet(node: Node) -> None:
     """Opens the picture of the frames that a character was made from."""
     run = str(host.get(node, "run"))
     if run:
-        open_path(Path(run) / "selection.png")
-
-
-def open_path(path: Path) -> None:
-    """Has the desktop open a file or a folder."""
-    import webbrowser
-
-    webbrowser.open(path.resolve().as_uri())
+        launcher.open_path(Path(run) / "selection.png")
 
 
 def bake(node: Node, kind: str) -> None:
@@ -295,13 +457,13 @@ def bake(node: Node, kind: str) -> None:
 
     Args:
         node: the ReenactComp.
-        kind: one of `reenact.bake.KINDS`.
+        kind: one of `reenact.bake.KINDS`, or `tracker` or `roto`.
     """
     try:
-        text = _bake(node, kind)
+        text = _bake_points(node, kind) if kind in ("tracker", "roto") else _bake(node, kind)
     except NodeError as error:
         text = str(error)
-    host.put(node, "baked", text)
+    host.put(node, "baked", plain_text(text))
 
 
 def _bake(node: Node, kind: str) -> str:
@@ -325,3 +487,27 @@ def _bake(node: Node, kind: str) -> str:
         under = sources[2] if len(sources) > 2 else None
     name = host.paste(node, "push $cut_paste_input\n" + baking.KINDS[kind](warp), under)
     return f"{name}: keys from {min(quads.corners)} to {max(quads.corners)}."
+
+
+def _bake_points(node: Node, kind: str) -> str:
+    sources = host.above(node)
+    if len(sources) < 2:
+        raise NodeError("Connect plate and face.")
+    read = face_read(sources[1])
+    frames = range(int(host.get(read, "first")), int(host.get(read, "last")) + 1)
+    plate = host.Plate(read, "", frames[0], frames[-1])
+    files = host.plate_files(plate, list(frames), host.project().views[0])
+    try:
+        landmarks, size = marks.read_landmarks(dict(zip(frames, files)))
+    except (OSError, ValueError) as error:
+        raise NodeError(f"The frames of the face can't be read: {error}") from error
+    if not landmarks:
+        text = "These frames hold no landmarks."
+        raise NodeError(f"{text} Submit the face again if an older version rendered them.")
+    if kind == "tracker":
+        points = marks.named_points(str(host.get(node, "bake_points")))
+        text = shapes.tracker(landmarks, frames, points)
+    else:
+        text = shapes.roto(landmarks, frames, size)
+    name = host.paste(node, "push $cut_paste_input\n" + text, sources[0])
+    return f"{name}: keys from {min(landmarks)} to {max(landmarks)}."

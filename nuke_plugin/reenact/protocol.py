@@ -34,6 +34,10 @@ MOVIES = (".mov", ".mp4", ".mkv", ".avi", ".m4v", ".webm")
 STATES = ("waiting", "queued", "running", "paused", "done", "failed", "cancelled")
 FINISHED = ("done", "failed", "cancelled")
 
+# Kinds of jobs that can be stopped early and kept, and the stage in which they train.
+TRAINING = {"personalize": "tuning", "stylize": "stylizing"}
+PICTURE = "progress.png"  # among an unfinished job's files: shows the work while it goes on
+
 
 class ProtocolError(ValueError):
     """A message that the protocol doesn't allow.
@@ -72,7 +76,8 @@ class Clip:
     path: str = ""  # instead of suffix, numbers and files
     frames: str = ""  # the range to use of a movie or a pattern: "1-50"
     colour_space: Optional[str] = None  # None: the default for its suffix
-    config: str = ""  # the OCIO config of the colour space, by the client's name for it
+    config: str = ""  # its OCIO config: "ocio://NAME", or what people call `config_file`
+    config_file: Optional[File] = None  # the config itself
     name: str = ""  # for people; never used as a path
 
 
@@ -132,6 +137,8 @@ class Render:
     style_from: Optional[int] = None  # resolution of the first block that takes the style
     style_to: Optional[int] = None  # resolution of the last one
     sibling: bool = False  # accepts a style of another character with the same base
+    config: str = ""  # the OCIO config of the frames' colour space, without a plate; as in `Clip`
+    config_file: Optional[File] = None
     layer_names: int = 1  # version of the layers' names: `matte.face`, or 2: `reenact_matte.face`
 
 
@@ -163,6 +170,8 @@ class Frame:
     moves: List[Move] = field(default_factory=list)  # an edit that is rendered, but not kept
     edge: str = "continue"
     limit: float = 0.02
+    config: str = ""  # this and the next one as in `Render`
+    config_file: Optional[File] = None
     layer_names: int = 1  # as in `Render`
 
 
@@ -309,6 +318,20 @@ class Resume:
 
 
 @dataclass(frozen=True)
+class Finish:
+    """Stops a training early, and keeps what it has as a whole result."""
+
+    job: str
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Asks for the history of a job's figures."""
+
+    job: str
+
+
+@dataclass(frozen=True)
 class Delete:
     job: str
 
@@ -358,6 +381,8 @@ REQUESTS: Dict[str, Type[Any]] = {
     "cancel": Cancel,
     "pause": Pause,
     "resume": Resume,
+    "finish": Finish,
+    "figures": Figures,
     "delete": Delete,
     "held": Held,
     "upload": Upload,
@@ -376,6 +401,8 @@ Request = Union[
     Cancel,
     Pause,
     Resume,
+    Finish,
+    Figures,
     Delete,
     Held,
     Upload,
@@ -475,12 +502,15 @@ def read_task(submit: Submit) -> Task:
 
 
 def parts(task: Task) -> List[Tuple[str, Union[File, Clip]]]:
-    """Returns the files and clips of a task, with their fields' names: `plate`, `directions.0`."""
+    """Returns the files and clips of a task, with their fields' names: `plate`, `directions.0`,
+    `plate.config_file`."""
     fields: List[Tuple[str, Any]] = []
     for f in dataclasses.fields(task):
         value = getattr(task, f.name)
         several = enumerate(value) if isinstance(value, list) else ()
         fields += [(f.name, value)] + [(f"{f.name}.{i}", one) for i, one in several]
+        if isinstance(value, Clip):
+            fields.append((f"{f.name}.config_file", value.config_file))
     return [(name, value) for name, value in fields if isinstance(value, (File, Clip))]
 
 
@@ -492,6 +522,23 @@ def files(task: Task) -> List[File]:
 def _named(task: Task) -> List[File]:
     lists = [[p] if isinstance(p, File) else p.files for _, p in parts(task)]
     return [file for some in lists for file in some if file.hash]
+
+
+def plain(value: Any) -> Any:
+    """Returns a dataclass as JSON values, without fields that have their defaults.
+
+    So a server that lacks a newer field refuses only tasks that need it.
+    """
+    if isinstance(value, list):
+        return [plain(one) for one in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
+    return {
+        f.name: plain(given)
+        for f, given in fields
+        if given != (f.default_factory() if callable(f.default_factory) else f.default)
+    }
 
 
 def task_key(kind: str, task: Task) -> str:

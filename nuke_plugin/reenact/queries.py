@@ -5,6 +5,7 @@ from threading import Thread
 from typing import Any, Callable, Dict, List
 
 from reenact import launcher, protocol, thumbnails
+from reenact.channel import server_at
 from reenact.client import Client
 from reenact.errors import ServerError
 from reenact.protocol import File
@@ -20,6 +21,7 @@ class ServerQuery(Thread):
         id: the node's.
         on_update: called from this thread with what `work` returns, or with its error.
         work: makes the query.
+        server: `host:port`; empty for the one that is found.
     """
 
     def __init__(
@@ -27,14 +29,15 @@ class ServerQuery(Thread):
         id: str,
         on_update: Callable[[NodeUpdate], None],
         work: Callable[[Client, str], NodeUpdate],
+        server: str = "",
     ) -> None:
         super().__init__(daemon=True, name="reenact query")
-        self.id, self._on_update, self._work = id, on_update, work
+        self.id, self._on_update, self._work, self._server = id, on_update, work, server
 
     def run(self) -> None:
         """Makes the query."""
         try:
-            with Client("nuke", CONNECT_SECONDS) as client:
+            with Client("nuke", CONNECT_SECONDS, server_at(self._server)) as client:
                 self._on_update(self._work(client, self.id))
         except ServerError as error:
             step = STEPS.get(error.code, "retry")
@@ -87,9 +90,7 @@ def fetch_file(
             safe = "".join(c if c.isalnum() else "_" for c in entry["name"])
             path = folder / f"{safe}_{entry['hash'][:8]}.{kind[:-1]}"
             client.fetch(File(entry["hash"], entry["size"]), path)
-            knobs = (
-                {"style": path.as_posix()} if kind == "styles" else thumbnails.character_knobs(path)
-            )
+            knobs = {"style": path} if kind == "styles" else thumbnails.character_knobs(path)
             return NodeUpdate(id, "", f"{path.name} is here.", result=Result(knobs))
     raise ServerError("not_made", f"The server has no {label} any more. Ask the server again.")
 

@@ -19,12 +19,9 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, Sequence, Tuple
 from reenact import protocol
 from reenact.client import Client
 from reenact.errors import ServerError
-from reenact.files import safe_name, write_file
-from reenact.runs import Result, RunRequest, clip_between
-from reenact.shots import Sender, ShotRequest, ShotRun, existing_frames, send_missing_frames
-from reenact.tracks import quality
-
-UPSTREAM = "upstream"  # the version of a node that repairs nothing
+from reenact.files import safe_name
+from reenact.runs import Result, RunRequest, clip_between, frames_name
+from reenact.shots import Sender, ShotRequest, ShotRun, send_missing_frames
 
 # Fields of a `Frame` that are as in a `Render`.
 RENDER_FIELDS = (
@@ -177,39 +174,6 @@ def bad_frames(entries: Iterable[Mapping[str, Any]], marked: str) -> List[int]:
     return sorted(bad)
 
 
-# -- versions ------------------------------------------------------------------------------------
-
-
-def versions(folder: Path, id: str) -> List[str]:
-    """Returns what a node can show: `upstream`, and the versions that it has made, oldest first."""
-    marks = [
-        mark for mark in folder.glob(f"*/.node-{id}") if (mark.parent / "track.latents").exists()
-    ]
-    marks.sort(key=lambda mark: mark.stat().st_mtime_ns)
-    return [UPSTREAM, *(mark.parent.name for mark in marks)]
-
-
-def version_result(folder: Path) -> Result:
-    """Returns what a node shows of a version.
-
-    Raises:
-        OSError, ValueError, KeyError: the version is gone or damaged.
-        ServerError: the version has no frames.
-    """
-    content, track = json.loads((folder / "run.json").read_text()), folder / "track.latents"
-    reads = {}
-    for read, frames, suffix in (("Result", folder, ""), ("Crops", folder / "crops", "_crop")):
-        if frames.is_dir():
-            pattern = (frames / f"{folder.name}{suffix}.####.exr").as_posix()
-            existing = existing_frames(pattern)
-            reads[read] = (pattern, existing[0], existing[-1])
-    return Result(_track_knobs(track, content), quality(track), reads)
-
-
-def _track_knobs(track: Path, content: Mapping[str, Any]) -> Dict[str, Any]:
-    return {"track": track.as_posix(), "character": content["character"]}
-
-
 # -- runs ----------------------------------------------------------------------------------------
 
 
@@ -237,8 +201,7 @@ class RepairRun(ShotRun):
             track, character = send(above.track), send(above.character)
             send_missing_frames(client, above.plate, above.source)
             plate = clip_between(above.plate, request.first, request.last)
-            name = Path(above.track).parent.name
-            task = protocol.Qc(track, character, plate, name=name, **request.settings)
+            task = protocol.Qc(track, character, plate, name=above.name, **request.settings)
             self._submit(client, request, task)
             return
         render, more = self._render_task(client, request, send)
@@ -253,7 +216,7 @@ class RepairRun(ShotRun):
         if solved:
             plate = clip_between(above.plate, min(solved), max(solved))
             repair = dataclasses.replace(repair, plate=plate, character=render.character)
-        version = self._submit(
+        self._submit(
             client,
             request,
             repair,
@@ -262,9 +225,6 @@ class RepairRun(ShotRun):
             render=dataclasses.asdict(render),
             **more,
         )
-        mark = version / f".node-{self.id}"
-        if request.kind == "repair" and not mark.exists():
-            write_file(mark, b"")
 
     def _continue(self, client: Client) -> None:
         version = Path(self.folder)
@@ -286,15 +246,12 @@ class RepairRun(ShotRun):
                 render.character,
                 content["first"],
                 render.plate,
-                version.name,
+                frames_name(version),
                 **{name: getattr(render, name) for name in RENDER_FIELDS},
             )
             self._frames(client, version, frame, "Preview", "")
         else:
-            path = version / "track.latents"
-            knobs = {**_track_knobs(path, content), "version": version.name}
-            choices = {"version": versions(version.parent, self.id)}
-            self._render(client, content, track, Result(knobs, quality(path), choices=choices))
+            self._render(client, content, track)
 
     def _qc(self, client: Client, version: Path, task: protocol.Qc) -> None:
         def destination(event: Dict[str, Any]) -> Path:
@@ -312,7 +269,7 @@ class RepairRun(ShotRun):
         text = f"{len(marked) or 'None'} of {len(report['frames'])} frames stand out{worst}."
         knobs = {
             "marked": format_ranges(marked),
-            "report": (version / "report.html").as_posix(),
+            "report": version / "report.html",
             "suggested": "\n".join(map(format_entry, report["repairs"])),
         }
         self._update("done", text, result=Result(knobs, curves))

@@ -1,16 +1,16 @@
 """Builds what a node asks the server for, from its knobs and its inputs."""
 
 import dataclasses
+import re
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple, TypeVar
 
-from reenact import host, protocol, repairs
+from reenact import host, ocio, protocol, repairs
 from reenact.errors import NodeError
 from reenact.host import Node
 from reenact.keyframes import TOLERANCE, keyframes
 from reenact.kinds import (
     EDIT,
-    FOREIGN,
     PERSONALIZE,
     REENACT,
     REPAIR,
@@ -22,7 +22,7 @@ from reenact.kinds import (
 from reenact.repairs import RepairRequest
 from reenact.runs import RunRequest, Source
 from reenact.shots import Shot, ShotRequest
-from reenact.upstream import connected, shot_above
+from reenact.upstream import character_of, connected, shot_above, shots_above
 
 # Frames to choose and steps of tuning, by the quality of a ReenactPersonalize.
 QUALITIES = {"preview": (60, 300), "production": (250, 2000)}
@@ -43,8 +43,13 @@ SLIDERS = {
 # Measures that a ReenactRepair has limits for.
 LIMITED_MEASURES = ("landmarks", "mouth", "lids", "gaze", "pose", "jitter")
 
-# Names in the server's OCIO config of Nuke's own colour spaces (colour management: Nuke).
-NUKE_SPACES = {"lin_rec709": "lin_rec709", "linear": "lin_rec709", "sRGB": "srgb_tx"}
+# Nuke's own colour spaces (colour management: Nuke) in a built-in config of OCIO, and that config.
+NUKE_SPACES = {"linear": "lin_rec709", "sRGB": "srgb_tx"}
+NUKE_CONFIG = "ocio://cg-config-v1.0.0_aces-v1.3_ocio-v2.1"
+
+ALL_VIEWS = "all"  # in the knob that names views
+
+Request = TypeVar("Request", bound=RunRequest)
 
 # Tolerances that are tried in turn until a curve fits into one text; none of them is visible.
 AMOUNT_TOLERANCES = (TOLERANCE, 1e-4, 1e-3, 1e-2)
@@ -62,12 +67,16 @@ def build_request(node: Node, frame: Optional[int] = None) -> RunRequest:
         RepairLineError: a line of a repair list is invalid.
     """
     kind = kind_of(node)
-    if kind is FOREIGN:
+    if kind.name not in BUILDERS:
         raise NodeError("This plugin does not know this kind of node. Update the plugin.")
     request = BUILDERS[kind.name](node, frame)
     if not kind.has_track:
         return request
-    return dataclasses.replace(request, layer_names=layer_names(node))
+    names = layer_names(node)
+    views = {
+        view: dataclasses.replace(one, layer_names=names) for view, one in request.views.items()
+    }
+    return dataclasses.replace(request, layer_names=names, views=views)
 
 
 # -- characters and reenactments -----------------------------------------------------------------
@@ -77,6 +86,8 @@ def personalize_request(node: Node, frame: Optional[int] = None) -> RunRequest:
     """Returns what a ReenactPersonalize asks for; raises as `build_request` does."""
     name, folder = version_name(node), results_folder(node)
     first, last = _range(node, frame)
+    if len(_views(node)) > 1:
+        raise NodeError("A character is made from one view. Name one.")
     settings = _face_position(node)
     who = str(host.get(node, "who")).strip()
     if not who or not host.get(node, "agreed"):
@@ -90,23 +101,31 @@ def personalize_request(node: Node, frame: Optional[int] = None) -> RunRequest:
         steps=int(host.get(node, "steps")) or steps,
         refine=int(host.get(node, "refine")) or None,
     )
-    source = _source(node, name, folder, first, last)
+    source = _source(node, name, folder, (first, last))
     return RunRequest("personalize", str(folder), name, source, settings, first=first, last=last)
 
 
 def reenact_request(node: Node, frame: Optional[int] = None) -> RunRequest:
     """Returns what a Reenact asks for; raises as `build_request` does."""
+    views = _views(node)
+    if frame is not None:
+        views = views[:1]
+    return _of_views(
+        {view: _reenact_view(node, frame, view if len(views) > 1 else "") for view in views}
+    )
+
+
+def _reenact_view(node: Node, frame: Optional[int], view: str) -> RunRequest:
+    """Returns the request of one of several views; `view` is empty where there is only one."""
     name, folder = version_name(node), results_folder(node)
     first, last = _range(node, frame)
     settings = _face_position(node)
-    character = str(host.get(node, "character"))
-    if not character:
-        raise NodeError("Choose a character: a .character file, or one of the server's.")
+    character = character_of(node)
     settings.update(preset=str(host.get(node, "preset")), neutral=_neutral(node))
     if host.get(node, "steps"):
         settings["steps"] = int(host.get(node, "steps"))
     handles = int(host.get(node, "handles")) if frame is None else 0
-    source = _source(node, name, folder, first, last, handles)
+    source = _source(node, name, folder, (first, last), handles, view)
     kind, crops = ("reenact", bool(host.get(node, "crops")))
     if frame is not None:
         kind, crops, name = "preview", False, f"{name}_preview"
@@ -140,8 +159,36 @@ def _range(node: Node, frame: Optional[int]) -> Tuple[int, int]:
     return first, last
 
 
-def _source(node: Node, name: str, folder: Path, first: int, last: int, handles: int = 0) -> Source:
-    """Returns the input's own files, or files that Nuke renders of it."""
+def _views(node: Node) -> List[str]:
+    """Returns the views that a node's knob names; the script's first one if it names none."""
+    existing, text = host.project().views, str(host.get(node, "view")).strip()
+    asked = existing if text == ALL_VIEWS else re.split(r"[,\s]+", text)
+    for view in asked if text else ():
+        if view not in existing:
+            raise NodeError(f"There is no view {view}. There are: {', '.join(existing)}.")
+    return list(dict.fromkeys(asked)) if text else existing[:1]
+
+
+def _of_views(requests: Dict[str, Request]) -> Request:
+    """Returns one request for all views."""
+    first = next(iter(requests.values()))
+    return first if len(requests) == 1 else dataclasses.replace(first, views=requests)
+
+
+def _source(
+    node: Node, name: str, folder: Path, span: Tuple[int, int], handles: int = 0, view: str = ""
+) -> Source:
+    """Returns the input's own files, or files that Nuke renders of it.
+
+    Args:
+        node: the node.
+        name: of the versions.
+        folder: of the versions.
+        span: the first and the last frame.
+        handles: frames before and after these.
+        view: one of several; empty for the only one.
+    """
+    first, last = span
     extent = connected(node)
     begin = min(first, max(first - handles, extent.first))
     numbers = list(range(begin, max(last, min(last + handles, extent.last)) + 1))
@@ -150,20 +197,23 @@ def _source(node: Node, name: str, folder: Path, first: int, last: int, handles:
             "Frames before 0 can't be used. Move the clip, or choose a later first frame."
         )
     project, plate = host.project(), host.plate(node)
-    how, view = str(host.get(node, "source")), str(host.get(node, "view")) or project.views[0]
-    if view not in project.views:
-        raise NodeError(f"There is no view {view}. There are: {', '.join(project.views)}.")
+    how = str(host.get(node, "source"))
+    if view:
+        name = f"{name}.{view}"
+    view = view or _views(node)[0]
     if how == "render":
         plate = None
     elif how == "files" and plate is None:
         raise NodeError('The input is no plain Read. Set "frames from" to auto or to render.')
-    config = "" if project.config == "nuke-default" else project.config
-    more = {"working": project.space, "view": view if len(project.views) > 1 else ""}
+    config, working = project.config or NUKE_CONFIG, NUKE_SPACES["linear"]
+    if project.config:
+        working = ocio.space_name(project.space, project.config)
+    if not working:
+        raise NodeError(f"The working space {project.space} means data. Choose one with colour.")
+    more = {"working": working, "view": view if len(project.views) > 1 else ""}
     if plate is not None:
         inside = [n for n in numbers if plate.first <= n <= plate.last]
-        space = plate.space or project.space
-        if not config:
-            space = NUKE_SPACES.get(space, "")
+        space = _plate_space(plate.space, project.config, working, how == "files")
         if inside and (space or how == "files"):
             files = host.plate_files(plate, inside, view)
             return Source(files, inside, space, config, files[0], **more)
@@ -175,7 +225,31 @@ def _source(node: Node, name: str, folder: Path, first: int, last: int, handles:
     except RuntimeError as error:
         raise NodeError(f"The input could not be rendered: {error}") from error
     files = [pattern % n for n in numbers]
-    return Source(files, numbers, project.space, config, host.name(node), **more)
+    return Source(files, numbers, working, config, host.name(node), **more)
+
+
+def _plate_space(label: str, config: str, working: str, required: bool) -> str:
+    """Returns the colour space of a Read's files; empty if only Nuke can convert them.
+
+    Args:
+        label: as the Read has it; empty if it is raw.
+        config: the script's; empty for Nuke's own LUTs.
+        working: the working space, which files that are raw or data are taken for.
+        required: whether an unknown space of the config is an error.
+
+    Raises:
+        NodeError: there is no such space.
+    """
+    if not label:
+        return working
+    if not config:
+        return NUKE_SPACES.get(ocio.plain_name(label), "")
+    try:
+        return ocio.space_name(label, config) or working
+    except NodeError:
+        if required:
+            raise
+        return ""
 
 
 # -- edits and styles ----------------------------------------------------------------------------
@@ -183,7 +257,17 @@ def _source(node: Node, name: str, folder: Path, first: int, last: int, handles:
 
 def edit_request(node: Node, frame: Optional[int] = None) -> ShotRequest:
     """Returns what a ReenactEdit asks for of the shot above; raises as `build_request` does."""
-    shot = shot_above(node)
+    return _of_views(
+        {view: _edit_view(node, frame, shot) for view, shot in _shots(node, frame).items()}
+    )
+
+
+def _shots(node: Node, frame: Optional[int]) -> Dict[str, Shot]:
+    """Returns the shot above by view; for a preview that of the first view."""
+    return shots_above(node) if frame is None else {"": shot_above(node)}
+
+
+def _edit_view(node: Node, frame: Optional[int], shot: Shot) -> ShotRequest:
     request = _shot_request(node, frame, shot)
     files = [str(host.get(node, "directions")) or shot.directions]
     moves: List[protocol.Move] = []
@@ -206,7 +290,12 @@ def edit_request(node: Node, frame: Optional[int] = None) -> ShotRequest:
 
 def style_request(node: Node, frame: Optional[int] = None) -> ShotRequest:
     """Returns what a ReenactStyle asks for of the shot above; raises as `build_request` does."""
-    shot = shot_above(node)
+    return _of_views(
+        {view: _style_view(node, frame, shot) for view, shot in _shots(node, frame).items()}
+    )
+
+
+def _style_view(node: Node, frame: Optional[int], shot: Shot) -> ShotRequest:
     request = _shot_request(node, frame, shot)
     return dataclasses.replace(request, kind="style", style_fields=_style_fields(node, shot))
 
@@ -301,7 +390,13 @@ def _check_inside(shot: Shot, first: int, last: int) -> None:
 
 def repair_request(node: Node, frame: Optional[int] = None) -> RepairRequest:
     """Returns what a ReenactRepair asks for of the shot above; raises as `build_request` does."""
-    shot, name = shot_above(node), version_name(node)
+    return _of_views(
+        {view: _repair_view(node, frame, shot) for view, shot in _shots(node, frame).items()}
+    )
+
+
+def _repair_view(node: Node, frame: Optional[int], shot: Shot) -> RepairRequest:
+    name = version_name(node)
     listed = repairs.parse(str(host.get(node, "repairs")), shot.numbers)
     if not listed:
         raise NodeError("The list is empty. Measure the shot, or Add what is to be repaired.")

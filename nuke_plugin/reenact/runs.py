@@ -14,17 +14,20 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
-from reenact import launcher, protocol, thumbnails
+from reenact import launcher, ocio, protocol, thumbnails
+from reenact.channel import server_at
 from reenact.client import Client
-from reenact.errors import NoServerError, ServerError
-from reenact.files import frame_file, version_for, write_file
+from reenact.errors import NodeError, NoServerError, ServerError
+from reenact.files import Frames, frame_file, mark_version, version_for, versions_of, write_file
 from reenact.protocol import MOVIES, Clip, File
 from reenact.tracks import quality
 
 CONNECT_SECONDS = 5.0  # how long to wait for a server that may not be there
 PROGRESS_SECONDS = 0.5  # between two updates of progress
+SHOW_SECONDS = 2.0  # between two updates of the frames that have landed
+READ_SECONDS = 6.0  # for which progress does not replace an answer to the artist
 
 # States that a node can be in while a thread works for it.
 BUSY = ("sending", "waiting", "queued", "running", "lost", "starting")
@@ -42,6 +45,8 @@ STEPS = {
     "not_made": "",
 }
 
+NO_FRAMES = Frames("", 1, 1)
+
 Destination = Callable[[Dict[str, Any]], Path]  # returns the path for an event's file
 
 
@@ -53,7 +58,7 @@ class Source:
         paths: the file of each frame; of a movie, one for all.
         numbers: the frames, increasing.
         space: their colour space; empty where the server's default is right.
-        config: the OCIO config that `space` belongs to.
+        config: the OCIO config that `space` belongs to, a path or `ocio://NAME`.
         name: what the artist calls the clip.
         working: the script's working space, in which results come back; empty for scene-linear.
         view: the view of the frames, where the script has several.
@@ -81,6 +86,7 @@ class RunRequest:
         character: file of the character, for reenactments.
         first, last: the frames to deliver; frames of the source outside them are handles.
         crops: whether the aligned crops are rendered too.
+        views: the request of each view, where several are asked for; this is then the first one's.
         layer_names: version of the names of the frames' layers, as in `protocol.Render`.
     """
 
@@ -93,6 +99,7 @@ class RunRequest:
     first: int = 0
     last: int = 0
     crops: bool = False
+    views: Mapping[str, "RunRequest"] = field(default_factory=dict)
     layer_names: int = 1
 
 
@@ -101,16 +108,20 @@ class Result:
     """What changes on a node.
 
     Attributes:
-        knobs: values by knob.
+        knobs: values by knob; files are a `Path`.
         curves: values by frame, by knob.
-        reads: pattern, first and last frame, by the name of a Read inside the node.
+        reads: files, by the name of a Read inside the node.
         choices: items, by enumeration knob.
+        version: the version that all this belongs to; empty if to none.
+        versions: the node's versions, oldest first; empty leaves its menus as they are.
     """
 
     knobs: Dict[str, Any] = field(default_factory=dict)
     curves: Dict[str, Dict[int, float]] = field(default_factory=dict)
-    reads: Dict[str, Tuple[str, int, int]] = field(default_factory=dict)
+    reads: Dict[str, Frames] = field(default_factory=dict)
     choices: Dict[str, List[str]] = field(default_factory=dict)
+    version: str = ""
+    versions: List[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -121,7 +132,7 @@ class NodeUpdate:
         id: the node's.
         state: a job's state, or `sending`, `starting` (the server), `lost` (the server doesn't
             answer); empty leaves it as it is.
-        text: for the artist.
+        text: for the artist; empty leaves it as it is.
         step: what the node's button does next: `start`, `retry`, `log`, `locate`, `resume`,
             `preview`; empty for no button.
         result: what else changes on the node.
@@ -146,8 +157,12 @@ class Run(Thread):
         on_update: called with updates, from this thread.
         request: what is asked for; None where `folder` holds it.
         folder: a version folder whose jobs are followed.
-        resume: whether jobs of that version that have stopped are submitted again.
+        resume: whether jobs of that version that have stopped are submitted again, and trainings
+            that were stopped early go on.
         start_server: whether the server is started first.
+        server: `host:port`; empty for the one that is found.
+        view: the view, where this is a part of a `ViewsRun`, which submits the first job
+            (`submit_first`) and gives it a folder (`enter`).
     """
 
     def __init__(
@@ -158,13 +173,19 @@ class Run(Thread):
         folder: str = "",
         resume: bool = False,
         start_server: bool = False,
+        server: str = "",
+        view: str = "",
     ) -> None:
         super().__init__(daemon=True, name=f"reenact {id[:8]}")
         self.id, self.request, self.folder = id, request, folder
         self._on_update, self._resume, self._start_server = on_update, resume, start_server
+        self._server, self._of_view = server, view
+        self._train_on = resume
+        self._kept_steps: Optional[int] = None  # of the last job's training, if it stopped early
         self._last_progress = 0.0
         self._cancelled, self._detached = Event(), Event()
         self._job = self._view = ""
+        self._first: Optional[Tuple[protocol.Task, str, Dict[str, Any]]] = None
         self.jobs: List[str] = []  # ids of the server's jobs so far
 
     def cancel(self) -> None:
@@ -173,6 +194,10 @@ class Run(Thread):
         if self._job:
             Thread(target=self._cancel_job, args=(self._job,), daemon=True).start()
 
+    def finish(self) -> None:
+        """Ends a training at its next step, with a result of what it has. Returns at once."""
+        Thread(target=self._finish_job, args=(self._job,), daemon=True).start()
+
     def detach(self) -> None:
         """Ends the thread at its next step; the server's jobs go on."""
         self._detached.set()
@@ -180,7 +205,7 @@ class Run(Thread):
     def run(self) -> None:
         """Works until the result is there, or an update says why it isn't."""
         try:
-            with Client("nuke") as client:
+            with Client("nuke", server=server_at(self._server)) as client:
                 if self._start_server:
                     self._update("starting", "Starting the server.")
                     launcher.start_server(client)
@@ -195,6 +220,8 @@ class Run(Thread):
                 self._update("cancelled", text, step)
         except ServerError as error:
             self._update("failed", str(error), STEPS.get(error.code, "retry"))
+        except NodeError as error:
+            self._update("failed", str(error), "retry")
         except OSError as error:
             where = error.filename or "A file"
             self._update("failed", f"{where}: {error.strerror or error}.", "retry")
@@ -206,7 +233,10 @@ class Run(Thread):
 
     def _begin(self, client: Client, request: RunRequest) -> None:
         """Sends files, submits the first job, and creates the version folder."""
-        clip = self._send_clip(client, request.source)
+        sources = Path(request.folder) / "sources"
+        config = ocio.portable(request.source.config, sources) if request.source.config else ""
+        source = dataclasses.replace(request.source, config=config or request.source.config)
+        clip = self._send_clip(client, source)
         task: protocol.Task
         if request.kind == "personalize":
             task = protocol.Personalize(clip, **request.settings)
@@ -215,7 +245,8 @@ class Run(Thread):
                 raise ServerError("no_character", f"There is no character {request.character}.")
             (character,) = client.send([request.character], self._on_sent)
             task = protocol.Solve(clip, character, **request.settings)
-        self._submit(client, request, task, source=dataclasses.asdict(request.source))
+        more: Dict[str, Any] = {"source": dataclasses.asdict(source)}
+        self._submit(client, request, task, character=request.character, **more)
 
     def _submit(
         self,
@@ -224,7 +255,7 @@ class Run(Thread):
         task: protocol.Task,
         key: str = "",
         **more: Any,
-    ) -> Path:
+    ) -> None:
         """Submits the first job, and creates the version folder.
 
         Args:
@@ -234,12 +265,9 @@ class Run(Thread):
             key: the same job, key and names of layers have the same version folder.
             **more: further entries of `run.json`.
         """
-        self._job = client.submit(task)
         if request.layer_names != 1:
             key += f" layers {request.layer_names}"
-        version = version_for(Path(request.folder), request.name, self._job + key)
-        self.folder, self._resume = str(version), True
-        content = {
+        content: Dict[str, Any] = {
             "kind": request.kind,
             "first": request.first,
             "last": request.last,
@@ -248,9 +276,30 @@ class Run(Thread):
             "task": dataclasses.asdict(task),
             **more,
         }
-        write_file(version / "run.json", json.dumps(content).encode())
-        self._update("queued", "Submitted.", result=Result({"run": self.folder}))
-        return version
+        self._first = task, key, content
+        if not self._of_view:
+            key = self.submit_first(client)
+            self.enter(version_for(Path(request.folder), request.name, key))
+            self._update("queued", "Submitted.", result=Result({"run": Path(self.folder)}))
+
+    def submit_first(self, client: Client) -> str:
+        """Submits the first job; returns the key of the version that it belongs to."""
+        assert self._first is not None
+        task, key, _ = self._first
+        self._job = client.submit(task)
+        return self._job + key
+
+    def enter(self, folder: Path, name: str = "") -> None:
+        """Writes down what was submitted.
+
+        Args:
+            folder: where.
+            name: of the frames; empty for the folder's.
+        """
+        assert self._first is not None
+        self.folder, self._resume = str(folder), True
+        content = {**self._first[-1], "name": name or folder.name}
+        write_file(folder / "run.json", json.dumps(content).encode())
 
     def _send_clip(self, client: Client, source: Source) -> Clip:
         common: Dict[str, Any] = {
@@ -258,6 +307,9 @@ class Run(Thread):
             "config": source.config,
             "name": source.name[-protocol.MAX_TEXT :],
         }
+        if source.config and not source.config.startswith("ocio://"):
+            (common["config_file"],) = client.send([source.config])
+            common["config"] = ocio.title(source.config)
         numbers, paths = source.numbers, source.paths
         suffix = Path(paths[0]).suffix.lower()
         if suffix in MOVIES:
@@ -311,12 +363,11 @@ class Run(Thread):
 
         if self._follow(client, task, destination):
             reads = {
-                name.capitalize(): (str(version / f"{name}.png"), 1, 1)
+                name.capitalize(): Frames(str(version / f"{name}.png"), 1, 1)
                 for name in ("selection", "reconstruction")
             }
             knobs = {**thumbnails.character_knobs(character), "has_result": True}
-            text = f"{character.name} is ready{self._view}."
-            self._update("done", text, result=Result(knobs, reads=reads))
+            self._ready(f"{character.name} is ready{self._view}", Result(knobs, reads=reads))
 
     def _reenact(
         self, client: Client, version: Path, solve: protocol.Solve, content: Dict[str, Any]
@@ -327,7 +378,7 @@ class Run(Thread):
             return
         plate = clip_between(solve.plate, content["first"], content["last"])
         finish = {
-            "name": version.name,
+            "name": frames_name(version),
             "colour_space": content["source"].get("working") or None,
             "layer_names": content.get("layer_names", 1),  # folders of older plugins lack it
         }
@@ -335,10 +386,11 @@ class Run(Thread):
             task = protocol.Frame(track, solve.character, content["first"], plate, **finish)
             self._frames(client, version, task, "Preview", "")
             return
-        self._update("running", "Solved.", result=Result({"track": path.as_posix()}, quality(path)))
+        self._update("running", "Solved.")
         render = protocol.Render(track, solve.character, plate, **finish)
-        if self._frames(client, version, render, "Result", "") and content["crops"]:
-            crops = protocol.Render(track, solve.character, **finish)
+        shown = Result(version_knobs(version, content), quality(path))
+        if self._frames(client, version, render, "Result", "", shown) and content["crops"]:
+            crops = without_plate(render)
             self._frames(client, version / "crops", crops, "Crops", "_crop")
 
     def _track(self, client: Client, task: protocol.Task, path: Path) -> Optional[File]:
@@ -362,39 +414,60 @@ class Run(Thread):
         suffix: str,
         more: Optional[Result] = None,
     ) -> bool:
-        """Renders frames into a folder, and shows those that were finished.
+        """Renders frames into a folder, and shows them as they land.
 
         Args:
             client: a client of this thread.
             folder: where the frames go.
             task: renders them.
-            read: name of the Read inside the node that shows them.
+            read: name of the Read inside the node that shows them; a preview is of no version.
             suffix: of the version's name in the frames' names.
             more: what else changes on the node once there are frames.
 
         Returns:
             Whether all frames were rendered.
         """
-        pattern = str(folder / f"{Path(self.folder).name}{suffix}.####.exr")
+        name = frames_name(Path(self.folder))
+        pattern = str(folder / f"{name}{suffix}.####.exr")
         numbers: List[int] = []
+        versions: List[str] = []  # of the node, once this one has frames
+        shown_at = 0.0
 
         def destination(event: Dict[str, Any]) -> Path:
-            numbers.append(event["number"])
             return Path(frame_file(pattern, event["number"]))
 
-        stopped: List[NodeUpdate] = []
-        complete = self._follow(client, task, destination, stopped.append)
-        count = len(set(numbers))
-        text = f"{Path(self.folder).name}: {count} frame{'s' * (count != 1)}{self._view}."
-        update = NodeUpdate(self.id, "done", text) if complete else stopped[-1]
-        if numbers:
+        def result() -> Result:
             knobs: Dict[str, Any] = {f"has_{read.lower()}": True}
+            reads = {read: Frames.of(pattern, numbers)}
+            both = more or Result()
             if read != "Crops":
                 knobs["show"] = read.lower()
-            reads = {read: (Path(pattern).as_posix(), min(numbers), max(numbers))}
-            more = more or Result()
-            result = dataclasses.replace(more, knobs={**more.knobs, **knobs}, reads=reads)
-            update = dataclasses.replace(update, result=result)
+            if read == "Preview":
+                knobs["preview_frame"] = numbers[0]
+            else:
+                versions[:] = versions or versions_of(Path(self.folder).parent, self.id)
+                both = dataclasses.replace(both, version=Path(self.folder).name, versions=versions)
+            if read == "Result":
+                reads["Crops"] = NO_FRAMES  # those of another version are not this one's
+            return dataclasses.replace(both, knobs={**both.knobs, **knobs}, reads=reads)
+
+        def landed(event: Dict[str, Any]) -> None:
+            nonlocal shown_at
+            if read == "Result" and not numbers:
+                mark_version(folder, self.id)
+            numbers.append(event["number"])
+            now = time.monotonic()
+            if now - shown_at > SHOW_SECONDS:
+                shown_at = now
+                self._update("", "", result=result())
+
+        stopped: List[NodeUpdate] = []
+        complete = self._follow(client, task, destination, stopped.append, landed)
+        count = len(set(numbers))
+        text = f"{name}: {count} frame{'s' * (count != 1)}{self._view}."
+        update = NodeUpdate(self.id, "done", text) if complete else stopped[-1]
+        if numbers:
+            update = dataclasses.replace(update, result=result())
         self._on_update(update)
         return complete
 
@@ -404,6 +477,7 @@ class Run(Thread):
         task: protocol.Task,
         destination: Destination,
         on_stopped: Optional[Callable[[NodeUpdate], None]] = None,
+        on_file: Callable[[Dict[str, Any]], None] = lambda event: None,
     ) -> bool:
         """Submits a job, follows it to its end, and fetches its files.
 
@@ -412,6 +486,7 @@ class Run(Thread):
             task: the job's.
             destination: returns the path of an event's file.
             on_stopped: called with the update if the job stopped; None for the run's `on_update`.
+            on_file: called with the event of each file that was fetched.
 
         Returns:
             False if the job stopped: it was cancelled or paused.
@@ -437,6 +512,8 @@ class Run(Thread):
                         if self._cancelled.is_set():
                             client.cancel(job)
                     self._on_event(client, event, destination, clock)
+                    if event["type"] == "file":
+                        on_file(event)
                 status = client.status(job)
                 break
             except NoServerError:
@@ -446,6 +523,7 @@ class Run(Thread):
                 text = "The server does not answer. The job goes on when it does."
                 self._update("lost", text, "start")
         self._job = ""
+        self._kept_steps = status.get("finish")
         if status["state"] == "failed":
             self._log(status["reason"])
             raise ServerError("job", status["reason"])
@@ -483,18 +561,41 @@ class Run(Thread):
                 return job
         self._job = client.submit(task)
         write_file(record, self._job.encode())
+        if self._train_on:
+            client.resume(self._job)
         if self._cancelled.is_set():
             client.cancel(self._job)
         return self._job
 
     def _cancel_job(self, job: str) -> None:
         try:
-            with Client("nuke") as client:
+            with Client("nuke", server=server_at(self._server)) as client:
                 client.cancel(job)
         except ServerError as error:
             self._update("lost", f"{error} The job could not be cancelled.", "start")
 
+    def _finish_job(self, job: str) -> None:
+        try:
+            if not job:
+                raise ServerError("nothing_to_keep", "Nothing is trained yet. Wait, or Cancel.")
+            with Client("nuke") as client:
+                client.finish(job)
+            text = "Stopping early: what is trained becomes a whole result."
+        except ServerError as error:
+            text = str(error)
+        self._last_progress = time.monotonic() + READ_SECONDS
+        self._log(text)
+        self._update("", text)
+
     # -- updates and the log
+
+    def _ready(self, text: str, result: Result) -> None:
+        """Shows the result of a training, and whether it was stopped early."""
+        if self._kept_steps is None:
+            self._update("done", f"{text}.", result=result)
+        else:
+            text += f", stopped early after {self._kept_steps} steps. Resume trains it further."
+            self._update("done", text, "resume", result)
 
     def _update(
         self, state: str, text: str, step: str = "", result: Optional[Result] = None
@@ -526,6 +627,34 @@ class _StageClock:
         return self._start
 
 
+def frames_name(folder: Path) -> str:
+    """Returns what the names of a folder's frames begin with: the version's name, and the view's.
+
+    Raises:
+        OSError, ValueError: the folder is gone or damaged.
+    """
+    return str(json.loads((folder / "run.json").read_text()).get("name", folder.name))
+
+
+def version_knobs(version: Path, content: Mapping[str, Any]) -> Dict[str, Any]:
+    """Returns the knobs of a node that shows a version, whose frames come with it.
+
+    Args:
+        version: the version's folder.
+        content: of its `run.json`.
+    """
+    first_view = content.get("views", [""])[0]
+    knobs = {
+        "track": version / first_view / "track.latents",
+        "shown_version": version.name,
+        "has_result": True,
+        "has_crops": False,
+    }
+    if content["kind"] != "reenact":  # there it is what the artist asks for
+        knobs["character"] = Path(content["character"])
+    return knobs
+
+
 def clip_between(clip: Clip, first: int, last: int) -> Clip:
     """Returns the part of a clip that lies in a range of frames."""
     if not clip.numbers:
@@ -534,6 +663,13 @@ def clip_between(clip: Clip, first: int, last: int) -> Clip:
     return dataclasses.replace(
         clip, numbers=[n for n, _ in inside], files=[file for _, file in inside]
     )
+
+
+def without_plate(render: protocol.Render) -> protocol.Render:
+    """Returns the task that renders the aligned crops of a track, in the same colour space."""
+    assert render.plate is not None
+    config, file = render.plate.config, render.plate.config_file
+    return dataclasses.replace(render, plate=None, config=config, config_file=file)
 
 
 def progress_text(event: Dict[str, Any], now: float, start: Tuple[float, float]) -> str:
@@ -549,7 +685,7 @@ def progress_text(event: Dict[str, Any], now: float, start: Tuple[float, float])
     if not total:
         return text
     text += f": {round(done, 1):g} of {total:g}"
-    if "loss" in figures:
+    if "loss" in figures and "frame" not in figures:
         text += f", loss {figures['loss']:.3g}"
     if done > start[1] and now > start[0]:
         left = (total - done) * (now - start[0]) / (done - start[1])

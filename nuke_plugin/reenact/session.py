@@ -2,25 +2,32 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
+import uuid
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from reenact import host, live, thumbnails
+from reenact import __version__, host, live, protocol, thumbnails
 from reenact.client import Client
-from reenact.display import show_update
+from reenact.display import fill_menus, show_update
 from reenact.errors import NodeError
+from reenact.files import mark_version, versions_of
 from reenact.host import Node
-from reenact.kinds import is_alive, kind_of, node_id
+from reenact.kinds import NODE_VERSION, is_alive, kind_of, node_id, node_version
 from reenact.live import LivePreview
 from reenact.queries import ServerQuery
-from reenact.requests import build_request
+from reenact.requests import build_request, results_folder
 from reenact.runs import BUSY, NodeUpdate, Run, RunRequest
 from reenact.shots import ShotRequest
+from reenact.upstream import shown_version
+from reenact.versions import folder_of
+from reenact.views import ViewsRun, has_views
 
 POLL_SECONDS = 0.2
 SETTLE_SECONDS = 0.25  # without a change, after which a frame is rendered live
+WHOLE_SECONDS = 0.3  # without a new node, after which a script counts as loaded
 
 
 class Session:
@@ -30,7 +37,7 @@ class Session:
     main thread, and never wait. Threads put updates into a queue; while something is under way, a
     timer of Qt calls `drain`, which shows them: nodes are changed only on the main thread. When a
     script closes, `close_script` detaches the session from it; the server's jobs go on, and nodes
-    find them again when the script is opened (`on_create`).
+    find them again when the script is opened (`complete`).
 
     In `nuke -t` there are no threads and no timer: work is done, and its updates are shown, before
     a method returns.
@@ -38,17 +45,18 @@ class Session:
     Attributes:
         runs: the last run of each node in this session, by node id.
         queries: queries that may be under way.
-        live: renders live previews, once one was requested.
+        live: what renders live previews, by server.
         updates: what threads report, not yet shown.
     """
 
     def __init__(self) -> None:
         self.runs: Dict[str, Run] = {}
         self.queries: List[ServerQuery] = []
-        self.live: Optional[LivePreview] = None
+        self.live: Dict[str, LivePreview] = {}
         self.updates: "SimpleQueue[NodeUpdate]" = SimpleQueue()
-        self._nodes: Dict[str, Node] = {}  # by id: those seen in this session
-        self._created: List[Node] = []  # to be looked at once they are complete
+        self._nodes: Dict[str, List[Node]] = {}  # by id: those seen in this session, and clones
+        self._created: List[Node] = []  # to be completed once the script is whole
+        self._created_at = 0.0
         self._undelivered: Dict[str, List[NodeUpdate]] = {}  # of deleted nodes, until undo
         self._followed: Optional[Node] = None  # the live node that was changed last
         self._changed_at: Optional[float] = None  # when it was, until it is rendered
@@ -57,43 +65,80 @@ class Session:
 
     # -- nodes
 
-    def is_copy(self, node: Node) -> bool:
-        """Returns whether a node has the id of another node that exists."""
-        id = node_id(node)
-        known = self._nodes.get(id)
-        return known is not None and is_alive(known, id) and host.name(known) != host.name(node)
-
     def add(self, node: Node) -> None:
-        """Adds a node that was created, loaded, pasted, or restored by undo."""
-        self._nodes[node_id(node)] = node
+        """Adds a node that was created, loaded, pasted, or restored by undo.
+
+        The node is not whole yet, and its script may be loading: it is only noted.
+        """
         if host.gui():
-            self._created.append(node)  # not complete yet: Nuke creates its inside later
+            self._created.append(node)
+            self.note_creation()
             self._watch()
+
+    def note_creation(self) -> None:
+        """Notes that some node was created: the script may be loading, and there is no root."""
+        self._created_at = time.monotonic()
+
+    def complete(self, node: Node) -> None:
+        """Prepares a node that is whole: by the timer, or earlier because a button is pressed.
+
+        A new node or a copy gets an id, and a node whose job went on is told what has happened.
+        Clones share their knobs, and so they share id and job.
+        """
+        self._created = [other for other in self._created if other != node]
+        if not host.name(node) or not host.has(node, "reenact_id"):
+            return
+        id = node_id(node)
+        copied = any(
+            is_alive(known, id) and host.name(known) != host.name(node)
+            for known in self._nodes.get(id, ())
+        )
+        if not id or (copied and not host.is_clone(node)):
+            id = uuid.uuid4().hex
+            host.put(node, "reenact_id", id)
+            # Jobs, approval and Read belong to the node that was copied.
+            for knob in ("run", "approved", "read_name"):
+                if host.has(node, knob):
+                    host.put(node, knob, "")
+            mark_shown(node)
+            show_update(node, NodeUpdate(id, "cancelled", "Not submitted."))
+        known = self._nodes.setdefault(id, [])
+        if node not in known:
+            known.append(node)
+        if host.has(node, "ready") and host.get(node, "ready"):
+            return
+        host.set_ready(node)
+        host.put(node, "versions", versions_text(node), quiet=True)
+        restore_menu(node)
+        if host.gui():
+            self._restore(node)
 
     def remove(self, node: Node) -> None:
         """Removes a node that is deleted; its job goes on."""
-        id = node_id(node)
-        if id in self._nodes and host.name(self._nodes[id]) == host.name(node):
-            del self._nodes[id]
+        for known in self._nodes.values():
+            known[:] = [other for other in known if other != node]
 
     def job_nodes(self) -> Dict[str, Tuple[str, Optional[Path]]]:
         """Returns the nodes of this session's jobs: job id -> the node's name, and the picture of
         its character if it has one."""
+        nodes = {id: self._node(id) for id in self.runs}
         return {
-            job: (host.name(self._nodes[id]), _picture(self._nodes[id]))
-            for id, run in self.runs.items()
-            if self._exists(id)
-            for job in run.jobs
+            job: (host.name(node), _picture(node))
+            for id, node in nodes.items()
+            if node is not None
+            for job in self.runs[id].jobs
         }
 
     def reveal(self, job: str) -> None:
         """Shows the node that a job belongs to."""
         for id, run in self.runs.items():
-            if job in run.jobs and self._exists(id):
-                host.reveal(self._nodes[id])
+            node = self._node(id)
+            if job in run.jobs and node is not None:
+                host.reveal(node)
 
-    def _exists(self, id: str) -> bool:
-        return id in self._nodes and is_alive(self._nodes[id], id)
+    def _node(self, id: str) -> Optional[Node]:
+        """Returns the node of an id if it exists."""
+        return next((node for node in self._nodes.get(id, ()) if is_alive(node, id)), None)
 
     # -- runs and queries
 
@@ -110,8 +155,10 @@ class Session:
         if before is not None and before.is_alive():
             before.detach()
         on_update = self.updates.put if host.gui() else self._deliver
-        run = kind_of(node).run(id, on_update, request, **options)
-        self._nodes[id] = node
+        kind: Callable[..., Run] = kind_of(node).run
+        if has_views(request, options.get("folder", "")):
+            kind = functools.partial(ViewsRun, kind_of(node).run)
+        run = kind(id, on_update, request, server=server_of(node), **options)
         self.runs[id] = run
         if host.gui():
             show_update(node, NodeUpdate(id, "sending", "Sending."))
@@ -126,29 +173,27 @@ class Session:
 
     def query(self, node: Node, work: Callable[[Client, str], NodeUpdate]) -> None:
         """Asks the server something for a node."""
-        id = node_id(node)
-        self._nodes[id] = node
+        id, server = node_id(node), server_of(node)
         if host.gui():
-            query = ServerQuery(id, self.updates.put, work)
+            query = ServerQuery(id, self.updates.put, work, server)
             self.queries.append(query)
             query.start()
             self._watch()
         else:
-            ServerQuery(id, self._deliver, work).run()
+            ServerQuery(id, self._deliver, work, server).run()
 
     # -- live previews
 
     def request_frame(self, node: Node, request: ShotRequest) -> None:
         """Has a frame rendered beside what else the node does."""
-        id = node_id(node)
-        self._nodes[id] = node
+        id, server = node_id(node), server_of(node)
         if not host.gui():
             self.query(node, lambda client, id: live.render_frame_now(client, id, request))
             return
-        if self.live is None:
-            self.live = LivePreview()
-            self.live.start()
-        self.live.request(id, request)
+        if server not in self.live:
+            self.live[server] = LivePreview(server)
+            self.live[server].start()
+        self.live[server].request(id, request)
         self._watch()
 
     def follow(self, node: Node) -> None:
@@ -163,8 +208,8 @@ class Session:
     def drop_live(self, node: Node) -> None:
         """Drops a node's live frame: it must not replace the result of the job that starts now."""
         id = node_id(node)
-        if self.live is not None:
-            self.live.drop(id)
+        for preview in self.live.values():
+            preview.drop(id)
         if self._followed is not None and is_alive(self._followed, id):
             self._changed_at = None
 
@@ -195,26 +240,31 @@ class Session:
 
     def _deliver_live(self, update: NodeUpdate) -> None:
         run = self.runs.get(update.id)
-        if run is not None and run.is_alive() and update.id in self._nodes:  # show the run's state
-            node = self._nodes[update.id]
-            text = str(host.get(node, "state")) if is_alive(node, update.id) else ""
-            update = dataclasses.replace(update, state="", text=text)
+        if run is not None and run.is_alive():  # the node shows the run's state
+            update = dataclasses.replace(update, state="", text="")
         self._deliver(update)
 
     # -- the timer
 
     def drain(self) -> None:
-        """Shows on the nodes what has happened. Called by the timer."""
-        while self._created:
-            self._restore(self._created.pop(0))
+        """Shows on the nodes what has happened. Called by the timer.
+
+        What goes wrong with one node or message is printed, and the others are shown.
+        """
+        if self._created and time.monotonic() - self._created_at > WHOLE_SECONDS:
+            for node in list(self._created):
+                host.guarded(self.complete)(node)
+            self._created.clear()
         with contextlib.suppress(Empty):
             while True:
-                self._deliver(self.updates.get_nowait())
-        self._render_followed()
-        for update in self.live.drain() if self.live is not None else ():
-            self._deliver_live(update)
+                host.guarded(self._deliver)(self.updates.get_nowait())
+        host.guarded(self._render_followed)()
+        for preview in self.live.values():
+            for update in preview.drain():
+                host.guarded(self._deliver_live)(update)
         busy = any(thread.is_alive() for thread in (*self.runs.values(), *self.queries))
-        busy = busy or self._followed is not None or (self.live is not None and self.live.busy())
+        busy = busy or bool(self._created) or self._followed is not None
+        busy = busy or any(preview.busy() for preview in self.live.values())
         if not busy and self.updates.empty() and self._stop_timer is not None:
             self._stop_timer()
             self._stop_timer = None
@@ -224,10 +274,10 @@ class Session:
         """Detaches from the script, which closes; jobs go on."""
         for run in self.runs.values():
             run.detach()
-        if self.live is not None:
-            self.live.close()
-        self.live = self._followed = None
-        for state in (self.runs, self._nodes, self._undelivered, self._created):
+        for preview in self.live.values():
+            preview.close()
+        self._followed = None
+        for state in (self.runs, self.live, self._nodes, self._undelivered, self._created):
             state.clear()
 
     def _watch(self) -> None:
@@ -236,8 +286,6 @@ class Session:
 
     def _restore(self, node: Node) -> None:
         """Continues what a node waited for when its script was saved, or when it was deleted."""
-        if not host.name(node):
-            return
         id, folder = node_id(node), str(host.get(node, "run"))
         for update in self._undelivered.pop(id, []):
             show_update(node, update)
@@ -251,11 +299,39 @@ class Session:
             show_update(node, NodeUpdate(id, "cancelled", text, "retry"))
 
     def _deliver(self, update: NodeUpdate) -> None:
-        node = self._nodes.get(update.id)
-        if node is not None and is_alive(node, update.id):
+        node = self._node(update.id)
+        if node is not None:
             show_update(node, update)
         else:
             self._undelivered.setdefault(update.id, []).append(update)
+
+
+def server_of(node: Node) -> str:
+    """Returns the server that a node names; empty for the one that is found."""
+    return str(host.get(node, "server")).strip() if host.has(node, "server") else ""
+
+
+def restore_menu(node: Node) -> None:
+    """Fills the menus of a node's versions: a script does not keep their items."""
+    if host.has(node, "shown_version"):
+        with contextlib.suppress(NodeError):  # the script was never saved
+            fill_menus(node, versions_of(results_folder(node), node_id(node)))
+
+
+def mark_shown(node: Node) -> None:
+    """Lists the version that a node hands on among the node's own, which may be new to the node."""
+    track = str(host.get(node, "track")) if host.has(node, "track") else ""
+    # Another artist's folder may be read only: its version is shown, but not listed.
+    with contextlib.suppress(OSError, KeyError):
+        mark_version(folder_of(track, shown_version(node)), node_id(node))
+
+
+def versions_text(node: Node) -> str:
+    """Returns the versions that matter to whoever helps an artist."""
+    text = f"plugin {__version__}, protocol {protocol.VERSION}, Nuke {host.version()}"
+    if node_version(node) < NODE_VERSION:
+        text += f"; the node is older (version {node_version(node)}): update it"
+    return text
 
 
 def _picture(node: Node) -> Optional[Path]:

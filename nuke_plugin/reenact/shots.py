@@ -7,7 +7,6 @@ a node below finds there the plate, where its files were, and the style of the s
 import dataclasses
 import json
 import os
-import re
 import shutil
 import uuid
 from dataclasses import dataclass, field
@@ -24,7 +23,10 @@ from reenact.runs import (
     RunRequest,
     Source,
     clip_between,
+    frames_name,
     progress_text,
+    version_knobs,
+    without_plate,
 )
 from reenact.tracks import numbers, quality
 from reenact.transfers import Progress
@@ -42,6 +44,7 @@ class Shot:
         numbers: the frames of the track.
         style_fields: the fields of a `protocol.Render` about the shot's style, with the style's
             path as `style`; empty without a style.
+        name: the version's, and the view's if it has several.
     """
 
     track: str
@@ -52,6 +55,7 @@ class Shot:
     last: int
     numbers: List[int]
     style_fields: Dict[str, Any]
+    name: str
 
     @property
     def directions(self) -> str:
@@ -86,10 +90,16 @@ class ShotRequest(RunRequest):
 def read_shot(track: str, character: str) -> Shot:
     """Reads the shot whose track is in a version folder.
 
+    Args:
+        track: the track.
+        character: used where the version's own character is not where it was.
+
     Raises:
         OSError, ValueError, KeyError, TypeError: the version is gone or damaged.
     """
     content = json.loads((Path(track).parent / "run.json").read_text())
+    own = str(content.get("character", ""))  # unless it was moved, or the version is older
+    character = own if own and os.path.exists(own) else character
     plate = content["plate"] if "plate" in content else content["task"]["plate"]
     return Shot(
         track,
@@ -100,7 +110,25 @@ def read_shot(track: str, character: str) -> Shot:
         int(content["last"]),
         numbers(track),
         content.get("look", {}),
+        content.get("name", Path(track).parent.name),
     )
+
+
+def tracks_of_views(track: str) -> Dict[str, str]:
+    """Returns the latent track of each view of a version.
+
+    Args:
+        track: that of the version's first view.
+
+    Returns:
+        Tracks by view; of a version without views, that track as the one of the view "".
+    """
+    folder = Path(track).parent
+    try:
+        views = json.loads((folder.parent / "run.json").read_text())["views"]
+    except (OSError, ValueError, KeyError):
+        return {"": track}
+    return {view: str(folder.parent / view / Path(track).name) for view in views}
 
 
 # -- files ---------------------------------------------------------------------------------------
@@ -137,21 +165,22 @@ class Sender:
 
 
 def send_missing_frames(client: Client, plate: Clip, source: Source) -> None:
-    """Sends the frames of a plate that the server doesn't have any more.
+    """Sends the frames of a plate, and its OCIO config, that the server doesn't have any more.
 
     Raises:
         ServerError: `changed`, the files have other content now.
         OSError: the files are gone.
     """
-    held = client.ask(protocol.Held([file.hash for file in plate.files]))["bytes"]
-    lost = [i for i, file in enumerate(plate.files) if held[i] < file.size]
-    if not lost:
-        return
     paths = dict(zip(source.numbers, source.paths)) if plate.numbers else {}
-    files = [paths[plate.numbers[i]] if paths else source.paths[0] for i in lost]
-    if client.send(files) != [plate.files[i] for i in lost]:
+    known = [paths[n] for n in plate.numbers] if paths else source.paths[:1]
+    wanted = list(plate.files)
+    if plate.config_file is not None:
+        known, wanted = [*known, source.config], [*wanted, plate.config_file]
+    held = client.ask(protocol.Held([file.hash for file in wanted]))["bytes"]
+    lost = [i for i, file in enumerate(wanted) if held[i] < file.size]
+    if lost and client.send([known[i] for i in lost]) != [wanted[i] for i in lost]:
         text = "The plate has changed since the shot above was submitted. Submit that one again."
-        raise ServerError("changed", text, files[0])
+        raise ServerError("changed", text, known[lost[0]])
 
 
 def send_directions(
@@ -222,26 +251,6 @@ def send_examples(client: Client, path: str, progress: Optional[Progress] = None
     return Clip(kinds[0], numbered, client.send(stills, progress), name=folder.name)
 
 
-def existing_frames(pattern: str) -> List[int]:
-    """Returns the frames that exist of a pattern, `a.##.exr` or `a.%02d.exr`; none for one file.
-
-    Raises:
-        ServerError: `no_frames`, no frame exists.
-    """
-    path = Path(pattern)
-    found = re.search(r"#+|%0?\d*d", path.name)
-    if not found:
-        return []
-    expected = re.compile(
-        re.escape(path.name[: found.start()]) + r"(\d+)" + re.escape(path.name[found.end() :])
-    )
-    matches = [expected.fullmatch(p.name) for p in path.parent.iterdir()]
-    numbers = sorted({int(match[1]) for match in matches if match})
-    if not numbers:
-        raise ServerError("no_frames", f"There is no picture {pattern}.")
-    return numbers
-
-
 # -- a range -------------------------------------------------------------------------------------
 
 
@@ -260,11 +269,7 @@ class ShotRun(Run):
             return
         render, more = self._render_task(client, request, send)
         if request.kind == "style":
-            track = self._submit(client, request, render, **more) / "track.latents"
-            if not track.exists():  # the version stays complete if the one above is deleted
-                temporary = track.with_name(f".{uuid.uuid4().hex[:8]}")
-                shutil.copyfile(above.track, temporary)
-                os.replace(temporary, track)
+            self._submit(client, request, render, track_above=above.track, **more)
         else:
             files = send_directions(client, request, render.character, send, self._on_status)
             edit = protocol.Edit(render.track, render.character, files, **request.settings)
@@ -292,7 +297,7 @@ class ShotRun(Run):
             track,
             character,
             clip_between(above.plate, request.first, request.last),
-            name=Path(above.track).parent.name,
+            name=above.name,
             colour_space=above.source.working or None,
             layer_names=request.layer_names,
             **send_style(request.style_fields, send),
@@ -324,31 +329,28 @@ class ShotRun(Run):
             track = self._track(client, task, path)
             if track is None:
                 return
-        knobs = {"track": path.as_posix(), "character": content["character"]}
-        self._update("running", "Rendering.", result=Result(knobs, quality(path)))
+        elif not path.exists():  # the version stays complete if the one above is deleted
+            temporary = path.with_name(f".{uuid.uuid4().hex[:8]}")
+            shutil.copyfile(content["track_above"], temporary)
+            os.replace(temporary, path)
+        self._update("running", "Rendering.")
         self._render(client, content, track)
 
-    def _render(
-        self,
-        client: Client,
-        content: Dict[str, Any],
-        track: Optional[File],
-        more: Optional[Result] = None,
-    ) -> None:
+    def _render(self, client: Client, content: Dict[str, Any], track: Optional[File]) -> None:
         """Renders a version.
 
         Args:
             client: a client of this thread.
             content: of the version's `run.json`.
             track: the version's own track, if it has made one.
-            more: what else changes on the node once there are frames.
         """
         version = Path(self.folder)
         render = protocol.build(protocol.Render, content["task" if track is None else "render"])
         if track is not None:
-            render = dataclasses.replace(render, track=track, name=version.name)
-        if self._frames(client, version, render, "Result", "", more) and content["crops"]:
-            crops = dataclasses.replace(render, plate=None)
+            render = dataclasses.replace(render, track=track, name=frames_name(version))
+        shown = Result(version_knobs(version, content), quality(version / "track.latents"))
+        if self._frames(client, version, render, "Result", "", shown) and content["crops"]:
+            crops = without_plate(render)
             self._frames(client, version / "crops", crops, "Crops", "_crop")
 
     def _stylize(self, client: Client, version: Path, task: protocol.Stylize) -> None:
@@ -358,5 +360,4 @@ class ShotRun(Run):
             return style if event["name"] == "style" else version / "preview.png"
 
         if self._follow(client, task, destination):
-            result = Result({"style": style.as_posix()})
-            self._update("done", f"{style.name} is ready.", result=result)
+            self._ready(f"{style.name} is ready", Result({"style": style}))

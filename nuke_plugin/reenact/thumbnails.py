@@ -38,7 +38,7 @@ def character_knobs(character: Path) -> Dict[str, Any]:
         picture = make_picture(character)
     except (OSError, ValueError):  # the character is usable without one
         picture = ""
-    return {"character": character.as_posix(), "thumbnail": picture}
+    return {"character": character, "thumbnail": picture}
 
 
 def _png(width: int, height: int, rgb: bytes) -> bytes:

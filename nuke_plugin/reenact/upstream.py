@@ -1,14 +1,14 @@
 """Finds what a node works on: the latent track above it, the shot that it is of, and the plate."""
 
 from dataclasses import dataclass
-from typing import List, Optional, Set
+from typing import Dict, List, Optional, Set
 
 from reenact import host, shots
 from reenact.errors import NodeError
 from reenact.host import Node
-from reenact.kinds import REPAIR, kind_of
-from reenact.repairs import UPSTREAM
+from reenact.kinds import PERSONALIZE, REENACT, REPAIR, kind_of
 from reenact.shots import Shot
+from reenact.versions import UPSTREAM
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,9 @@ class Upstream:
 def upstream(node: Node, inputs: Optional[List[Node]] = None) -> Upstream:
     """Returns the nearest latent track above a node.
 
-    A node hands on the track of its own last result, in its knob `track`, whatever it shows at the
-    moment. The search goes through every other node, and through nodes of ours that are disabled
-    or whose version is `upstream`; of several inputs, it follows the first one to its end before
-    the next.
+    A node hands on the track of the version that it shows, in its knob `track`. The search goes
+    through every other node, and through nodes of ours that are disabled or whose version is
+    `upstream`; of several inputs, it follows the first one to its end before the next.
 
     Args:
         node: where the search begins.
@@ -43,6 +42,7 @@ def upstream(node: Node, inputs: Optional[List[Node]] = None) -> Upstream:
     """
     pending = list(host.above(node) if inputs is None else inputs)
     seen: Set[str] = set()
+    passed = ""  # a Reenact that could have a track
     while pending:
         candidate = pending.pop(0)
         name = host.name(candidate)
@@ -50,7 +50,9 @@ def upstream(node: Node, inputs: Optional[List[Node]] = None) -> Upstream:
             continue
         seen.add(name)
         kind = kind_of(candidate)
-        passes = kind is REPAIR and host.get(candidate, "version") == UPSTREAM
+        passes = kind.has_track and shown_version(candidate) == UPSTREAM
+        if passes and kind is REENACT:
+            passed = name
         if not kind.has_track or passes or host.get(candidate, "disable"):
             pending = host.above(candidate) + pending
             continue
@@ -58,21 +60,91 @@ def upstream(node: Node, inputs: Optional[List[Node]] = None) -> Upstream:
         if not track:
             raise NodeError(f"{name} has no latent track yet. Submit it first, or disable it.")
         return Upstream(candidate, track, character)
+    if passed:
+        raise NodeError(f"{passed} shows what comes in. Choose one of its versions.")
     raise NodeError("There is no Reenact node above. Connect one: this node works on its track.")
 
 
-def shot_above(node: Node) -> Shot:
-    """Returns the shot of the latent track above a node.
+def face_read(node: Node) -> Node:
+    """Returns the Read of a face's frames: one of Nuke's, or the one inside a node of ours.
+
+    Args:
+        node: what is connected as the face.
 
     Raises:
-        NodeError: there is none, or its version folder is gone or damaged.
+        NodeError: there is neither.
+    """
+    found: Optional[Node] = node
+    while found is not None and not kind_of(found).has_track:
+        if host.has(found, "origfirst"):  # only a Read has it
+            return found
+        found = next(iter(host.above(found)), None)
+    if found is None:
+        raise NodeError("There is no Reenact node and no Read above. Connect one to face.")
+    return host.inner(upstream(node, [found]).node, "Result")
+
+
+def character_of(reenact: Node) -> str:
+    """Returns the file of a Reenact's character: its own, else that of its input `character`.
+
+    Raises:
+        NodeError: there is none yet.
+    """
+    given = str(host.get(reenact, "character"))
+    if given:
+        return given
+    source = host.source(reenact, 1)
+    if source is None or kind_of(source) is not PERSONALIZE:
+        raise NodeError(
+            "Choose a character: a .character file, one of the server's, or connect a "
+            "ReenactPersonalize."
+        )
+    made = str(host.get(source, "character"))
+    if not made:
+        raise NodeError(f"{host.name(source)} has no character yet. Submit it first.")
+    return made
+
+
+def shown_version(node: Node) -> str:
+    """Returns the version that a node shows: `upstream` for what comes in, empty for none yet.
+
+    A menu may have lost its items, so this is not what the menu shows.
+    """
+    shown = ""
+    if host.has(node, "shown_version"):
+        shown = str(host.get(node, "shown_version"))
+    elif kind_of(node) is REPAIR:  # node version 2
+        shown = str(host.get(node, "version"))
+    return shown or (UPSTREAM if kind_of(node) is REPAIR else "")
+
+
+def shot_above(node: Node) -> Shot:
+    """Returns the shot of the latent track above a node; of several views the first one's.
+
+    Raises:
+        NodeError: there is none, or its version folder or character is gone or damaged.
+    """
+    return next(iter(shots_above(node).values()))
+
+
+def shots_above(node: Node) -> Dict[str, Shot]:
+    """Returns the shot of the latent track above a node for each view; raises as `shot_above`.
+
+    A shot of one view is that of the view "".
     """
     above = upstream(node)
+    name = host.name(above.node)
     try:
-        return shots.read_shot(above.track, above.character)
+        found = {
+            view: shots.read_shot(track, above.character)
+            for view, track in shots.tracks_of_views(above.track).items()
+        }
     except (OSError, ValueError, KeyError, TypeError):
-        text = f"The result of {host.name(above.node)} is gone or damaged, {above.track}."
-        raise NodeError(f"{text} Submit it again.") from None
+        text = f"The result of {name} is gone or damaged, {above.track}. Submit it again."
+        raise NodeError(text) from None
+    if not all(shot.character for shot in found.values()):
+        raise NodeError(f"The character of {name} is gone. Submit that node again.")
+    return found
 
 
 def connected(node: Node) -> host.Extent:

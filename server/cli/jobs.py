@@ -21,7 +21,7 @@ from server.cli.remote import JobFailedError
 
 console = Console(highlight=False, soft_wrap=True)
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table")]
-ACTIONS = ("cancel", "pause", "resume", "delete")
+ACTIONS = ("cancel", "pause", "resume", "finish", "delete")
 
 
 def status(
@@ -120,12 +120,16 @@ def _event_text(event: dict[str, Any]) -> str | None:
 
 
 def control_job(
-    what: Annotated[str, typer.Argument(help="cancel, pause, resume or delete")],
+    what: Annotated[str, typer.Argument(help="cancel, pause, resume, finish or delete")],
     job: Annotated[str, typer.Argument(help="A job's id, see reenact status")],
 ) -> None:
-    """Cancels, pauses, resumes or deletes a job."""
+    """Cancels, pauses, resumes, finishes or deletes a job.
+
+    To finish is to stop training at its next step and to keep a whole character or style of what it
+    has learnt; resume then lets it go on.
+    """
     if what not in ACTIONS:
-        raise typer.BadParameter(f"cancel, pause, resume or delete, not {what}")
+        raise typer.BadParameter(f"cancel, pause, resume, finish or delete, not {what}")
     with _connected() as client:
         getattr(client, what)(job)
 

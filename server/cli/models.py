@@ -13,6 +13,8 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from server.cli.inspect import inspect as inspect_own
+
 if TYPE_CHECKING:  # torch loads in the commands that need it
     from core.generator import Generator
     from core.generator.checkpoints import Checkpoint
@@ -51,7 +53,10 @@ def import_(
 
 @app.command()
 def inspect(file: File) -> None:
-    """Says what a checkpoint holds, without converting it."""
+    """Says what a checkpoint, a character or a style holds, without converting it."""
+    if file.suffix in (".character", ".style"):
+        inspect_own(file)
+        return
     from core.generator import checkpoints
 
     _show(checkpoints.read_checkpoint(file))

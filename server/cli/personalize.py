@@ -94,6 +94,6 @@ def personalize(given: Options) -> None:
         report,
         given.local,
     )
-    report.result(
-        f"{output}: {facts['anchors']} anchors ({facts['metric']})", character=str(output), **facts
-    )
+    early = f", {facts['steps']} of {given.steps} steps" if facts["stopped_early"] else ""
+    text = f"{output}: {facts['anchors']} anchors ({facts['metric']}){early}"
+    report.result(text, character=str(output), **facts)

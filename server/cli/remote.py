@@ -78,7 +78,11 @@ def _send_clip(client: Client, clip: Clip, report: Report) -> protocol.Clip:
     """Sends a clip's frames in its range, or says where the server can read them."""
     path, suffix = os.path.abspath(clip.path), Path(clip.path).suffix.lower()
     range_ = f"{clip.first}-{clip.last}"
-    common: dict[str, Any] = {"colour_space": clip.colour_space, "name": clip.shown}
+    common: dict[str, Any] = {
+        "colour_space": clip.colour_space,
+        "config": os.environ.get("OCIO", ""),
+        "name": clip.shown,
+    }
     if _may_read(client, path):
         whole = clip.kind == "still"
         return protocol.Clip(path=path, frames="" if whole else range_, **common)
@@ -115,7 +119,8 @@ def run(
     Raises:
         JobFailedError: the job ended otherwise.
     """
-    results = registry.kind_of(task).results
+    kind = registry.kind_of(task)
+    results = kind.results
     job = client.submit(task)
     facts: dict[str, Any] = {}
     state, reason, stage, after = "", "", "", 0
@@ -147,10 +152,20 @@ def run(
             bars.close()
             report.note("stopping: what is done is kept")
             client.pause(job)
+            if kind.name in protocol.TRAINING:
+                report.note(
+                    f"the same command goes on; first `reenact job finish {job}`, and it "
+                    "ends with what is trained"
+                )
             until = time.monotonic() + PAUSE_SECONDS
             while client.status(job)["state"] == "running" and time.monotonic() < until:
                 after = (client.events(job, after, 1.0) or [{"n": after}])[-1]["n"]
             raise
     if state != "done":
         raise JobFailedError(reason or f"The job is {state}.")
+    if facts.get("stopped_early"):
+        report.note(
+            f"it was stopped early, after {facts['steps']} steps: `reenact job resume {job}` lets "
+            "it go on, and the same command then fetches more"
+        )
     return facts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -114,6 +115,7 @@ def render(given: Options) -> None:
         style_from=given.style_from,
         style_to=given.style_to,
         sibling=given.sibling,
+        config=os.environ.get("OCIO", "") if given.output_space else "",
         layer_names=NEWEST,
     )
     keyframes.parse(given.style_amount, "--style-amount")

@@ -77,8 +77,10 @@ class Report:
                 figures.pop("seconds_left", None)  # the bar has its own
                 if not told:
                     told = self._estimate(title, began, done, total)
-                text = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
-                bars.update(bar, completed=done, total=total, figures=text)
+                bars.update(bar, completed=done, total=total)
+                if figures:  # else the last ones stay
+                    text = "  ".join(f"{k} {v:.4g}" for k, v in figures.items())
+                    bars.update(bar, figures=text)
 
             yield on_progress
 

@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import shutil
 import sqlite3
 import time
@@ -35,11 +36,12 @@ from server.jobs import registry
 
 log = logging.getLogger("reenact")
 
-SCHEMA = 2
+SCHEMA = 3
 MAX_EVENT_BYTES = 1 << 19  # of the events in one answer, approximately
 PARTIAL_SECONDS = 7 * 86_400.0  # for which an abandoned upload is kept
 RESERVE_BYTES = 2 << 20  # set aside so that a full disk can still be written down
 MAX_PROGRESS_EVENTS = 2000  # of a job; older ones are dropped, other types stay
+MAX_POINTS = 400  # of a figure over a job's steps or frames; a longer curve is thinned evenly
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS files (
@@ -48,10 +50,14 @@ CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, key TEXT UNIQUE NOT NULL, kind TEXT NOT NULL, task TEXT NOT NULL,
     state TEXT NOT NULL, reason TEXT DEFAULT '', client TEXT NOT NULL, created REAL NOT NULL,
     updated REAL NOT NULL, progress TEXT DEFAULT '{}', crashes INTEGER DEFAULT 0,
-    crashed_at TEXT DEFAULT '', queue_order INTEGER DEFAULT 0);
+    crashed_at TEXT DEFAULT '', queue_order INTEGER DEFAULT 0, finish INTEGER);
 CREATE TABLE IF NOT EXISTS events (
     job TEXT NOT NULL, n INTEGER NOT NULL, time REAL NOT NULL, type TEXT NOT NULL,
     body TEXT NOT NULL, PRIMARY KEY (job, n)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS curves (
+    job TEXT NOT NULL, stage TEXT NOT NULL, axis TEXT NOT NULL, name TEXT NOT NULL,
+    slot REAL NOT NULL, x REAL NOT NULL, y REAL NOT NULL,
+    PRIMARY KEY (job, stage, axis, name, slot)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS inputs (
     job TEXT NOT NULL, hash TEXT NOT NULL, PRIMARY KEY (job, hash)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS inputs_hash ON inputs (hash);
@@ -87,6 +93,7 @@ class Job:
     progress: dict[str, Any]
     crashes: int  # of its worker, in a row at `crashed_at`
     crashed_at: str
+    finish: int | None  # steps after which its training is to end early, or did
 
 
 class Database:
@@ -151,12 +158,14 @@ class Database:
         self.db.execute("COMMIT")
 
     def _migrate(self) -> None:
-        """Brings a database of schema 1 up to date, in place."""
+        """Brings a database of an older schema up to date, in place."""
         with self._transaction():
             columns = {row["name"] for row in self.db.execute("PRAGMA table_info(jobs)")}
             for old, new in _RENAMED_COLUMNS.items():
                 if old in columns:
                     self.db.execute(f"ALTER TABLE jobs RENAME COLUMN {old} TO {new}")
+            if columns and "finish" not in columns:  # before schema 3
+                self.db.execute("ALTER TABLE jobs ADD COLUMN finish INTEGER")
 
     def _recover(self) -> None:
         """Repairs what a crash left: queues jobs that ran, and records files that were added."""
@@ -328,7 +337,7 @@ class Database:
         """Returns the id of the job that does a task: a new one, or the one submitted before.
 
         An earlier job that failed, was paused or cancelled is queued again, and continues where it
-        stopped.
+        stopped. One that was stopped early stays as it is: its `finish` says so.
 
         Args:
             kind: of job, a key of `registry.KINDS`.
@@ -366,9 +375,22 @@ class Database:
         return None if row is None else str(row["id"])
 
     def resume(self, id: str) -> None:
-        """Queues a job that was paused, failed or cancelled."""
+        """Queues a job that was paused, failed, cancelled or stopped early."""
         with self._transaction():
             self._requeue(id)
+
+    def set_finish(self, id: str, steps: int | None, note: str = "") -> None:
+        """Sets after how many steps a job's training ends early; None: it does not.
+
+        Args:
+            id: the job's.
+            steps: at least one.
+            note: an event that says so; empty for none.
+        """
+        with self._transaction():
+            self.db.execute("UPDATE jobs SET finish=? WHERE id=?", (steps, id))
+            if note:
+                self._add_event(id, "note", {"text": note})
 
     def _requeue(self, id: str) -> None:
         self.db.execute("UPDATE jobs SET crashes=0, crashed_at='' WHERE id=?", (id,))
@@ -441,7 +463,7 @@ class Database:
     def delete(self, id: str) -> None:
         """Removes a job, its events and its folder; its files stay until room is needed."""
         with self._transaction():
-            for table in ("events", "inputs", "results"):
+            for table in ("events", "curves", "inputs", "results"):
                 self.db.execute(f"DELETE FROM {table} WHERE job=?", (id,))
             self.db.execute("DELETE FROM jobs WHERE id=?", (id,))
         self.clear_folder(id)
@@ -475,25 +497,100 @@ class Database:
                 "DELETE FROM events WHERE job=? AND n<=? AND type='progress'",
                 (id, last + 1 - MAX_PROGRESS_EVENTS),
             )
+            self._add_points(id, body)
+
+    def _add_points(self, id: str, progress: dict[str, Any]) -> None:
+        """Adds the figures of a progress event to the curves of its job.
+
+        Points of neighbouring steps share a slot, of which the last one stays. A job that begins
+        again at an earlier step draws anew what came after it.
+        """
+        figures = {k: v for k, v in progress["figures"].items() if v is not None}  # None: was NaN
+        figures.pop("seconds_left", None)
+        if not figures:
+            return
+        frame = figures.pop("frame", None)
+        stage, axis = progress["stage"], "step" if frame is None else "frame"
+        x = progress["done"] if frame is None else frame
+        where = "job=? AND stage=? AND axis=?"
+        if frame is None:
+            self.db.execute(f"DELETE FROM curves WHERE {where} AND x>?", (id, stage, axis, x))
+        # A power of two, so that slots stay where they are when the total changes.
+        width = 2.0 ** max(math.ceil(math.log2(max(progress["total"], 1) / MAX_POINTS)), 0)
+        for name, y in figures.items():
+            if frame is None:  # what is measured seldom is repeated in between
+                last = self.db.execute(
+                    f"SELECT y FROM curves WHERE {where} AND name=? ORDER BY slot DESC LIMIT 1",
+                    (id, stage, axis, name),
+                ).fetchone()
+                if last is not None and last["y"] == y:
+                    continue
+            self.db.execute(
+                "INSERT OR REPLACE INTO curves VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (id, stage, axis, name, width * (x // width), x, y),
+            )
+
+    def curves(self, id: str) -> list[dict[str, Any]]:
+        """Returns the history of a job's figures, over its steps or over frames.
+
+        Returns:
+            Curves of `stage`, `axis` (`step` or `frame`), `name` and `points`, pairs of x and y
+            with x increasing.
+        """
+        found: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+        for row in self.db.execute("SELECT * FROM curves WHERE job=? ORDER BY x", (id,)):
+            key = (row["stage"], row["axis"], row["name"])
+            found.setdefault(key, []).append((row["x"], row["y"]))
+        return [
+            {"stage": stage, "axis": axis, "name": name, "points": points}
+            for (stage, axis, name), points in found.items()
+        ]
+
+    def trained_steps(self, id: str, stage: str) -> int:
+        """Returns how many steps of a stage a job has reported."""
+        (steps,) = self.db.execute(
+            "SELECT MAX(x) FROM curves WHERE job=? AND stage=? AND axis='step'", (id, stage)
+        ).fetchone()
+        return int(steps or 0)
 
     def add_result(self, id: str, name: str, number: int, hash: str, size: int) -> None:
         """Records a file that a job has made.
 
-        A job that starts over reports its files again; only a changed one is another event.
+        A job that starts over reports its files again; only a changed one is another event, which
+        replaces that of the file before: nobody can be sent that one any more.
         """
         with self._transaction():
             self._record_file(hash, size)
             old = self.db.execute(
-                "SELECT hash FROM results WHERE job=? AND name=? AND number=?", (id, name, number)
+                "SELECT * FROM results WHERE job=? AND name=? AND number=?", (id, name, number)
             ).fetchone()
             if old is not None and old["hash"] == hash:
                 return
+            if old is not None:
+                before = {k: old[k] for k in ("name", "number", "hash", "size")}
+                self.db.execute(
+                    "DELETE FROM events WHERE job=? AND type='file' AND body=?",
+                    (id, json.dumps(before)),
+                )
             self.db.execute(
                 "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?)",
                 (id, name, number, hash, size),
             )
             body = {"name": name, "number": number, "hash": hash, "size": size}
             self._add_event(id, "file", body)
+
+    def set_picture(self, id: str, hash: str, size: int) -> None:
+        """Records the picture that shows a job while it goes on; there is no event of it."""
+        with self._transaction():
+            self._record_file(hash, size)
+            self.db.execute(
+                "INSERT OR REPLACE INTO results VALUES (?, ?, 0, ?, ?)",
+                (id, protocol.PICTURE, hash, size),
+            )
+
+    def remove_picture(self, id: str) -> None:
+        """Forgets that picture: it is none of the results."""
+        self.db.execute("DELETE FROM results WHERE job=? AND name=?", (id, protocol.PICTURE))
 
     def events(self, id: str, after: int, limit: int = 500) -> list[dict[str, Any]]:
         """Returns a job's events with numbers above `after`, in order.

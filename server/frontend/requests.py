@@ -17,12 +17,14 @@ from typing import Any
 
 import reenact
 from reenact import protocol
-from reenact.protocol import ProtocolError
+from reenact.protocol import FINISHED, TRAINING, ProtocolError
 
+from core.base.errors import ReenactError
 from server.frontend.database import Database, Job, StoreFullError
 from server.frontend.peers import Limits, Peer, Peers, Reply, check_hash
 from server.frontend.scheduler import Scheduler
 from server.frontend.transfers import Transfers
+from server.jobs import registry
 
 log = logging.getLogger("reenact")
 
@@ -176,6 +178,11 @@ class Requests:
                 return self._control_job(request.job, "paused", peer)
             case protocol.Resume():
                 return self._resume(request)
+            case protocol.Finish():
+                return self._finish(request, peer)
+            case protocol.Figures():
+                self._database.job(request.job)
+                return {"curves": self._database.curves(request.job)}
             case protocol.Delete():
                 return self._delete(request)
             case protocol.Held():
@@ -245,6 +252,10 @@ class Requests:
 
     def _submit(self, request: protocol.Submit, peer: Peer) -> dict[str, Any]:
         task = protocol.read_task(request)
+        try:
+            registry.check_configs(task)
+        except ReenactError as error:
+            raise ProtocolError("bad_value", str(error)) from None
         state = ""
         for name, part in protocol.parts(task):
             if isinstance(part, protocol.Clip) and len(part.files) > self._limits.frames:
@@ -283,6 +294,8 @@ class Requests:
     def _control_job(self, id: str, state: str, peer: Peer) -> dict[str, Any]:
         """Pauses or cancels a job; one that runs gets its state when the worker has stopped."""
         job = self._database.job(id)
+        if state == "cancelled" and job.state not in FINISHED:
+            self._database.set_finish(id, None)  # when it is resumed it is to train on
         if job.state == "running":
             self._scheduler.stop(id, state)
         elif job.state in ("waiting", "queued", "paused"):
@@ -292,10 +305,53 @@ class Requests:
 
     def _resume(self, request: protocol.Resume) -> dict[str, Any]:
         job = self._database.job(request.job)
-        if job.state in ("paused", "failed", "cancelled"):
+        if job.state == "done" and job.finish is not None:
+            note = f"it was stopped early after {job.finish} steps, and goes on"
+            self._database.set_finish(job.id, None, note)
+            self._database.resume(job.id)
+            self._polls.notify(job.id)
+        elif job.state in ("paused", "failed", "cancelled"):
             self._database.resume(job.id)
             self._polls.notify(job.id)
         return _public(self._database.job(request.job))
+
+    def _finish(self, request: protocol.Finish, peer: Peer) -> dict[str, Any]:
+        """Has a training end at the steps that it has now; the wish outlives workers and server.
+
+        Raises:
+            ProtocolError: `nothing_to_keep`.
+        """
+        job = self._database.job(request.job)
+        if job.finish is None:
+            steps = self._steps_to_keep(job)
+            note = f"to be stopped early and kept, {steps} steps or a few more, by {peer.key}"
+            self._database.set_finish(job.id, steps, note)
+            if job.state == "paused":
+                self._database.resume(job.id)
+            self._scheduler.end_early(job.id, steps)
+            self._polls.notify(job.id)
+        return _public(self._database.job(job.id))
+
+    def _steps_to_keep(self, job: Job) -> int:
+        """Returns how many steps a job has trained.
+
+        Raises:
+            ProtocolError: `nothing_to_keep`: there are none, or it can't be stopped early.
+        """
+        if job.kind not in TRAINING:
+            text = "Only what trains a character or a style can be stopped and kept. Cancel it: "
+            raise ProtocolError("nothing_to_keep", text + "what it has done stays.", job.kind)
+        if job.state in FINISHED:
+            more = "It is whole." if job.state == "done" else "Resume it, then stop and keep it."
+            raise ProtocolError("nothing_to_keep", f"The job is {job.state} already. {more}")
+        steps = self._database.trained_steps(job.id, TRAINING[job.kind])
+        if not steps:
+            raise ProtocolError(
+                "nothing_to_keep",
+                "Nothing is trained yet, so there is nothing to keep. Wait for its first steps, or "
+                "cancel it.",
+            )
+        return steps
 
     def _delete(self, request: protocol.Delete) -> dict[str, Any]:
         job = self._database.job(request.job)
@@ -344,5 +400,15 @@ def _public(job: Job) -> dict[str, Any]:
     """Returns what requests tell of a job."""
     return {
         name: getattr(job, name)
-        for name in ("id", "kind", "state", "reason", "client", "created", "updated", "progress")
+        for name in (
+            "id",
+            "kind",
+            "state",
+            "reason",
+            "client",
+            "created",
+            "updated",
+            "progress",
+            "finish",
+        )
     }

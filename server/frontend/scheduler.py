@@ -96,7 +96,12 @@ class Worker:
     def run(self, job: Job, earlier: dict[int, list[str]]) -> None:
         """Starts a job; `earlier` holds hashes of frames by number, see `server.worker`."""
         self.job, self.next_state, self.position = job.id, "", ""
-        self._send({"run": {"id": job.id, "kind": job.kind, "task": job.task, "earlier": earlier}})
+        message = {"id": job.id, "kind": job.kind, "task": job.task, "earlier": earlier}
+        self._send({"run": message | ({} if job.finish is None else {"finish": job.finish})})
+
+    def end_early(self, steps: int) -> None:
+        """Has the job's training end after some steps, and keep what it has."""
+        self._send({"finish": steps})
 
     def stop(self, next_state: str) -> None:
         """Asks the process to stop its job, which will then be in another state."""
@@ -195,6 +200,12 @@ class Scheduler:
             if worker.job == job:
                 worker.stop(next_state)
 
+    def end_early(self, job: str, steps: int) -> None:
+        """Has whichever worker does a job end its training after some steps."""
+        for worker in self._workers.values():
+            if worker.job == job:
+                worker.end_early(steps)
+
     def stop_all(self) -> None:
         """Asks all workers to stop after the frame or step that they are at."""
         for worker in self._workers.values():
@@ -248,10 +259,16 @@ class Scheduler:
                 self._database.add_result(
                     job, body["name"], body["number"], body["hash"], body["size"]
                 )
+            case "picture":
+                self._database.set_picture(job, body["hash"], body["size"])
             case "note" | "log":
                 self._database.add_event(job, type, body)
             case "done":
-                self._database.add_event(job, "result", body["facts"])
+                facts = body["facts"]
+                self._database.add_event(job, "result", facts)
+                early = facts["steps"] if facts.get("stopped_early") else None
+                self._database.set_finish(job, early)
+                self._database.remove_picture(job)
                 self._finish(worker, "done")
             case "stopped":
                 reason = "" if worker.next_state else "server stopped"
@@ -272,7 +289,7 @@ class Scheduler:
         if state == "waiting" and not self._database.missing(job):
             state = "queued"
         self._database.set_state(job, state, reason)
-        if state == "done":
+        if state == "done" and self._database.job(job).finish is None:  # else it can go on
             self._database.clear_folder(job)
         worker.job = ""
         log.info("job ends", extra={"facts": {"job": job, "state": state, "reason": reason}})

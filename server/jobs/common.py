@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.base.errors import ReenactError
+from core.base.progress import EndAfter, never
 
 if TYPE_CHECKING:
     from core.base.progress import Report
@@ -51,7 +52,12 @@ class Context:
         on_result: called with a result's name, path and frame number (0 if it has none) each time
             that it is complete on disk.
         load_character: loads a character's file, or returns the one that is loaded already.
+        picture: where a PNG may be put that shows the work while it goes on; None: nobody looks.
+        on_picture: called whenever that was written.
+        end_after: says when a training is to end early and keep what it has.
         reusable: by frame number, frames of similar renders, of which equal ones are copied.
+        config: the OCIO config of the task's own colour space, where there is no plate; None for
+            the server's.
     """
 
     report: Report
@@ -60,7 +66,11 @@ class Context:
     outputs: Mapping[str, Path] = field(default_factory=dict)
     on_result: Callable[[str, Path, int], None] = lambda name, path, number: None
     load_character: Callable[[Path], Character] = load_character
+    picture: Path | None = None
+    on_picture: Callable[[], None] = lambda: None
+    end_after: EndAfter = never
     reusable: Mapping[int, Sequence[Path]] = field(default_factory=dict)
+    config: str | None = None
 
     def several(self, name: str) -> list[Path]:
         """Returns the paths of a field that names a list of files, in its order."""

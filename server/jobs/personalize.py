@@ -30,6 +30,7 @@ def run(task: protocol.Personalize, context: Context) -> dict[str, Any]:
         at=point(task.at, scan),
         device=device(),
         on_preview=lambda: context.announce("reconstruction.png"),
+        end_after=context.end_after,
     )
     for name in ("selection.png", "character"):
         context.announce(name)
@@ -38,6 +39,8 @@ def run(task: protocol.Personalize, context: Context) -> dict[str, Any]:
         "metric": character.info.metric,
         "last": character.info.losses[-1:],
         "hash": character.hash,
+        "steps": character.info.steps,
+        "stopped_early": character.info.stopped_early,
     }
 
 

@@ -29,6 +29,7 @@ def run(task: protocol.Qc, context: Context) -> dict[str, Any]:
     """
     import torch
 
+    from core.face.identity import proxy_recogniser
     from core.quality import recognition
     from core.quality import report as reports
     from core.quality.export import as_csv, plain, summary
@@ -53,7 +54,7 @@ def run(task: protocol.Qc, context: Context) -> dict[str, Any]:
             plate,
             recognition.load_recogniser(files["recogniser"])
             if "recogniser" in files
-            else recognition.proxy_recogniser(where),
+            else proxy_recogniser(where),
             rendered=rendered,
             face_model=recognition.load_face_model(files["face_model"])
             if "face_model" in files

@@ -6,12 +6,15 @@ Importing this module loads neither torch nor anything that reads pictures, so t
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
+from reenact import protocol
+
 from server import jobs
-from server.jobs.common import Context, Kind
+from server.jobs.common import BadOptionError, Context, Kind
 
 # What an artist waits for never waits for training: each lane has a worker of its own per GPU.
 LANES = ("long", "live")
@@ -49,6 +52,27 @@ def check_task(task: Any) -> None:
         BadOptionError: one makes no sense.
     """
     kind_of(task).check(task)
+
+
+def check_configs(task: Any) -> None:
+    """Refuses a task with an OCIO config that is only called by a name or path.
+
+    Raises:
+        BadOptionError: the config is neither sent, nor built in, nor this server's own.
+    """
+    known = ("", os.environ.get("OCIO", ""))
+    holders = {name: part for name, part in protocol.parts(task) if isinstance(part, protocol.Clip)}
+    if hasattr(task, "config"):
+        holders["result"] = task
+    for name, holder in holders.items():
+        config = holder.config
+        if holder.config_file or config in known or config.startswith("ocio://"):
+            continue
+        raise BadOptionError(
+            f"The {name} is in {holder.colour_space or 'a space'} of the OCIO config {config}, "
+            "which did not come with the job and is not this server's. Update the plugin, and "
+            "submit the shot again; or start the server with OCIO set to that config."
+        )
 
 
 def run_task(task: Any, context: Context) -> dict[str, Any]:

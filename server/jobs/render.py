@@ -179,6 +179,9 @@ def draw(
     plate = context.clips.get("plate")
     character.generator.to(device())
     where = (plate and (plate.shown, plate.colour_space), task.colour_space)
+    named = task if task.plate is None else task.plate
+    file = named.config_file  # by its content: its path in the job's folder says nothing
+    config = (named.config, file and (file.hash or file.path))
     attributes: dict[str, object] = {
         "reenact:character": track.character,
         "reenact:track": task.name,
@@ -191,9 +194,12 @@ def draw(
     files = FrameFiles(
         str(context.outputs["frame"]),
         # With the version: frames of one shot must not be drawn by two.
-        digest(__version__, track.character, where, options, style),
+        digest(
+            __version__, track.character, where, options, style, *(config if any(config) else ())
+        ),
         attributes,
         task.colour_space,
+        context.config,
         task.layer_names,
         context.reusable,
     )

@@ -33,6 +33,7 @@ def run(task: protocol.Solve, context: Context) -> dict[str, Any]:
     """
     from core.solve.driving import driving_from_clip, driving_from_track
     from core.solve.latent_track import load_track
+    from core.solve.preview import SolvePreview
     from core.solve.settings import MAX_RESOLUTION
     from core.solve.shot import solve_shot
 
@@ -51,6 +52,9 @@ def run(task: protocol.Solve, context: Context) -> dict[str, Any]:
         else:
             driving = driving_from_track(plate, previous, plate.numbers, size)
     character = dataclasses.replace(character, generator=character.generator.to(device()))
+    preview: SolvePreview | None = None
+    if context.picture is not None:
+        preview = SolvePreview(character, driving, context.picture, context.on_picture)
     with context.report.stage("solving") as progress:
         track = solve_shot(
             character,
@@ -59,6 +63,8 @@ def run(task: protocol.Solve, context: Context) -> dict[str, Any]:
             path=context.outputs["track.latents"],
             previous=previous,
             progress=progress,
+            on_solved=progress,
+            on_batch=preview,
         )
     context.announce("track.latents")
     return summarise_track(track)

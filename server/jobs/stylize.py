@@ -38,6 +38,7 @@ def run(task: protocol.Stylize, context: Context) -> dict[str, Any]:
         name=task.name,
         device=device(),
         on_preview=announce,
+        end_after=context.end_after,
         settings=training.StylizeSettings(
             task.steps, task.batch, check_every=evaluation_interval(task.steps)
         ),
@@ -50,6 +51,7 @@ def run(task: protocol.Stylize, context: Context) -> dict[str, Any]:
         "method": info.method,
         "steps": info.steps,
         "complete": info.complete,
+        "stopped_early": info.stopped_early,
         "alignment": None if info.alignment is None else round(info.alignment, 3),
         "last": info.losses[-1:],
     }

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from nuke_session import read_node, under
+from nuke_session import plugin, read_node, under
 from nuke_standin import Node, Picture, Session
 from reenact import bake, tracks
 from repository import ROOT
@@ -210,11 +210,11 @@ def test_as_it_comes_it_is_a_plain_over(session: Session, made: Made) -> None:
     plate, face = (session.look(node.input(i), FIRST) for i in (0, 1))
     assert 0.05 < (face["alpha"] > 0.9).mean() < 0.9
     np.testing.assert_allclose(rgb(session.look(node, FIRST)), merged(plate, face), atol=1e-6)
-    node["output"].setValue("RGBA premultiplied")
+    node["output_as"].setValue("RGBA premultiplied")
     alone = session.look(node, FIRST)
     np.testing.assert_array_equal(alone["alpha"], face["alpha"])
     np.testing.assert_allclose(rgb(alone), rgb(face), atol=1e-6)
-    node["output"].setValue("matte")
+    node["output_as"].setValue("matte")
     np.testing.assert_array_equal(session.look(node, FIRST)["green"], face["alpha"])
 
 
@@ -353,8 +353,13 @@ def test_a_script_with_older_names_renders_as_before(
     open_old_script(session, made, tmp_path)
     for number, picture in wanted.items():
         same(session.look(session.module.toNode("ReenactComp1"), number), picture)
+    for node in ("Reenact1", "ReenactEdit1", "ReenactComp1"):
+        session.module.toNode(node).setSelected(True)
+    plugin("nodes").update_selected()
+    for number, picture in wanted.items():  # and so do the nodes that they are updated to
+        same(session.look(session.module.toNode("ReenactComp1"), number), picture)
     reenact = session.module.toNode("Reenact1")
-    reenact["output"].setValue("render")
+    reenact["output_as"].setValue("render")
     shown = session.look(reenact, FIRST)
     assert shown["red"].any()
     for channel in RGB:
@@ -454,7 +459,7 @@ def test_the_edge_of_the_hair_can_be_left_to_the_plate(session: Session, made: M
     np.testing.assert_allclose(session.look(node, FIRST)["red"], wanted, atol=1e-6)
     # Frames without that layer are merged unchanged.
     node.setInput(1, read(session, made.plate))
-    node["output"].setValue("RGBA premultiplied")
+    node["output_as"].setValue("RGBA premultiplied")
     node["hair_amount"].setValue(1)
     before = session.look(node, FIRST)
     node["hair_amount"].setValue(0)

@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,6 +24,7 @@ from nuke_standin import Node, Session
 from OpenImageIO import ImageBuf
 from reenact import keyframes, protocol, shots
 from reenact.errors import NodeError, ServerError
+from reenact.files import existing_frames
 from repository import ROOT
 from running_server import Server, inputs
 
@@ -93,6 +96,18 @@ def opened(session: Session, solved: Path, folder: Path) -> Node:
     nuke.scriptSaveAs(str(folder / "shot.nk"), True)
     nuke.frame(FIRST)
     return nuke.toNode("Reenact1")
+
+
+@contextmanager
+def of_character(reenact: Node, character: Path) -> Iterator[None]:
+    """Has the version of a Reenact say that it is of another character."""
+    path = Path(reenact["track"].value()).parent / "run.json"
+    before = path.read_text()
+    path.write_text(json.dumps({**json.loads(before), "character": str(character)}))
+    try:
+        yield
+    finally:
+        path.write_text(before)
 
 
 def shown_live(session: Session, node: Node, but: str = "") -> Path:
@@ -212,13 +227,13 @@ def test_keys_of_sliders_become_amounts_of_frames_and_edits_stack(
     plain, over = session.look(node, 1003), node.node("Result")["file"].value()
     assert over == f"{run.as_posix()}/ReenactEdit1_v001.####.exr"
     assert not np.array_equal(plain["red"], session.look(reenact, 1003)["red"])
-    session.set(node, "output", "over the plate")
+    session.set(node, "output_as", "over the plate")
     outside, merged = plain["alpha"] == 0, session.look(node, 1003)
     under_it = session.look(plate, 1003)
     np.testing.assert_array_equal(merged["red"][outside], under_it["red"][outside])
-    session.set(node, "output", "render")
+    session.set(node, "output_as", "render")
     np.testing.assert_array_equal(session.look(node, 1003)["red"], plain["reenact_render.red"])
-    session.set(node, "output", "aligned crop")
+    session.set(node, "output_as", "aligned crop")
     assert session.look(node, 1003)["red"].shape == (64, 64)
 
     second = under(session, "ReenactEdit", node)
@@ -249,7 +264,7 @@ def test_a_terminal_edits_and_previews_at_once(
     with nuke_standin.running(gui=False) as session:
         node = under(session, "ReenactEdit", opened(session, solved, tmp_path))
         session.set(node, "mouth", 2.0)
-        assert work().live is None  # nothing starts by itself
+        assert not work().live  # nothing starts by itself
         session.press(node, "preview")
         assert node["state"].value() == f"Frame {FIRST}, live."
         session.set(node, "last", FIRST)
@@ -540,7 +555,7 @@ def test_a_style_is_drawn_by_amount_and_resolution_and_kept_by_an_edit_below(
     assert np.abs(drawn - before).max() > 0.05
     session.set(node, "show", "preview")
     there = session.look(node, 1003)
-    session.set(node, "output", "over the plate")
+    session.set(node, "output_as", "over the plate")
     session.set(node, "show", "result")
     same(session.look(node, 1003)["red"], there["red"])
     assert node.node("Preview")["file"].value() == live.as_posix()
@@ -580,9 +595,9 @@ def test_a_style_is_made_from_the_node_and_chosen_in_another(
     assert fetched.parent == tmp_path / "reenact" / "styles"
     assert fetched.read_bytes() == made.read_bytes()
     assert other["styles"].value() == rest
-    reenact["character"].setValue((solved / "age.directions").as_posix())  # another character
-    session.press(other, "list_styles")
-    until_said(session, other, "0 styles of this character")
+    with of_character(reenact, solved / "age.directions"):  # another character
+        session.press(other, "list_styles")
+        until_said(session, other, "0 styles of this character")
     assert other["styles"].values() == [rest]
 
 
@@ -595,7 +610,6 @@ def test_directions_are_found_where_a_character_has_none(
     reenact = opened(session, solved, tmp_path)
     character = tmp_path / "new.character"
     shutil.copyfile(solved / "anna.character", character)
-    reenact["character"].setValue(character.as_posix())
     node = under(session, "ReenactEdit", reenact)
 
     def quick(character: protocol.File) -> Any:
@@ -603,6 +617,7 @@ def test_directions_are_found_where_a_character_has_none(
 
     fit = protocol.FitDirections
     with (
+        of_character(reenact, character),
         patch.object(shots.protocol, "FitDirections", quick),
         patch.dict(protocol.TASKS, {"fit_directions": fit}),
     ):
@@ -688,8 +703,8 @@ def test_example_pictures_are_those_of_a_folder(
 def test_files_of_a_pattern_are_listed(tmp_path: Path) -> None:
     for name in ("art.03.png", "art.11.png", "art.1.txt", "other.04.png"):
         (tmp_path / name).touch()
-    assert shots.existing_frames(str(tmp_path / "art.##.png")) == [3, 11]
-    assert shots.existing_frames(str(tmp_path / "art.%02d.png")) == [3, 11]
-    assert shots.existing_frames(str(tmp_path / "art.03.png")) == []
+    assert existing_frames(str(tmp_path / "art.##.png")) == [3, 11]
+    assert existing_frames(str(tmp_path / "art.%02d.png")) == [3, 11]
+    assert existing_frames(str(tmp_path / "art.03.png")) == []
     with pytest.raises(ServerError, match="There is no picture"):
-        shots.existing_frames(str(tmp_path / "none.##.png"))
+        existing_frames(str(tmp_path / "none.##.png"))

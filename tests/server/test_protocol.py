@@ -86,7 +86,13 @@ CONTENT = st.binary(min_size=32, max_size=32).map(
 )
 FILES = CONTENT | st.builds(File, path=PATHS)
 RANGES = st.sampled_from(("", "1", "1-50", "999999999-999999999"))
-COMMON: dict[str, Any] = {"name": TEXT, "frames": RANGES, "colour_space": st.none() | TEXT}
+COMMON: dict[str, Any] = {
+    "name": TEXT,
+    "frames": RANGES,
+    "colour_space": st.none() | TEXT,
+    "config": TEXT,
+    "config_file": st.none() | FILES,
+}
 
 
 @st.composite
@@ -159,7 +165,7 @@ def kind_of(task: Task) -> str:
 
 def over_the_wire(task: Task) -> Task:
     """A task as the server reads it."""
-    _, submit = decode(encode(Submit(kind_of(task), dataclasses.asdict(task)), "a"))
+    _, submit = decode(encode(Submit(kind_of(task), protocol.plain(task)), "a"))
     assert isinstance(submit, Submit)
     return read_task(submit)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import os
 import sqlite3
@@ -12,11 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 from reenact import protocol
 from reenact.protocol import ProtocolError
 from running_server import FRAMES, inputs, wait_for
 
+from core.media.contact_sheet import LABEL_HEIGHT
+from core.solve import preview
 from core.solve.latent_track import load_track
 from server import blobs, jobs, worker
 from server.cli.reporting import Report
@@ -278,6 +282,79 @@ def test_what_a_crash_left_is_put_right(tmp_path: Path) -> None:
         made_store(tmp_path)
 
 
+def progress(stage: str, done: float, total: float, **figures: object) -> dict[str, Any]:
+    return {"stage": stage, "done": done, "total": total, "figures": figures}
+
+
+def points(books: database.Database, job: str) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    return {(c["axis"], c["name"]): c["points"] for c in books.curves(job)}
+
+
+def test_the_history_of_figures_is_whole_and_bounded(tmp_path: Path) -> None:
+    books = made_store(tmp_path)
+    (tmp_path / "sent" / "a").write_bytes(b"abc")
+    file = protocol.File(*blobs.add_file(tmp_path, tmp_path / "sent" / "a"))
+    clip = protocol.Clip(".png", [1], [file])
+    job = books.submit("solve", protocol.Solve(clip, file), "me")
+    books.db.execute("PRAGMA synchronous=OFF")
+    books.add_event(job, "progress", progress("tuning", 0, 0))
+    for step in range(1, 3001):
+        psnr = {"psnr": 20 + step // 50 / 10} if step >= 50 else {}
+        body = progress("tuning", step, 3000, loss=1 / step, seconds_left=3000 - step, **psnr)
+        books.add_event(job, "progress", body)
+    kept = [e["done"] for e in books.events(job, 0, 5000) if e["type"] == "progress"]
+    assert min(kept) > 900  # the events themselves are dropped
+    curves = points(books, job)
+    assert curves.keys() == {("step", "loss"), ("step", "psnr")}
+    loss = curves["step", "loss"]
+    assert 200 <= len(loss) <= database.MAX_POINTS
+    assert loss[0][0] < 10
+    assert loss[-1] == (3000, 1 / 3000)
+    gaps = {round(b - a) for (a, _), (b, _) in itertools.pairwise(loss[1:-1])}
+    assert gaps == {8}
+    assert all(y == 1 / x for x, y in loss)
+    assert [x for x, _ in curves["step", "psnr"]] == list(range(50, 3001, 50))  # when it changed
+
+    # A worker was killed: from its checkpoint on the curve is drawn anew.
+    books.add_event(job, "progress", progress("tuning", 0, 0))
+    books.add_event(job, "progress", progress("tuning", 1201, 3000, loss=7.0, psnr=22.4))
+    curves = points(books, job)
+    assert curves["step", "loss"][-1] == (1201, 7.0)
+    assert curves["step", "psnr"][-1] == (1200, 22.4)
+    # The plateau is found: the total is another, the slots stay.
+    before = curves["step", "loss"][:-1]
+    books.add_event(job, "progress", progress("tuning", 1210, 1300, loss=None, psnr=22.5))
+    assert points(books, job)["step", "loss"][:-1] == before
+    assert points(books, job)["step", "psnr"][-1] == (1210, 22.5)
+
+    # Frames come in any order, and some a second time.
+    for number in (1008, 1001, 1004, 1001):
+        body = progress("solving", 3, 8, frame=number, loss=number / 1000, keypoint_error=1.5)
+        books.add_event(job, "progress", body)
+    assert [x for x, _ in points(books, job)["frame", "loss"]] == [1001, 1004, 1008]
+    assert points(books, job)["frame", "keypoint_error"] == [(x, 1.5) for x in (1001, 1004, 1008)]
+    assert books.trained_steps(job, "tuning") == 1210
+    assert books.trained_steps(job, "solving") == 0
+    books.close()
+    again = made_store(tmp_path)
+    assert points(again, job)["step", "psnr"][-1] == (1210, 22.5)
+    again.delete(job)
+    assert again.db.execute("SELECT COUNT(*) FROM curves").fetchone()[0] == 0
+
+
+def test_the_event_of_a_file_goes_when_the_file_is_replaced(tmp_path: Path) -> None:
+    """Nobody is sent to what may be removed for want of room."""
+    books = made_store(tmp_path)
+    (tmp_path / "sent" / "a").write_bytes(b"abc")
+    file = protocol.File(*blobs.add_file(tmp_path, tmp_path / "sent" / "a"))
+    job = books.submit("solve", protocol.Solve(protocol.Clip(".png", [1], [file]), file), "me")
+    for hash in ("1" * 64, "2" * 64, "2" * 64, "3" * 64):
+        books.add_result(job, "preview.png", 0, hash, 10)
+        books.add_result(job, "frame", 7, "f" * 64, 10)
+    told = [(e["name"], e["hash"][0]) for e in books.events(job, 0) if e["type"] == "file"]
+    assert told == [("frame", "f"), ("preview.png", "3")]
+
+
 SCHEMA_1 = """
 CREATE TABLE files (
     hash TEXT PRIMARY KEY, size INTEGER NOT NULL, used REAL NOT NULL, pinned INTEGER DEFAULT 0);
@@ -313,6 +390,7 @@ def test_a_database_of_the_version_before_opens(tmp_path: Path, version: int) ->
     for _ in range(2):  # it is changed once
         books = made_store(tmp_path)
         assert [job.id for job in books.jobs()] == ["b", "a"]
+        assert books.job("a").finish is None
         assert (books.job("b").crashes, books.job("b").crashed_at) == (2, "solving 7")
         assert [event["text"] for event in books.events("a", 0)] == ["hello"]
         due = books.next_job(["solve"])
@@ -333,6 +411,39 @@ def test_a_stored_file_is_only_given_out_whole(tmp_path: Path) -> None:
     for bad in ("../../etc/passwd", "", "g" * 64, file.hash.upper()):
         with pytest.raises(ValueError, match="no hash"):
             blobs.file_path(tmp_path, bad)
+
+
+def test_a_solve_shows_what_it_has_and_its_result_stays_the_same(
+    tmp_path: Path, given: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preview, "FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(preview, "SHARE", 1.0)
+    task = stored(tmp_path, given)
+    front = worker.Front(io.StringIO(), io.StringIO())
+    time.sleep(0.1)
+    front._stop = False
+    job = {"id": "a", "kind": "solve", "task": json.loads(json.dumps(task, default=vars))}
+    worker.run(tmp_path, job, front, worker.Characters())
+    told = said(front)
+    pictures = [m for m in told if m["type"] == "picture"]
+    assert len(pictures) > 1
+    height, width, _ = cv2.imread(str(tmp_path / "jobs/a/out/progress.png")).shape
+    assert height == 2 * (preview.SIDE + LABEL_HEIGHT)
+    assert width % preview.SIDE == 0
+    assert blobs.file_path(tmp_path, pictures[-1]["hash"]).exists()
+    assert [m["name"] for m in told if m["type"] == "file"] == ["track.latents"]
+    frames = [m["figures"]["frame"] for m in told if "frame" in m.get("figures", {})]
+    assert sorted({*frames}) == list(range(1001, 1001 + FRAMES))
+
+    books = made_store(tmp_path / "books")
+    id = books.submit("solve", task, "me")
+    for picture in pictures[:2]:
+        books.set_picture(id, picture["hash"], picture["size"])
+    books.add_result(id, "track.latents", 0, "5" * 64, 10)
+    assert [f["name"] for f in books.results(id)] == ["progress.png", "track.latents"]
+    assert [e["name"] for e in books.events(id, 0) if e["type"] == "file"] == ["track.latents"]
+    books.remove_picture(id)
+    assert [f["name"] for f in books.results(id)] == ["track.latents"]
 
 
 def test_load_track_of_a_solved_job_is_the_workers(tmp_path: Path, given: Path) -> None:

@@ -124,6 +124,8 @@ def parse(text: str, pasted_under: Statement | None = None) -> list[Statement]:
 
     def stack(index: str) -> str:
         if int(index) >= len(stacks[-1]):
+            if index == "0":  # the beginning of what is pasted, where nothing is selected
+                return "0"
             raise BadScript(f"the stack has no {index}")
         return stacks[-1][-1 - int(index)]
 
@@ -211,7 +213,7 @@ def substitute(
 ) -> str:
     """Evaluates Tcl in a file name, label or expression: `[value KNOB]`, `[file dirname ...]`,
     `[metadata KEY]` (empty if it is missing), and commands of a safe interpreter."""
-    app = _tcl()
+    app = _lists()
     app.eval("interp create -safe label")
 
     def look_up(name: str) -> str:
@@ -238,13 +240,17 @@ def substitute(
         return str(app.call("interp", "eval", "label", app.call("list", "subst", text)))
     except tkinter.TclError as error:
         raise BadScript(f"{error}: {text}") from None
+    finally:
+        app.eval("interp delete label")
 
 
 def number(expression: str) -> float:
     """Evaluates a numeric expression with Tcl's `expr`."""
-    app = _tcl()
+    app = _lists()
     app.eval("interp create -safe numbers")
     try:
         return float(app.call("interp", "eval", "numbers", app.call("list", "expr", expression)))
     except tkinter.TclError as error:
         raise BadScript(f"{error}: {expression}") from None
+    finally:
+        app.eval("interp delete numbers")

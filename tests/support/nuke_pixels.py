@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import cv2
+import nuke_shapes
 import nuke_standin
 import numpy as np
 from nk_script import words
@@ -73,7 +74,12 @@ def merge(node: Node, under: Picture, over: Picture, mask: Picture | None = None
         matte = plane(mask, node["maskChannelMask"].value())
         share = share * (1 - matte if node["invert_mask"].value() == "true" else matte)
     made = dict(under)
-    for c in channels(node, {**over, **under}, "rgba", "output"):
+    both = {**over, **under}
+    merged = channels(node, both, "rgba", "output")
+    if node["also_merge"].value():
+        assert node["also_merge"].value() == "all", "only all layers are meant here"
+        merged = list(both)
+    for c in merged:
         below = plane(under, c)
         result = operation(plane(over, c), below)
         plain = mask is None and share == 1
@@ -105,6 +111,19 @@ def premult(node: Node, picture: Picture) -> Picture:
 def unpremult(node: Node, picture: Picture) -> Picture:
     divisor = np.where(plane(picture) == 0, 1, plane(picture))
     return {**picture, **{c: picture[c] / divisor for c in RGB}}
+
+
+def crop(node: Node, picture: Picture) -> Picture:
+    """Keeps a box of whole pixels, counted from the bottom left; the rest is black."""
+    assert (node["reformat"].value(), node["crop"].value()) == ("", "")  # format stays, black
+    left, bottom, right, top = numbers(node, "box", "")
+    assert all(float(edge).is_integer() for edge in (left, bottom, right, top))
+    height, width = picture["red"].shape
+    assert 0 <= left <= right <= width
+    assert 0 <= bottom <= top <= height
+    inside = np.zeros((height, width), bool)
+    inside[height - int(top) : height - int(bottom), int(left) : int(right)] = True
+    return {c: np.where(inside, plane, np.float32(0)) for c, plane in picture.items()}
 
 
 def copy(node: Node, under: Picture, over: Picture) -> Picture:
@@ -236,6 +255,7 @@ NODES: dict[str, Callable[..., Picture]] = {
     "Premult": premult,
     "Unpremult": unpremult,
     "Copy": copy,
+    "Crop": crop,
     "Expression": expression,
     "Blur": blur,
     "FilterErode": erode,
@@ -243,5 +263,6 @@ NODES: dict[str, Callable[..., Picture]] = {
     "Reformat": reformat,
     "STMap": stmap,
     "VectorBlur": vector_blur,
+    "Roto": nuke_shapes.roto,
     "VectorBlur2": vector_blur,
 }

@@ -120,7 +120,14 @@ def copy_of(session: Session, node: Node, folder: Path) -> Node:
     clipboard = str(folder / "clipboard.nk")
     node["selected"].setValue(True)
     session.module.nodeCopy(clipboard)
-    return session.module.nodePaste(clipboard)
+    copy = session.module.nodePaste(clipboard)
+    whole(session, copy)
+    return copy
+
+
+def whole(session: Session, *nodes: Node) -> None:
+    """Waits until nodes that were created are whole for the plugin."""
+    session.pump(lambda: all(n.knob("ready") and n["ready"].value() for n in nodes), 10, "nodes")
 
 
 def state(node: Node) -> str:

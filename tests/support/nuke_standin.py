@@ -3,7 +3,10 @@
 It is at least as strict as Nuke: unknown names raise AttributeError, nodes and knobs raise when
 used off the main thread, and native nodes have the knobs of `nuke_knobs.json` and `DOCUMENTED`.
 Scripts are real text, parsed by Tcl; Write and Read use real files; Qt's event loop runs. A group's
-onCreate runs before its inside exists, since Nuke does not promise otherwise.
+onCreate runs before its inside exists, since Nuke does not promise otherwise. While a script loads
+there is no root, knobs arrive one after the other, knobChanged is called for each, and whatever a
+callback raises is a fault of the test, even if somebody catches it. Every change of a knob is
+noted as a modification of the script. Labels are evaluated by Tcl, text in their knobs too.
 
 It can't show how Nuke draws, caches, schedules and licenses (`nuke_acceptance.py`).
 """
@@ -11,7 +14,6 @@ It can't show how Nuke draws, caches, schedules and licenses (`nuke_acceptance.p
 from __future__ import annotations
 
 import builtins
-import importlib
 import json
 import os
 import re
@@ -26,6 +28,7 @@ from pathlib import Path
 
 import nk_script
 import nuke_pixels
+import nuke_shapes
 import numpy as np
 import OpenImageIO as oiio
 import reenact
@@ -53,6 +56,7 @@ _SEEN = Counter(
 EVERYWHERE = {knob for knob, classes in _SEEN.items() if classes >= 5} | {"inputs"}
 _CALLBACKS = "https://learn.foundry.com/nuke/developers/130/pythondevguide/callbacks.html"
 _ROOT = "https://learn.foundry.com/nuke/content/reference_guide/other_nodes/root.html"
+_TRACKER = "https://learn.foundry.com/nuke/content/reference_guide/transform_nodes/tracker.html"
 _SCAN = "https://github.com/kirkjr2/nuke-python-reference/tree/main/data/nodes"  # of Nuke 17.0v3
 # Classes and knobs that no collected script had, with their documentation.
 DOCUMENTED = {
@@ -60,6 +64,7 @@ DOCUMENTED = {
         **dict.fromkeys(("onCreate", "onDestroy", "knobChanged"), _CALLBACKS),
         "help": "seen in NoOp, which has no knobs of its own",
     },
+    "Tracker4": dict.fromkeys(("tracks", "reference_frame"), _TRACKER),
     "VectorBlur2": dict.fromkeys(
         ("uv", "scale", "offset", "blur_type", "grow_bbox"), f"{_SCAN}/VectorBlur2.json"
     ),
@@ -71,6 +76,7 @@ DOCUMENTED = {
             "colorManagement",
             "OCIO_config",
             "customOCIOConfigPath",
+            "OCIOConfigPath",  # also in deadline-cloud-for-nuke
             "workingSpaceLUT",
             "fps",
             "frame",
@@ -103,7 +109,19 @@ def _on_main(what: str) -> None:
 
 # -- knobs ---------------------------------------------------------------------------------------
 
-FLAGS = {"INVISIBLE": 0x400, "DISABLED": 0x80, "STARTLINE": 0x1000, "DO_NOT_WRITE": 0x200}
+# INVISIBLE cannot be undone by setVisible, HIDDEN can: NDK, "Knob Flags".
+FLAGS = {
+    "INVISIBLE": 0x400,
+    "HIDDEN": 0x40000,
+    "DISABLED": 0x80,
+    "STARTLINE": 0x1000,
+    "DO_NOT_WRITE": 0x200,
+}
+LABEL_LENGTH = 40  # characters of a line of a label, which Nuke does not wrap
+
+
+class NoRoot(BaseException):
+    """Root was used while a script loads: in Nuke "an internal error", which can't be caught."""
 
 
 class Knob(_Main):
@@ -127,15 +145,25 @@ class Knob(_Main):
 
     def setLabel(self, label):
         self._label = str(label)
+        self._modify()
 
     def tooltip(self):
         return self._tip
 
     def visible(self):
-        return "INVISIBLE" not in self._flags
+        return not self._flags & {"INVISIBLE", "HIDDEN"}
 
     def setVisible(self, visible):
-        (self._flags.discard if visible else self._flags.add)("INVISIBLE")
+        (self._flags.discard if visible else self._flags.add)("HIDDEN")
+        self._modify()
+
+    def setFlag(self, flags):
+        self._flags |= {name for name, flag in FLAGS.items() if flags & flag}
+        self._modify()
+
+    def _modify(self) -> None:
+        if self._node is not None:
+            self._node._session._modified = True
 
     def node(self):
         return self._node
@@ -152,6 +180,7 @@ class Knob(_Main):
 
     def fromScript(self, text):
         self._set_text(text)
+        self._modify()
 
     def _checked(self, value):
         return value
@@ -161,6 +190,7 @@ class Knob(_Main):
         self._value, self._keys, self._expression = value, {}, ""
         if self._node is not None:
             session = self._node._session
+            session._modified = True  # also if the value is the same
             session._undoable(lambda: setattr(self, "_value", before))
             if value != before:
                 session._knob_changed(self._node, self)
@@ -180,15 +210,23 @@ class String_Knob(Knob):
 
 
 class EvalString_Knob(String_Knob):
+    def _checked(self, value):
+        text = super()._checked(value)
+        # Only paths and Tcl hold back slashes: Tcl takes them for escapes. Artists may paste them.
+        by_artist = self._node is not None and self._node._session._by_artist
+        if not by_artist and re.search(r"\\(?![\[\]$])", text):
+            raise ValueError(f"{self._name}: back slashes are Tcl's")
+        return text
+
     def evaluate(self, context=None):
         if not self._value:
             return None
         session = self._node._session
         text = self._value
-        if "[" in text:
+        if re.search(r"[\[\\$]", text):
             text = nk_script.substitute(text, session._tcl_values(self._node))
         frame = session._frame if context is None else context
-        view = session._views[0]
+        view = session._view
         if isinstance(context, OutputContext):
             frame, view = context._frame, session._views[context._view]
         text = text.replace("%V", view).replace("%v", view[:1])
@@ -196,18 +234,28 @@ class EvalString_Knob(String_Knob):
         def number(found: re.Match[str]) -> str:
             return f"{int(frame):0{int(found[1] or len(found[0]))}d}"
 
-        return re.sub(r"#+|%0(\d+)d", number, text)
+        path = re.sub(r"#+|%0(\d+)d", number, text).removeprefix(session.drive)
+        return self._localised(path)
+
+    def _localised(self, path: str) -> str:
+        return path
 
 
 class File_Knob(EvalString_Knob):
-    def _checked(self, value):
-        if "\\" in value:
-            raise ValueError(f"{self._name}: back slashes are Tcl's")
-        return super()._checked(value)
+    pass
+
+    def _localised(self, path: str) -> str:
+        """A Read's file evaluates to the local copy once there is one, and it may be used."""
+        node, folder = self._node, self._node._session.localised
+        if folder is None or node._kind != "Read" or node["localizationPolicy"].value() == "off":
+            return path
+        copy = folder / path.lstrip("/").replace("/", "_")
+        return str(copy) if copy.exists() else path
 
 
 class Multiline_Eval_String_Knob(EvalString_Knob):
-    pass
+    def _checked(self, value):
+        return String_Knob._checked(self, value)  # read as it is
 
 
 class Script_Knob(String_Knob):
@@ -330,6 +378,37 @@ class XY_Knob(Array_Knob):
         return " ".join(map(quote, self._value))
 
 
+class _TracksKnob(String_Knob):
+    """The knob `tracks` of a Tracker4; cells are counted along its rows."""
+
+    def _cell(self, index: int) -> nuke_shapes.Track:
+        row, column = divmod(index, 31)
+        track = [*nuke_shapes.read_tracks(self._value).values()][row]
+        return {0: track.enabled, 2: track.x, 3: track.y}[column]
+
+    def getValueAt(self, frame, index=0):
+        keys = self._cell(index)
+        return keys[max(n for n in keys if n <= frame)]
+
+    def getNumKeys(self, index=0):
+        return len(self._cell(index))
+
+
+class _CurvesKnob(String_Knob):
+    """The knob `curves` of a Roto."""
+
+    def toElement(self, name):
+        shape = nuke_shapes.read_shapes(self._value)[name]
+
+        def animated(x: nuke_shapes.Keys, y: nuke_shapes.Keys) -> types.SimpleNamespace:
+            return types.SimpleNamespace(
+                getPosition=lambda t: (nuke_shapes.value(x, t), nuke_shapes.value(y, t)),
+                getControlPointKeyTimes=lambda: sorted(map(float, x)),
+            )
+
+        return [types.SimpleNamespace(center=animated(x, y)) for x, y in shape.knots[1::3]]
+
+
 class Enumeration_Knob(Unsigned_Knob):
     _default: object = ""
 
@@ -345,6 +424,7 @@ class Enumeration_Knob(Unsigned_Knob):
         return list(self._items)
 
     def setValues(self, items):
+        self._modify()
         self._items = [str(i) for i in items]
         if self._value not in self._items:
             self._value = self._items[0]
@@ -360,10 +440,29 @@ class Enumeration_Knob(Unsigned_Knob):
         return self._items.index(self._value)
 
     def _set_text(self, text: str) -> None:
-        self._value = self._checked(text)
+        # A script does not keep the items that were set later: Nuke then shows the first.
+        self._value = text if text in self._items else self._items[0]
 
     def _text(self) -> str:
         return str(self._value)
+
+
+class _Colorspace_Knob(Enumeration_Knob):
+    """An enumeration whose items are a value, and after a tab what menus show."""
+
+    def Class(self):
+        return "Enumeration_Knob"
+
+    def value(self):
+        return self._value.partition("\t")[0]
+
+    def _text(self) -> str:
+        return self.value()
+
+    def _checked(self, value):
+        return next((i for i in self._items if i.partition("\t")[0] == value), None) or (
+            super()._checked(value)
+        )
 
 
 class Color_Knob(Unsigned_Knob):  # tile_color: one number
@@ -441,25 +540,38 @@ _NATIVE: dict[str, dict[str, Callable[[str], Knob]]] = {
         "frame": EvalString_Knob,
         **dict.fromkeys(("first", "last", "origfirst", "origlast"), Int_Knob),
         **dict.fromkeys(("raw", "premultiplied", "auto_alpha", "origset"), Boolean_Knob),
+        **dict.fromkeys(
+            ("before", "after"),
+            lambda n: Enumeration_Knob(n, n, ("hold", "loop", "bounce", "black")),
+        ),
+        "on_error": lambda n: Enumeration_Knob(
+            n, n, ("error", "black", "checkerboard", "nearest frame")
+        ),
         "frame_mode": lambda n: Enumeration_Knob(n, n, ("expression", "start at", "offset")),
         "reload": Script_Knob,
+        "colorspace": lambda n: _Colorspace_Knob(n, n, ("default (sRGB)", "linear", "sRGB")),
+        "localizationPolicy": lambda n: Enumeration_Knob(
+            n, n, ("fromAutoLocalizePath", "on", "onDemand", "off")
+        ),
     },
     "Write": {
         "file": File_Knob,
         **dict.fromkeys(("raw", "create_directories", "use_limit"), Boolean_Knob),
+        "disable": Boolean_Knob,
     },
     "Switch": {"which": Double_Knob},
+    "Tracker4": {"tracks": _TracksKnob},
+    "Roto": {"curves": _CurvesKnob},
     "Input": {"number": Int_Knob},
     "Root": {
         **dict.fromkeys(("first_frame", "last_frame", "frame"), Int_Knob),
         "proxy": Boolean_Knob,
-        "customOCIOConfigPath": File_Knob,
+        **dict.fromkeys(("customOCIOConfigPath", "OCIOConfigPath"), File_Knob),
     },
 }
 _DEFAULTS = {
     ("Read", "first"): 1,
     ("Read", "last"): 1,
-    ("Read", "colorspace"): "default (sRGB)",
     ("Root", "first_frame"): 1,
     ("Root", "last_frame"): 100,
     ("Root", "colorManagement"): "Nuke",
@@ -477,6 +589,7 @@ class Node:
         self._inputs: list[Node | None] = []
         self._knobs: dict[str, Knob] = {}
         self._attached = True
+        self._clones: list[Node] = []
 
     def __getattribute__(self, name: str):
         if not name.startswith("_"):
@@ -514,9 +627,21 @@ class Node:
     def knobs(self):
         return dict(self._knobs)
 
+    def addKnob(self, knob):
+        (number,) = [n for n, kind in _USER.items() if type(knob) is kind]
+        knob._definition, knob._node = [number], self
+        self._knobs[knob._name] = knob
+        self._session._modified = True
+
+    def clones(self):
+        return len(self._clones)
+
+    def setSelected(self, selected):
+        self["selected"]._value = bool(selected)
+
     def selectOnly(self):
-        for other in self._session._root._children:
-            other["selected"].setValue(other is self)
+        for other in self._parent._children:
+            other["selected"]._value = other is self
 
     def name(self):
         return self["name"].value()
@@ -544,6 +669,19 @@ class Node:
         self._inputs += [None] * (index + 1 - len(self._inputs))
         self._inputs[index] = node
         return True
+
+    def dependent(self, what, forceEvaluate=True):
+        nodes = _all_inside(self._session._root)
+        return [n for n in nodes if any(source is self for source in n._inputs)]
+
+    def xpos(self):
+        return self["xpos"].value()
+
+    def ypos(self):
+        return self["ypos"].value()
+
+    def setXYpos(self, x, y):
+        self["xpos"]._value, self["ypos"]._value = x, y
 
     def firstFrame(self):
         return self._session._range(self)[0]
@@ -649,8 +787,15 @@ class Session:
             os.environ["QT_QPA_PLATFORM"] = "offscreen"
             self._app = QApplication.instance() or QApplication([])
         self._gui, self._views, self._frame = gui, list(views), 1
+        self._view = views[0]  # that is drawn
+        self._modified = self._loading = self._rendering = self._by_artist = False
+        self.faults: list[str] = []  # what nobody may do, even if the exception is caught
+        self._labels: dict[Node, tuple[str, ...]] = {}  # the texts of those that were evaluated
+        self.drive = ""  # where files lie on Windows, as "C:"
+        self.slow_load = 0.0  # s per node of a script that loads, in which events are processed
         self._undo: list[Callable[[], object]] = []
         self._undo_off = 0
+        self._undo_begun: list[int] = []  # steps before each `begin`
         self._this: list[tuple[Node, Knob | None]] = []
         self._running: list[Knob] = []
         self._create_calls: list[tuple[Callable[[], None], str]] = []
@@ -663,6 +808,8 @@ class Session:
         self.shown: list[str] = []  # nodes whose properties were opened
         self.panels: dict[str, str] = {}  # id -> class
         self.menus: dict[str, Menu] = {}
+        self.localised: Path | None = None  # where local copies of Reads' files lie, if anywhere
+        self._filters: list[Callable[[str], str | None]] = []
         self.longest = 0.0  # longest time that the event loop was blocked, s
         self._root = self._new_root()
         self._drawn: dict[tuple[Node, int], Picture] | None = None  # by `look`
@@ -676,9 +823,15 @@ class Session:
             "NUKE_VERSION_STRING": "15.1v3",
             "NUKE_VERSION_MAJOR": 15,
             "INVISIBLE": FLAGS["INVISIBLE"],
+            "INPUTS": 1,
+            "HIDDEN_INPUTS": 4,
+            "DO_NOT_WRITE": FLAGS["DO_NOT_WRITE"],
             "allNodes": self._all_nodes,
             "addOnScriptClose": self._close_calls.append,
             "addOnCreate": self._on_create,
+            "clone": lambda node, args="", inpanel=None: self.clone(node),
+            "addFilenameFilter": self._filters.append,
+            "filenameFilter": self._filter,
             "createNode": self._create_node,
             "delete": self._delete,
             "execute": self._execute,
@@ -688,11 +841,12 @@ class Session:
             "getFilename": lambda *_: self.picked or None,
             "menu": self._menu,
             "message": self._message,
-            "modified": lambda: True,
+            "modified": self._modified_flag,
             "nodeCopy": self._copy,
             "nodePaste": self._paste,
             "pluginAddPath": self._add_path,
-            "root": lambda: self._root,
+            "root": self._the_root,
+            "selectedNodes": lambda: [n for n in self._root._children if n["selected"].value()],
             "scriptClear": self._clear,
             "scriptOpen": self._open,
             "scriptSaveAs": self._save,
@@ -703,7 +857,8 @@ class Session:
             "show": lambda node: self.shown.append(node.name()),
             "zoomToFitSelected": lambda: None,
             "undo": self._undo_one,
-            "views": lambda: list(self._views),
+            "usingOcio": lambda: self._the_root()["colorManagement"].value() == "OCIO",
+            "views": lambda: list(self._needs_root("views")._views),
         }
         for name, value in names.items():
             setattr(module, name, self._guarded(name, value) if callable(value) else value)
@@ -713,11 +868,18 @@ class Session:
             "Undo",
             (),
             {
+                "begin": staticmethod(self._begin_undo),
+                "end": staticmethod(self._end_undo),
                 "disable": staticmethod(lambda: self._switch_undo(1)),
                 "enable": staticmethod(lambda: self._switch_undo(-1)),
             },
         )
         return module
+
+    def _filter(self, path: str) -> str:
+        for one in reversed(self._filters):
+            path = one(path) or path
+        return path
 
     @staticmethod
     def _guarded(name: str, call: Callable) -> Callable:
@@ -737,7 +899,37 @@ class Session:
 
     def set(self, node: Node, knob: str, value: object) -> None:
         """Changes a knob as the artist does."""
-        self._held(lambda: node[knob].setValue(value))
+        self._by_artist = True
+        try:
+            self._held(lambda: node[knob].setValue(value))
+        finally:
+            self._by_artist = False
+
+    def clone(self, node: Node) -> Node:
+        """Clones a node (Alt+K): it shares all knobs but its name and place."""
+        made = type(node)(self, node._kind, node._parent)
+        own = ("name", "xpos", "ypos", "selected")
+        made._knobs = {name: knob for name, knob in node._knobs.items() if name not in own}
+        made["name"]._value = self._free_name(node._parent, node.name())
+        made._inputs = list(node._inputs)
+        for one in (node, *node._clones):
+            one._clones.append(made)
+            made._clones.append(one)
+        node._parent._children.append(made)
+        self._callback("onCreate", made)
+        return made
+
+    def label(self, node: Node) -> str:
+        """Returns a node's label as the tile shows it."""
+        text = nk_script.substitute(node["label"].value(), self._tcl_values(node))
+        assert all(len(line) <= LABEL_LENGTH for line in text.split("\n")), text
+        return text
+
+    def render_all(self, first: int, last: int) -> None:
+        """Renders all Writes, also inside groups: Render > Render all, or `nuke -x`."""
+        for node in list(_all_inside(self._root)):
+            if node._kind == "Write" and not node["disable"].value():
+                self._execute(node, first, last)
 
     def pump(self, test: Callable[[], object], seconds: float, what: str) -> None:
         """Runs the event loop until a condition holds."""
@@ -747,22 +939,48 @@ class Session:
             self._held(self._app.processEvents)
             while self._main_calls:
                 self._held(self._main_calls.pop(0))
+            self._check_labels()
             time.sleep(0.01)
+
+    def _check_labels(self) -> None:
+        """Evaluates labels that may have changed, as their tiles do."""
+        for node in self._root._children:
+            if "state" in node._knobs:
+                texts = tuple(node[k].value() for k in ("label", "state", "tile") if node.knob(k))
+                if self._labels.get(node) != texts:
+                    self._labels[node] = texts
+                    self.label(node)
 
     def _held(self, call: Callable[[], object]) -> None:
         begun = time.monotonic()
         call()
         self.longest = max(self.longest, time.monotonic() - begun)
 
-    def look(self, node: Node, frame: int) -> Picture:
-        """Returns what a viewer shows."""
+    def look(self, node: Node, frame: int, view: str = "") -> Picture:
+        """Returns what a viewer shows; of the first view if none is named."""
         before, self._frame, self._drawn = self._frame, frame, {}
+        self._view = view or self._views[0]
         try:
             return self._picture(node, frame)
         finally:
-            self._frame, self._drawn = before, None
+            self._frame, self._drawn, self._view = before, None, self._views[0]
 
     # -- nuke's functions
+
+    def _needs_root(self, what: str) -> Session:
+        if self._loading:
+            self.faults.append(f"nuke.{what} while a script loads")
+            raise NoRoot(what)
+        return self
+
+    def _the_root(self) -> Root:
+        return self._needs_root("root")._root
+
+    def _modified_flag(self, state: bool | None = None) -> bool:
+        self._needs_root("modified")
+        if state is not None:
+            self._modified = state
+        return self._modified
 
     def _all_nodes(self, kind: str = "", group: Group | None = None, recurseGroups: bool = False):
         nodes = (group or self._root)._children
@@ -771,9 +989,10 @@ class Session:
         return [n for n in nodes if not kind or n.Class() == kind]
 
     def _find(self, name: str) -> Node | None:
-        return self._root if name == "root" else self._root.node(name)
+        return self._the_root() if name == "root" else self._root.node(name)
 
     def _at(self, frame: int | None = None) -> int:
+        self._needs_root("frame")
         if frame is not None:
             self._frame = frame
         return self._frame
@@ -819,6 +1038,15 @@ class Session:
         if not self._undo_off:
             self._undo.append(back)
 
+    def _begin_undo(self, name: str) -> None:
+        _on_main("Undo")
+        self._undo_begun.append(len(self._undo))
+
+    def _end_undo(self) -> None:
+        begun = self._undo_begun.pop()
+        steps = self._undo[begun:]
+        self._undo[begun:] = [lambda: [step() for step in reversed(steps)]]
+
     def _undo_one(self) -> None:
         back = self._undo.pop()
         self._switch_undo(1)
@@ -827,7 +1055,7 @@ class Session:
         finally:
             self._switch_undo(-1)
 
-    def _on_create(self, call: Callable[[], None], nodeClass: str) -> None:
+    def _on_create(self, call: Callable[[], None], nodeClass: str = "*") -> None:
         self._create_calls.append((call, nodeClass))
 
     # -- scripts
@@ -878,12 +1106,18 @@ class Session:
                     if node.knob(name) is None:
                         raise RuntimeError(f"{one.kind}: no such knob {name}")
                     node[name]._set_text(value)
+                    self._knob_changed(node, node[name])  # not only for changes by a user
+            if not node.name():
+                node["name"]._value = f"{one.kind}1"
             if parent.node(node.name()) is not None:
                 node["name"]._value = self._free_name(parent, node.name())
             parent._children.append(node)
             self._callback("onCreate", node)
+            if self._loading and self.slow_load:
+                time.sleep(self.slow_load)
+                self._app.processEvents()
             for call, kind in self._create_calls:
-                if kind == node._kind:
+                if kind in ("*", node._kind):
                     self._this.append((node, None))
                     call()
                     self._this.pop()
@@ -906,6 +1140,8 @@ class Session:
                 knobs.append(("addUserKnob", _user_definition(knob)))
                 if isinstance(knob, (Tab_Knob, PyScript_Knob, Text_Knob, Link_Knob)):
                     continue
+            if "DO_NOT_WRITE" in knob._flags:
+                continue
             if not isinstance(knob, Script_Knob):
                 knobs.append((knob._name, knob._text()))
         one = Statement(node._kind, knobs)
@@ -926,6 +1162,7 @@ class Session:
         if Path(path).exists() and not overwrite:
             raise RuntimeError(f"{path} exists")
         self._root["name"]._value = path
+        self._modified = False
         root = self._statement(self._root, {})
         Path(path).write_text(nk_script.write(self._statements(self._root._children), root))
 
@@ -936,12 +1173,18 @@ class Session:
             node._attached = False
         self._root = self._new_root()
         self._undo.clear()
+        self._labels.clear()
 
     def _open(self, path: str) -> None:
         statements = nk_script.parse(Path(path).read_text())
         self._clear()
-        self._build(statements, self._root)
+        self._loading = True
+        try:
+            self._build(statements, self._root)
+        finally:
+            self._loading = False
         self._root["name"]._value = path
+        self._modified = False
 
     def _copy(self, path: str) -> None:
         chosen = [n for n in self._root._children if n["selected"].value()]
@@ -987,6 +1230,10 @@ class Session:
         self._contexts += [node] * isinstance(node, Group)
         try:
             exec(compile(text, node._kind, "exec"), {"nuke": self.module})
+        except BaseException as error:
+            if knob is None or not isinstance(knob, PyScript_Knob):  # a callback
+                self.faults.append(f"a callback raised {error!r}")
+            raise
         finally:
             self._this.pop()
             del self._contexts[len(self._contexts) - isinstance(node, Group) :]
@@ -1010,18 +1257,28 @@ class Session:
         for other in self._root._children:
             for name, knob in other._knobs.items():
                 own[f"{other['name'].value()}.{name}"] = knob._text()
-        return {**own, "root.name": "" if root == "Root" else root}
+        values = {**own, "root.name": "" if root == "Root" else root}
+        # What single lines and files hold is evaluated too.
+        for name, knob in node._knobs.items():
+            if isinstance(knob, EvalString_Knob) and re.search(r"[\[\\$]", own[name]):
+                values[name] = nk_script.substitute(own[name], values)
+        return values
 
     def _evaluate(self, expression: str, node: Node) -> float:
         if "[" in expression:
             expression = nk_script.substitute(expression, {}, self._metadata(node))
 
+        gui = self._gui and not self._rendering
+        expression = expression.replace("$gui", str(int(gui)))
+
         def number(found: re.Match[str]) -> str:
             where, _, name = found[0].rpartition(".")
+            if found[0] == "frame":
+                return str(self._frame)
             if where in ("", "parent"):
                 whose = node._parent if where else node
                 return repr(float(whose[name].valueAt(self._frame)))  # in Nuke 1/2 is not 0
-            other = node._parent.node(where)
+            other = node.input(0) if where == "input" else node._parent.node(where)
             if name not in ("width", "height"):
                 return repr(float(other[name].valueAt(self._frame)))
             picture = self._picture(other, self._frame)["red"]
@@ -1057,11 +1314,14 @@ class Session:
 
     def _execute(self, write: Node, first: int, last: int, increment: int = 1, views=None) -> None:
         assert write._kind == "Write"
+        if write["disable"].value():
+            raise RuntimeError(f"{write.fullName()} is disabled")
         if not write["file"].value():
             raise RuntimeError(f"{write.fullName()}: no file name")
         context = OutputContext()
-        context.setView(context.viewFromName((views or self._views)[0]))
-        before = self._frame
+        self._view = (views or self._views)[0]
+        context.setView(context.viewFromName(self._view))
+        before, self._rendering = self._frame, True
         try:
             for frame in range(first, last + 1, increment):
                 self._frame, self._drawn = frame, {}
@@ -1078,7 +1338,8 @@ class Session:
                 half = write["datatype"].value() == "16 bit half"
                 write_exr(path, np.ascontiguousarray(rgb), half=half)
         finally:
-            self._frame, self._drawn = before, None
+            self._frame, self._drawn, self._rendering = before, None, False
+            self._view = self._views[0]
 
     def _picture(self, node: Node | None, frame: int) -> Picture:
         if node is None:
@@ -1098,6 +1359,9 @@ class Session:
         if kind == "CheckerBoard2":
             board = (np.indices((90, 160)) // 10).sum(0) % 2 * np.float32(0.5)
             return dict.fromkeys(("red", "green", "blue", "alpha"), board)
+        if kind == "Constant":
+            grey = np.full((90, 160), float(node["color"]._text()), np.float32)
+            return dict.fromkeys(("red", "green", "blue", "alpha"), grey)
         if kind == "Group":
             (output,) = [n for n in node._children if n._kind == "Output"]
             return self._picture(output, frame)
@@ -1122,8 +1386,14 @@ class Session:
         raise NotImplementedError(kind)
 
     def _read(self, node: Node, frame: int) -> Picture:
-        path = node["file"].evaluate(min(max(frame, node["first"].value()), node["last"].value()))
+        first, last = node["first"].value(), node["last"].value()
+        path = node["file"].evaluate(min(max(frame, first), last))
+        outside = node["before" if frame < first else "after"].value()
+        if not first <= frame <= last and outside == "black":
+            return self._black(node)
         if not path or not Path(path).exists():
+            if path and node["on_error"].value() == "black":
+                return self._black(node)
             raise RuntimeError(f"{node.fullName()}: {path}: No such file or directory")
         buffer = oiio.ImageBuf(path)
         spec, full = buffer.spec(), buffer.roi_full
@@ -1143,6 +1413,15 @@ class Session:
             channels[f"{layer}.{plain}" if layer else plain] = pixels[..., i]
         return channels
 
+    def _black(self, node: Node) -> Picture:
+        """Returns an empty picture of the size of a Read's frames."""
+        first, last = node["first"].value(), node["last"].value()
+        paths = (node["file"].evaluate(number) for number in range(first, last + 1))
+        existing = next((path for path in paths if path and Path(path).exists()), None)
+        full = oiio.ImageBuf(existing).roi_full if existing else None
+        shape = (full.height, full.width) if full is not None else (1080, 1920)
+        return {c: np.zeros(shape, np.float32) for c in ("red", "green", "blue", "alpha")}
+
 
 def _all_inside(group: Node) -> Iterator[Node]:
     for node in getattr(group, "_children", ()):
@@ -1154,7 +1433,7 @@ def _knob_classes() -> list[type]:
     found = [Knob]
     for kind in found:
         found += [k for k in kind.__subclasses__() if k not in found]
-    return found
+    return [kind for kind in found if not kind.__name__.startswith("_")]
 
 
 @contextmanager
@@ -1167,11 +1446,12 @@ def running(gui: bool = True, views: tuple[str, ...] = ("main",)) -> Iterator[Se
     made = {"nuke": session.module, "nukescripts": nukescripts, "nukescripts.panels": panels}
     sys.modules.update(made)
     try:
-        nodes = importlib.import_module("reenact.nodes")
-        nodes.register()
-        session.module.pluginAddPath(str(ROOT / "gizmos"))
+        for name in ("init", "menu")[: 1 + gui]:
+            script = ROOT / "nuke_plugin" / f"{name}.py"
+            exec(compile(script.read_text(), str(script), "exec"), {"__file__": str(script)})
         yield session
         session.module.scriptClear()
+        assert session.faults == []
     finally:
         for name in KNOW_NUKE:  # the next session imports them again
             sys.modules.pop(f"reenact.{name}", None)

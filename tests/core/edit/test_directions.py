@@ -31,11 +31,11 @@ from core.edit.directions import (
     sheet,
     table,
 )
+from core.face.identity import proxy_recogniser
 from core.face.landmarks import detect_landmarks
 from core.face.measures import MEASURES, measure
 from core.generator.storage import generator_digest
 from core.personalize.character import Character, CharacterInfo
-from core.quality.recognition import proxy_recogniser
 from core.synthetic.base import base_generator
 from server.cli.reporting import Report
 

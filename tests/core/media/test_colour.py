@@ -222,6 +222,9 @@ def test_broken_configs_are_told(tmp_path: Path) -> None:
     (tmp_path / "plain.ocio").write_text(CONFIG.replace("name: sRGB", "name: other"))
     with pytest.raises(ColourError, match="no sRGB texture space"):
         to_network(np.zeros((1, 1, 3)), "mine", str(tmp_path / "plain.ocio"))
+    (tmp_path / "archive").write_bytes(b"PK, on which OCIO would crash")
+    with pytest.raises(ColourError, match="archive is an archive"):
+        to_network(np.zeros((1, 1, 3)), "mine", str(tmp_path / "archive"))
     script = "from core.media.colour import resolve; resolve('ACEScg')"
     environment = {**os.environ, "OCIO": str(tmp_path / "bad.ocio")}
     run = subprocess.run(

@@ -14,11 +14,13 @@ import pytest
 import torch
 from performer_faces import acted, aligned
 from repository import ROOT, SUPPORT
+from small_character import small_character
 from small_generators import BLOCKS, SIZE, task
 from torch import Tensor
 
 from core.base.checkpoints import CheckpointMismatchError, CheckpointNotSavedError
 from core.base.training import DivergedError
+from core.face.identity import proxy_recogniser
 from core.face.landmarks import detect_landmarks
 from core.generator import Generator
 from core.media.contact_sheet import LABEL_HEIGHT
@@ -253,6 +255,68 @@ def test_a_break_within_the_fade_changes_nothing(tmp_path: Path) -> None:
     assert same(
         tune(generator, w, pictures, BLOCKS, settings, held_out=far, folder=tmp_path), whole
     )
+
+
+def test_stopped_early_it_keeps_the_average_and_goes_on_as_if_never_stopped(
+    tmp_path: Path,
+) -> None:
+    generator, w, pictures = task()
+    held_out = Pairs(w[:2] * 0.9, pictures[:2])
+    shown: list[float] = []
+
+    def run(folder: Path | None, asked: dict[int, int] | None = None) -> Tuned:
+        """Tunes; `asked` says at which step somebody asks for how many."""
+        done = [0]
+
+        def progress(steps: float, total: float, **figures: float) -> None:
+            done[0] = int(steps)
+
+        def end_after() -> int | None:
+            return max((n for at, n in (asked or {}).items() if done[0] >= at), default=None)
+
+        return tune(
+            generator,
+            w,
+            pictures,
+            BLOCKS,
+            PLAIN,
+            held_out=held_out,
+            on_evaluation=lambda average, history: shown.append(history[-1]["step"]),
+            end_after=end_after,
+            folder=folder,
+            progress=progress,
+        )
+
+    whole = run(None)
+    early = run(tmp_path, {5: 4})  # asked for while the sixth step is done: it ends after the fifth
+    assert (early.steps, early.stopped, early.plateau) == (5, True, False)
+    assert [entry["step"] for entry in early.losses] == [4, 5]
+    assert shown[-2:] == [4, 5]
+    left = reconstruct(early.generator, held_out.w)
+    assert early.losses[-1]["psnr"] == float(psnr(left, held_out.pictures).mean())
+    again = run(tmp_path, {0: 4})  # a worker was killed, and its next one knows of the wish
+    assert same(again, early)
+    later = run(tmp_path, {0: 7})
+    assert (later.steps, later.stopped) == (7, True)
+    assert later.losses[-1]["psnr"] > early.losses[-1]["psnr"]
+    rest = run(tmp_path)
+    assert same(rest, whole)
+    assert not rest.stopped
+    unborn = run(None, {0: 0})
+    assert unborn.steps == 1  # a result without a step would be the base's
+
+
+def test_identity_is_that_of_the_same_face() -> None:
+    """A reconstruction that is the picture has identity 1, that of another expression less."""
+    who = small_character()
+    drawn = reconstruct(who.generator, who.anchors)
+    recogniser = proxy_recogniser()
+    figures = [
+        tuning.psnr_check(Pairs(who.anchors, pictures), 3, recogniser).measure(who.generator)
+        for pictures in (drawn, drawn.roll(1, 0), drawn.flip(-2))
+    ]
+    assert figures[0] == {"psnr": pytest.approx(100), "identity": pytest.approx(1, abs=1e-4)}
+    assert 1 > figures[1]["identity"] > figures[2]["identity"]
 
 
 def test_half_precision_learns_too() -> None:

@@ -17,6 +17,7 @@ from small_shot import FIRST, FRAMES, LOST, WRONG, small_shot
 
 from core.edit.repair import check
 from core.face.aligned_clip import cut_out
+from core.face.identity import proxy_recogniser
 from core.face.landmarks import detect_landmarks
 from core.media.clip import Clip
 from core.media.errors import ClipError
@@ -35,7 +36,7 @@ from core.quality.measure import (
     measure_shot,
     rendered_pictures,
 )
-from core.quality.recognition import load_face_model, load_recogniser, proxy_recogniser
+from core.quality.recognition import load_face_model, load_recogniser
 from core.render.drawing import draw_pictures
 from core.render.frames import FrameFiles, write_frames
 from core.solve.latent_space import BETA

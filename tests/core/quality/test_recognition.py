@@ -10,13 +10,13 @@ from performer_faces import acted, aligned
 from skimage.transform import SimilarityTransform
 from small_networks import coefficient_network, pooling_network
 
+from core.face.identity import proxy_recogniser
 from core.face.landmarks import detect_landmarks
 from core.quality import recognition
 from core.quality.recognition import (
     ModelNotUsableError,
     load_face_model,
     load_recogniser,
-    proxy_recogniser,
 )
 
 

@@ -23,7 +23,7 @@ from core.media.write import write_exr, write_png
 from core.render import grain, layers, matte, preview
 from core.render.colour_match import Match
 from core.render.drawing import draw_pictures
-from core.render.frames import FrameFiles, measure_grain, write_frames
+from core.render.frames import LANDMARKS, FrameFiles, measure_grain, write_frames
 from core.render.geometry import FaceGeometry, track_geometry
 from core.render.grain import Grain
 from core.render.patch import Patch, PatchOptions, over, patch
@@ -347,6 +347,26 @@ def test_frames_of_the_task_are_kept_and_those_of_another_replaced(
     again = [read_frame(written, n).metadata["reenact:task"] for n in numbers]
     assert again[0] not in tasks
     assert again[1:] == tasks[1:]
+
+
+def test_frames_of_an_older_format_are_drawn_again(
+    generator: Generator, plate: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the version before have no landmarks in their headers."""
+    clip, _, quad = plate
+    track = track_of(generator, [1001], quad)
+    pattern = str(tmp_path / "out.####.exr")
+
+    def write() -> object:
+        write_frames(generator, track, np.arange(1), FrameFiles(pattern, "t"), clip)
+        return read_attribute(frame_path(pattern, 1001), "reenact:task")
+
+    with monkeypatch.context() as older:
+        older.setattr("core.render.frames._FORMAT", 1)
+        before = write()
+    assert write() != before
+    text = read_attribute(frame_path(pattern, 1001), LANDMARKS)
+    assert len(str(text).split()) == 2 * 478
 
 
 def test_only_frames_that_look_otherwise_after_a_repair_are_drawn_again(

@@ -15,7 +15,7 @@ from core.solve.latent_track import (
     FrameState,
     LatentTrack,
 )
-from core.solve.objective import TERMS, Objective, picture_losses
+from core.solve.objective import TERMS, Objective, picture_losses, total_loss
 from core.solve.settings import SolveSettings
 from core.solve.shot import solve_shot
 from core.solve.smoothing import smooth_codes
@@ -29,8 +29,19 @@ def recovered(character):
     clip = driving(draw(character, truth))
     before = {name: p.clone() for name, p in character.generator.state_dict().items()}
     steps: list[tuple[float, int]] = []
+    figures: dict[int, dict[str, float]] = {}
+
+    def on_solved(done: float, total: float, *, frame: int, **others: float) -> None:
+        assert 0 < done <= total
+        figures[frame] = others
+
     named = replace(character, hash="c" * 64)
-    track = solve_shot(named, clip, progress=lambda *step: steps.append(step))
+    track = solve_shot(named, clip, progress=lambda *step: steps.append(step), on_solved=on_solved)
+    assert sorted(figures) == clip.numbers.tolist()
+    terms = {name: torch.from_numpy(track.losses[name]) for name in TERMS}
+    for i, loss in enumerate(total_loss(terms, Objective()).tolist()):
+        error = track.quality["keypoint_error"][i]
+        assert figures[1001 + i] == {"loss": loss, "keypoint_error": error}
     after = character.generator.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert all(p.grad is None for p in character.generator.parameters())

@@ -1,0 +1,453 @@
+"""Tests what Nuke does with a script around our nodes: loads, renders, copies, clones, updates."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path, PureWindowsPath
+from unittest.mock import patch
+
+import nuke_standin
+import numpy as np
+import OpenImageIO as oiio
+import pytest
+from hypothesis import given as examples_of
+from hypothesis import settings
+from hypothesis import strategies as st
+from nk_script import substitute
+from nuke_session import copy_of, plugin, read_node, under, whole, work
+from nuke_standin import Node, Session
+from reenact import launcher
+from reenact.files import Frames
+from repository import ROOT
+from running_server import wait_for
+
+from core.media.write import write_exr
+
+FIRST, LAST = 1001, 1004
+SIZE = 16
+JOB_NODES = ("ReenactPersonalize", "Reenact", "ReenactRepair", "ReenactEdit", "ReenactStyle")
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> str:
+    """Frames whose pixels are their number, without 1003."""
+    folder = tmp_path / "reenact" / "a_v001"
+    folder.mkdir(parents=True)
+    for number in (1001, 1002, 1004):
+        path = folder / f"a_v001.{number}.exr"
+        write_exr(path, np.full((SIZE, SIZE, 4), number, np.float32), half=False)
+    return str(folder / "a_v001.####.exr")
+
+
+def update_of(node: Node, **changes: object) -> object:
+    """Returns an update of the plugin for a node."""
+    runs = plugin("runs")
+    text, result = changes.pop("text", ""), runs.Result(**changes)
+    return runs.NodeUpdate(node["reenact_id"].value(), "", text, result=result)
+
+
+def show(session: Session, node: Node, read: str, pattern: str, numbers: list[int]) -> None:
+    """Delivers frames to a node, as a run does."""
+    whole(session, node)
+    knobs = {f"has_{read.lower()}": True, "show": read.lower()}
+    if read == "Preview":
+        knobs["preview_frame"] = numbers[0]
+    work().updates.put(update_of(node, knobs=knobs, reads={read: Frames.of(pattern, numbers)}))
+    work().drain()
+
+
+def saved(session: Session, folder: Path) -> Path:
+    path = folder / "shot.nk"
+    session.module.scriptSaveAs(str(path), True)
+    return path
+
+
+# -- loading -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slow", [0.0, 0.15])
+def test_a_script_loads_without_root_and_with_a_call_for_every_knob(
+    session: Session, tmp_path: Path, slow: float
+) -> None:
+    """Also where events are processed meanwhile: the plugin waits for the last node."""
+    nodes = [session.module.createNode(name) for name in JOB_NODES]
+    whole(session, *nodes)
+    ids = [node["reenact_id"].value() for node in nodes]
+    assert len(set(ids)) == len(JOB_NODES)
+    path = saved(session, tmp_path)
+    assert "ready true" not in path.read_text()
+    session.slow_load = slow
+    session.module.scriptOpen(str(path))
+    nodes = [session.module.toNode(f"{name}1") for name in JOB_NODES]
+    assert not any(node["ready"].value() for node in nodes)
+    whole(session, *nodes)
+    assert [node["reenact_id"].value() for node in nodes] == ids
+    assert not session.module.modified()  # opening a script does not change it
+    assert not work().queries
+    assert not work().live
+
+
+def test_a_slider_is_followed_once_its_node_is_whole_and_not_for_our_own_changes(
+    session: Session,
+) -> None:
+    node, host = session.module.createNode("ReenactEdit"), plugin("host")
+    session.set(node, "smile", 1.0)
+    assert work()._followed is None
+    whole(session, node)
+    host.put(node, "smile", 2.0)
+    assert work()._followed is None
+    session.set(node, "smile", 1.0)
+    assert work()._followed == node
+
+
+def test_what_a_callback_raises_never_reaches_nuke(session: Session) -> None:
+    nodes = plugin("nodes")
+    with patch.object(work(), "add", side_effect=RuntimeError("broken")):
+        session.module.createNode("Reenact")
+    node = session.module.createNode("ReenactEdit")
+    whole(session, node)
+    with patch.object(nodes, "kind_of", side_effect=RuntimeError("broken")):
+        session.set(node, "smile", 1.0)
+    with patch.object(work(), "remove", side_effect=RuntimeError("broken")):
+        session.module.delete(node)
+    assert sum("RuntimeError: broken" in text for text in session.said) == 3
+
+
+def test_a_farm_imports_nothing_and_renders(frames: str, tmp_path: Path) -> None:
+    """Opening a script in a terminal, with the plugin on its path."""
+    with nuke_standin.running() as session:
+        for name in JOB_NODES:
+            session.module.createNode(name)
+        node = session.module.toNode("Reenact1")
+        show(session, node, "Result", frames, [1001, 1002, 1004])
+        path = saved(session, tmp_path)
+    code = (
+        "import sys; from pathlib import Path; import nuke_standin\n"
+        f"with nuke_standin.running(gui=False) as session:\n"
+        f"    session.module.scriptOpen({str(path)!r})\n"
+        "    picture = session.look(session.module.toNode('Reenact1'), 1002)\n"
+        "    print(picture['red'].max(), [m for m in sys.modules if m in\n"
+        "        ('zmq', 'reenact.nodes', 'reenact.client', 'reenact.host')])\n"
+    )
+    search = [ROOT, ROOT / "nuke_plugin", ROOT / "tests" / "support"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, search))}
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert told.stdout == "1002.0 []\n", told.stderr
+
+
+# -- rendering -----------------------------------------------------------------------------------
+
+
+def write_of(session: Session, node: Node, folder: Path) -> Node:
+    """Creates the artist's Write below a node."""
+    write = under(session, "Write", node)
+    for knob, value in {"file_type": "exr", "raw": True, "create_directories": True}.items():
+        write[knob].setValue(value)
+    write["file"].setValue((folder / "comp.####.exr").as_posix())
+    return write
+
+
+@pytest.mark.parametrize("kind", [name for name in JOB_NODES if name != "ReenactPersonalize"])
+def test_a_preview_is_seen_on_its_frame_only_and_never_rendered(
+    session: Session, frames: str, tmp_path: Path, kind: str
+) -> None:
+    node = under(session, kind, read_node(session, frames, FIRST, LAST))
+    show(session, node, "Result", frames, [1001, 1002, 1004])
+    session.module.frame(1002)
+    live = tmp_path / "live.1002.exr"
+    layers = {"reenact_render": np.full((SIZE, SIZE, 3), 7, np.float32)}
+    write_exr(live, np.full((SIZE, SIZE, 4), 5, np.float32), half=False, layers=layers)
+    show(session, node, "Preview", str(live), [1002])
+    assert session.look(node, 1002)["red"].max() == 5
+    assert session.look(node, 1001)["red"].max() == 1001
+    assert session.label(node).startswith("preview\n")
+    session.set(node, "output_as", "render")  # its layers are there as those of a result
+    assert session.look(node, 1002)["red"].max() == 7
+    session.set(node, "output_as", "RGBA premultiplied")
+    session.module.execute(write_of(session, node, tmp_path / "out"), 1002, 1002)
+    assert oiio.ImageBuf(str(tmp_path / "out" / "comp.1002.exr")).getpixel(0, 0)[0] == 1002
+
+
+def test_outside_its_range_and_in_its_gaps_a_result_is_black(session: Session, frames: str) -> None:
+    node = under(session, "Reenact", read_node(session, frames, FIRST, LAST))
+    show(session, node, "Result", frames, [1001, 1002, 1004])
+    for number, value in ((1000, 0), (1001, 1001), (1003, 0), (1004, 1004), (1005, 0)):
+        picture = session.look(node, number)
+        assert (picture["red"].max(), picture["alpha"].max()) == (value, value)
+    # A frame of a complete result that is lost later is an error, and not a black frame.
+    show(session, node, "Result", frames, [1001, 1002])
+    Path(frames.replace("####", "1002")).unlink()
+    with pytest.raises(RuntimeError, match="No such file"):
+        session.look(node, 1002)
+
+
+def test_render_all_does_not_meet_our_writes(session: Session, frames: str, tmp_path: Path) -> None:
+    read = read_node(session, frames, 1001, 1002)
+    read["raw"].setValue(True)
+    node = under(session, "Reenact", read)
+    under(session, "ReenactPersonalize", read)
+    write_of(session, read, tmp_path / "out")
+    session.render_all(1001, 1002)
+    host = plugin("host")
+    pattern = str(tmp_path / "a [of two]" / "rendered.%04d.exr")
+    host.render(host.inner(node, "Source"), pattern, 1001, 1002, "main")
+    assert Path(pattern % 1001).exists()
+    session.render_all(1001, 1002)  # also afterwards
+
+
+# -- text ----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30)
+@examples_of(st.text(alphabet='[]$\\{}"; errno2:.#%dax\n', max_size=60))
+def test_messages_are_shown_and_not_evaluated(text: str) -> None:
+    with nuke_standin.running(gui=False):
+        display = plugin("display")
+        shown = display.plain_text(text)
+        assert substitute("[value state]", {"state": substitute(shown, {})}) == shown
+        assert all(len(line) < 40 for line in display.tile_text(shown).split("\n"))
+
+
+def test_an_error_with_brackets_is_what_the_node_says(session: Session) -> None:
+    node = session.module.createNode("Reenact")
+    whole(session, node)
+    said = "[Errno 2] No such file: '$HOME\\x'. Choose a folder that exists and submit it again."
+    work().updates.put(plugin("runs").NodeUpdate(node["reenact_id"].value(), "failed", said))
+    work().drain()
+    assert node["state"].evaluate() == said.translate(str.maketrans("[]\\", "()/", "$"))
+    assert session.label(node) == "(Errno 2) No such file: 'HOME/x'"
+
+
+def test_one_bad_message_does_not_lose_the_others(session: Session) -> None:
+    node = session.module.createNode("Reenact")
+    whole(session, node)
+    for knobs in ({"steps": "many"}, {"character": Path("/a.character")}):
+        work().updates.put(update_of(node, knobs=knobs))
+    work().drain()
+    assert node["character"].value() == "/a.character"
+    assert any("TypeError" in text for text in session.said)
+
+
+def test_progress_leaves_a_saved_script_saved(session: Session, tmp_path: Path) -> None:
+    node = session.module.createNode("Reenact")
+    whole(session, node)
+    saved(session, tmp_path)
+    runs, id = plugin("runs"), node["reenact_id"].value()
+    for state, step in (("sending", ""), ("running", ""), ("lost", "start"), ("running", "")):
+        work().updates.put(runs.NodeUpdate(id, state, f"Now {state}.", step))
+        work().drain()
+        assert node["next"].visible() == bool(step)
+        assert not session.module.modified()
+    assert node["state"].value() == "Now running."
+    work().updates.put(update_of(node, knobs={"track": Path("/a.latents")}))
+    work().drain()
+    assert session.module.modified()  # a result is worth saving
+
+
+# -- Windows -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def windows(session: Session) -> Iterator[Session]:
+    """A Nuke whose files lie on drive C: paths that the plugin writes are Windows paths."""
+    host = plugin("host")
+    plain = host._tcl_path
+    session.drive = "C:"
+
+    def on_drive(path: object) -> str:
+        return str(plain(str(PureWindowsPath(f"C:{path}"))))
+
+    with patch.object(host, "_tcl_path", on_drive):
+        yield session
+
+
+def test_every_path_in_a_knob_has_slashes(windows: Session, frames: str) -> None:
+    node = windows.module.createNode("ReenactStyle")
+    whole(windows, node)
+    folder = Path(frames).parent
+    paths = [knob for knob in plugin("kinds").PATHS if node.knob(knob) is not None]
+    assert set(paths) >= {"track", "run", "folder", "style", "pictures", "character"}
+    files = dict.fromkeys(paths, folder / "new [of two]" / "t.latents")
+    work().updates.put(
+        update_of(node, knobs=files, reads={"Result": Frames.of(frames, [1001, 1002])})
+    )
+    work().drain()
+    for knob in paths:
+        assert node[knob].value().startswith("C:/"), knob
+        assert "\\" not in node[knob].value().replace("\\[", "").replace("\\]", "")
+        read_back = substitute(node[knob].value(), {})  # by Tcl
+        assert read_back == f"C:{files[knob].as_posix()}"
+        assert plugin("host").get(node, knob) == files[knob].as_posix()
+    assert node.node("Result")["file"].value().startswith("C:/")
+    node["has_result"].setValue(True)
+    assert windows.look(node, 1002)["red"].max() == 1002
+
+
+def test_a_pasted_windows_path_is_taken_for_what_it_is(session: Session) -> None:
+    node = session.module.createNode("Reenact")
+    host = plugin("host")
+    session.set(node, "character", "C:\\faces\\new\\anna.character")  # before it is whole
+    assert host.get(node, "character") == "C:/faces/new/anna.character"
+    whole(session, node)
+    session.set(node, "folder", "\\\\server\\shots\\reenact")
+    assert node["folder"].value() == "//server/shots/reenact"
+    session.set(node, "folder", "[file dirname [value root.name]]/reenact")
+    assert node["folder"].value() == "[file dirname [value root.name]]/reenact"
+
+
+def test_no_program_opens_a_console_window() -> None:
+    """Every program that the plugin starts is given the flags for it."""
+    started = 0
+    for path in (ROOT / "nuke_plugin").rglob("*.py"):
+        for line in ast.walk(ast.parse(path.read_text())):
+            if isinstance(line, ast.Call) and ast.unparse(line.func).startswith("subprocess."):
+                started += 1
+                unpacked = [ast.unparse(k.value) for k in line.keywords if k.arg is None]
+                assert unpacked == ["DETACHED"]
+    assert started == 2
+    code = (
+        "import os, shutil, subprocess; os.name = 'nt'\n"
+        "from reenact import launcher; print(launcher.DETACHED)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "nuke_plugin")}
+    told = subprocess.run(
+        [sys.executable, "-c", "import pathlib\n" + code],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    # CREATE_NO_WINDOW and CREATE_NEW_PROCESS_GROUP of Windows' process creation flags
+    assert told.stdout == f"{dict(creationflags=0x08000200)}\n", told.stderr
+
+
+def test_the_desktop_opens_files_without_nukes_libraries(tmp_path: Path) -> None:
+    opener = tmp_path / "xdg-open"
+    opener.write_text('#!/bin/sh\necho "$1 $LD_LIBRARY_PATH" > "$0.said"\n')
+    opener.chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LD_LIBRARY_PATH": "/nuke"}
+    with patch.dict(os.environ, variables):
+        launcher.open_path(tmp_path)
+    said = tmp_path / "xdg-open.said"
+    wait_for(lambda: said.exists() and said.read_text(), 10, "the opener")
+    assert said.read_text() == f"{tmp_path} \n"
+
+
+# -- nodes ---------------------------------------------------------------------------------------
+
+
+def test_the_plugin_never_lists_all_nodes() -> None:
+    """Nuke Indie and Non-commercial let Python see ten nodes."""
+    sources = [*(ROOT / "nuke_plugin").rglob("*.py"), *(ROOT / "gizmos").rglob("*.gizmo")]
+    for path in sources:
+        assert not re.search(r"\.nodes\(\)|allNodes|recurseGroups", path.read_text()), path
+
+
+def test_pasting_selects_what_it_hangs_below_and_nothing_else(session: Session) -> None:
+    host, nuke = plugin("host"), session.module
+    read = nuke.createNode("Read")
+    comp = under(session, "ReenactComp", read, read)
+    other = nuke.createNode("Dot")
+    other["selected"].setValue(True)
+    host.paste(comp, "push $cut_paste_input\nDot {\n name Baked1\n}\n", read)
+    assert nuke.toNode("Baked1").input(0) is read
+    host.paste(comp, "push $cut_paste_input\nDot {\n name Baked2\n}\n", None)
+    assert nuke.toNode("Baked2").input(0) is None
+
+
+def test_a_copy_has_an_id_of_its_own_and_a_clone_shares_its_job(
+    session: Session, tmp_path: Path
+) -> None:
+    """A clone shares its knobs: another id would take the job from the node that was cloned."""
+    node = session.module.createNode("Reenact")
+    whole(session, node)
+    id = node["reenact_id"].value()
+    copy = copy_of(session, node, tmp_path)
+    whole(session, copy)
+    assert copy["reenact_id"].value() not in ("", id)
+    clone = session.clone(node)
+    session.pump(lambda: not work()._created, 10, "the clone")
+    assert clone["reenact_id"].value() == node["reenact_id"].value() == id
+    session.module.delete(clone)
+    work().updates.put(update_of(node, text="Here."))
+    work().drain()
+    assert node["state"].value() == "Here."
+
+
+def test_the_tool_set_is_inserted_twice_and_each_chain_has_its_own_person(
+    session: Session, tmp_path: Path
+) -> None:
+    path = ROOT / "gizmos" / "ToolSets" / "Reenact" / "ScanToShot.nk"
+    upstream = plugin("upstream")
+    found = []
+    for n in (1, 2):
+        session.module.nodePaste(str(path))
+        person = session.module.toNode(f"ReenactPersonalize{n}")
+        person["character"].setValue(f"/faces/{n}.character")
+        found.append(upstream.character_of(session.module.toNode(f"Reenact{n}")))
+    assert found == ["/faces/1.character", "/faces/2.character"]
+    reenact = session.module.toNode("Reenact2")
+    reenact["character"].setValue("/mine.character")
+    assert upstream.character_of(reenact) == "/mine.character"
+    reenact["character"].setValue("")
+    session.module.toNode("ReenactPersonalize2")["character"].setValue("")
+    with pytest.raises(Exception, match="ReenactPersonalize2 has no character yet"):
+        upstream.character_of(reenact)
+
+
+def test_the_server_of_a_node_is_the_one_it_names(session: Session) -> None:
+    from reenact.channel import server_at
+    from reenact.errors import ServerError
+
+    assert server_at("") is None
+    with pytest.raises(ServerError, match="There is no key"):
+        server_at("render7:5555")
+    node = session.module.createNode("Reenact")
+    whole(session, node)
+    node["server"].setValue(" render7:5555 ")
+    session.press(node, "list_characters")
+    session.pump(lambda: "There is no key" in node["state"].value(), 10, "the answer")
+
+
+def test_nodes_of_the_version_before_are_updated_and_render_the_same(
+    session: Session, tmp_path: Path
+) -> None:
+    text = (ROOT / "tests" / "nuke" / "scripts" / "before_layer_names.nk").read_text()
+    path = tmp_path / "before.nk"
+    path.write_text(text.replace("FOLDER", tmp_path.as_posix()))
+    nuke = session.module
+    nuke.scriptOpen(str(path))
+    old = [nuke.toNode(name) for name in ("Reenact1", "ReenactEdit1", "ReenactComp1")]
+    whole(session, *old[:2])  # a ReenactComp has no jobs, and nothing to wait for
+    assert "the node is older (version 2): update it" in old[0]["versions"].value()
+    kept = {
+        node.name(): {k: v._text() for k, v in node._knobs.items() if k in KEPT} for node in old
+    }
+    files = [node.node("Result")["file"].value() for node in old[:2]]
+    for node in old:
+        node["selected"]._value = True
+    plugin("nodes").update_selected()
+    new = [nuke.toNode(name) for name in kept]
+    for node in new:
+        assert node not in old
+        assert node["node_version"].value() == 3
+        for knob, value in kept[node.name()].items():
+            assert node[knob]._text() == value, knob
+    assert [node.node("Result")["file"].value() for node in new[:2]] == files
+    assert files[0]
+    assert new[1].input(0) is new[0]
+    assert new[2].input(1) in new
+    for _ in old:
+        nuke.undo()
+    assert [nuke.toNode(name).knob("node_version") for name in kept] == [None] * 3
+
+
+# What an artist and a job have set on a node.
+KEPT = {
+    *("first", "last", "handles", "character", "smile", "track", "run", "reenact_id", "state"),
+    *("has_result", "amount", "erode", "match", "shutter", "result_name", "folder", "preset"),
+}

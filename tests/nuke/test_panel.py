@@ -1,0 +1,172 @@
+"""Tests the panel, offscreen: what it shows of a job while it works, and what its buttons do."""
+
+import importlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from nuke_session import plugin, read_node, under, until, until_said
+from nuke_standin import Session
+from PySide6.QtCore import Qt, qInstallMessageHandler
+from PySide6.QtGui import QColor, QImage
+from PySide6.QtTest import QTest
+from running_server import Server, solve_task, wait_for
+
+from core.media.write import write_png
+from core.personalize.character import load_character
+from core.synthetic import performer
+
+pytestmark = pytest.mark.timeout(600)
+
+STEPS = 40
+
+
+@pytest.fixture
+def panel(session: Session) -> Iterator[Any]:
+    """The panel, shown; Qt may say nothing about it."""
+    said: list[str] = []
+    before = qInstallMessageHandler(lambda kind, context, text: said.append(text))
+    one = importlib.import_module("reenact.panel").Jobs()
+    one.resize(760, 520)
+    one.show()
+    yield one
+    one.close()
+    session.pump(lambda: "jobs" not in {t.name for t in threading.enumerate()}, 20, "its thread")
+    one.deleteLater()
+    qInstallMessageHandler(before)
+    # The platform without a screen says that of every window.
+    assert {*said} <= {"This plugin does not support propagateSizeHints()"}
+
+
+def pixels(widget: Any, path: Path) -> np.ndarray:
+    """What a widget draws, `[H, W, 3]`; it lies in a file, too, to be looked at."""
+    image = widget.grab().toImage().convertToFormat(QImage.Format.Format_RGB888)
+    image.save(str(path))
+    rows = np.frombuffer(image.constBits(), np.uint8).reshape(image.height(), -1)
+    return rows[:, : 3 * image.width()].reshape(image.height(), image.width(), 3)
+
+
+def drawn(seen: np.ndarray, name: str) -> int:
+    """How many columns of a graph, below its legend, have the colour of a figure."""
+    colour = QColor(plugin("graph").FIGURES[name][2])
+    rgb = np.array([colour.red(), colour.green(), colour.blue()])
+    near = np.abs(seen[60:].astype(int) - rgb).max(2) < 40
+    return int(near.any(0).sum())
+
+
+def row_of(panel: Any, kind: str) -> int:
+    kinds = [panel.table.item(row, 1).text() for row in range(panel.table.rowCount())]
+    return kinds.index(kind) if kind in kinds else -1
+
+
+def test_a_training_is_watched_and_stopped_early(
+    session: Session, server: Server, panel: Any, tmp_path: Path
+) -> None:
+    for i, motion in enumerate(performer.self_scan(performer.random_identity(6), 20, seed=6)):
+        write_png(tmp_path / f"scan.{i + 1:04d}.png", performer.render(motion, 160))
+    session.module.scriptSaveAs(str(tmp_path / "shot.nk"), True)
+    scan = read_node(session, str(tmp_path / "scan.####.png"), 1, 20)
+    node = under(session, "ReenactPersonalize", scan)
+    knobs = {"who": "nobody: synthetic", "agreed": True, "refine": 1, "result_name": "anna"}
+    for knob, value in {**knobs, "count": 8, "steps": STEPS}.items():
+        session.set(node, knob, value)
+    nodes = plugin("nodes")
+    session._held(lambda: nodes.finish(node))
+    assert node["state"].value() == "Nothing is trained here at the moment."
+    session.press(node, "submit")
+    session.pump(lambda: row_of(panel, "personalize") == 0, 60, "the job")
+    assert not panel.buttons["Stop and keep"].isEnabled()  # no job is chosen
+    session._held(lambda: panel.table.selectRow(0))
+    assert panel.buttons["Stop and keep"].isEnabled()
+    session._held(panel.finish)
+    session.pump(lambda: "Nothing is trained yet" in panel.message.text(), 60, "the refusal")
+    session._held(lambda: nodes.finish(node))
+    until_said(session, node, "Nothing is trained yet")
+
+    def points(name: str) -> list[Any]:
+        curves = [c["points"] for c in panel._detail.curves if c["name"] == name]
+        return curves[0] if curves else []
+
+    session.pump(lambda: len(points("psnr")) > 1, 200, "the second evaluation")
+    seen = pixels(panel.graph, tmp_path / "graph.png")
+    for name in ("loss", "psnr", "identity"):
+        assert drawn(seen, name) > 20, name
+    sheet = pixels(panel.sheet, tmp_path / "sheet.png")
+    assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 1000  # faces, not a text
+    files = sorted((server.folder / "cache" / "sheets").iterdir())
+    opened: list[Path] = []
+    panel.sheet._open = opened.append
+    QTest.mouseClick(panel.sheet, Qt.MouseButton.LeftButton)
+    assert opened[0] in files
+    pixels(panel, tmp_path / "panel.png")
+
+    session._held(lambda: nodes.finish(node))
+    until(session, node, "done")
+    text = node["state"].value()
+    info = load_character(node["character"].value()).info
+    assert info.stopped_early
+    assert text == f"anna_v001.character is ready, stopped early after {info.steps} steps. " + (
+        "Resume trains it further."
+    )
+    assert node["step"].value() == "resume"
+    said = f"stopped early, {info.steps} steps"
+    session.pump(lambda: panel.table.item(0, 3).text() == said, 60, "the state")
+    assert panel.buttons["Resume"].isEnabled()
+    assert not panel.buttons["Stop and keep"].isEnabled()
+    assert points("loss")[-1][0] == info.steps
+
+    # A panel that is opened later shows the whole curve, and fetches no picture again.
+    before = {p: p.stat().st_mtime_ns for p in (server.folder / "cache" / "sheets").iterdir()}
+    session._held(panel.hide)
+    assert session.longest < 0.5
+    later = importlib.import_module("reenact.panel").Jobs()
+    later.show()
+    session.pump(lambda: row_of(later, "personalize") == 0, 60, "the list")
+    session._held(lambda: later.table.selectRow(0))
+    session.pump(lambda: later._detail.image is not None, 60, "the job")
+    assert later._detail.curves == panel._detail.curves
+    assert later._detail.sheet == panel._detail.sheet
+    after = {p: p.stat().st_mtime_ns for p in (server.folder / "cache" / "sheets").iterdir()}
+    assert after == before
+    later.close()
+
+    session.press(node, "next")  # it is Resume
+    until_said(session, node, "Tuning: ")
+    until(session, node, "done")
+    assert node["state"].value() == "anna_v001.character is ready."
+    whole = load_character(node["character"].value()).info
+    assert (whole.steps, whole.stopped_early) == (STEPS, False)
+
+
+def test_a_solve_is_shown_by_frames(
+    session: Session, server: Server, panel: Any, tmp_path: Path
+) -> None:
+    with server.client() as client:
+        job = client.submit(solve_task(client, tmp_path))
+        session.pump(lambda: row_of(panel, "solve") == 0, 60, "the job")
+        session._held(lambda: panel.table.selectRow(0))
+        assert not panel.buttons["Stop and keep"].isEnabled()
+        session.pump(lambda: client.status(job)["state"] == "done", 200, "the track")
+    session.pump(
+        lambda: [len(c["points"]) for c in panel._detail.curves] == [8, 8], 60, "the figures"
+    )
+    assert {c["axis"] for c in panel._detail.curves} == {"frame"}
+    assert [x for x, _ in panel._detail.curves[0]["points"]] == list(range(1001, 1009))
+    seen = pixels(panel.graph, tmp_path / "graph.png")
+    assert drawn(seen, "loss") > 20
+    assert drawn(seen, "keypoint_error") > 20
+
+
+def test_a_hidden_panel_asks_nothing(session: Session, own_server: Server, panel: Any) -> None:
+    own_server.start()
+    session.pump(lambda: "jobs on the server" in panel.message.text(), 60, "the list")
+    session._held(panel.hide)
+    with own_server.client() as client:
+        ask = importlib.import_module("reenact.protocol").Health()
+        wait_for(lambda: client.ask(ask)["clients"] == 1, 20, "the panel's goodbye")
+    session._held(panel.show)
+    with own_server.client() as client:
+        session.pump(lambda: client.ask(ask)["clients"] == 2, 20, "the panel")
