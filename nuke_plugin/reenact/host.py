@@ -118,9 +118,7 @@ def project() -> Project:
     if not variable:
         knob = "customOCIOConfigPath" if stock == "custom" else "OCIOConfigPath"
         config = _filtered(cast("nuke.File_Knob", root[knob]).evaluate())
-    # The stubs lack usingOcio, which Nuke's own autolabel calls.
-    managed = nuke.usingOcio()  # type: ignore[attr-defined]
-    if not managed or (stock == "nuke-default" and not variable):
+    if not nuke.usingOcio() or (stock == "nuke-default" and not variable):
         space, config = "", ""
     return Project(space, config, nuke.views(), nuke.frame(), str(nuke.NUKE_VERSION_STRING))
 
@@ -330,7 +328,8 @@ def show_files(read: Node, pattern: str, first: int, last: int) -> None:
 
 def _filtered(path: Optional[str]) -> str:
     """Returns a path as Nuke opens it, after the filters that the studio has added."""
-    return str(nuke.filenameFilter(path) or path) if path else ""
+    call = cast("Callable[[str], Optional[str]]", nuke.filenameFilter)
+    return call(path) or path if path else ""
 
 
 @contextlib.contextmanager
