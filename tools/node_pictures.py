@@ -81,7 +81,7 @@ def shown(node: Statement) -> dict[str, list[Shown]]:
             kind, name, options, flags = words(definition)
             if kind == "20":
                 tabs[options.get("l", name)] = []
-            elif "+INVISIBLE" not in flags and (kind != "26" or options.get("T")):
+            elif not {"+INVISIBLE", "+HIDDEN"} & set(flags) and (kind != "26" or options.get("T")):
                 tabs[list(tabs)[-1]].append((kind, name, options, flags))
     return tabs
 

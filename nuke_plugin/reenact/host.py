@@ -175,8 +175,7 @@ def project() -> Project:
     if not variable:
         knob = "customOCIOConfigPath" if stock == "custom" else "OCIOConfigPath"
         config = _filtered(cast("nuke.File_Knob", root[knob]).evaluate())
-    managed = nuke.usingOcio()
-    if not managed or (stock == "nuke-default" and not variable):
+    if not nuke.usingOcio() or (stock == "nuke-default" and not variable):
         space, config = "", ""
     return Project(space, config, nuke.views(), nuke.frame())
 
@@ -528,7 +527,8 @@ def show_files(read: Node, frames: Frames) -> None:
 
 def _filtered(path: Optional[str]) -> str:
     """Returns a path as Nuke opens it, after the filters that the studio has added."""
-    return str(nuke.filenameFilter(path) or path) if path else ""  # type: ignore[no-untyped-call]
+    call = cast("Callable[[str], Optional[str]]", nuke.filenameFilter)
+    return call(path) or path if path else ""
 
 
 def _is_animated(knob: nuke.Knob) -> bool:

@@ -33,13 +33,13 @@ class Options:
 
     folder: Annotated[Path, typer.Option(help="Where the demo writes")] = Path("demo")
     scan_frames: Annotated[int, typer.Option(min=24, help="Frames of the self-scan")] = 120
-    count: Annotated[int, typer.Option("--frames", min=2, help="Driving frames")] = 48
+    count: Annotated[int, typer.Option("--frames", min=2, help="Driving frames")] = 40
     size: Annotated[int, typer.Option(min=64, max=1024, help="Plate height in px")] = 512
     steps: Annotated[int, typer.Option(min=1, help="Tuning steps")] = 60
     refine: Annotated[int, typer.Option(min=0, help="Steps on each anchor")] = 0
     style_steps: Annotated[
         int, typer.Option(min=0, help="Training steps of each style; 0: no styles")
-    ] = 30
+    ] = 20
     seed: Annotated[int, typer.Option(help="Another seed, other people")] = 37
     local: options.Local = False
     json: options.Json = False

@@ -396,6 +396,25 @@ def a_tracker_and_a_roto_of_landmarks_have_their_keys_and_are_drawn():
 
 
 @check
+def colour_is_what_the_plugin_takes_it_for():
+    """The plugin relies on these names and values; the report says what they are."""
+    root, read = nuke.root(), made("Read")
+    try:
+        import PyOpenColorIO
+
+        version = PyOpenColorIO.GetVersion()
+    except ImportError as error:
+        version = str(error)
+    return {
+        "ocio": version,
+        "managed": nuke.usingOcio(),
+        "config": [root["OCIO_config"].value(), root["OCIOConfigPath"].evaluate()],
+        "working space": root["workingSpaceLUT"].value(),
+        "read": [read["colorspace"].value(), list(read["colorspace"].values())[:3]],
+    }
+
+
+@check
 def qt_is_there_in_the_gui():
     if not nuke.GUI:
         return {"skipped": "terminal"}

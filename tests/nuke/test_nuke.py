@@ -474,8 +474,8 @@ def test_every_trouble_lands_on_the_node(
 
 
 class Impatient(client.Client):
-    def __init__(self, name: str, deadline: float = 2.0) -> None:
-        super().__init__(name, min(deadline, 2.0))
+    def __init__(self, name: str, deadline: float = 2.0, server: Any = None) -> None:
+        super().__init__(name, min(deadline, 2.0), server)
 
 
 def test_the_button_starts_the_server_and_goes_on(

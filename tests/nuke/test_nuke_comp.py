@@ -231,7 +231,7 @@ def test_amount_follows_its_keys(session: Session, made: Made) -> None:
 def test_the_match_is_the_measured_one_of_each_frame_and_can_be_taken_out(
     session: Session, made: Made
 ) -> None:
-    node = comp(session, made.plate, made.face, output="RGBA premultiplied")
+    node = comp(session, made.plate, made.face, output_as="RGBA premultiplied")
     for number, match in zip((FIRST, LAST), MATCHES, strict=True):
         plain = session.look(node, number)
         alpha = plain["alpha"][..., None]
@@ -289,7 +289,7 @@ def test_motion_blur_is_centred_on_the_frame(session: Session, made: Made, tmp_p
     write_patch(made, baked, FIRST, MATCHES[0], PatchOptions(motion_blur=360))
     looks = []
     for face, shutter in ((made.face, 0), (made.face, 360), (baked, 0)):
-        node = comp(session, made.plate, face, shutter=shutter, output="RGBA premultiplied")
+        node = comp(session, made.plate, face, shutter=shutter, output_as="RGBA premultiplied")
         looks.append(session.look(node, FIRST))
     plain, ours, theirs = looks
     changed = np.abs(rgb(theirs) - rgb(plain)).mean()
@@ -323,7 +323,7 @@ def test_a_blur_without_an_offset_is_not_known_here(
 
 # -- names of layers -----------------------------------------------------------------------------
 
-# A plate, Reenact, ReenactEdit and ReenactComp as the last release with plain names wrote them.
+# A plate, Reenact, ReenactEdit and ReenactComp as the last plugin with plain names wrote them.
 OLD_SCRIPT = ROOT / "tests/nuke/scripts/before_layer_names.nk"
 OLD_KNOBS = {name: value for name, value in EVERYTHING.items() if name != "shutter"}  # of its comp
 
@@ -339,11 +339,11 @@ def open_old_script(session: Session, made: Made, folder: Path) -> None:
 
 
 def same(a: Picture, b: Picture) -> None:
-    for channel in (*RGB, "alpha"):
+    for channel in RGB:
         np.testing.assert_array_equal(a[channel], b[channel])
 
 
-def test_a_script_of_the_first_names_renders_as_before(
+def test_a_script_with_older_names_renders_as_before(
     session: Session, made: Made, tmp_path: Path
 ) -> None:
     new = comp(session, made.plate, made.face, **OLD_KNOBS)
@@ -367,7 +367,7 @@ def test_a_script_of_the_first_names_renders_as_before(
 
 
 @pytest.mark.parametrize("source", ["ReenactEdit1", "Read"])
-def test_a_new_comp_reads_frames_of_the_first_names(
+def test_a_new_comp_reads_frames_with_older_names(
     session: Session, made: Made, tmp_path: Path, source: str
 ) -> None:
     def looks(face: Node) -> list[Picture]:
@@ -450,7 +450,7 @@ def test_regions_choose_what_of_the_face_is_laid_over(session: Session, made: Ma
 
 
 def test_the_edge_of_the_hair_can_be_left_to_the_plate(session: Session, made: Made) -> None:
-    node = comp(session, made.plate, made.face, output="matte", hair_amount=0.25)
+    node = comp(session, made.plate, made.face, output_as="matte", hair_amount=0.25)
     face = session.look(node.input(1), FIRST)
     alpha, unsure = face["alpha"], 1 - face[in_file("matte.confidence")]
     assert (alpha * unsure > 0.2).sum() > 5
@@ -529,7 +529,7 @@ def test_no_knob_of_the_matte_makes_a_dark_edge(
 
 
 def test_the_matte_shrinks_and_grows(session: Session, made: Made) -> None:
-    node = comp(session, made.plate, made.face, output="matte")
+    node = comp(session, made.plate, made.face, output_as="matte")
     areas = []
     for size in (4, 0, -4):
         node["erode"].setValue(size)

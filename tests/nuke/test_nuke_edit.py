@@ -458,7 +458,7 @@ PLAIN_NAMES = {"matte.face", "parts.mouth", "render.R"}
 NEW_NAMES = {in_file("matte.face"), in_file("parts.mouth"), "reenact_render.R"}
 
 
-def test_nodes_of_the_first_names_are_submitted_again(
+def test_older_nodes_are_submitted_again(
     session: Session, server: Server, solved: Path, tmp_path: Path
 ) -> None:
     """The plugin and the server are newer, the nodes' text and the ReenactComp are not."""

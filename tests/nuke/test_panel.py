@@ -45,7 +45,7 @@ def pixels(widget: Any, path: Path) -> np.ndarray:
     """What a widget draws, `[H, W, 3]`; it lies in a file, too, to be looked at."""
     image = widget.grab().toImage().convertToFormat(QImage.Format.Format_RGB888)
     image.save(str(path))
-    rows = np.frombuffer(image.constBits(), np.uint8).reshape(image.height(), -1)
+    rows = np.frombuffer(image.constBits(), np.uint8).reshape(image.height(), -1).copy()
     return rows[:, : 3 * image.width()].reshape(image.height(), image.width(), 3)
 
 

@@ -153,8 +153,8 @@ def expression(node: Node, picture: Picture) -> Picture:
             return node._parent[knob].value()
         if node.knob(where) is not None:  # a knob of its own, by component
             return numbers(node, where, "")["xyzw".index(knob)]
-        if not where and node.knob(name) is not None:
-            return node[name].value()
+        if not where and name in node._knobs and node._knobs[name]._definition is not None:
+            return node[name].value()  # a user knob
         return plane(picture, name)
 
     def evaluated(text: str) -> np.ndarray:

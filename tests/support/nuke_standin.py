@@ -357,7 +357,8 @@ class Boolean_Knob(Array_Knob):
             self._value = {"true": True, "false": False, "1": True, "0": False}[text]
 
     def _text(self) -> str:
-        return super()._text().lower()
+        text = super()._text()
+        return text if text.startswith("{") else text.lower()  # an expression keeps its names
 
 
 class XY_Knob(Array_Knob):

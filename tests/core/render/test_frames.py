@@ -456,7 +456,7 @@ def test_frames_are_scene_linear_or_in_the_space_that_is_asked_for(
     inside = np.s_[y : y + buffer.roi.height, x : x + buffer.roi.width]
     expected = drawn.pixels.permute(1, 2, 0).numpy()[inside].clip(0, 1) * 2 - 1
     # Half floats are coarse where a strong colour leaves little of another one.
-    render = np.dstack([values[f"render.{c}"] for c in "RGB"])
+    render = np.dstack([values[stored(f"render.{c}")] for c in ("red", "green", "blue")])
     np.testing.assert_allclose(colour.to_network(render, wanted)[0], expected, atol=0.03)
     solid = np.dstack([values[c] for c in "RGB"])[values["A"] > 0.99]
     there = expected[values["A"] > 0.99]
