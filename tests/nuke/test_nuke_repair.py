@@ -118,11 +118,9 @@ def test_bad_frames_are_listed_repaired_and_every_version_kept(
         assert spec.getattribute(ATTRIBUTE) == NEWEST
     with server.client() as client:
         assert [job["kind"] for job in client.jobs()].count("repair") == 1  # by the preview
-    session.set(node, "output_as", "over the plate")
     np.testing.assert_allclose(
         session.look(node, WRONG)["red"], previewed["red"], rtol=2e-3, atol=1e-3
     )
-    session.set(node, "output_as", "RGBA premultiplied")
     first = load_track(node["track"].value())
     assert (first.parent, first.recipe[0]["steps"]) == (before.hash, 5)
     same_but(before, first, *range(WRONG - 2, WRONG + 3))

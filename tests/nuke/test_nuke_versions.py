@@ -411,6 +411,12 @@ def test_a_read_of_the_version_is_put_below_and_set_again(
 # -- scripts of the version before ---------------------------------------------------------------
 
 
+def same_colours(a: Picture, b: Picture) -> None:
+    """Asserts the same RGBA: the layers of nodes of version 2 have other names."""
+    for channel in ("red", "green", "blue", "alpha"):
+        np.testing.assert_array_equal(a[channel], b[channel], channel)
+
+
 def as_version_2(name: str) -> str:
     """Returns a gizmo's text without what was added after node version 2."""
     text = (ROOT / "gizmos" / f"{name}.gizmo").read_text()
@@ -444,7 +450,7 @@ def test_nodes_of_version_2_work_as_they_did_and_are_updated(
     old["smile"].setValue(3.0)
     session.press(old, "submit")
     until(session, old, "done")
-    same(session.look(old, FIRST), session.look(edit, FIRST))
+    same_colours(session.look(old, FIRST), session.look(edit, FIRST))
     assert Path(old["track"].value()) == tmp_path / "old/ReenactEdit_v001/track.latents"
     (mark,) = (tmp_path / "old/ReenactEdit_v001").glob(".node-*")
     mark.unlink()  # as the version of then has left it
@@ -452,7 +458,7 @@ def test_nodes_of_version_2_work_as_they_did_and_are_updated(
     new = nuke.toNode("ReenactEdit")
     assert new["shown_version"].value() == new["version"].value() == "ReenactEdit_v001"
     assert new["version"].values() == ["upstream", "ReenactEdit_v001"]
-    same(session.look(new, FIRST), session.look(edit, FIRST))
+    same_colours(session.look(new, FIRST), session.look(edit, FIRST))
     session.set(new, "version", "upstream")
     same(session.look(new, FIRST), session.look(reenact, FIRST))
 
