@@ -14,7 +14,7 @@ from typing import Callable, Iterator, Optional
 from reenact import bake as baking
 from reenact import host, launcher, queries, repairs, runs, shapes, tracks, versions
 from reenact import landmarks as marks
-from reenact.display import approved_version, errors_on, plain_text, show_update
+from reenact.display import approved_version, errors_on, plain_text, show_text, show_update
 from reenact.errors import NodeError, ServerError
 from reenact.files import is_marked
 from reenact.host import Node
@@ -179,6 +179,7 @@ def update(node: Node) -> None:
         said = "state" if host.has(node, "state") else "baked"
         host.put(node, said, "The node is newer than the plugin. Update the plugin.")
         return
+    older = node_version(node) < NODE_VERSION
     shown = shown_version(node)
     has_result = host.has(node, "has_result") and bool(host.get(node, "has_result"))
     if kind.has_track and not host.has(node, "shown_version"):  # node version 2
@@ -193,6 +194,8 @@ def update(node: Node) -> None:
         if has_result:
             mark_shown(made)
     SESSION.complete(made)
+    if kind.has_track and older:  # its next frames have other names of layers
+        show_text(made, "Updated. Update ReenactComp nodes below it, too.")
 
 
 def update_selected() -> None:

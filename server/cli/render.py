@@ -12,7 +12,6 @@ from reenact import protocol
 
 from core.base import keyframes
 from core.base.files import check_writable
-from core.media.read import open_clip
 from core.render.layers import NEWEST
 from server.cli import options
 from server.cli.reporting import Report
@@ -80,6 +79,7 @@ def render(given: Options) -> None:
     With a plate, only frames in its range are drawn: handles are not delivered. Frames that are
     already there are kept; the same command goes on after Ctrl-C.
     """
+    from core.media.read import open_clip
     from core.solve.latent_track import load_track
 
     output = given.output

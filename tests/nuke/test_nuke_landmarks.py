@@ -19,14 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nuke_session import read_node, under
 from nuke_standin import Node, Session
-from performer_faces import acted
+from performer_faces import acted, aligned
 from reenact import landmarks as marks
 from reenact import shapes
-from small_character import MOVES, small_character
+from small_character import MOVES
 
 from core.face import keypoints
 from core.face.alignment import ffhq_quads, from_square, to_square
 from core.face.network import crop_roi, face_detector, face_mesh, to_picture
+from core.generator import Architecture
 from core.media.numbering import frame_path
 from core.media.read import open_clip
 from core.media.write import write_exr
@@ -53,12 +54,30 @@ class Shot:
     truth: list[dict[str, np.ndarray]]  # Nuke's px
 
 
+class Performer(torch.nn.Module):
+    """A generator that draws the performer's faces as they are, so that their points are known.
+
+    A face is chosen by the first number of a code.
+    """
+
+    architecture = Architecture(256, {2**i: 1 for i in range(2, 9)})
+
+    def __init__(self, pictures: torch.Tensor) -> None:
+        super().__init__()
+        self.pictures = torch.nn.Parameter(pictures, requires_grad=False)
+
+    def synthesis(self, codes: torch.Tensor, stop_at: int | None = None) -> torch.Tensor:
+        assert stop_at in (None, 256)
+        return self.pictures[codes[:, 0, 0].long()]
+
+
 @pytest.fixture(scope="module")
 def shot(tmp_path_factory: pytest.TempPathFactory) -> Shot:
-    """Renders the small character's faces, each on a frame of its own, over a moving square."""
+    """Renders the performer's faces, each on a frame of its own, over a moving square."""
     folder = tmp_path_factory.mktemp("landmarks")
-    character, params = small_character(), acted(5, *MOVES)
-    layers = character.generator.architecture.num_ws
+    params = acted(5, *MOVES)
+    generator = Performer(aligned(params, 256))
+    layers = generator.architecture.num_ws
     count = len(ACTED)
     plate = str(folder / "plate.####.exr")
     for number in FRAMES:
@@ -79,7 +98,8 @@ def shot(tmp_path_factory: pytest.TempPathFactory) -> Shot:
             }
         )
     quads[NO_FACE - FIRST] = np.nan
-    codes = character.anchors[[*ACTED]].numpy()[:, None].repeat(layers, 1)
+    codes = np.zeros((count, layers, 512), np.float32)
+    codes[:, 0, 0] = ACTED
     track = LatentTrack(
         character="",
         numbers=np.array(FRAMES),
@@ -100,15 +120,15 @@ def shot(tmp_path_factory: pytest.TempPathFactory) -> Shot:
     )
     face = str(folder / "face.####.exr")
     clip = open_clip(plate)
-    assert write_frames(
-        character.generator, track, np.arange(count), FrameFiles(face, "t"), clip
-    ) == [NO_FACE]
+    assert write_frames(generator, track, np.arange(count), FrameFiles(face, "t"), clip) == [
+        NO_FACE
+    ]
     Path(frame_path(face, NO_FILE)).unlink()
     return Shot(plate, face, quads, truth)
 
 
 def own_quad(params: np.ndarray) -> np.ndarray:
-    """Returns the square in which the small character learnt a face, px of its 256 px picture."""
+    """Returns the square that a face is cut out of, px of its picture of 256 px."""
     image = torch.from_numpy(performer.render(params, 256)).permute(2, 0, 1)[None] / 255
     roi = face_detector()(image).roi[:1]
     with torch.no_grad():
@@ -240,22 +260,20 @@ def test_a_tracker_has_the_points_of_the_chosen_set(
 
 
 def test_tracks_follow_the_performers_face(session: Session, shot: Shot) -> None:
-    """On a face of 256 px from a 64 px generator; the chin is a round form without a point."""
+    """On a face of 256 px. The chin is a round form, whose lowest point an open jaw moves."""
     node = baked(session, shot, "bake_tracker")
     tracks = nuke_shapes.read_tracks(node["tracks"].toScript())
-    pairs = {
-        "right lip corner": "mouth_r",
-        "left lip corner": "mouth_l",
-        "chin": "chin",
-    }
-    errors: dict[str, list[float]] = {name: [] for name in pairs}
-    for number in SHOWN:
-        for name, own in pairs.items():
+    for name, own, most in (
+        ("right lip corner", "mouth_r", 5),
+        ("left lip corner", "mouth_l", 5),
+        ("chin", "chin", 10),
+    ):
+        errors = []
+        for number in SHOWN:
             got = np.array([tracks[name].x[number], tracks[name].y[number]])
-            errors[name].append(float(np.linalg.norm(got - shot.truth[number - FIRST][own])))
-    mean = {name: np.mean(values) for name, values in errors.items()}
-    print(mean, {name: np.max(values) for name, values in errors.items()})
-    assert max(mean.values()) < 6
+            errors.append(float(np.linalg.norm(got - shot.truth[number - FIRST][own])))
+        print(f"{name}: {np.mean(errors):.1f} px, at most {max(errors):.1f}")
+        assert max(errors) < most
 
 
 # -- the Roto ------------------------------------------------------------------------------------
@@ -282,9 +300,13 @@ def test_a_roto_has_every_point_on_every_frame(session: Session, shot: Shot) -> 
 
 
 def test_shapes_cover_what_the_mattes_do(session: Session, shot: Shot) -> None:
+    """Drawn by the node that was made, against each frame's own layers; shut eyes are slits."""
     node = baked(session, shot, "bake_roto")
+    whole = session.look(node, SHOWN[0])["alpha"]
     read = nuke_shapes.read_shapes(node["curves"].toScript())
-    least = {"face": 1.0, "lips": 1.0, "eyes": 1.0, "inner_lips": 1.0}
+    np.testing.assert_array_equal(whole, read["face"].draw(SHOWN[0], WIDTH, HEIGHT))
+    assert session.look(node, NO_FACE)["alpha"].max() == 0
+    overlaps: dict[str, list[float]] = {}
     for number in SHOWN:
         drawn = {name: shape.draw(number, WIDTH, HEIGHT) for name, shape in read.items()}
         drawn["eyes"] = np.maximum(drawn["left_eye"], drawn["right_eye"])
@@ -295,18 +317,22 @@ def test_shapes_cover_what_the_mattes_do(session: Session, shot: Shot) -> None:
             ("inner_lips", "parts.inner"),
         ):
             own = channel(shot, number, layer)
-            if name == "inner_lips" and own.sum() < 200:
-                continue  # the mouth is shut
-            least[name] = min(least[name], overlap(drawn[name], own))
-    print(least)
-    assert least["face"] > 0.8
-    assert least["lips"] > 0.8
-    assert least["eyes"] > 0.8
+            if own.sum() > 250:  # px; less is a slit
+                overlaps.setdefault(name, []).append(overlap(drawn[name], own))
+    for name, least, frames in (
+        ("face", 0.9, 8),
+        ("lips", 0.9, 8),
+        ("eyes", 0.88, 7),
+        ("inner_lips", 0.9, 2),
+    ):
+        print(f"{name}: {min(overlaps[name]):.3f} at least, in {len(overlaps[name])} frames")
+        assert min(overlaps[name]) > least
+        assert len(overlaps[name]) >= frames
 
 
 def test_between_frames_shapes_move_evenly() -> None:
     """As motion blur samples them: half way, a point is half way."""
-    points = [(100.0 + i, 50.0) for i in range(478)]
+    points = np.random.default_rng(0).uniform(0, 100, (478, 2)).tolist()
     moved = {n: [(x + 3 * n, y - n) for x, y in points] for n in (1, 2, 3, 4)}
     read = read_back(moved, range(1, 5))
     for shape in read.values():

@@ -439,6 +439,7 @@ def test_nodes_of_the_version_before_are_updated_and_render_the_same(
             assert node[knob]._text() == value, knob
     assert [node.node("Result")["file"].value() for node in new[:2]] == files
     assert files[0]
+    assert all("Update ReenactComp" in node["state"].value() for node in new[:2])
     assert new[1].input(0) is new[0]
     assert new[2].input(1) in new
     for _ in old:
@@ -448,6 +449,6 @@ def test_nodes_of_the_version_before_are_updated_and_render_the_same(
 
 # What an artist and a job have set on a node.
 KEPT = {
-    *("first", "last", "handles", "character", "smile", "track", "run", "reenact_id", "state"),
+    *("first", "last", "handles", "character", "smile", "track", "run", "reenact_id"),
     *("has_result", "amount", "erode", "match", "shutter", "result_name", "folder", "preset"),
 }
