@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given as examples_of
 from hypothesis import settings
 from hypothesis import strategies as st
-from nuke_session import plugin, read_node, under, until
+from nuke_session import plugin, read_node, under, until, whole
 from nuke_standin import Node, Session
 from OpenImageIO import ImageBuf
 from reenact import repairs
@@ -170,6 +170,7 @@ def test_bad_frames_are_listed_repaired_and_every_version_kept(
     nuke.scriptSaveAs(str(tmp_path / "shot.nk"), True)
     nuke.scriptOpen(str(tmp_path / "shot.nk"))
     node = nuke.toNode("ReenactRepair1")
+    whole(session, node)
     assert node["repairs"].value().splitlines() == listed
     session.set(node, "version", "ReenactRepair1_v001")
     np.testing.assert_array_equal(session.look(node, WRONG)["red"], repaired["red"])

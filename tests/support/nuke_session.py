@@ -100,10 +100,12 @@ def request_of(node: Node, frame: int | None = None) -> Any:
 
 
 def under(session: Session, kind: str, *sources: Node | None) -> Node:
-    """Creates a node with others connected to its inputs."""
+    """Creates a node with others connected to its inputs, and waits until it is whole."""
     node = session.module.createNode(kind)
     for i, source in enumerate(sources):
         node.setInput(i, source)
+    if session._gui and node.knob("ready") is not None:
+        whole(session, node)
     return node
 
 
