@@ -326,7 +326,7 @@ def test_a_frozen_server_holds_nobody_up_and_overtaken_frames_are_not_shown(
     freeze(server)
     session.longest = 0.0
     session.set(node, "smile", 2.0)
-    live = session.pump(lambda: work().live is not None, 30, "a wish")
+    session.pump(lambda: work().live, 30, "a wish")
     session.set(node, "smile", -2.0)
     wished = time.monotonic() + 1.0
 
@@ -338,7 +338,7 @@ def test_a_frozen_server_holds_nobody_up_and_overtaken_frames_are_not_shown(
     assert set(shown) == {""}
     freeze(server, signal.SIGCONT)
     session.pump(lambda: look() and shown[-1], 120, "a frame")
-    live = work().live
+    live = work().live[""]
     session.pump(lambda: look() and not live.busy(), 60, "the end")
     assert len(set(shown)) == 2  # nothing, then the last one
     with server.client() as client:
@@ -359,6 +359,7 @@ def test_a_frozen_server_holds_nobody_up_and_overtaken_frames_are_not_shown(
             above.source.working,
             directions=kept[2:],
             moves=[protocol.Move("smile", "-2")],
+            layer_names=2,
         )
         client.collect(client.submit(wanted), tmp_path, "wanted")
     there = ImageBuf(str(tmp_path / f"wanted_v001/wanted_v001.{FIRST}.exr"))
