@@ -102,7 +102,8 @@ class Session:
                 if host.has(node, knob):
                     host.put(node, knob, "")
             mark_shown(node)
-            show_update(node, NodeUpdate(id, "cancelled", "Not submitted."))
+            host.put(node, "job_state", "")
+            show_update(node, NodeUpdate(id, "", "Not submitted."))
         known = self._nodes.setdefault(id, [])
         if node not in known:
             known.append(node)
@@ -325,6 +326,8 @@ class Session:
         node = self._node(update.id)
         if node is not None:
             show_update(node, update)
+            if "style" in update.result.knobs and host.gui():  # it was made or downloaded
+                self.follow(node)
         else:
             self._undelivered.setdefault(update.id, []).append(update)
 

@@ -554,9 +554,9 @@ def test_a_style_is_drawn_by_amount_and_resolution_and_kept_by_an_edit_below(
     same(session.look(node, 1002)["red"], session.look(reenact, 1002)["red"])  # amount 0
     drawn, before = (session.look(n, 1003)["reenact_render.red"] for n in (node, reenact))
     assert np.abs(drawn - before).max() > 0.05
+    session.set(node, "output_as", "over the plate")
     session.set(node, "show", "preview")
     there = session.look(node, 1003)
-    session.set(node, "output_as", "over the plate")
     session.set(node, "show", "result")
     same(session.look(node, 1003)["red"], there["red"])
     assert node.node("Preview")["file"].value() == live.as_posix()

@@ -13,7 +13,7 @@ from nuke_standin import Session
 from PySide6.QtCore import Qt, qInstallMessageHandler
 from PySide6.QtGui import QColor, QImage
 from PySide6.QtTest import QTest
-from running_server import Server, solve_task, wait_for
+from running_server import FRAMES, Server, solve_task, wait_for
 
 from core.media.write import write_png
 from core.personalize.character import load_character
@@ -151,10 +151,10 @@ def test_a_solve_is_shown_by_frames(
         assert not panel.buttons["Stop and keep"].isEnabled()
         session.pump(lambda: client.status(job)["state"] == "done", 200, "the track")
     session.pump(
-        lambda: [len(c["points"]) for c in panel._detail.curves] == [8, 8], 60, "the figures"
+        lambda: [len(c["points"]) for c in panel._detail.curves] == [FRAMES] * 2, 60, "the figures"
     )
     assert {c["axis"] for c in panel._detail.curves} == {"frame"}
-    assert [x for x, _ in panel._detail.curves[0]["points"]] == list(range(1001, 1009))
+    assert [x for x, _ in panel._detail.curves[0]["points"]] == list(range(1001, 1001 + FRAMES))
     seen = pixels(panel.graph, tmp_path / "graph.png")
     assert drawn(seen, "loss") > 20
     assert drawn(seen, "keypoint_error") > 20
