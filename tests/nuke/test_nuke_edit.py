@@ -326,7 +326,7 @@ def test_a_frozen_server_holds_nobody_up_and_overtaken_frames_are_not_shown(
     freeze(server)
     session.longest = 0.0
     session.set(node, "smile", 2.0)
-    live = session.pump(lambda: work().live is not None, 30, "a wish")
+    session.pump(lambda: work().live, 30, "a wish")
     session.set(node, "smile", -2.0)
     wished = time.monotonic() + 1.0
 
@@ -338,7 +338,7 @@ def test_a_frozen_server_holds_nobody_up_and_overtaken_frames_are_not_shown(
     assert set(shown) == {""}
     freeze(server, signal.SIGCONT)
     session.pump(lambda: look() and shown[-1], 120, "a frame")
-    live = work().live
+    (live,) = work().live.values()
     session.pump(lambda: look() and not live.busy(), 60, "the end")
     assert len(set(shown)) == 2  # nothing, then the last one
     with server.client() as client:
@@ -394,7 +394,7 @@ def test_what_is_wrong_is_said_on_the_node(
     node = under(session, "ReenactEdit")
     session.set(node, "smile", 1.0)
     until_said(session, node, "There is no Reenact node above.")
-    assert node["job_state"].value() == ""  # moving a slider is no failure
+    assert node["job_state"].value() != "failed"  # moving a slider is no failure
     session.press(node, "submit")
     assert node["job_state"].value() == "failed"
     assert node["tile_color"].value() == plugin("display").RED
@@ -555,7 +555,6 @@ def test_a_style_is_drawn_by_amount_and_resolution_and_kept_by_an_edit_below(
     assert np.abs(drawn - before).max() > 0.05
     session.set(node, "show", "preview")
     there = session.look(node, 1003)
-    session.set(node, "output_as", "over the plate")
     session.set(node, "show", "result")
     same(session.look(node, 1003)["red"], there["red"])
     assert node.node("Preview")["file"].value() == live.as_posix()
