@@ -14,7 +14,7 @@ from reenact.errors import NodeError
 from reenact.host import Node
 from reenact.kinds import node_id
 from reenact.repairs import RepairLineError
-from reenact.runs import NodeUpdate, Result
+from reenact.runs import BUSY, NodeUpdate, Result
 from reenact.upstream import shown_version
 from reenact.versions import NOTHING, UPSTREAM
 
@@ -48,13 +48,13 @@ def show_update(node: Node, update: NodeUpdate) -> None:
         host.put_choices(node, knob, choices)
     for read, frames in update.result.reads.items():
         with contextlib.suppress(KeyError):
-            host.show_files(host.inner(node, read), frames)
+            host.show_files(host.inner(node, read), frames, quiet=read == "Preview")
     for knob, values in update.result.curves.items():
         if host.has(node, knob):
             host.put_curve(node, knob, values)
     for knob, value in update.result.knobs.items():
         if host.has(node, knob):  # a node of an older script may lack it
-            host.put(node, knob, value)
+            host.put(node, knob, value, quiet="Preview" in update.result.reads)
     if update.result.versions:
         fill_menus(node, update.result.versions, update.result.version)
     if update.text:
@@ -120,15 +120,18 @@ def tile_text(text: str) -> str:
 
 @contextlib.contextmanager
 def errors_on(node: Node) -> Iterator[None]:
-    """Shows errors of the block on a node instead of raising them."""
+    """Shows errors of the block on a node instead of raising them; a job under way stays so."""
     try:
         yield
+        return
     except (NodeError, RepairLineError) as error:
         text = str(error)
-        show_update(node, NodeUpdate(node_id(node), "failed", text[:1].upper() + text[1:]))
+    except OSError as error:
+        text = f"{error.filename or 'A file'}: {error.strerror or error}."
     except KeyError as error:
         text = f"The node {error} inside this one is missing. Make a new one."
-        show_update(node, NodeUpdate(node_id(node), "failed", text))
+    state = "" if host.get(node, "job_state") in BUSY else "failed"
+    show_update(node, NodeUpdate(node_id(node), state, text[:1].upper() + text[1:]))
 
 
 def _beside(approved: str, update: NodeUpdate) -> NodeUpdate:

@@ -19,12 +19,14 @@ class Frames:
         pattern: their path, with `####` for the number.
         first, last: their range.
         complete: whether every frame of the range exists.
+        still: whether it is one picture for all frames.
     """
 
     pattern: str
     first: int
     last: int
     complete: bool = True
+    still: bool = False
 
     @classmethod
     def of(cls, pattern: str, numbers: Iterable[int]) -> "Frames":

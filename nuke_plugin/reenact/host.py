@@ -23,7 +23,8 @@ from reenact.files import Frames
 
 Node = nuke.Node
 
-_FRAMES = ("file", "first", "last", "origfirst", "origlast")  # what `show_files` sets of a Read
+# What `show_files` sets of a Read, apart from what all of ours have.
+_FRAMES = ("file", "first", "last", "origfirst", "origlast", "on_error")
 
 # Knobs of nodes inside ours that hold results, or that knobs of ours link to.
 _INSIDE = {
@@ -49,6 +50,7 @@ _VALUES = (
 READY = "ready"  # a knob that is not saved: whether the node is whole
 
 _ours = 0  # how many changes of ours are under way
+_rendering = False  # whether Nuke renders for us
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,11 @@ class Project:
         space: the working space as its knob has it: a name or a role; empty for Nuke's own.
         config: the OCIO config of `space`, a path or `ocio://NAME`; empty for Nuke's own LUTs.
         views: the views; the first is used where none is chosen.
-        frame: the current frame.
     """
 
     space: str
     config: str
     views: List[str]
-    frame: int
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,12 @@ def project() -> Project:
         config = _filtered(cast("nuke.File_Knob", root[knob]).evaluate())
     if not nuke.usingOcio() or (stock == "nuke-default" and not variable):
         space, config = "", ""
-    return Project(space, config, nuke.views(), nuke.frame())
+    return Project(space, config, nuke.views())
+
+
+def frame() -> int:
+    """Returns the current frame."""
+    return int(nuke.frame())
 
 
 def go_to(frame: int) -> None:
@@ -277,6 +282,12 @@ def _tcl_path(path: Union[str, PurePath]) -> str:
     return re.sub(r"[\[\]$]", r"\\\g<0>", str(path).replace("\\", "/"))
 
 
+def put_expression(node: Node, knob: str, expression: str) -> None:
+    """Sets a number's expression."""
+    with _own_change(quiet=True):
+        node[knob].fromScript(f"{{{expression}}}")
+
+
 def put_curve(node: Node, knob: str, values: Dict[int, float]) -> None:
     """Sets a knob's keys, one per frame, with linear interpolation; no values reset it to 0."""
     keys = " ".join(f"x{number} {value:.6g}" for number, value in sorted(values.items()))
@@ -365,10 +376,15 @@ def replace(node: Node, gizmo: str, renamed: Dict[str, str], kept: FrozenSet[str
             for index in range(below.inputs()):
                 if below.input(index) == node:
                     below.setInput(index, made)
+        label = str(node["label"].value() or "")
+        if "[value state]" not in label and "[value tile]" not in label:  # the artist's
+            made["label"].setValue(label)
         made.setXYpos(node.xpos(), node.ypos())
         name = node.name()
         nuke.delete(node)
         made.setName(name)
+        if gui():
+            nuke.show(made)
         return made
     finally:
         nuke.Undo.end()
@@ -398,7 +414,7 @@ def put_read(above: Node, name: str, is_ours: Callable[[str], bool], label: str)
             with above.parent():
                 read = nuke.createNode("Read", inpanel=False)
             read.setXYpos(above.xpos(), above.ypos() + 100)
-        values = {knob: shown[knob].value() for knob in (*_FRAMES, "on_error")}
+        values = {knob: shown[knob].value() for knob in _FRAMES}
         values.update(origset=True, before="black", after="black", raw=True, label=label)
         with _own_change(undo=True):
             for knob, value in values.items():
@@ -497,27 +513,43 @@ def render(write: Node, pattern: str, first: int, last: int, view: str) -> None:
         (write["file"], _tcl_path(pattern)),
     ]
     before = [knob.value() for knob, _ in changes]
+    global _rendering
     with _own_change(quiet=True):
+        _rendering = True
         try:
             for knob, value in changes:
                 knob.setValue(value)
             nuke.execute(write, first, last, 1, [view])
         finally:
+            _rendering = False
             for (knob, _), value in zip(changes, before):
                 knob.setValue(value)
 
 
-def show_files(read: Node, frames: Frames) -> None:
-    """Points a Read inside one of our nodes to files, and reloads it."""
+def is_rendering() -> bool:
+    """Returns whether `render` is under way."""
+    return _rendering
+
+
+def show_files(read: Node, frames: Frames, quiet: bool = False) -> None:
+    """Points a Read inside one of our nodes to files, and reloads it.
+
+    Args:
+        read: the Read.
+        frames: the files.
+        quiet: leaves an unmodified script unmodified.
+    """
     knobs = {
         "file": _tcl_path(frames.pattern),
         **dict.fromkeys(("first", "origfirst"), frames.first),
         **dict.fromkeys(("last", "origlast"), frames.last),
+        **dict.fromkeys(("before", "after"), "hold" if frames.still else "black"),
+        "localizationPolicy": "off",
         # Gaps are black; where every frame exists, one that is lost later is an error.
         "on_error": "error" if frames.complete else "black",
     }
     for knob, value in knobs.items():
-        put(read, knob, value)
+        put(read, knob, value, quiet=quiet)
     with _own_change(quiet=True):
         cast("nuke.Script_Knob", read["reload"]).execute()
 

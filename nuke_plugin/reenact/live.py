@@ -85,22 +85,32 @@ class LivePreview(Thread):
         self._awake.set()
 
     def run(self) -> None:
-        """Renders until it is closed."""
-        with Client("nuke", CONNECT_SECONDS, server_at(self._server)) as client:
-            send = Sender(client)
-            while not self._ended.is_set():
-                self._awake.wait(1.0 if self._jobs else None)
-                with self._lock:
-                    self._awake.clear()
-                    id, request = self._waiting.popitem() if self._waiting else ("", None)
-                    number, self._working = self._newest.get(id, 0), request is not None
-                if request is not None:
-                    update = self._render(client, send, id, number, request)
-                    if update is not None:
-                        self.updates.put((number, update))
-                    self._working = False
-                    self._awake.set()  # there may be more requests
-                self._delete_jobs(client)
+        """Renders until it is closed, or until no client can be made: then the nodes say why."""
+        try:
+            with Client("nuke", CONNECT_SECONDS, server_at(self._server)) as client:
+                self._serve(client)
+        except ServerError as error:
+            with self._lock:
+                for id in self._waiting:
+                    failed = NodeUpdate(id, "failed", str(error), "preview")
+                    self.updates.put((self._newest[id], failed))
+                self._waiting.clear()
+
+    def _serve(self, client: Client) -> None:
+        send = Sender(client)
+        while not self._ended.is_set():
+            self._awake.wait(1.0 if self._jobs else None)
+            with self._lock:
+                self._awake.clear()
+                id, request = self._waiting.popitem() if self._waiting else ("", None)
+                number, self._working = self._newest.get(id, 0), request is not None
+            if request is not None:
+                update = self._render(client, send, id, number, request)
+                if update is not None:
+                    self.updates.put((number, update))
+                self._working = False
+                self._awake.set()  # there may be more requests
+            self._delete_jobs(client)
 
     def _render(
         self, client: Client, send: Sender, id: str, number: int, request: ShotRequest

@@ -8,11 +8,12 @@ text. So names and parameters here stay, and each function is called on the main
 import contextlib
 import dataclasses
 import functools
+import re
 from pathlib import Path, PurePath
 from typing import Callable, Iterator, Optional
 
 from reenact import bake as baking
-from reenact import host, launcher, queries, repairs, runs, shapes, tracks, versions
+from reenact import host, launcher, queries, repairs, runs, shapes, thumbnails, tracks, versions
 from reenact import landmarks as marks
 from reenact.display import approved_version, errors_on, plain_text, show_text, show_update
 from reenact.errors import NodeError, ServerError
@@ -22,6 +23,7 @@ from reenact.kinds import (
     IDENTITY,
     NODE_VERSION,
     PATHS,
+    REENACT,
     RENAMED,
     REPAIR,
     kind_of,
@@ -91,7 +93,10 @@ def knob_changed(node: Node, knob: str) -> None:
         return
     kind = kind_of(node)
     if knob in PATHS:
-        host.put(node, knob, str(host.get(node, knob, raw=True)).replace("\\", "/"))
+        raw = str(host.get(node, knob, raw=True))
+        host.put(node, knob, re.sub(r"\\(?![\[\]$])", "/", raw))
+    if knob == "character" and kind is REENACT:
+        SESSION.defer(lambda: _show_person(node))
     if knob in LIVE_KNOBS and kind.is_live and host.gui():
         SESSION.follow(node)
     elif knob == "version" and kind.has_track:
@@ -173,11 +178,19 @@ def _button(press: Button) -> Button:
 
 def update(node: Node) -> None:
     """Replaces a node by that of the installed plugin; knobs, connections and results stay."""
+    SESSION.defer(lambda: _update(node))  # not while its own button is pressed
+
+
+def _update(node: Node) -> None:
     SESSION.complete(node)
     kind = kind_of(node)
     if not kind.gizmo or node_version(node) > NODE_VERSION:
         said = "state" if host.has(node, "state") else "baked"
         host.put(node, said, "The node is newer than the plugin. Update the plugin.")
+        return
+    if host.is_clone(node):
+        said = "state" if host.has(node, "state") else "baked"
+        host.put(node, said, "Declone the node first: clones share their knobs.")
         return
     older = node_version(node) < NODE_VERSION
     shown = shown_version(node)
@@ -218,7 +231,7 @@ def submit(node: Node) -> None:
 @_button
 def preview(node: Node) -> None:
     """Renders the current frame only."""
-    request = build_request(node, host.project().frame)
+    request = build_request(node, host.frame())
     if kind_of(node).is_live and isinstance(request, ShotRequest):
         SESSION.request_frame(node, request)
     else:
@@ -286,6 +299,7 @@ def next_step(node: Node) -> None:
         found = host.choose_file("Locate the character", "*.character")
         if found:
             host.put(node, "character", PurePath(found))
+            _show_person(node)
             submit(node)
 
 
@@ -367,7 +381,7 @@ def _shown_here(node: Node) -> str:
 @_button
 def add_repair(node: Node) -> None:
     """Adds the repair that the knobs describe to the list."""
-    entry = new_entry(node, host.project().frame)
+    entry = new_entry(node, host.frame())
     lines = str(host.get(node, "repairs")).splitlines()
     text = "\n".join([*lines, repairs.format_entry(entry)])
     host.put(node, "repairs", text, undo=True)
@@ -387,7 +401,7 @@ def next_bad(node: Node) -> None:
     bad = repairs.bad_frames([entry for _, entry in listed], marked)
     if not bad:
         raise NodeError("No frame is listed. Measure the shot, or Add frames to the list.")
-    current = host.project().frame
+    current = host.frame()
     host.go_to(next((number for number in bad if number > current), bad[0]))
 
 
@@ -410,6 +424,15 @@ def choose(node: Node, knob: str) -> None:
         host.put(node, knob, PurePath(found), undo=True)
         if knob in LIVE_KNOBS:
             SESSION.follow(node)
+        if knob == "character":
+            _show_person(node)
+
+
+def _show_person(node: Node) -> None:
+    """Shows the picture of a Reenact's character: never that of another person."""
+    path = str(host.get(node, "character"))
+    knobs = thumbnails.character_knobs(Path(path)) if path else {"thumbnail": ""}
+    host.put(node, "thumbnail", knobs["thumbnail"])
 
 
 @_button
@@ -466,16 +489,18 @@ def bake(node: Node, kind: str) -> None:
         text = _bake_points(node, kind) if kind in ("tracker", "roto") else _bake(node, kind)
     except NodeError as error:
         text = str(error)
+    except KeyError as error:
+        text = f"The node {error} inside the face's node is missing. Make a new one."
     host.put(node, "baked", plain_text(text))
 
 
 def _bake(node: Node, kind: str) -> str:
-    sources = host.above(node)
-    if len(sources) < 2:
+    plate, face = (host.source(node, index) for index in (0, 1))
+    if plate is None or face is None:
         raise NodeError("Connect plate and face.")
-    track = upstream(node, [sources[1]]).track
+    track = upstream(node, [face]).track
     crop = str(host.get(node, "bake_from")) == "the aligned crop"
-    frame, inverse = host.project().frame, bool(host.get(node, "stabilise"))
+    frame, inverse = host.frame(), bool(host.get(node, "stabilise"))
     try:
         quads = tracks.face_quads(track)
         warp = baking.face_warp(quads, frame, crop, inverse)
@@ -485,18 +510,18 @@ def _bake(node: Node, kind: str) -> str:
         raise NodeError(f"There is no face in frame {frame}. Go to another one.") from None
     if kind == "transform" and quads.pixel_aspect != 1:
         raise NodeError("A Transform is right for square pixels only. Make a CornerPin2D.")
-    under: Optional[Node] = sources[0]
+    under: Optional[Node] = plate
     if crop and not inverse and kind != "stmap":
-        under = sources[2] if len(sources) > 2 else None
+        under = host.source(node, 2)
     name = host.paste(node, "push $cut_paste_input\n" + baking.KINDS[kind](warp), under)
     return f"{name}: keys from {min(quads.corners)} to {max(quads.corners)}."
 
 
 def _bake_points(node: Node, kind: str) -> str:
-    sources = host.above(node)
-    if len(sources) < 2:
+    under, face = (host.source(node, index) for index in (0, 1))
+    if under is None or face is None:
         raise NodeError("Connect plate and face.")
-    read = face_read(sources[1])
+    read = face_read(face)
     frames = range(int(host.get(read, "first")), int(host.get(read, "last")) + 1)
     plate = host.Plate(read, "", frames[0], frames[-1])
     files = host.plate_files(plate, list(frames), host.project().views[0])
@@ -512,5 +537,5 @@ def _bake_points(node: Node, kind: str) -> str:
         text = shapes.tracker(landmarks, frames, points)
     else:
         text = shapes.roto(landmarks, frames, size)
-    name = host.paste(node, "push $cut_paste_input\n" + text, sources[0])
+    name = host.paste(node, "push $cut_paste_input\n" + text, under)
     return f"{name}: keys from {min(landmarks)} to {max(landmarks)}."

@@ -89,14 +89,14 @@ def personalize_request(node: Node, frame: Optional[int] = None) -> RunRequest:
     if len(_views(node)) > 1:
         raise NodeError("A character is made from one view. Name one.")
     settings = _face_position(node)
-    who = str(host.get(node, "who")).strip()
+    who = str(host.get(node, "who", raw=True)).strip()  # a name is no Tcl
     if not who or not host.get(node, "agreed"):
         raise NodeError("Enter the person's name, and tick that they agreed to be scanned.")
     count, steps = QUALITIES[str(host.get(node, "quality"))]
     settings.update(
         name=name,
         who=who,
-        scope=str(host.get(node, "scope")),
+        scope=str(host.get(node, "scope", raw=True)),
         count=int(host.get(node, "count")) or count,
         steps=int(host.get(node, "steps")) or steps,
         refine=int(host.get(node, "refine")) or None,
@@ -308,7 +308,8 @@ def new_style_request(node: Node) -> ShotRequest:
     """
     shot, name = shot_above(node), f"{version_name(node)}_style"
     described = {
-        knob: str(host.get(node, knob)).strip() for knob in ("program", "prompt", "pictures")
+        knob: str(host.get(node, knob, raw=knob == "prompt")).strip()
+        for knob in ("program", "prompt", "pictures")
     }
     if described["program"] == "none":
         described["program"] = ""
@@ -492,6 +493,8 @@ def results_folder(node: Node) -> Path:
     folder = Path(str(host.get(node, "folder")))
     if not folder.is_absolute():
         raise NodeError("Save the script first, or choose a folder for the results.")
+    if re.search(r"#|%0?\d*[dvV]", folder.as_posix()):
+        raise NodeError(f"Nuke takes the # or % in {folder} for numbers. Choose another folder.")
     return folder
 
 

@@ -363,7 +363,7 @@ class Run(Thread):
 
         if self._follow(client, task, destination):
             reads = {
-                name.capitalize(): Frames(str(version / f"{name}.png"), 1, 1)
+                name.capitalize(): Frames(str(version / f"{name}.png"), 1, 1, still=True)
                 for name in ("selection", "reconstruction")
             }
             knobs = {**thumbnails.character_knobs(character), "has_result": True}
@@ -437,9 +437,11 @@ class Run(Thread):
             return Path(frame_file(pattern, event["number"]))
 
         def result() -> Result:
+            nonlocal more
             knobs: Dict[str, Any] = {f"has_{read.lower()}": True}
             reads = {read: Frames.of(pattern, numbers)}
             both = more or Result()
+            more = dataclasses.replace(both, curves={})  # they are shown once
             if read != "Crops":
                 knobs["show"] = read.lower()
             if read == "Preview":
@@ -449,6 +451,7 @@ class Run(Thread):
                 both = dataclasses.replace(both, version=Path(self.folder).name, versions=versions)
             if read == "Result":
                 reads["Crops"] = NO_FRAMES  # those of another version are not this one's
+                knobs["has_crops"] = False
             return dataclasses.replace(both, knobs={**both.knobs, **knobs}, reads=reads)
 
         def landed(event: Dict[str, Any]) -> None:
@@ -578,7 +581,7 @@ class Run(Thread):
         try:
             if not job:
                 raise ServerError("nothing_to_keep", "Nothing is trained yet. Wait, or Cancel.")
-            with Client("nuke") as client:
+            with Client("nuke", server=server_at(self._server)) as client:
                 client.finish(job)
             text = "Stopping early: what is trained becomes a whole result."
         except ServerError as error:

@@ -57,6 +57,7 @@ class Session:
         self._nodes: Dict[str, List[Node]] = {}  # by id: those seen in this session, and clones
         self._created: List[Node] = []  # to be completed once the script is whole
         self._created_at = 0.0
+        self._deferred: List[Callable[[], None]] = []  # what the timer is to do
         self._undelivered: Dict[str, List[NodeUpdate]] = {}  # of deleted nodes, until undo
         self._followed: Optional[Node] = None  # the live node that was changed last
         self._changed_at: Optional[float] = None  # when it was, until it is rendered
@@ -109,9 +110,22 @@ class Session:
             return
         host.set_ready(node)
         host.put(node, "versions", versions_text(node), quiet=True)
-        restore_menu(node)
+        if node_version(node) < 3 and kind_of(node).has_track:
+            # Their previews would be rendered: the switch does not ask where it is evaluated.
+            with contextlib.suppress(KeyError):
+                shown = "$gui*parent.has_preview*parent.show"
+                host.put_expression(host.inner(node, "Show"), "which", shown)
         if host.gui():
             self._restore(node)
+        restore_menu(node)
+
+    def defer(self, call: Callable[[], None]) -> None:
+        """Calls a function from the timer: not inside a callback of the node that it changes."""
+        if host.gui():
+            self._deferred.append(call)
+            self._watch()
+        else:
+            call()
 
     def remove(self, node: Node) -> None:
         """Removes a node that is deleted; its job goes on."""
@@ -190,19 +204,22 @@ class Session:
         if not host.gui():
             self.query(node, lambda client, id: live.render_frame_now(client, id, request))
             return
-        if server not in self.live:
+        before = self.live.get(server)
+        if before is None or not before.is_alive():
             self.live[server] = LivePreview(server)
-            self.live[server].start()
         self.live[server].request(id, request)
+        if not self.live[server].is_alive():
+            self.live[server].start()
         self._watch()
 
     def follow(self, node: Node) -> None:
         """Renders a live node's frame once its knobs don't change any more."""
         if not host.get(node, "live"):
-            self._followed = None
+            if self._followed == node:
+                self._followed = None
             return
         self._followed, self._changed_at = node, time.monotonic()
-        self._frame = host.project().frame
+        self._frame = host.frame()
         self._watch()
 
     def drop_live(self, node: Node) -> None:
@@ -222,7 +239,7 @@ class Session:
         if not host.name(node):
             self._followed = None
             return
-        frame = host.project().frame
+        frame = host.frame()
         if frame != self._frame:
             self._frame = frame
             if self._changed_at is not None or host.get(node, "show") == "preview":
@@ -249,12 +266,16 @@ class Session:
     def drain(self) -> None:
         """Shows on the nodes what has happened. Called by the timer.
 
-        What goes wrong with one node or message is printed, and the others are shown.
+        What goes wrong with one node or message is printed, and the others are shown. Nothing is
+        changed while Nuke renders for us, which may call timers.
         """
+        if host.is_rendering():
+            return
         if self._created and time.monotonic() - self._created_at > WHOLE_SECONDS:
             for node in list(self._created):
                 host.guarded(self.complete)(node)
-            self._created.clear()
+        while self._deferred:
+            host.guarded(self._deferred.pop(0))()
         with contextlib.suppress(Empty):
             while True:
                 host.guarded(self._deliver)(self.updates.get_nowait())
@@ -263,7 +284,7 @@ class Session:
             for update in preview.drain():
                 host.guarded(self._deliver_live)(update)
         busy = any(thread.is_alive() for thread in (*self.runs.values(), *self.queries))
-        busy = busy or bool(self._created) or self._followed is not None
+        busy = busy or bool(self._created or self._deferred) or self._followed is not None
         busy = busy or any(preview.busy() for preview in self.live.values())
         if not busy and self.updates.empty() and self._stop_timer is not None:
             self._stop_timer()
@@ -277,8 +298,10 @@ class Session:
         for preview in self.live.values():
             preview.close()
         self._followed = None
-        for state in (self.runs, self.live, self._nodes, self._undelivered, self._created):
+        for state in (self.runs, self.live, self._nodes, self._undelivered):
             state.clear()
+        self._created.clear()
+        self._deferred.clear()
 
     def _watch(self) -> None:
         if self._stop_timer is None:
@@ -316,7 +339,7 @@ def server_of(node: Node) -> str:
 def restore_menu(node: Node) -> None:
     """Fills the menus of a node's versions: a script does not keep their items."""
     if host.has(node, "shown_version"):
-        with contextlib.suppress(NodeError):  # the script was never saved
+        with contextlib.suppress(NodeError, OSError):  # never saved, or a folder that is gone
             fill_menus(node, versions_of(results_folder(node), node_id(node)))
 
 

@@ -151,6 +151,7 @@ def an_update_is_one_step_of_undo():
     node["handles"].setValue(7)
     id = node["reenact_id"].value()
     nodes.update(node)
+    nodes.SESSION.drain()  # as the timer does
     new = nuke.toNode("Reenact1")
     assert new["handles"].value() == 7
     assert new["reenact_id"].value() == id

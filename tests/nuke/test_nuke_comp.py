@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from nuke_session import plugin, read_node, under
+from nuke_session import plugin, read_node, under, work
 from nuke_standin import Node, Picture, Session
 from reenact import bake, tracks
 from repository import ROOT
@@ -356,6 +356,7 @@ def test_a_script_with_older_names_renders_as_before(
     for node in ("Reenact1", "ReenactEdit1", "ReenactComp1"):
         session.module.toNode(node).setSelected(True)
     plugin("nodes").update_selected()
+    session.pump(lambda: not work()._deferred, 10, "the update")
     for number, picture in wanted.items():  # and so do the nodes that they are updated to
         same(session.look(session.module.toNode("ReenactComp1"), number), picture)
     reenact = session.module.toNode("Reenact1")

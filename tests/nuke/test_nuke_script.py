@@ -431,6 +431,8 @@ def test_nodes_of_the_version_before_are_updated_and_render_the_same(
     for node in old:
         node["selected"]._value = True
     plugin("nodes").update_selected()
+    assert nuke.toNode("Reenact1") is old[0]  # not inside a callback of the node
+    session.pump(lambda: nuke.toNode("ReenactComp1") is not old[2], 10, "the update")
     new = [nuke.toNode(name) for name in kept]
     for node in new:
         assert node not in old

@@ -455,6 +455,7 @@ def test_nodes_of_version_2_work_as_they_did_and_are_updated(
     (mark,) = (tmp_path / "old/ReenactEdit_v001").glob(".node-*")
     mark.unlink()  # as the version of then has left it
     plugin("nodes").update(old)
+    session.pump(lambda: not work()._deferred, 10, "the update")
     new = nuke.toNode("ReenactEdit")
     assert new["shown_version"].value() == new["version"].value() == "ReenactEdit_v001"
     assert new["version"].values() == ["upstream", "ReenactEdit_v001"]
@@ -487,6 +488,7 @@ def test_a_repair_of_version_2_shows_what_its_menu_says(
     assert upstream(below).track == reenact["track"].value()
     session.set(old, "version", "ReenactRepair_v001")
     plugin("nodes").update(old)
+    session.pump(lambda: not work()._deferred, 10, "the update")
     new = nuke.toNode("ReenactRepair")
     assert new["version"].values() == ["upstream", "ReenactRepair_v001"]
     assert new["shown_version"].value() == new["version"].value() == "ReenactRepair_v001"
