@@ -171,7 +171,7 @@ def write_frames(
                 continue
             facts |= _patch_attributes(options, geometry.match if matched is not None else None)
             if np.isfinite(geometry.quad).all():
-                facts[LANDMARKS] = landmarks_text(geometry, plate.height)
+                facts[LANDMARKS] = _landmarks_text(geometry, plate.height)
             amount = float(track.amount[frame])
             place = partial(patch, picture, geometry, plate, amount, options, grain, number, space)
             yield number, partial(_write_patch, path, place, plate, facts, names)
@@ -200,7 +200,7 @@ def measure_grain(plate: Clip, space: str) -> Grain | None:
     )
 
 
-def landmarks_text(geometry: FaceGeometry, height: int) -> str:
+def _landmarks_text(geometry: FaceGeometry, height: int) -> str:
     """Returns x and y of each of the 478 points of the generated face, in Nuke's plate px.
 
     Args:

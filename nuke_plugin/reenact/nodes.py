@@ -522,8 +522,9 @@ def _bake_points(node: Node, kind: str) -> str:
     if under is None or face is None:
         raise NodeError("Connect plate and face.")
     read = face_read(face)
-    frames = range(int(host.get(read, "first")), int(host.get(read, "last")) + 1)
-    plate = host.Plate(read, "", frames[0], frames[-1])
+    first, last = (int(host.get(read, knob)) for knob in ("first", "last"))
+    frames = range(first, last + 1)
+    plate = host.Plate(read, "", first, last)
     files = host.plate_files(plate, list(frames), host.project().views[0])
     try:
         landmarks, size = marks.read_landmarks(dict(zip(frames, files)))
