@@ -326,8 +326,8 @@ class Session:
         node = self._node(update.id)
         if node is not None:
             show_update(node, update)
-            if "style" in update.result.knobs and host.gui():  # it was made or downloaded
-                self.follow(node)
+            if host.gui() and "style" in update.result.knobs and kind_of(node).is_live:
+                self.follow(node)  # a style that was made or fetched is drawn at once
         else:
             self._undelivered.setdefault(update.id, []).append(update)
 
