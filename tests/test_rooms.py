@@ -225,6 +225,12 @@ def test_the_front_end_loads_nothing_that_reads_pictures_or_computes() -> None:
     assert not loaded("server.frontend.service") & heavy
 
 
+def test_commands_load_what_reads_pictures_or_computes_when_they_need_it() -> None:
+    """`reenact serve` and `reenact status` never do."""
+    heavy = {"torch", "OpenImageIO", "av", "cv2", "scipy", "numba"}
+    assert not loaded("server.cli.main") & heavy
+
+
 def test_the_installer_needs_the_standard_library_alone() -> None:
     without_packages = "-S"
     assert "zmq" not in loaded("server.install.installer", without_packages)

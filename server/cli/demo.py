@@ -13,8 +13,6 @@ import numpy as np
 import typer
 
 from core.media.numbering import frame_path
-from core.media.pictures import read_attribute
-from core.media.write import write_exr
 from server.cli import options
 from server.cli.personalize import personalize
 from server.cli.render import render
@@ -187,6 +185,8 @@ def film(name: str, motion: np.ndarray, folder: Path, size: int, report: Report)
         The clip's pattern.
     """
     from core.media import colour
+    from core.media.pictures import read_attribute
+    from core.media.write import write_exr
     from core.synthetic import performer
 
     pattern = str(folder / name / f"{name}.####.exr")

@@ -7,14 +7,16 @@ import inspect
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 import typer
 
 from core.base.errors import ReenactError
 from core.base.files import check_writable
-from core.media.clip import Clip
 from server.jobs import common
+
+if TYPE_CHECKING:
+    from core.media.clip import Clip
 
 Json = Annotated[bool, typer.Option("--json", help="Lines of JSON instead of bars")]
 Local = Annotated[bool, typer.Option("--local", help="Work in this process, without a server")]

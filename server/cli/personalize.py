@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 from reenact import protocol
 
-from core.media.read import open_clip
 from server.cli import options
 from server.cli.reporting import Report
 from server.cli.running import run_task
@@ -61,6 +60,8 @@ def personalize(given: Options) -> None:
 
     What is done is kept: the same command goes on where it was stopped.
     """
+    from core.media.read import open_clip
+
     report, output = Report(given.json), given.output
     options.check_output(output, ".character")
     clip = open_clip(given.scan, colour_space=given.colour_space)

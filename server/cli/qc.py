@@ -6,21 +6,22 @@ import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from reenact import protocol
 
 from core.base.errors import ReenactError
 from core.base.files import atomic_write
-from core.media.clip import Clip
 from core.media.errors import ClipError
-from core.media.read import open_clip
 from server.cli import options
 from server.cli.reporting import Report
 from server.cli.running import run_task
 from server.jobs import common
 from server.jobs import qc as job
+
+if TYPE_CHECKING:
+    from core.media.clip import Clip
 
 # The paper's Table 1: its name, its direction, and the measure that says by what it was measured.
 COLUMNS = {
@@ -113,6 +114,7 @@ def _measure(
     given: Options, i: int, folder: Path, limits: dict[str, float], report: Report
 ) -> dict[str, Any]:
     """Measures one of the tracks into a folder, and returns the shot in figures."""
+    from core.media.read import open_clip
     from core.solve.latent_track import load_track
 
     path = given.latents[i]
@@ -152,6 +154,8 @@ def driving(source: str, track: Path, given: str | None, colour_space: str | Non
     Raises:
         PlateMissingError: none is given, and it is not where it was.
     """
+    from core.media.read import open_clip
+
     if given is not None:
         return open_clip(given, colour_space=colour_space)
     try:

@@ -8,18 +8,20 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reenact import protocol
 from reenact.client import Client, ServerError
 from reenact.launcher import answers, launch, server_log
 
 from core.base.errors import ReenactError
-from core.media.clip import Clip
 from core.media.numbering import frame_path
 from server.cli.reporting import Report
 from server.frontend import home
 from server.jobs import registry
+
+if TYPE_CHECKING:
+    from core.media.clip import Clip
 
 PRIVATE_IDLE_SECONDS = 30.0  # that a server which was started for a call outlives it
 PAUSE_SECONDS = 60.0  # that a job has to stop in
@@ -65,10 +67,10 @@ def send(
     Returns:
         What a task names it by.
     """
-    if isinstance(value, Clip):
-        return _send_clip(client, value, report)
-    if not isinstance(value, Path):
+    if isinstance(value, Sequence):
         return client.send(list(value))
+    if not isinstance(value, Path):
+        return _send_clip(client, value, report)
     if _may_read(client, os.path.abspath(value)):
         return protocol.File(path=os.path.abspath(value))
     return client.send([value])[0]

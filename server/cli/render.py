@@ -11,7 +11,6 @@ from reenact import protocol
 
 from core.base import keyframes
 from core.base.files import check_writable
-from core.media.read import open_clip
 from server.cli import options
 from server.cli.reporting import Report
 from server.cli.running import run_task
@@ -78,6 +77,7 @@ def render(given: Options) -> None:
     With a plate, only frames in its range are drawn: handles are not delivered. Frames that are
     already there are kept; the same command goes on after Ctrl-C.
     """
+    from core.media.read import open_clip
     from core.solve.latent_track import load_track
 
     output = given.output

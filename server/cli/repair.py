@@ -11,8 +11,6 @@ import typer
 from reenact import protocol
 
 from core.base.files import next_version
-from core.media.clip import Clip
-from core.media.read import open_clip
 from server.cli import options
 from server.cli.reporting import Report
 from server.cli.running import run_task
@@ -20,6 +18,7 @@ from server.cli.running import run_task
 if TYPE_CHECKING:  # torch loads in the commands that need it
     import numpy as np
 
+    from core.media.clip import Clip
     from core.solve.latent_track import LatentTrack
 
 
@@ -141,6 +140,7 @@ def _open_plate(given: Options, track: LatentTrack, solved: Sequence[np.ndarray]
     import numpy as np
 
     from core.edit import repair as shot
+    from core.media.read import open_clip
 
     if given.plate is None:
         raise typer.BadParameter("To solve frames again, give the driving clip with --plate")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from core.media.clip import Clip
 from server.cli import remote
 from server.cli.reporting import Report
 from server.jobs import registry
 from server.jobs.common import Context
+
+if TYPE_CHECKING:
+    from core.media.clip import Clip
 
 
 def run_task(
@@ -47,10 +49,10 @@ def run_task(
         for name, value in given.items():
             if isinstance(value, Path):
                 files[name] = value
-            elif isinstance(value, Clip):
-                clips[name] = value
-            else:
+            elif isinstance(value, Sequence):
                 files |= {f"{name}.{i}": path for i, path in enumerate(value)}
+            else:
+                clips[name] = value
         return registry.run_task(task, Context(report, files, clips, wanted))
     with remote.connected(report) as client:
         sent = {name: remote.send(client, value, report) for name, value in given.items()}

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 from reenact import protocol
 
-from core.media.read import open_clip, with_handles
 from server.cli import options
 from server.cli.reporting import Report
 from server.cli.running import run_task
@@ -56,6 +55,8 @@ def solve(given: Options) -> None:
 
     Ctrl-C keeps what is done; the same command goes on.
     """
+    from core.media.read import open_clip, with_handles
+
     if given.handles and given.previous:
         raise typer.BadParameter("--previous needs no --handles: its other frames are the handles")
     if given.at and given.previous:

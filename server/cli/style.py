@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 from reenact import protocol
 
-from core.media.read import open_clip
 from server.cli import options
 from server.cli.reporting import Report
 from server.cli.running import run_task
@@ -57,6 +56,8 @@ def style(given: Options) -> None:
     The style so far and NAME_preview.png (the character above, the style below) are written every
     few steps. Ctrl-C keeps them; the same command goes on.
     """
+    from core.media.read import open_clip
+
     report, output = Report(given.json), given.output
     options.check_output(output, ".style")
     pictures = None if given.pictures is None else open_clip(given.pictures)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track as progress
 
-from core.media.clip import Clip
 from core.media.errors import FrameError
 from core.media.numbering import format_numbers
-from core.media.read import open_clip, read_network_frames
-from core.media.write import write_png
 from server.cli import options
 from server.cli.reporting import Report
 from server.jobs import common
+
+if TYPE_CHECKING:
+    from core.media.clip import Clip
 
 console = Console(highlight=False, soft_wrap=True)  # a wrapped path can't be copied
 
@@ -35,6 +35,8 @@ def track(
     colour_space: options.ColourSpace = None,
 ) -> None:
     """Follows a face through a clip and writes an overlay sheet of it."""
+    from core.media.read import open_clip
+
     opened = open_clip(clip, colour_space=colour_space)
     sheet = sheet or Path(f"{Path(opened.path).name.split('.')[0]}_track.png")
     options.check_sheet(sheet)  # before the work, not after it
@@ -58,6 +60,8 @@ def track_clip(
     """
     from core.face.sheets import track_sheet
     from core.face.tracking import track_face
+    from core.media.read import read_network_frames
+    from core.media.write import write_png
 
     common.note_clip(clip, Report())
     clipped: dict[int, float] = {}
