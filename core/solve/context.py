@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from core.face.keypoints import KEYPOINTS
 from core.face.landmarks import Observation
+from core.generator import Generator
 from core.personalize.character import Character
 from core.solve.objective import Objective, compared, point_weights
 from core.solve.observe import mean_crop_bias, observe_codes
@@ -18,6 +20,9 @@ from core.solve.settings import SolveSettings
 # Adam steps along the principal directions of the weights, each divided by what it moves keypoints
 # by. A direction of less than this share of their variance is lengthened no further.
 _FLAT = 0.015
+
+# By generator, while it is loaded: the anchors that were observed last, and what they showed.
+_observed: WeakKeyDictionary[Generator, tuple[Tensor, Tensor, Observation]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +54,8 @@ class Target(NamedTuple):
 def prepare(character: Character, settings: SolveSettings) -> SolveContext:
     """Observes a character's anchors and derives the steps of the search from them."""
     anchors = character.anchors.detach()
-    crop_bias = mean_crop_bias(character)
+    crop_bias, centre = _observe_anchors(character)
     keypoints = character.keypoints.to(anchors) - crop_bias[list(KEYPOINTS)]
-    with torch.no_grad():
-        centre = observe_codes(character, anchors.mean(0, keepdim=True))
     known = weighted_differences(keypoints - keypoints.mean(0), settings.objective)  # [N, 258]
     # Ridge regression on the anchors.
     gram = known.T @ known
@@ -64,6 +67,21 @@ def prepare(character: Character, settings: SolveSettings) -> SolveContext:
     return SolveContext(
         character, settings, anchors, crop_bias, keypoints, centre, secants, directions
     )
+
+
+def _observe_anchors(character: Character) -> tuple[Tensor, Observation]:
+    """Returns the mean error of a single crop, and what the centre of P shows.
+
+    Later solves of a character that stays loaded get them at once: an artist solves parts of a shot
+    again and again.
+    """
+    kept = _observed.get(character.generator)
+    if kept is None or kept[0] is not character.anchors:
+        with torch.no_grad():
+            centre = observe_codes(character, character.anchors.mean(0, keepdim=True))
+        kept = character.anchors, mean_crop_bias(character), centre
+        _observed[character.generator] = kept
+    return kept[1:]
 
 
 def weighted_differences(keypoints: Tensor, objective: Objective) -> Tensor:

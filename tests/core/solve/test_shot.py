@@ -8,6 +8,7 @@ from solve_shots import QUICK, STILL, draw, driving, known, looked_up, only, sam
 
 from core.face.aligned_clip import NoFaceError
 from core.face.landmarks import detect_averaged, keypoint_error
+from core.solve.context import prepare
 from core.solve.initial import retrieve
 from core.solve.latent_space import BETA
 from core.solve.latent_track import (
@@ -126,6 +127,26 @@ def test_ablations_run_and_report_every_term(character, settings):
     assert all(np.isfinite(track.losses[name]).all() for name in TERMS)
 
 
+def test_anchors_are_observed_once_while_a_character_is_loaded(character):
+    drawn: list[int] = []
+    hook = character.generator.synthesis.register_forward_pre_hook(
+        lambda network, codes: drawn.append(len(codes[0]))
+    )
+    contexts = []
+    for anchors in (character.anchors.clone(), character.anchors.flip(0)):
+        for hash in ("a", "b"):  # two jobs
+            who = replace(character, anchors=anchors, hash=hash)
+            contexts.append(prepare(who, QUICK))
+            assert sum(drawn) == (len(anchors) + 1 if hash == "a" else 0)
+            drawn.clear()
+    hook.remove()
+    first, second, flipped, _ = contexts
+    assert torch.equal(first.crop_bias, second.crop_bias)
+    assert torch.equal(first.centre.landmarks, second.centre.landmarks)
+    assert torch.equal(first.keypoints, second.keypoints)
+    assert not torch.equal(first.crop_bias, flipped.crop_bias)
+
+
 def test_the_papers_preset():
     paper = SolveSettings.paper()
     o = paper.objective
@@ -138,13 +159,13 @@ def test_the_papers_preset():
 def test_sigma_is_in_seconds(character):
     clip = driving(draw(character, known(6)))
     slow, fast = (
-        solve_shot(character, replace(clip, fps=fps), replace(QUICK, smoothing=0.05))
+        solve_shot(character, replace(clip, fps=fps), replace(STILL, smoothing=0.05))
         for fps in (24.0, 48.0)
     )
     assert np.array_equal(slow.codes, fast.codes)
     for track, sigma in ((slow, 1.2), (fast, 2.4)):
         assert track.smooth == pytest.approx(smooth_codes(track, sigma))
-    in_frames = solve_shot(character, clip, replace(QUICK, smoothing_frames=2.4))
+    in_frames = solve_shot(character, clip, replace(STILL, smoothing_frames=2.4))
     assert in_frames.smooth == pytest.approx(fast.smooth)
 
 
