@@ -16,7 +16,7 @@ from core.solve.latent_track import FrameState, LatentTrack, Phase
 from core.solve.objective import TERMS, Objective, total_loss
 from core.solve.settings import SolveSettings
 
-QUICK = SolveSettings(steps=2, first_steps=2, batch=3)
+QUICK = SolveSettings(secants=1, steps=1, first_steps=1, neutral_steps=1, batch=3)
 # The result is the initial guess.
 STILL = SolveSettings(secants=0, steps=0, first_steps=0, smoothing=0, batch=8, neutral=None)
 

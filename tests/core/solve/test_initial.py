@@ -27,7 +27,7 @@ def test_blended_starts(character):
 
 @pytest.mark.parametrize("objective", [Objective(), Objective(grouped=False)])
 def test_secants_lead_nearer_without_a_gradient(character, objective):
-    clip = driving(draw(character, known(5)))
+    clip = driving(draw(character, known(3)))
     still = replace(STILL, start="centre", objective=objective)
     tracks = [solve_shot(character, clip, replace(still, secants=n)) for n in (0, 4)]
     before, after = (track.losses["keypoints"] for track in tracks)

@@ -23,7 +23,7 @@ def test_the_best_iterate_is_kept(character):
 
 
 def test_frames_that_gain_no_more_are_done(character):
-    clip = driving(draw(character, known(4)))
+    clip = driving(draw(character, known(2)))
     drawn = 0
 
     def count(*_) -> None:
@@ -45,7 +45,7 @@ def test_frames_that_gain_no_more_are_done(character):
 
 
 def test_half_precision_finds_as_much_and_tells_in_full(character, monkeypatch):
-    clip = driving(draw(character, known(6)))
+    clip = driving(draw(character, known(4)))
     found = []
     for half in (None, torch.bfloat16):
         monkeypatch.setattr(optimise, "half_precision", lambda device, half=half: half)
