@@ -24,7 +24,7 @@ from core.personalize.pipeline import (
 )
 from core.synthetic import performer
 
-SETTINGS = PersonalizeSettings(count=8, steps=4, refine=1)
+SETTINGS = PersonalizeSettings(count=8, steps=4, refine=1, batch=3)
 CONSENT = {"who": "nobody: a synthetic person"}
 
 
@@ -70,9 +70,11 @@ def few_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_break_while_tuning_costs_neither_anchors_nor_steps(
     scan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    base = small_character().generator
+
     def made(path: Path, report: Recorder) -> None:
         clip = open_clip(scan)
-        personalize(clip, path, report, consent=CONSENT, settings=SETTINGS)
+        personalize(clip, path, report, consent=CONSENT, settings=SETTINGS, base=base)
 
     made(tmp_path / "whole.character", Recorder())
     path = tmp_path / "parts.character"
