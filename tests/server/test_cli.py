@@ -59,7 +59,7 @@ def test_a_broken_frame_keeps_what_was_tracked(film: Path, tmp_path: Path) -> No
     for plate in film.iterdir():
         data = plate.read_bytes()
         (tmp_path / plate.name).write_bytes(data[:900] if "1005" in plate.name else data)
-    done = reenact("track", tmp_path / "shot.####.exr", "--sheet", "s.png", cwd=tmp_path)
+    done = reenact_here("track", tmp_path / "shot.####.exr", "--sheet", "s.png", cwd=tmp_path)
     assert done.returncode == 1
     assert "shot.1005.exr" in done.stderr
     assert "Traceback" not in done.stderr

@@ -74,7 +74,7 @@ def test_a_table_of_two_tracks_and_a_report_of_each(shot: Path) -> None:
     wait_for(lambda: list(kept.glob("*_3.checkpoint")), 120, "six frames")
     killed.kill()
     killed.wait()
-    done = reenact(*again, cwd=shot)
+    done = reenact_here(*again, cwd=shot)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"the worst is {WRONG}" in done.stdout
     here = json.loads((shot / "again" / "shot_qc" / "qc.json").read_text())

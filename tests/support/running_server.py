@@ -25,8 +25,8 @@ from core.solve.latent_track import load_track
 from core.synthetic import performer
 from server.frontend import home
 
-FRAMES = 8
-QUICK: dict[str, Any] = {"steps": 3, "neutral": "off"}  # settings of a solve
+FRAMES = 6
+QUICK: dict[str, Any] = {"steps": 2, "neutral": "off"}  # settings of a solve
 
 
 class Server:
@@ -77,12 +77,12 @@ def wait_for(test: Callable[[], object], seconds: float, what: str) -> None:
     until = time.monotonic() + seconds
     while not test():
         assert time.monotonic() < until, f"waited {seconds} s for {what}"
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 @lru_cache(maxsize=1)
 def inputs(folder: Path) -> tuple[Path, str]:
-    """A character's file and a driving clip's pattern, frames 1001 to 1008, made once."""
+    """A character's file and a driving clip's pattern, made once."""
     made = folder / "small.character"
     save_character(made, small_character())
     motion = performer.performance(performer.random_identity(3), FRAMES, fps=8.0, seed=3)
