@@ -22,8 +22,8 @@ from core.solve.latent_track import load_track, save_track
 
 SIZE = 128  # of its plates, px
 DEMO = (
-    *("demo", "--scan-frames", "28", "--frames", "4", "--size", str(SIZE)),
-    *("--steps", "8", "--refine", "0"),
+    *("demo", "--scan-frames", "24", "--frames", "4", "--size", str(SIZE)),
+    *("--steps", "2", "--refine", "0"),
 )
 STYLES = ("--style-steps", "1")
 NO_STYLES = ("--style-steps", "0")
@@ -258,16 +258,16 @@ def test_the_server_can_be_looked_at(demo: Demo, tmp_path: Path) -> None:
     shown = reenact("status", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert all(word in shown.stdout for word in ("personalize", "solve", "render", "GiB"))
-    jobs = json.loads(reenact("status", "--json", cwd=tmp_path).stdout)["list"]
+    jobs = json.loads(reenact_here("status", "--json", cwd=tmp_path).stdout)["list"]
     (job,) = [j["id"] for j in jobs if j["kind"] == "personalize" and j["state"] == "done"][:1]
-    log = reenact("logs", job, cwd=tmp_path).stdout
+    log = reenact_here("logs", job, cwd=tmp_path).stdout
     assert log.index("queued") < log.index("running") < log.index("perceptual metric")
     assert log.rstrip().endswith("done")
-    assert "owner" in reenact("keys", "list", cwd=tmp_path).stdout
-    refused = reenact("store", "collect", cwd=tmp_path)
+    assert "owner" in reenact_here("keys", "list", cwd=tmp_path).stdout
+    refused = reenact_here("store", "collect", cwd=tmp_path)
     assert "A server uses the store" in refused.stderr
     assert reenact("serve", cwd=tmp_path).stderr.startswith("reenact: A server runs")
-    assert reenact("job", "delete", "nothing", cwd=tmp_path).returncode == 0
+    assert reenact_here("job", "delete", "nothing", cwd=tmp_path).returncode == 0
     unknown = reenact_here("job", "pause", "nothing", cwd=tmp_path)
     assert "doesn't know this job" in unknown.stderr
 
