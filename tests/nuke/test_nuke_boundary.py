@@ -1,6 +1,7 @@
 """Tests the boundary to Nuke: its names, the only file that uses them, and the stand-in."""
 
 import ast
+import importlib
 import importlib.util
 import re
 import sys
@@ -212,4 +213,8 @@ def test_nuke_starts_whatever_is_wrong_with_the_plugin(capsys: pytest.CaptureFix
             said = capsys.readouterr().err
             assert said.startswith("Reenact has no menu: ModuleNotFoundError: ")
             assert said.count("\n") == 1
+        nodes = importlib.import_module("reenact.nodes")
+        with patch.object(nodes, "register", side_effect=RuntimeError("two\nlines")):
+            exec(script, {})
+        assert capsys.readouterr().err == "Reenact has no menu: RuntimeError: two lines\n"
         assert session.panels == {}

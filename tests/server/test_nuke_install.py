@@ -521,22 +521,11 @@ print(sorted(name for name in names if not name.startswith("__")))
 """
 
 
-@pytest.mark.parametrize(
-    ("nodes", "said"),
-    [
-        ("def register(): print('registered')", ""),
-        ("def register(): raise RuntimeError('two\\nlines')", "RuntimeError: two lines"),
-        ("import nowhere_to_be_found", "ModuleNotFoundError: No module named"),
-        ("def :", "SyntaxError: invalid syntax"),
-    ],
-)
-def test_nuke_starts_whatever_is_wrong_with_the_plugin(
-    tmp_path: Path, nodes: str, said: str
-) -> None:
+def test_nuke_starts_without_importing_the_plugin(tmp_path: Path) -> None:
+    """Also where the plugin is broken; its menu says what is wrong (test_nuke_boundary)."""
     plugin = tmp_path / "nuke_plugin"
     (plugin / "reenact").mkdir(parents=True)
-    (plugin / "reenact/__init__.py").touch()
-    (plugin / "reenact/nodes.py").write_text(nodes)
+    (plugin / "reenact/__init__.py").write_text("def :")
     shutil.copy(ROOT / "nuke_plugin/init.py", plugin)
     done = subprocess.run(
         [find_interpreter("3.9") or sys.executable, "-c", NUKE, plugin / "init.py"],
@@ -545,13 +534,8 @@ def test_nuke_starts_whatever_is_wrong_with_the_plugin(
         text=True,
         check=True,
     )
-    first, *registered, left = done.stdout.splitlines()
-    assert first == f"{(tmp_path / 'gizmos').as_posix()} False"
-    assert registered == ([] if said else ["registered"])
-    assert left == "['Path', 'sys']"
-    lines = done.stderr.splitlines()
-    assert len(lines) == bool(said)
-    assert said in done.stderr
+    assert done.stdout.splitlines() == [f"{(tmp_path / 'gizmos').as_posix()} False", "[]"]
+    assert done.stderr == ""
 
 
 def test_init_py_is_python_3_9() -> None:

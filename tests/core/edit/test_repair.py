@@ -437,7 +437,7 @@ def test_frames_are_solved_again_and_nothing_else_changes(
     rows = rows_of(track, 1002, 1003, 1005, 1006)
     same_but(made, track, rows, (*CODES, "state", "losses", "quality"))
     states = [FrameState(s).name[0] for s in made.state]
-    assert "".join(states) == "SSSSRSSS"
+    assert "".join(states) == "SSSSRS"
     assert np.isfinite(made.losses["mouth"]).tolist() == [c == "S" for c in states]
     others = made.losses["keypoints"][rows] != track.losses["keypoints"][rows]
     assert others.all()

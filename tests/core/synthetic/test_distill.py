@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("distill")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "CALIBRATION", 260)
-        shards.calibrate(path, seed=3, size=128)
+        shards.calibrate(path, seed=3)
     return path
 
 
