@@ -385,7 +385,7 @@ def test_a_frozen_server_holds_nobody_up_and_overtaken_frames_are_not_shown(
     session.pump(lambda: node["job_state"].value() == "done", 60, "a frame")
     assert node["tile_color"].value() == plugin("display").PLAIN
     print(f"held up for {session.longest:.3f} s at most")
-    assert session.longest < 1
+    assert session.longest < 0.5
 
 
 def test_what_is_wrong_is_said_on_the_node(
