@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import re
 from pathlib import Path, PurePath
-from typing import Callable, Iterator, Optional
+from typing import Callable, Iterator, Optional, Tuple
 
 from reenact import bake as baking
 from reenact import host, launcher, queries, repairs, runs, shapes, thumbnails, tracks, versions
@@ -183,14 +183,13 @@ def update(node: Node) -> None:
 
 def _update(node: Node) -> None:
     SESSION.complete(node)
-    kind = kind_of(node)
+    kind, refusal = kind_of(node), ""
     if not kind.gizmo or node_version(node) > NODE_VERSION:
-        said = "state" if host.has(node, "state") else "baked"
-        host.put(node, said, "The node is newer than the plugin. Update the plugin.")
-        return
-    if host.is_clone(node):
-        said = "state" if host.has(node, "state") else "baked"
-        host.put(node, said, "Declone the node first: clones share their knobs.")
+        refusal = "The node is newer than the plugin. Update the plugin."
+    elif host.is_clone(node):
+        refusal = "Declone the node first: clones share their knobs."
+    if refusal:
+        host.put(node, "state" if host.has(node, "state") else "baked", refusal)
         return
     older = node_version(node) < NODE_VERSION
     shown = shown_version(node)
@@ -494,10 +493,15 @@ def bake(node: Node, kind: str) -> None:
     host.put(node, "baked", plain_text(text))
 
 
-def _bake(node: Node, kind: str) -> str:
-    plate, face = (host.source(node, index) for index in (0, 1))
+def _plate_and_face(comp: Node) -> Tuple[Node, Node]:
+    plate, face = (host.source(comp, index) for index in (0, 1))
     if plate is None or face is None:
         raise NodeError("Connect plate and face.")
+    return plate, face
+
+
+def _bake(node: Node, kind: str) -> str:
+    plate, face = _plate_and_face(node)
     track = upstream(node, [face]).track
     crop = str(host.get(node, "bake_from")) == "the aligned crop"
     frame, inverse = host.frame(), bool(host.get(node, "stabilise"))
@@ -518,9 +522,7 @@ def _bake(node: Node, kind: str) -> str:
 
 
 def _bake_points(node: Node, kind: str) -> str:
-    under, face = (host.source(node, index) for index in (0, 1))
-    if under is None or face is None:
-        raise NodeError("Connect plate and face.")
+    under, face = _plate_and_face(node)
     read = face_read(face)
     first, last = (int(host.get(read, knob)) for knob in ("first", "last"))
     frames = range(first, last + 1)

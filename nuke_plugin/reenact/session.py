@@ -205,12 +205,13 @@ class Session:
         if not host.gui():
             self.query(node, lambda client, id: live.render_frame_now(client, id, request))
             return
-        before = self.live.get(server)
-        if before is None or not before.is_alive():
-            self.live[server] = LivePreview(server)
-        self.live[server].request(id, request)
-        if not self.live[server].is_alive():
-            self.live[server].start()
+        preview = self.live.get(server)
+        if preview is not None and preview.is_alive():
+            preview.request(id, request)
+        else:
+            preview = self.live[server] = LivePreview(server)
+            preview.request(id, request)  # first: without a client, the thread answers and ends
+            preview.start()
         self._watch()
 
     def follow(self, node: Node) -> None:
