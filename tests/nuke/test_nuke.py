@@ -27,6 +27,7 @@ from nuke_session import (
 )
 from nuke_standin import Node, Session
 from OpenImageIO import UINT8, ImageBuf
+from performer_faces import film_scan
 from reenact import __version__, client, launcher, protocol, runs, thumbnails
 from reenact import channel as channel_module
 from reenact.files import Frames
@@ -36,10 +37,8 @@ from running_server import FRAMES, Server, inputs, wait_for
 from core.media import colour
 from core.media.numbering import frame_path
 from core.media.read import open_clip, read_frame
-from core.media.write import write_png
 from core.personalize.character import load_character
 from core.solve.latent_track import load_track
-from core.synthetic import performer
 
 FIRST, LAST = 1001, 1000 + FRAMES
 GIZMOS = ROOT / "gizmos"
@@ -171,10 +170,9 @@ def test_a_preview_is_shown_beside_the_result(
 def test_a_scan_becomes_a_character_that_the_next_node_finds(
     session: Session, server: Server, given: tuple[Path, str], tmp_path: Path
 ) -> None:
-    for i, motion in enumerate(performer.self_scan(performer.random_identity(6), 20, seed=6)):
-        write_png(tmp_path / f"scan.{i + 1:04d}.png", performer.render(motion, 160))
+    pattern = film_scan(tmp_path, 20)
     driving = shot(session, given, tmp_path)
-    scan = read_node(session, str(tmp_path / "scan.####.png"), 1, 20)
+    scan = read_node(session, pattern, 1, 20)
     node = under(session, "ReenactPersonalize", scan)
     session.press(node, "submit")
     assert "agreed" in node["state"].value()  # nothing is submitted without consent

@@ -186,6 +186,40 @@ def test_outside_its_range_and_in_its_gaps_a_result_is_black(session: Session, f
         session.look(node, 1002)
 
 
+def test_the_sheets_of_a_character_are_seen_on_every_frame(
+    session: Session, frames: str, tmp_path: Path
+) -> None:
+    node = under(session, "ReenactPersonalize", read_node(session, frames, FIRST, LAST))
+    sheet = tmp_path / "sheet.exr"
+    write_exr(sheet, np.full((SIZE, SIZE, 4), 3, np.float32), half=False)
+    still = Frames(str(sheet), 1, 1, still=True)
+    work().updates.put(update_of(node, knobs={"has_result": True}, reads={"Selection": still}))
+    work().drain()
+    node.node("Selection")["raw"].setValue(True)
+    session.set(node, "show", "chosen frames")
+    assert session.look(node, FIRST)["red"].min() == 3
+
+
+def test_a_refused_button_leaves_a_running_job_alone(session: Session) -> None:
+    node = session.module.createNode("ReenactEdit")
+    whole(session, node)
+    node["job_state"].setValue("running")
+    session.press(node, "approve")
+    assert "No version is shown" in node["state"].value()
+    assert node["job_state"].value() == "running"
+
+
+def test_a_live_preview_without_a_key_says_so_each_time(session: Session) -> None:
+    node = session.module.createNode("ReenactEdit")
+    whole(session, node)
+    node["server"].setValue("render7:5555")
+    for _ in range(2):
+        node["state"].setValue("")
+        work().request_frame(node, object())  # no client is made, so nobody looks into it
+        session.pump(lambda: "There is no key" in node["state"].value(), 10, "the reason")
+    assert not work().live["render7:5555"].busy()
+
+
 def test_render_all_does_not_meet_our_writes(session: Session, frames: str, tmp_path: Path) -> None:
     read = read_node(session, frames, 1001, 1002)
     read["raw"].setValue(True)

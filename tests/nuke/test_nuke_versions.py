@@ -13,7 +13,7 @@ import nuke_standin
 import numpy as np
 import OpenImageIO as oiio
 import pytest
-from nuke_session import copy_of, plugin, read_node, under, until, until_said, work
+from nuke_session import copy_of, open_copy, plugin, read_node, under, until, until_said, work
 from nuke_standin import Node, Picture, Session
 from reenact import protocol
 from reenact.errors import NodeError
@@ -76,11 +76,7 @@ def busy(node: Node) -> bool:
 @pytest.fixture
 def shot(session: Session, made: Path, tmp_path: Path) -> Iterator[tuple[Node, Node]]:
     """Opens a copy of that script with its files; yields the Reenact and the ReenactEdit."""
-    folder = tmp_path / "shot"
-    shutil.copytree(made, folder)
-    for path in (folder / "shot.nk", *folder.glob("reenact/*/run.json")):
-        path.write_text(path.read_text().replace(str(made), str(folder)))
-    session.module.scriptOpen(str(folder / "shot.nk"))
+    open_copy(session, made, tmp_path / "shot")
     session.module.frame(FIRST)
     nodes = session.module.toNode("Reenact1"), session.module.toNode("ReenactEdit1")
     ready(session, *nodes)

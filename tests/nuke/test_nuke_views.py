@@ -11,7 +11,17 @@ import nuke_standin
 import numpy as np
 import OpenImageIO as oiio
 import pytest
-from nuke_session import plugin, read_node, request_of, state, under, until, until_said, work
+from nuke_session import (
+    open_copy,
+    plugin,
+    read_node,
+    request_of,
+    state,
+    under,
+    until,
+    until_said,
+    work,
+)
 from nuke_standin import Node, Session
 from running_server import Server, inputs
 
@@ -87,10 +97,7 @@ def made(
 def shot(stereo: Session, made: Path, tmp_path: Path) -> tuple[Node, Path]:
     """Opens the shot in a folder of the test's own; returns the Reenact, and its version."""
     folder = tmp_path / "shot"
-    shutil.copytree(made, folder)
-    for path in (folder / "shot.nk", *folder.glob("reenact/**/run.json")):
-        path.write_text(path.read_text().replace(str(made), str(folder)))
-    stereo.module.scriptOpen(str(folder / "shot.nk"))
+    open_copy(stereo, made, folder)
     stereo.module.frame(FIRST)
     node = stereo.module.toNode("Reenact1")
     stereo.pump(lambda: node["ready"].value(), 10, "the node")

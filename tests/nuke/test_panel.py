@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from nuke_session import plugin, read_node, under, until, until_said
 from nuke_standin import Session
+from performer_faces import film_scan
 from PySide6.QtCore import Qt, qInstallMessageHandler
 from PySide6.QtGui import QColor, QImage
 from PySide6.QtTest import QTest
 from running_server import FRAMES, Server, solve_task, wait_for
 
-from core.media.write import write_png
 from core.personalize.character import load_character
-from core.synthetic import performer
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -65,10 +64,9 @@ def row_of(panel: Any, kind: str) -> int:
 def test_a_training_is_watched_and_stopped_early(
     session: Session, server: Server, panel: Any, tmp_path: Path
 ) -> None:
-    for i, motion in enumerate(performer.self_scan(performer.random_identity(6), 20, seed=6)):
-        write_png(tmp_path / f"scan.{i + 1:04d}.png", performer.render(motion, 160))
+    pattern = film_scan(tmp_path, 20)
     session.module.scriptSaveAs(str(tmp_path / "shot.nk"), True)
-    scan = read_node(session, str(tmp_path / "scan.####.png"), 1, 20)
+    scan = read_node(session, pattern, 1, 20)
     node = under(session, "ReenactPersonalize", scan)
     knobs = {"who": "nobody: synthetic", "agreed": True, "refine": 1, "result_name": "anna"}
     for knob, value in {**knobs, "count": 8, "steps": STEPS}.items():

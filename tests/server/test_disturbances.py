@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from performer_faces import film_scan
 from reenact import protocol
 from reenact.client import ServerError
 from reenact.protocol import CHUNK, File
@@ -29,9 +30,7 @@ from running_server import (
 )
 
 from core.media.read import open_clip
-from core.media.write import write_png
 from core.personalize.character import load_character
-from core.synthetic import performer
 from server.blobs import file_path
 from server.cli.reporting import Report
 from server.frontend.transfers import Disk
@@ -167,10 +166,7 @@ def damage(path: Path) -> None:
 def test_a_worker_killed_in_tuning_gives_the_same_character(
     own_server: Server, tmp_path: Path
 ) -> None:
-    motion = performer.self_scan(performer.random_identity(6), 18, seed=6)
-    for number, parameters in enumerate(motion, 1):
-        write_png(tmp_path / f"scan.{number:04d}.png", performer.render(parameters, 160))
-    pattern = str(tmp_path / "scan.####.png")
+    pattern = film_scan(tmp_path, 18)
     # Nearly all frames are trained on: each that is held out is drawn at every evaluation.
     task = protocol.Personalize(
         protocol.Clip(), "anna", "nobody", count=16, steps=6, refine=1, batch=2

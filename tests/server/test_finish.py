@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from performer_faces import film_scan
 from reenact import protocol
 from reenact.client import Client, ServerError
 from reenact.protocol import File
@@ -25,11 +26,9 @@ from running_server import (
 from core.face import perceptual
 from core.face.aligned_clip import align_clip
 from core.media.read import open_clip
-from core.media.write import write_png
 from core.personalize.character import load_character
 from core.personalize.inversion import invert
 from core.personalize.tuning import psnr, reconstruct
-from core.synthetic import performer
 from core.synthetic.base import base_encoder, base_generator
 
 pytestmark = pytest.mark.timeout(900)
@@ -39,11 +38,7 @@ STEPS = 24  # of the character, asked for
 
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("scan")
-    motion = performer.self_scan(performer.random_identity(6), 24, seed=6)
-    for number, parameters in enumerate(motion, 1):
-        write_png(folder / f"scan.{number:04d}.png", performer.render(parameters, 160))
-    return str(folder / "scan.####.png")
+    return film_scan(tmp_path_factory.mktemp("scan"), 24)
 
 
 def facts(client: Client, job: str) -> dict[str, Any]:

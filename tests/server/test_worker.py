@@ -413,18 +413,23 @@ def test_a_stored_file_is_only_given_out_whole(tmp_path: Path) -> None:
             blobs.file_path(tmp_path, bad)
 
 
+def solved_by_worker(root: Path, task: Any) -> list[dict[str, Any]]:
+    """Solves a task in this process as a worker does; returns what it has said."""
+    front = worker.Front(io.StringIO(), io.StringIO())
+    time.sleep(0.1)
+    front._stop = False
+    job = {"id": "a", "kind": "solve", "task": json.loads(json.dumps(task, default=vars))}
+    worker.run(root, job, front, worker.Characters())
+    return said(front)
+
+
 def test_a_solve_shows_what_it_has_and_its_result_stays_the_same(
     tmp_path: Path, given: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preview, "FIRST_SECONDS", 0.0)
     monkeypatch.setattr(preview, "SHARE", 1.0)
     task = stored(tmp_path, given)
-    front = worker.Front(io.StringIO(), io.StringIO())
-    time.sleep(0.1)
-    front._stop = False
-    job = {"id": "a", "kind": "solve", "task": json.loads(json.dumps(task, default=vars))}
-    worker.run(tmp_path, job, front, worker.Characters())
-    told = said(front)
+    told = solved_by_worker(tmp_path, task)
     pictures = [m for m in told if m["type"] == "picture"]
     assert len(pictures) > 1
     height, width, _ = cv2.imread(str(tmp_path / "jobs/a/out/progress.png")).shape
@@ -447,13 +452,8 @@ def test_a_solve_shows_what_it_has_and_its_result_stays_the_same(
 
 
 def test_load_track_of_a_solved_job_is_the_workers(tmp_path: Path, given: Path) -> None:
-    task = stored(tmp_path, given)
-    front = worker.Front(io.StringIO(), io.StringIO())
-    time.sleep(0.1)
-    front._stop = False
-    job = {"id": "a", "kind": "solve", "task": json.loads(json.dumps(task, default=vars))}
-    worker.run(tmp_path, job, front, worker.Characters())
-    (told,) = [m for m in said(front) if m["type"] == "file"]
+    solved = solved_by_worker(tmp_path, stored(tmp_path, given))
+    (told,) = [m for m in solved if m["type"] == "file"]
     track = load_track(blobs.file_path(tmp_path, told["hash"]))
     assert track.source == "plate"  # not where the server keeps it
     assert (track.numbers == range(1001, 1001 + FRAMES)).all()

@@ -6,6 +6,7 @@ A pytest plugin (`conftest.py`), so that its fixtures need no imports.
 from __future__ import annotations
 
 import importlib
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -130,6 +131,14 @@ def copy_of(session: Session, node: Node, folder: Path) -> Node:
 def whole(session: Session, *nodes: Node) -> None:
     """Waits until nodes that were created are whole for the plugin."""
     session.pump(lambda: all(n.knob("ready") and n["ready"].value() for n in nodes), 10, "nodes")
+
+
+def open_copy(session: Session, made: Path, folder: Path) -> None:
+    """Copies a folder with the script `shot.nk` and its versions, and opens the copy."""
+    shutil.copytree(made, folder)
+    for path in (folder / "shot.nk", *folder.glob("reenact/**/run.json")):
+        path.write_text(path.read_text().replace(str(made), str(folder)))
+    session.module.scriptOpen(str(folder / "shot.nk"))
 
 
 def state(node: Node) -> str:

@@ -1,4 +1,6 @@
-"""Aligned faces of the performer, as the solver gets them."""
+"""The performer's faces: a self-scan, and aligned ones as the solver gets them."""
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -6,7 +8,15 @@ from torch import Tensor
 
 from core.face.alignment import ffhq_quads, warp
 from core.face.network import crop_roi, face_detector, face_mesh, to_picture
-from core.synthetic.performer import INDEX, random_identity, render
+from core.media.write import write_png
+from core.synthetic.performer import INDEX, random_identity, render, self_scan
+
+
+def film_scan(folder: Path, frames: int) -> str:
+    """Films the self-scan of a person, 160 px, from frame 1 on; returns its pattern."""
+    for number, parameters in enumerate(self_scan(random_identity(6), frames, seed=6), 1):
+        write_png(folder / f"scan.{number:04d}.png", render(parameters, 160))
+    return str(folder / "scan.####.png")
 
 
 def acted(identity: int, *moves: dict[str, float]) -> np.ndarray:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from performer_faces import film_scan
 from small_character import small_character
 
 from core.face.aligned_clip import align_clip
 from core.media.read import open_clip
-from core.media.write import write_png
 from core.personalize import inversion, pipeline, tuning
 from core.personalize.character import NoConsentError, load_character
 from core.personalize.pipeline import (
@@ -22,7 +22,6 @@ from core.personalize.pipeline import (
     _at_resolution,
     personalize,
 )
-from core.synthetic import performer
 
 SETTINGS = PersonalizeSettings(count=8, steps=4, refine=1, batch=3)
 CONSENT = {"who": "nobody: a synthetic person"}
@@ -54,11 +53,7 @@ class Recorder:
 
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("scan")
-    motion = performer.self_scan(performer.random_identity(6), 24, seed=6)
-    for number, parameters in enumerate(motion, 1):
-        write_png(folder / f"scan.{number:04d}.png", performer.render(parameters, 160))
-    return str(folder / "scan.####.png")
+    return film_scan(tmp_path_factory.mktemp("scan"), 24)
 
 
 @pytest.fixture(autouse=True)
