@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -271,9 +272,13 @@ def check_colour() -> Check:
 
     version = metadata.version("OpenImageIO")
     chosen = os.environ.get("OCIO", "")
-    config = OpenImageIO.ColorConfig(chosen or "ocio://default")
-    error = config.geterror()
-    details = {"version": version, "OCIO": chosen, "config": config.configname()}
+    details = {"version": version, "OCIO": chosen}
+    if zipfile.is_zipfile(chosen):  # OpenImageIO 3.0's own OCIO crashes on it
+        error = f"{chosen} is an archive (.ocioz); unpack it, and name the config.ocio inside"
+    else:
+        config = OpenImageIO.ColorConfig(chosen or "ocio://default")
+        error = config.geterror()
+        details["config"] = config.configname()
     if error:
         unset = "set OCIO=" if os.name == "nt" else "unset OCIO"
         mend = f"{unset}   # or name a config that can be read"

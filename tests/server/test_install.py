@@ -564,6 +564,15 @@ def test_doctor_names_a_damaged_ocio_config() -> None:
     assert "OCIO" in check["mend"]
 
 
+def test_doctor_survives_an_archived_ocio_config(tmp_path: Path) -> None:
+    archive = tmp_path / "show.ocioz"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("config.ocio", "ocio_profile_version: 2")
+    check = doctor_inside("colour", OCIO=str(archive))
+    assert check["state"] == "warning"
+    assert "unpack it" in check["found"]
+
+
 def test_doctor_sees_truncated_lpips_weights(tmp_path: Path) -> None:
     weights = tmp_path / "hub/checkpoints" / doctor.ALEXNET
     weights.parent.mkdir(parents=True)
