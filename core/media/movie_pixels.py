@@ -90,8 +90,6 @@ def to_rgb(picture: Any, codec: str) -> tuple[np.ndarray, np.ndarray | None]:
         return _from_fields(picture, order, *_FIELDS[name]), None
 
     grey = name.startswith(("gray", "ya")) and not name.startswith("yuva")
-    if grey and _limited_grey(picture, codec) and not has_alpha(picture):
-        return _from_ycc(picture), None
     if name in _PACKED:
         count, kind, places = _PACKED[name]
         values = _unit(_plane(picture, 0, order + kind, count), None)[..., places]
@@ -108,6 +106,9 @@ def to_rgb(picture: Any, codec: str) -> tuple[np.ndarray, np.ndarray | None]:
         return _from_ycc(picture), _plane_alpha(picture) if has_alpha(picture) else None
     if grey:
         values = values[..., [0, 0, 0, 1][: values.shape[2] + 2]]
+        bits = picture.format.components[0].bits
+        if bits <= 16 and "f" not in name and _limited_grey(picture, codec):
+            values[..., :3] = values[..., :3] * ((2**bits - 1) / 2 ** (bits - 8) / 219) - 16 / 219
     alpha = np.ascontiguousarray(values[..., 3]) if values.shape[2] == 4 else None
     return np.ascontiguousarray(values[..., :3]), alpha
 
@@ -173,13 +174,13 @@ def _limited_grey(picture: Any, codec: str) -> bool:
 
 
 def _from_ycc(picture: Any) -> np.ndarray:
-    """Converts Y'CbCr or limited grey to float32 `[H, W, 3]` (ITU-R BT.601, BT.709, BT.2020)."""
+    """Converts Y'CbCr to float32 `[H, W, 3]` (ITU-R BT.601, BT.709, BT.2020)."""
     # With equal ranges on both sides FFmpeg only shifts n-bit codes up to 16 bits. If both are
     # declared limited, that holds for full range too, except for pixel formats that are full range
-    # by name: there luma is stretched to 65535 if chroma has luma's size (or there is none).
+    # by name: there luma is stretched to 65535 if chroma has luma's size.
     bits = picture.format.components[0].bits
     name = picture.format.name
-    declared = ColorRange.JPEG if name.startswith(("yuvj", "gray")) else ColorRange.MPEG
+    declared = ColorRange.JPEG if name.startswith("yuvj") else ColorRange.MPEG
     alpha = has_alpha(picture)
     codes = picture.reformat(
         format="yuva444p16le" if alpha else "yuv444p16le",
@@ -190,7 +191,7 @@ def _from_ycc(picture: Any) -> np.ndarray:
         interpolation=Interpolation.BILINEAR | Interpolation.ACCURATE_RND,
     ).to_ndarray()
     white = (2**bits - 1) << (16 - bits)
-    stretch = white / 65535 if name.startswith(("yuvj444", "gray")) else 1.0
+    stretch = white / 65535 if name.startswith("yuvj444") else 1.0
     if picture.color_range == ColorRange.JPEG or name.startswith("yuvj"):
         black, luma, chroma = 0.0, 1 / white, 1 / white
     else:

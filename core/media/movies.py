@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import av
@@ -37,7 +38,7 @@ from core.media.sequences import check_file, clip_range
 _DEMUXERS = "mov,matroska,webm,avi,mxf,mpegts,mpeg,gif,asf,flv"
 
 # Of these every picture has its time; other containers leave some of them out, or state others.
-_TIMED = ("mov", "matroska", "mpegts", "flv")
+_TIMED = ("mov", "matroska", "mpegts", "flv", "gif")
 
 # What a file with a movie's name may be instead, by its first bytes.
 _OTHER_FILES = {
@@ -52,6 +53,31 @@ _OTHER_FILES = {
     b"%PDF": "a PDF",
 }
 
+# Movies of these kinds are refused by name.
+_NOT_READ = {
+    ".r3d": "a REDCODE movie",
+    ".braw": "a Blackmagic RAW movie",
+    ".ari": "ARRIRAW",
+    ".arx": "ARRIRAW",
+    ".crm": "a Cinema RAW Light movie",
+    ".nev": "an N-RAW movie",
+    ".cine": "a Phantom movie",
+    ".dv": "a DV stream",
+    ".vob": "a DVD movie",
+    ".ogv": "an Ogg movie",
+    ".f4v": "a Flash movie",
+    ".swf": "a Flash movie",
+    ".rm": "a RealMedia movie",
+    ".y4m": "a YUV4MPEG stream",
+    ".h264": "a bare H.264 stream",
+    ".264": "a bare H.264 stream",
+    ".h265": "a bare HEVC stream",
+    ".265": "a bare HEVC stream",
+    ".hevc": "a bare HEVC stream",
+    ".m2v": "a bare MPEG-2 stream",
+    ".apng": "an animated PNG",
+}
+
 _PRIMARIES = {  # H.273, table 2
     4: "BT.470 M",
     8: "film",
@@ -62,6 +88,20 @@ _PRIMARIES = {  # H.273, table 2
     22: "EBU 3213",
 }
 _TRANSFERS = {8: "linear", 9: "logarithmic", 10: "logarithmic", 17: "SMPTE 428"}  # table 3
+
+
+def refuse_unread_movie(path: str) -> None:
+    """Refuses a movie of a kind that is not read.
+
+    Raises:
+        ClipNotReadableError: by its suffix, it is one.
+    """
+    kind = _NOT_READ.get(Path(path).suffix.lower())
+    if kind is not None:
+        raise ClipNotReadableError(
+            f"{path} is {kind}, which is not read here. Export EXR frames from it, or a ProRes or "
+            "H.264 movie."
+        )
 
 
 def open_movie(
@@ -295,22 +335,18 @@ def _open_timed(
 def _open_counted(path: str) -> tuple[Movie, Any, int]:
     """Decodes a whole movie; returns as `_open_timed`."""
     first: Any = None
-    times: list[int | None] = []
-    dropped = 0
+    dropped = count = 0
     with _opened(path) as (container, stream):
         for picture in _all_pictures(container, stream):
+            count += 1
             if first is None and picture.is_corrupt:
                 dropped += 1
-                continue
-            first = first or picture
-            times.append(picture.pts)
+            else:
+                first = first or picture
         if first is None:
             raise UnreadableFrameError(path, 1, "can't be decoded. Make the movie again.")
         codec, crop = stream.codec_context.name, _crop(container, stream, first, path)
-    stated = [time for time in times if time is not None]
-    even = len(set(stated)) < len(times) or _even(stated)
-    places = range(dropped, dropped + len(times))
-    return Movie(tuple(places), (), even, codec, crop), first, dropped
+    return Movie(tuple(range(dropped, count)), (), True, codec, crop), first, dropped
 
 
 def _next_whole(pictures: Iterator[Any], path: str) -> Any:
