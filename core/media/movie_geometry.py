@@ -65,8 +65,8 @@ def orientation(picture: Any) -> Orientation:
     note = ""
     if odd > _UPRIGHT:
         note = (
-            f"The movie asks to be shown {odd:.0f} degrees off a right angle: its frames are turned "
-            "to the nearest one. Export it upright if they should be turned fully."
+            f"The movie asks to be shown {odd:.0f} degrees off a right angle: its frames are "
+            "turned to the nearest one. Export it upright if they should be turned fully."
         )
     if transposed:
         return Orientation(True, b < 0, c < 0, note)

@@ -1,8 +1,8 @@
 """Exact RGB of decoded movie pictures, for every pixel format.
 
-RGB, grey and palettes are unpacked here from their stored codes: FFmpeg's conversions between depths
-and ranges round, clip, or take grey for video levels. Of Y'CbCr FFmpeg only brings the planes to
-one size, and the matrix is applied here. A new packed format is a row of `_PACKED` or `_FIELDS`.
+RGB, grey and palettes are unpacked here from their stored codes: FFmpeg's conversions between
+depths and ranges round, clip, or take grey for video levels. Of Y'CbCr FFmpeg only brings the
+planes to one size, and the matrix is applied here. A new packed format is a row of `_PACKED` or `_FIELDS`.
 """
 
 from __future__ import annotations
@@ -139,9 +139,7 @@ def _unit(codes: np.ndarray, bits: int | None) -> np.ndarray:
     return codes.astype(np.float32) * np.float32(1 / top)
 
 
-def _from_fields(
-    picture: Any, order: str, kind: str, *fields: tuple[int, int]
-) -> np.ndarray:
+def _from_fields(picture: Any, order: str, kind: str, *fields: tuple[int, int]) -> np.ndarray:
     numbers = _plane(picture, 0, order + kind, 1)
     channels = [_unit((numbers >> low) & (2**bits - 1), bits) for low, bits in fields]
     return np.concatenate(channels, axis=2)
@@ -205,7 +203,7 @@ def _from_ycc(picture: Any) -> np.ndarray:
 
 
 def _matrix(picture: Any) -> np.ndarray:
-    """Returns Y', Cb, Cr to R', G', B' by tag; untagged, Rec.709 from 720 lines up, else Rec.601."""
+    """Returns Y', Cb, Cr to R', G', B' by tag; untagged, Rec.709 from 720 lines up, 601 below."""
     if int(picture.colorspace) == 8:  # YCgCo (H.273): Cb holds Cg, Cr holds Co
         return np.array([[1, -1, 1], [1, 1, 0], [1, -1, -1]])
     rec709, rec601 = (0.2126, 0.0722), (0.299, 0.114)

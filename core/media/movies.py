@@ -30,7 +30,7 @@ from core.media.errors import (
     first_sentence,
 )
 from core.media.movie_geometry import clean_aperture, orientation
-from core.media.movie_pixels import has_alpha, to_rgb
+from core.media.movie_pixels import to_rgb
 from core.media.sequences import check_file, clip_range
 
 # FFmpeg's demuxers that are tried, whatever the file is called. Playlists and picture patterns are
@@ -182,8 +182,8 @@ def _colour_notes(picture: Any) -> list[str]:
     notes = []
     if transfer := _TRANSFERS.get(int(picture.color_trc)):
         notes.append(
-            f"The movie's curve is {transfer}: its code values are shown as they are. Convert it to "
-            "Rec.709, or name its colour space."
+            f"The movie's curve is {transfer}: its code values are shown as they are. Convert it "
+            "to Rec.709, or name its colour space."
         )
     if primaries := _PRIMARIES.get(int(picture.color_primaries)):
         notes.append(
@@ -448,9 +448,7 @@ def _decode_until(pictures: Any, path: str, number: int, target: int) -> Any:
 
 def _undecodable(path: str, number: int, error: Any) -> UnreadableFrameError:
     reason = first_sentence(error.strerror)
-    return UnreadableFrameError(
-        path, number, f"can't be decoded: {reason} Export the movie again."
-    )
+    return UnreadableFrameError(path, number, f"can't be decoded: {reason} Export the movie again.")
 
 
 def _shown(

@@ -44,9 +44,9 @@ def open_clip(
 
     Args:
         path: "shot.####.exr", "shot.%04d.exr", one file of a sequence, a folder that holds
-            exactly one sequence, a still, a movie (`core.media.clip.MOVIES`), or any of these followed by a
-            range as Nuke writes it: "shot.####.exr 1001-1050". Movies start at frame 1; a still
-            without a number is frame 1.
+            exactly one sequence, a still, a movie (`core.media.clip.MOVIES`), or any of these
+            followed by a range as Nuke writes it: "shot.####.exr 1001-1050". Movies start at
+            frame 1; a still without a number is frame 1.
         first: start of the range; takes precedence over a range in `path`.
         last: its end, inclusive.
         colour_space: name, alias or role of the OCIO config; by default as this module's docstring

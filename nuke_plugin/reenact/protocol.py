@@ -690,8 +690,8 @@ def _check_clip(clip: Clip, where: str) -> None:
 def not_read(suffix: str) -> str:
     """Returns the sentence for a file of a kind that clips are not made of."""
     return (
-        f"{suffix[:20] or 'That'} is no kind of file that clips are made of. Write EXR frames, or a "
-        "ProRes or H.264 movie (.mov or .mp4)."
+        f"{suffix[:20] or 'That'} is no kind of file that clips are made of. Write EXR frames, or "
+        "a ProRes or H.264 movie (.mov or .mp4)."
     )
 
 

@@ -1,4 +1,4 @@
-"""Every pixel format against values computed from its definition; nothing is converted by FFmpeg."""
+"""Every pixel format against values computed from its definition, without FFmpeg's conversions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from core.media.read import open_clip, read_frame
 
 HEIGHT, WIDTH = 10, 22  # no multiple of FFmpeg's alignment
 
-# Bytes in memory in the order that the name spells, or planes in that order.
-PACKED = "rgb24 bgr24 rgba bgra argb abgr rgb0 bgr0 0rgb 0bgr rgb48le rgb48be bgr48le rgba64le".split()
-PACKED += "rgba64be bgra64le ya8 ya16le ya16be rgbf32le rgbaf16le rgbaf32le".split()
-PLANAR = "gray gray9le gray10le gray10be gray12le gray14le gray16le gray16be grayf32le".split()
-PLANAR += "gbrp gbrp9le gbrp10le gbrp10be gbrp12le gbrp14le gbrp16le gbrp16be gbrpf32le".split()
-PLANAR += "gbrap gbrap10le gbrap12le gbrap14le gbrap16le gbrapf32le".split()
+# Bytes in memory in the order that the name spells ...
+PACKED = ["rgb24", "bgr24", "rgba", "bgra", "argb", "abgr", "rgb0", "bgr0", "0rgb", "0bgr"]
+PACKED += ["rgb48le", "rgb48be", "bgr48le", "rgba64le", "rgba64be", "bgra64le"]
+PACKED += ["ya8", "ya16le", "ya16be", "rgbf32le", "rgbaf16le", "rgbaf32le"]
+# ... or planes in that order.
+PLANAR = ["gray", "gray9le", "gray10le", "gray10be", "gray12le", "gray14le", "gray16le"]
+PLANAR += ["gray16be", "grayf32le", "gbrp", "gbrp9le", "gbrp10le", "gbrp10be", "gbrp12le"]
+PLANAR += ["gbrp14le", "gbrp16le", "gbrp16be", "gbrpf32le"]
+PLANAR += ["gbrap", "gbrap10le", "gbrap12le", "gbrap14le", "gbrap16le", "gbrapf32le"]
 # Numbers whose highest bits are the first letter's.
 FIELDS = {"rgb565le": (5, 6, 5), "rgb565be": (5, 6, 5), "rgb555le": (5, 5, 5)}
 FIELDS |= {"rgb555be": (5, 5, 5), "bgr555le": (5, 5, 5), "bgr565le": (5, 6, 5)}
@@ -38,7 +41,11 @@ def store(picture: av.VideoFrame, index: int, values: np.ndarray) -> None:
 
 
 def letters(name: str) -> str:
-    return "y" if name.startswith("gray") else re.match(r"x?2?([rgbay0]+?)p?(?=[1-9]|f\d|_|$)", name)[1]
+    return (
+        "y"
+        if name.startswith("gray")
+        else re.match(r"x?2?([rgbay0]+?)p?(?=[1-9]|f\d|_|$)", name)[1]
+    )
 
 
 def kind_of(name: str) -> tuple[str, int]:
@@ -63,7 +70,9 @@ def made(name: str, seed: int = 0) -> tuple[av.VideoFrame, np.ndarray]:
         number = (codes[0] << bits[1] + bits[2]) | (codes[1] << bits[2]) | codes[2]
         size = {True: "u1", False: "u2"}[sum(bits) <= 8] if sum(bits) < 30 else "u4"
         store(picture, 0, number.astype((">" if name.endswith("be") else "<") + size))
-        values = {letter: code / (2**b - 1) for letter, code, b in zip(order, codes, bits, strict=True)}
+        values = {
+            letter: code / (2**b - 1) for letter, code, b in zip(order, codes, bits, strict=True)
+        }
     else:
         kind, bits = kind_of(name)
         shape = (HEIGHT, WIDTH, len(order))
@@ -100,6 +109,12 @@ def test_one_bit_pictures_are_black_and_white(name: str) -> None:
     picture = av.VideoFrame(WIDTH, HEIGHT, name)
     store(picture, 0, np.packbits(white if name == "monob" else ~white, axis=1))
     check(*to_rgb(picture, "png"), np.repeat(white[..., None], 3, axis=2).astype(float))
+
+
+@pytest.mark.parametrize(("name", "told"), [("bayer_rggb8", "sensor"), ("xyz12le", "X'Y'Z'")])
+def test_pictures_without_rgb_are_refused(name: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        to_rgb(av.VideoFrame(WIDTH, HEIGHT, name), "rawvideo")
 
 
 @pytest.mark.parametrize("opaque", [True, False])
@@ -146,7 +161,9 @@ def test_packed_video_shows_what_planar_video_shows(name: str) -> None:
     y, u, v = code << shift
     if name.startswith(("nv", "p0")):
         store(packed, 0, np.full((16, 32), y, kind(bits)))
-        store(packed, 1, np.tile(np.array([v, u] if name == "nv21" else [u, v], kind(bits)), (8, 16)))
+        store(
+            packed, 1, np.tile(np.array([v, u] if name == "nv21" else [u, v], kind(bits)), (8, 16))
+        )
     else:
         row = [u, y, v, y] if name.startswith("u") else [y, u, y, v]
         store(packed, 0, np.tile(np.array(row, kind(bits)), (16, 16)))
