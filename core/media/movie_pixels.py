@@ -2,7 +2,8 @@
 
 RGB, grey and palettes are unpacked here from their stored codes: FFmpeg's conversions between
 depths and ranges round, clip, or take grey for video levels. Of Y'CbCr FFmpeg only brings the
-planes to one size, and the matrix is applied here. A new packed format is a row of `_PACKED` or `_FIELDS`.
+planes to one size, and the matrix is applied here. A new packed format is a row of `_PACKED` or
+`_FIELDS`.
 """
 
 from __future__ import annotations

@@ -456,21 +456,21 @@ def _shown(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns RGB and alpha of a picture, cropped and turned as the movie asks."""
     try:
-        planes = to_rgb(picture, movie.codec)
+        pixels, alpha = to_rgb(picture, movie.codec)
     except ValueError as error:
         raise UnreadableFrameError(
             path, number, f"has {error}, which are not read here. Convert it to Rec.709 first."
         ) from error
-    check_finite(planes[0], path, number)
+    if "f" in picture.format.name:  # floats, as in gbrpf32le
+        check_finite(pixels, path, number)
     crop, turn = movie.crop, orientation(picture)
-    if crop is not None:
-        rows = slice(crop.y, crop.y + crop.height)
-        columns = slice(crop.x, crop.x + crop.width)
-        planes = tuple(None if plane is None else plane[rows, columns] for plane in planes)
-    pixels, alpha = (
-        None if plane is None else np.ascontiguousarray(turn.apply(plane)) for plane in planes
-    )
-    return pixels, alpha
+
+    def show(plane: np.ndarray) -> np.ndarray:
+        if crop is not None:
+            plane = plane[crop.y : crop.y + crop.height, crop.x : crop.x + crop.width]
+        return np.ascontiguousarray(turn.apply(plane))
+
+    return show(pixels), None if alpha is None else show(alpha)
 
 
 def _to_frame(clip: Clip, movie: Movie, number: int, picture: Any) -> Frame:

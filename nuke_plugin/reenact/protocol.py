@@ -28,8 +28,21 @@ REQUEST_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 # Suffixes of the files of a clip: of stills and of movies.
 STILLS = (".exr", ".dpx", ".cin", ".png", ".tif", ".tiff", ".jpg", ".jpeg", ".hdr", ".tga")
-MOVIES = (".mov", ".mp4", ".m4v", ".3gp", ".mkv", ".webm", ".avi", ".mxf")
-MOVIES += (".mts", ".m2ts", ".ts", ".mpg", ".mpeg", ".gif", ".wmv", ".flv")
+_CONTAINERS = (
+    ".mov",
+    ".mp4",
+    ".m4v",
+    ".3gp",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".mxf",
+    ".gif",
+    ".wmv",
+    ".flv",
+)
+_BROADCAST = (".mts", ".m2ts", ".ts", ".mpg", ".mpeg")
+MOVIES = _CONTAINERS + _BROADCAST
 
 # A job waits for files, then for its turn; from every other state it can be deleted.
 STATES = ("waiting", "queued", "running", "paused", "done", "failed", "cancelled")
