@@ -10,8 +10,9 @@ import numpy as np
 from core.media import colour
 from core.media.numbering import frame_path
 
-# File types by suffix; of movies with FFmpeg's name of the container.
-MOVIES = {".mov": "mov", ".mp4": "mov", ".m4v": "mov", ".mkv": "matroska", ".webm": "matroska"}
+# File types by suffix. What a movie is inside is told by its content.
+MOVIES = {".mov", ".mp4", ".m4v", ".3gp", ".mkv", ".webm", ".avi", ".mxf"}
+MOVIES |= {".mts", ".m2ts", ".ts", ".mpg", ".mpeg", ".gif", ".wmv", ".flv"}
 PICTURES = {".exr", ".dpx", ".cin", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".hdr", ".tga"}
 
 MAX_SIDE = 32768  # px
@@ -68,10 +69,22 @@ class NetworkFrame:
 
 @dataclass(frozen=True)
 class Movie:
-    """The index of a movie, in presentation order, in units of the stream's time base."""
+    """The index of a movie, in presentation order.
 
-    pts: tuple[int, ...]  # of frames 1, 2, ...
-    keys: tuple[tuple[int, int], ...]  # pts of each key frame, and the time to seek to
+    Attributes:
+        pts: of frames 1, 2, ..., in units of the stream's time base; without `keys` their places
+            among the decoded pictures, from 0.
+        keys: pts of each key frame, and the time to seek to; empty where pictures are counted.
+        even: whether the frame rate is constant, as far as the file's times say.
+        codec: FFmpeg's name of the codec.
+        crop: the part of the stored pictures that is shown, before they are turned; None for all.
+    """
+
+    pts: tuple[int, ...]
+    keys: tuple[tuple[int, int], ...]
+    even: bool
+    codec: str
+    crop: Window | None
 
 
 @dataclass(frozen=True)

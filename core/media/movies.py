@@ -1,33 +1,107 @@
-"""Reading movies through PyAV (FFmpeg): opening, seeking and exact conversion of their pixels.
+"""Reading movies through PyAV (FFmpeg): opening, seeking, and which picture is which frame.
 
-Frames are addressed by presentation time: all packets are indexed when a movie is opened, so frame
-N is the N-th stored picture even if the frame rate varies. A new pixel format is a case in
-`_to_rgb`.
+Frame N is the N-th stored picture that can be decoded, in the order of presentation, even if the
+frame rate varies. Where a file's times say which picture is which, frames are addressed by them:
+all packets are indexed when it is opened. Elsewhere (`_has_sound_times`) the pictures are counted
+from the first on.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import av
-import cv2
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from av.stream import Disposition
 
 from core.media import colour
-from core.media.clip import MAX_PIXELS, MAX_SIDE, MOVIES, Clip, Frame, Movie, Window
+from core.media.clip import MAX_PIXELS, MAX_SIDE, Clip, Frame, Movie, Window
 from core.media.errors import (
     ClipNotReadableError,
     FormatChangeError,
     TooLargeError,
     UnreadableFrameError,
+    check_finite,
     first_sentence,
 )
+from core.media.movie_geometry import clean_aperture, orientation
+from core.media.movie_pixels import to_rgb
 from core.media.sequences import check_file, clip_range
+
+# FFmpeg's demuxers that are tried, whatever the file is called. Playlists and picture patterns are
+# not among them: they could name other files.
+_DEMUXERS = "mov,matroska,webm,avi,mxf,mpegts,mpeg,gif,asf,flv"
+
+# Of these every picture has its time; other containers leave some of them out, or state others.
+_TIMED = ("mov", "matroska", "mpegts", "flv", "gif")
+
+# What a file with a movie's name may be instead, by its first bytes.
+_OTHER_FILES = {
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"v/1\x01": "an OpenEXR picture",
+    b"II*\0": "a TIFF picture",
+    b"MM\0*": "a TIFF picture",
+    b"SDPX": "a DPX picture",
+    b"XPDS": "a DPX picture",
+    b"PK\x03\x04": "a ZIP archive",
+    b"%PDF": "a PDF",
+}
+
+# Movies of these kinds are refused by name.
+_NOT_READ = {
+    ".r3d": "a REDCODE movie",
+    ".braw": "a Blackmagic RAW movie",
+    ".ari": "ARRIRAW",
+    ".arx": "ARRIRAW",
+    ".crm": "a Cinema RAW Light movie",
+    ".nev": "an N-RAW movie",
+    ".cine": "a Phantom movie",
+    ".dv": "a DV stream",
+    ".vob": "a DVD movie",
+    ".ogv": "an Ogg movie",
+    ".f4v": "a Flash movie",
+    ".swf": "a Flash movie",
+    ".rm": "a RealMedia movie",
+    ".y4m": "a YUV4MPEG stream",
+    ".h264": "a bare H.264 stream",
+    ".264": "a bare H.264 stream",
+    ".h265": "a bare HEVC stream",
+    ".265": "a bare HEVC stream",
+    ".hevc": "a bare HEVC stream",
+    ".m2v": "a bare MPEG-2 stream",
+    ".apng": "an animated PNG",
+}
+
+_PRIMARIES = {  # H.273, table 2
+    4: "BT.470 M",
+    8: "film",
+    9: "Rec.2020",
+    10: "XYZ",
+    11: "DCI-P3",
+    12: "Display P3",
+    22: "EBU 3213",
+}
+_TRANSFERS = {8: "linear", 9: "logarithmic", 10: "logarithmic", 17: "SMPTE 428"}  # table 3
+
+
+def refuse_unread_movie(path: str) -> None:
+    """Refuses a movie of a kind that is not read.
+
+    Raises:
+        ClipNotReadableError: by its suffix, it is one.
+    """
+    kind = _NOT_READ.get(Path(path).suffix.lower())
+    if kind is not None:
+        raise ClipNotReadableError(
+            f"{path} is {kind}, which is not read here. Export EXR frames from it, or a ProRes or "
+            "H.264 movie."
+        )
 
 
 def open_movie(
@@ -38,70 +112,143 @@ def open_movie(
         space = colour.texture_space(config)
     else:
         space = colour.resolve(colour_space, config)
-    notes = []
     with _opened(path) as (container, stream):
-        _check_movie_size(stream, path)
-        index, stored, even = _index(container, stream, path)
-        if stream.frames > stored:  # the header's count, against the packets in the file
-            last = stream.frames if last is None else last
-            notes.append(f"The movie is cut off: {stored} of {stream.frames} frames are there.")
-        numbers, first, last = clip_range(path, range(1, len(index.pts) + 1), first, last)
-        if not even:
-            notes.append("The frame rate varies: every stored picture is one frame.")
-        picture = _decode_until(_seek(container, stream, index.keys[0]), path, 1, index.pts[0])
-        if picture is None:
-            raise UnreadableFrameError(path, 1, "can't be decoded. Make the movie again.")
-        height, width = (picture.height, picture.width)[:: -1 if picture.rotation % 180 else 1]
-        aspect = float(stream.sample_aspect_ratio or 1)
-        if picture.color_trc in (16, 18):  # PQ, HLG
-            notes.append(
-                "The movie is HDR (PQ or HLG): its code values are shown as they are and look "
-                "flat. Convert it to Rec.709 for true colours."
-            )
+        _check_size(stream, path)
+        packets = _read_packets(container, stream, path)
+        timed = _has_sound_times(container, stream, packets)
+        opened = _open_timed(container, stream, path, packets) if timed else None
+        tracks = sum(_is_picture_track(each) for each in container.streams.video)
+        field_order = stream.codec_context.field_order
         fps = stream.average_rate or stream.guessed_rate
-        alpha = _has_alpha(picture)
-        rotated = picture.rotation % 180 != 0
+        aspect = float(stream.sample_aspect_ratio or 1)
+        promised = stream.frames if container.format.name.startswith("mov") else 0
+    movie, picture, dropped = _open_counted(path) if opened is None else opened
+    notes = []
+    if promised > packets.stored:  # the header's count, against the packets in the file
+        last = promised - dropped if last is None else last
+        notes.append(f"The movie is cut off: {packets.stored} of {promised} frames are there.")
+    if dropped:
+        notes.append(
+            f"The movie's first {_count(dropped, 'picture')} can't be decoded, because it was cut "
+            "before them without encoding it again: frame 1 is the first that can."
+        )
+    numbers, first, last = clip_range(path, range(1, len(movie.pts) + 1), first, last)
+    if not movie.even:
+        notes.append("The frame rate varies: every stored picture is one frame.")
+    if tracks > 1:
+        notes.append(f"The movie has {tracks} picture tracks: the default one is read.")
+
+    shown = _shown(picture, movie, path, 1)
+    if movie.crop is not None:
+        notes.append(
+            f"Only the clean aperture is read, as players show it: {movie.crop.width}x"
+            f"{movie.crop.height} of {picture.width}x{picture.height} pixels. Where your plate in "
+            "Nuke shows all of them, export the movie without a clean aperture."
+        )
+    turn = orientation(picture)
+    if turn.note:
+        notes.append(turn.note)
+    if field_order > 1 or picture.interlaced_frame:
+        notes.append(
+            "The movie is interlaced: its frames are read as they are, both fields at once. "
+            "Deinterlace it first for clean edges."
+        )
+    notes += _colour_notes(picture) if colour_space is None else []
     return Clip(
         path=path,
         kind="movie",
         numbers=numbers,
         first=first,
         last=last,
-        width=width,
-        height=height,
-        pixel_aspect=1 / aspect if rotated else aspect,
+        width=shown[0].shape[1],
+        height=shown[0].shape[0],
+        pixel_aspect=1 / aspect if turn.transposed else aspect,
         fps=float(fps) if fps else None,
         colour_space=space,
         config=config,
-        has_alpha=alpha,
+        has_alpha=shown[1] is not None,
         notes=tuple(notes),
-        movie=index,
+        movie=movie,
     )
+
+
+def _colour_notes(picture: Any) -> list[str]:
+    """Returns what is to be said of a movie whose code values are taken for sRGB ones."""
+    if picture.color_trc in (16, 18):  # PQ, HLG
+        return [
+            "The movie is HDR (PQ or HLG): its code values are shown as they are and look "
+            "flat. Convert it to Rec.709 for true colours."
+        ]
+    notes = []
+    if transfer := _TRANSFERS.get(int(picture.color_trc)):
+        notes.append(
+            f"The movie's curve is {transfer}: its code values are shown as they are. Convert it "
+            "to Rec.709, or name its colour space."
+        )
+    if primaries := _PRIMARIES.get(int(picture.color_primaries)):
+        notes.append(
+            f"The movie's colours are {primaries}: its code values are taken for Rec.709 and look "
+            "duller. Convert it to Rec.709, or name its colour space."
+        )
+    return notes
 
 
 @contextmanager
 def _opened(path: str) -> Iterator[tuple[Any, Any]]:
-    """Opens a movie: PyAV's container and its first video stream."""
+    """Opens a movie: PyAV's container and the video stream that is read."""
     check_file(path)
-    demuxer = MOVIES[
-        Path(path).suffix.lower()
-    ]  # by suffix: a disguised playlist could name other files
+    options = {"enable_drefs": "0", "format_whitelist": _DEMUXERS, "protocol_whitelist": "file"}
     try:
-        container = av.open(path, format=demuxer, options={"enable_drefs": "0"})
+        # "file:", or FFmpeg takes what stands before a colon for a protocol.
+        container = av.open(f"file:{path}", options=options, metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
-        raise ClipNotReadableError(
-            f"{path} is no movie that can be read: {first_sentence(error.strerror)} If it is still "
-            "being written or copied, wait for it; else export it again."
-        ) from error
+        raise ClipNotReadableError(_why_not_opened(path, error)) from error
     with container:
-        if not container.streams.video:
-            raise ClipNotReadableError(f"{path} has no picture, only sound or data.")
-        stream = container.streams.video[0]
+        stream = _picture_track(container, path)
         stream.thread_type = "AUTO"
         yield container, stream
 
 
-def _check_movie_size(stream: Any, path: str) -> None:
+def _why_not_opened(path: str, error: Any) -> str:
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if not start:
+        return f"{path} is empty. If it is still being written or copied, wait for it."
+    for magic, kind in _OTHER_FILES.items():
+        if start.startswith(magic):
+            return f"{path} is {kind}, no movie. Name it as what it is, or choose the movie."
+    if all(byte >= 32 or byte in b"\t\n\r\f" for byte in start):
+        return f"{path} is a text file, no movie. Choose the movie."
+    reason = first_sentence(error.strerror)
+    if isinstance(error, ValueError):  # a container that is not on the list
+        reason = "it is of no kind that is read here."
+    return (
+        f"{path} is no movie that can be read: {reason} If it is still being written or copied, "
+        "wait for it; else export it again, as ProRes or H.264 in .mov or .mp4."
+    )
+
+
+def _is_picture_track(stream: Any) -> bool:
+    aside = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.dependent
+    return not stream.disposition & aside
+
+
+def _picture_track(container: Any, path: str) -> Any:
+    """Returns the default picture track: neither a cover nor thumbnails."""
+    tracks = [stream for stream in container.streams.video if _is_picture_track(stream)]
+    if not tracks:
+        raise ClipNotReadableError(
+            f"{path} has no picture, only sound or data. Choose the movie with the picture."
+        )
+    readable = [stream for stream in tracks if stream.codec_context is not None]
+    if not readable:
+        raise ClipNotReadableError(
+            f"{path} is encoded by a codec that is not read here. Export it as ProRes or H.264."
+        )
+    return max(readable, key=lambda stream: bool(stream.disposition & Disposition.default))
+
+
+def _check_size(stream: Any, path: str) -> None:
     width, height = stream.codec_context.width, stream.codec_context.height
     if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
         raise TooLargeError(
@@ -109,35 +256,119 @@ def _check_movie_size(stream: Any, path: str) -> None:
         )
 
 
-def _index(container: Any, stream: Any, path: str) -> tuple[Movie, int, bool]:
-    """Reads all packets without decoding them.
+@dataclass(frozen=True)
+class _Packets:
+    """The packets of a movie's track, in the order of the file.
 
-    Returns:
-        The index, the number of packets, and whether the frame rate is constant.
+    Attributes:
+        pts: of those that are shown; None where the file has no time.
+        keys: pts and time to seek to, of the key frames.
+        stored: how many there are.
     """
-    pts, keys, stored = [], [], 0
+
+    pts: list[int | None]
+    keys: list[tuple[int, int]]
+    stored: int
+
+
+def _read_packets(container: Any, stream: Any, path: str) -> _Packets:
+    """Reads all packets without decoding them."""
+    pts: list[int | None] = []
+    keys = []
+    stored = 0
+    container.flags &= ~av.container.Flags.gen_pts.value  # times that FFmpeg guesses
+    hidden = stream.codec_context.name in ("vp8", "libvpx")  # its packets may show nothing
     try:
         for packet in container.demux(stream):
             if packet.size == 0:
                 continue  # the flush packet at the end
+            if hidden and not memoryview(packet)[0] & 0x10:  # RFC 6386, 9.1: show_frame
+                continue
             stored += 1
-            if packet.pts is None:
-                raise ClipNotReadableError(f"{path} has pictures without a time. Export it again.")
-            if packet.is_keyframe:
+            if packet.is_keyframe and packet.pts is not None:
                 keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
             if not packet.is_discard:
                 pts.append(packet.pts)
     except av.FFmpegError as error:
         raise ClipNotReadableError(
-            f"{path} is damaged: {first_sentence(error.strerror)}"
+            f"{path} is damaged: {first_sentence(error.strerror)} Export it again."
         ) from error
-    if not pts or not keys:
+    if not pts:
         raise ClipNotReadableError(
             f"{path} holds no pictures that can be decoded. Export it again."
         )
-    movie = Movie(tuple(sorted(set(pts))), tuple(sorted(keys)))
-    steps = np.diff(movie.pts)
-    return movie, stored, steps.size == 0 or int(steps.max() - steps.min()) <= 1
+    return _Packets(pts, sorted(keys), stored)
+
+
+def _has_sound_times(container: Any, stream: Any, packets: _Packets) -> bool:
+    """Returns whether each picture has one packet with a time of its own."""
+    if None in packets.pts or len(set(packets.pts)) < len(packets.pts) or not packets.keys:
+        return False
+    name = container.format.name.split(",")[0]
+    if name == "mpegts" and stream.codec_context.name == "h264":
+        return bool(stream.codec_context.field_order == 1)  # else a packet may be a field
+    return name in _TIMED or len(packets.keys) == packets.stored
+
+
+def _open_timed(
+    container: Any, stream: Any, path: str, packets: _Packets
+) -> tuple[Movie, Any, int] | None:
+    """Returns index, first picture, and the number of pictures before it that can't be decoded.
+
+    Those are the leading ones of an open GOP, whose references were cut off. None where the movie
+    can't be searched.
+    """
+    pts = sorted(each for each in packets.pts if each is not None)
+    try:
+        pictures = _seek(container, stream, packets.keys[0])
+    except (av.FFmpegError, OSError):
+        return None
+    picture = _next_whole(pictures, path)
+    if picture.pts not in pts:
+        return None
+    dropped = pts.index(picture.pts)
+    pts = pts[dropped:]
+    codec, crop = stream.codec_context.name, _crop(container, stream, picture, path)
+    return Movie(tuple(pts), tuple(packets.keys), _even(pts), codec, crop), picture, dropped
+
+
+def _open_counted(path: str) -> tuple[Movie, Any, int]:
+    """Decodes a whole movie; returns as `_open_timed`."""
+    first: Any = None
+    dropped = count = 0
+    with _opened(path) as (container, stream):
+        for picture in _all_pictures(container, stream):
+            count += 1
+            if first is None and picture.is_corrupt:
+                dropped += 1
+            else:
+                first = first or picture
+        if first is None:
+            raise UnreadableFrameError(path, 1, "can't be decoded. Make the movie again.")
+        codec, crop = stream.codec_context.name, _crop(container, stream, first, path)
+    return Movie(tuple(range(dropped, count)), (), True, codec, crop), first, dropped
+
+
+def _next_whole(pictures: Iterator[Any], path: str) -> Any:
+    """Returns the first picture that is decoded whole."""
+    try:
+        picture = next((each for each in pictures if not each.is_corrupt), None)
+    except av.FFmpegError as error:
+        raise _undecodable(path, 1, error) from error
+    if picture is None:
+        raise UnreadableFrameError(path, 1, "can't be decoded. Make the movie again.")
+    return picture
+
+
+def _even(pts: Sequence[int]) -> bool:
+    steps = np.diff(pts)
+    return bool(steps.size == 0 or int(steps.max() - steps.min()) <= 1)
+
+
+def _crop(container: Any, stream: Any, picture: Any, path: str) -> Window | None:
+    if not container.format.name.startswith("mov"):
+        return None
+    return clean_aperture(path, stream.id, picture.width, picture.height)
 
 
 def read_movie(clip: Clip, movie: Movie, numbers: Sequence[int]) -> Generator[Frame, None, None]:
@@ -145,8 +376,19 @@ def read_movie(clip: Clip, movie: Movie, numbers: Sequence[int]) -> Generator[Fr
 
     Errors as for `core.media.read.read_frames`.
     """
+    decoded = _by_time(clip.path, movie, numbers) if movie.keys else _by_count(clip, movie, numbers)
+    for number, picture in decoded:
+        if picture is None or picture.is_corrupt:
+            raise UnreadableFrameError(
+                clip.path, number, "is truncated or damaged. Export the movie again."
+            )
+        yield _to_frame(clip, movie, number, picture)
+
+
+def _by_time(path: str, movie: Movie, numbers: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """Yields numbers with their pictures, or None where there is no such picture."""
     key_pts = [pts for pts, _ in movie.keys]
-    with _opened(clip.path) as (container, stream):
+    with _opened(path) as (container, stream):
         pictures: Any = iter(())
         here: int | None = None  # pts of the last picture that was returned
         for number in numbers:
@@ -155,22 +397,42 @@ def read_movie(clip: Clip, movie: Movie, numbers: Sequence[int]) -> Generator[Fr
             jump = here is None or target <= here or key_pts[key] > here
             if jump:
                 pictures = _seek(container, stream, movie.keys[key])
-            picture = _decode_until(pictures, clip.path, number, target)
+            picture = _decode_until(pictures, path, number, target)
             if picture is None and jump:  # the seek landed too late
                 pictures = _seek(container, stream, movie.keys[0])
-                picture = _decode_until(pictures, clip.path, number, target)
-            if picture is None or picture.is_corrupt:
-                raise UnreadableFrameError(
-                    clip.path, number, "is truncated or damaged. Export the movie again."
-                )
+                picture = _decode_until(pictures, path, number, target)
             here = target
-            yield _to_frame(clip, number, picture)
+            yield number, picture
+
+
+def _by_count(clip: Clip, movie: Movie, numbers: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """Yields numbers with their pictures, decoded from the start."""
+    with ExitStack() as stack:
+        pictures: Any = iter(())
+        here: int | None = None  # place of the last picture that was returned
+        for number in numbers:
+            target = movie.pts[number - 1]
+            if here is None or target <= here:
+                stack.close()
+                pictures = enumerate(_all_pictures(*stack.enter_context(_opened(clip.path))))
+            picture = next((each for place, each in pictures if place == target), None)
+            here = target
+            yield number, picture
 
 
 def _seek(container: Any, stream: Any, key: tuple[int, int]) -> Any:
     """Returns an iterator of the decoded pictures from a key frame on."""
     container.seek(key[1], stream=stream)
     return container.decode(stream)
+
+
+def _all_pictures(container: Any, stream: Any) -> Iterator[Any]:
+    """Yields the pictures from the current place on, without those that can't be decoded."""
+    for packet in container.demux(stream):
+        try:
+            yield from packet.decode()
+        except av.FFmpegError:
+            continue
 
 
 def _decode_until(pictures: Any, path: str, number: int, target: int) -> Any:
@@ -180,17 +442,39 @@ def _decode_until(pictures: Any, path: str, number: int, target: int) -> Any:
             if picture.pts is not None and picture.pts >= target:
                 return picture if picture.pts == target else None
     except av.FFmpegError as error:
-        raise UnreadableFrameError(
-            path,
-            number,
-            f"can't be decoded: {first_sentence(error.strerror)} Export the movie again.",
-        ) from error
+        raise _undecodable(path, number, error) from error
     return None
 
 
-def _to_frame(clip: Clip, number: int, picture: Any) -> Frame:
-    alpha = _has_alpha(picture)
-    pixels = np.rot90(_to_rgb(picture, alpha), picture.rotation // 90)
+def _undecodable(path: str, number: int, error: Any) -> UnreadableFrameError:
+    reason = first_sentence(error.strerror)
+    return UnreadableFrameError(path, number, f"can't be decoded: {reason} Export the movie again.")
+
+
+def _shown(
+    picture: Any, movie: Movie, path: str, number: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns RGB and alpha of a picture, cropped and turned as the movie asks."""
+    try:
+        pixels, alpha = to_rgb(picture, movie.codec)
+    except ValueError as error:
+        raise UnreadableFrameError(
+            path, number, f"has {error}, which are not read here. Convert it to Rec.709 first."
+        ) from error
+    if "f" in picture.format.name:  # floats, as in gbrpf32le
+        check_finite(pixels, path, number)
+    crop, turn = movie.crop, orientation(picture)
+
+    def show(plane: np.ndarray) -> np.ndarray:
+        if crop is not None:
+            plane = plane[crop.y : crop.y + crop.height, crop.x : crop.x + crop.width]
+        return np.ascontiguousarray(turn.apply(plane))
+
+    return show(pixels), None if alpha is None else show(alpha)
+
+
+def _to_frame(clip: Clip, movie: Movie, number: int, picture: Any) -> Frame:
+    pixels, alpha = _shown(picture, movie, clip.path, number)
     if pixels.shape[:2] != (clip.height, clip.width):
         raise FormatChangeError(
             clip.path,
@@ -198,73 +482,24 @@ def _to_frame(clip: Clip, number: int, picture: Any) -> Frame:
             f"is {pixels.shape[1]}x{pixels.shape[0]}, the clip {clip.width}x{clip.height}. "
             "Export the movie in one size.",
         )
+    if alpha is None and clip.has_alpha:  # an opaque palette among transparent ones
+        alpha = np.ones(pixels.shape[:2], np.float32)
     return Frame(
         number=number,
-        pixels=np.ascontiguousarray(pixels[..., :3]),
-        alpha=np.ascontiguousarray(pixels[..., 3]) if alpha else None,
+        pixels=pixels,
+        alpha=alpha,
         data_window=Window(0, 0, clip.width, clip.height),
-        metadata={"seconds": picture.time, **picture.metadata},
+        metadata={"seconds": picture.time, **_texts(picture)},
     )
 
 
-def _to_rgb(picture: Any, alpha: bool) -> np.ndarray:
-    """Converts a decoded picture to float32 `[H, W, 3 or 4]`, black at 0 and white at 1.
-
-    Codes below black and above white stay below 0 and above 1. FFmpeg only brings the planes to one
-    size: its conversion to RGB clips, and its 16-bit white is 65280 of 65535. The matrix is applied
-    here (ITU-R BT.601, BT.709, BT.2020).
-    """
-    bits = picture.format.components[0].bits
-    if picture.format.is_rgb:
-        eight, deep = ("rgba", "rgba64le") if alpha else ("rgb24", "rgb48le")
-        codes = picture.reformat(format=eight if bits <= 8 else deep).to_ndarray()
-        return codes.astype(np.float32) * np.float32(1 / np.iinfo(codes.dtype).max)
-
-    # With equal ranges on both sides FFmpeg only shifts n-bit codes up to 16 bits. If both are
-    # declared limited, that holds for full range too, except for pixel formats that are full range
-    # by name: there luma is stretched to 65535 if chroma has luma's size (or there is none).
-    name = picture.format.name
-    declared = ColorRange.JPEG if name.startswith(("yuvj", "gray")) else ColorRange.MPEG
-    codes = picture.reformat(
-        format="yuva444p16le" if alpha else "yuv444p16le",
-        src_colorspace=Colorspace.ITU709,  # the same on both sides: no conversion
-        dst_colorspace=Colorspace.ITU709,
-        src_color_range=declared,
-        dst_color_range=declared,
-        interpolation=Interpolation.BILINEAR | Interpolation.ACCURATE_RND,
-    ).to_ndarray()
-    white = (2**bits - 1) << (16 - bits)
-    stretch = white / 65535 if name.startswith(("yuvj444", "gray")) else 1.0
-    if picture.color_range == ColorRange.JPEG or name.startswith("yuvj"):
-        black, luma, chroma = 0.0, 1 / white, 1 / white
-    else:
-        black, luma, chroma = 16 << 8, 1 / (219 << 8), 1 / (224 << 8)
-    kr, kb = _luma_weights(picture)
-    kg = 1 - kr - kb
-    from_ycc = np.array(
-        [
-            [1, 0, 2 * (1 - kr)],
-            [1, -2 * (1 - kb) * kb / kg, -2 * (1 - kr) * kr / kg],
-            [1, 2 * (1 - kb), 0],
-        ]
-    )
-    matrix = from_ycc * [luma * stretch, chroma, chroma]
-    offset = -from_ycc @ [black * luma, chroma * 2**15, chroma * 2**15]
-    full = np.zeros((4 if alpha else 3, 5 if alpha else 4))
-    full[:3, :3], full[:3, -1] = matrix, offset
-    if alpha:
-        full[3, 3] = 1 / 65535
-    return cv2.transform(codes.astype(np.float32), full.astype(np.float32))
+def _texts(picture: Any) -> dict[str, str]:
+    """Returns a picture's texts; none where they are not UTF-8, as PyAV offers nothing else."""
+    try:
+        return dict(picture.metadata)
+    except UnicodeDecodeError:
+        return {}
 
 
-def _has_alpha(picture: Any) -> bool:
-    return any(component.is_alpha for component in picture.format.components)
-
-
-def _luma_weights(picture: Any) -> tuple[float, float]:
-    """Returns Kr and Kb by tag; untagged, Rec.709 from 720 lines up and Rec.601 below."""
-    rec709, rec601 = (0.2126, 0.0722), (0.299, 0.114)
-    by_tag = {1: rec709, 4: (0.3, 0.11), 5: rec601, 6: rec601, 7: (0.212, 0.087)}
-    by_tag |= {9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
-    high = picture.width >= 1280 or picture.height >= 720
-    return by_tag.get(int(picture.colorspace), rec709 if high else rec601)
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

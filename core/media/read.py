@@ -27,7 +27,7 @@ from pathlib import Path
 from core.media import colour
 from core.media.clip import MOVIES, Clip, Frame, NetworkFrame
 from core.media.errors import ClipError, MissingFramesError
-from core.media.movies import open_movie, read_movie
+from core.media.movies import open_movie, read_movie, refuse_unread_movie
 from core.media.numbering import format_numbers, split_range
 from core.media.pictures import open_pictures, read_picture
 from core.media.sequences import find_sequence
@@ -44,9 +44,9 @@ def open_clip(
 
     Args:
         path: "shot.####.exr", "shot.%04d.exr", one file of a sequence, a folder that holds
-            exactly one sequence, a still, a movie (mov, mp4, mkv), or any of these followed by a
-            range as Nuke writes it: "shot.####.exr 1001-1050". Movies start at frame 1; a still
-            without a number is frame 1.
+            exactly one sequence, a still, a movie (`core.media.clip.MOVIES`), or any of these
+            followed by a range as Nuke writes it: "shot.####.exr 1001-1050". Movies start at
+            frame 1; a still without a number is frame 1.
         first: start of the range; takes precedence over a range in `path`.
         last: its end, inclusive.
         colour_space: name, alias or role of the OCIO config; by default as this module's docstring
@@ -67,6 +67,8 @@ def open_clip(
         raise ClipError(f"The range {first}-{last} of {text} ends before it starts.")
     if Path(text).suffix.lower() in MOVIES and not os.path.isdir(text):
         return open_movie(text, first, last, colour_space, config)
+    if os.path.isfile(text):
+        refuse_unread_movie(text)
     return open_pictures(text, first, last, colour_space, config)
 
 

@@ -28,7 +28,21 @@ REQUEST_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 # Suffixes of the files of a clip: of stills and of movies.
 STILLS = (".exr", ".dpx", ".cin", ".png", ".tif", ".tiff", ".jpg", ".jpeg", ".hdr", ".tga")
-MOVIES = (".mov", ".mp4", ".mkv", ".avi", ".m4v", ".webm")
+_CONTAINERS = (
+    ".mov",
+    ".mp4",
+    ".m4v",
+    ".3gp",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".mxf",
+    ".gif",
+    ".wmv",
+    ".flv",
+)
+_BROADCAST = (".mts", ".m2ts", ".ts", ".mpg", ".mpeg")
+MOVIES = _CONTAINERS + _BROADCAST
 
 # A job waits for files, then for its turn; from every other state it can be deleted.
 STATES = ("waiting", "queued", "running", "paused", "done", "failed", "cancelled")
@@ -683,9 +697,15 @@ def _check_clip(clip: Clip, where: str) -> None:
     elif len(clip.files) != 1:
         raise ProtocolError("malformed", _WRONG, f"{where}: a movie is one file")
     if clip.suffix not in (STILLS if clip.numbers else MOVIES + STILLS):
-        raise ProtocolError(
-            "bad_value", f"{clip.suffix[:20] or 'That'} is no kind of file that clips are made of."
-        )
+        raise ProtocolError("bad_value", not_read(clip.suffix))
+
+
+def not_read(suffix: str) -> str:
+    """Returns the sentence for a file of a kind that clips are not made of."""
+    return (
+        f"{suffix[:20] or 'That'} is no kind of file that clips are made of. Write EXR frames, or "
+        "a ProRes or H.264 movie (.mov or .mp4)."
+    )
 
 
 def file_hash(path: Any) -> Tuple[str, int]:

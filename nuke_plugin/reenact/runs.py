@@ -21,7 +21,7 @@ from reenact.channel import server_at
 from reenact.client import Client
 from reenact.errors import NodeError, NoServerError, ServerError
 from reenact.files import Frames, frame_file, mark_version, version_for, versions_of, write_file
-from reenact.protocol import MOVIES, Clip, File
+from reenact.protocol import MOVIES, STILLS, Clip, File
 from reenact.tracks import quality
 
 CONNECT_SECONDS = 5.0  # how long to wait for a server that may not be there
@@ -315,6 +315,8 @@ class Run(Thread):
         if suffix in MOVIES:
             files = client.send(paths[:1], self._on_sent)
             return Clip(suffix, files=files, frames=f"{numbers[0]}-{numbers[-1]}", **common)
+        if suffix not in STILLS:
+            raise ServerError("bad_value", protocol.not_read(suffix))
         existing = [(n, p) for n, p in zip(numbers, paths) if os.path.exists(p)]
         if not existing:
             raise ServerError("no_frames", f"There is no file {paths[0]}. Check the input's range.")

@@ -217,6 +217,11 @@ def test_what_is_not_sent_has_its_default() -> None:
     assert decode(message("events", {"job": "j"}))[1] == Events("j", 0, 0.0)
 
 
+def test_core_and_the_wire_name_the_same_kinds_of_files() -> None:
+    assert set(STILLS) == clip.PICTURES
+    assert set(MOVIES) == clip.MOVIES
+
+
 @pytest.mark.parametrize("suffix", sorted(clip.PICTURES))
 def test_every_kind_of_picture_that_core_reads_is_accepted(suffix: str) -> None:
     plate = Clip(suffix, [1001], [File("1" * 64, 1)])
