@@ -11,8 +11,8 @@ with our squares: whatever the detector finds first is given to the mesh network
 or not. A mesh is right if eyes and mouth corners are off by less than 15 % of the distance from
 the eyes to the chin, on average.
 
-FOLDER keeps the results; what is there is not measured again. `--part 1/2` measures one half of the
-figures, so that two processes share the work; `--table` only prints. All takes an hour and a half on
+FOLDER keeps the results; what is there is not measured again. `--part 1/2` measures one half of
+them, so that two processes share the work; `--table` only prints. All takes an hour and a half on
 one core.
 """
 

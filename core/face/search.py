@@ -1,9 +1,9 @@
 """Finding the face of one picture, at any size and roll, where nothing is known of it.
 
-The detector proposes boxes, and each is looked at again: a weak box of a coarse search may be half a
-face off, and one of a face on its side says nothing of its roll. What the detector confirms in a
-closer look, level with the face, is a face if the mesh network says so too. The search goes on, with
-rolled faces and finer squares, until one is accepted.
+The detector proposes boxes, and each is looked at again: a weak box of a coarse search may be half
+a face off, and one of a face on its side says nothing of its roll. What the detector confirms in a
+closer look, level with the face, is a face if the mesh network says so too. The search goes on,
+with rolled faces and finer squares, until one is accepted.
 """
 
 import math
@@ -33,11 +33,11 @@ LOOK_SCORE = 0.78
 _SMALL, _SMALL_LOOK_SCORE = 80, 0.7  # ROI side, px
 _TURNED_LOOKS_SCORE = 0.65  # mean of the best three of four turns
 SURE_SCORE = 0.99
-# A face is rolled another way than detected if its mesh's logit is higher by this much there:
-# upright meshes on faces that are upside down reach scores of 1, too.
-TURN_MARGIN = 3.0
-_SAME_ROLL = math.radians(60)
-WELL_PLACED = 10.0  # logit below which a mesh in the detector's rough ROI is read again in its own
+# Upright meshes on faces that are upside down may have a score of 1, too. A mesh is read anew,
+# level with the face or where it was seen closer, if its logit is higher there by so much.
+BETTER = 3.0
+_LEVEL = math.radians(25)
+WELL_PLACED = 10.0  # logit of a mesh that is kept if its ROI is level
 
 _COARSE, _FINE, _FINEST = (1, 2), 4, 8  # the picture's shorter side over the squares'
 _FINEST_STEP = 0.65  # of the finest squares' sides: what only they find is small beside them
@@ -147,15 +147,13 @@ def _confirm(
     best = _best(mesh, image, looks.roi[near & (looks.score > 0)])
     if best is None:
         return None
-    if _same_roll(own, best) and own.logit >= WELL_PLACED:
+    if _level(own, best) and own.logit >= WELL_PLACED:
         return own
     best = _best(mesh, image, looks.roi[near & sure])
     if best is None or best.score < SURE_SCORE:
         return None
-    if _same_roll(own, best):
-        return best
-    settled = _settled(mesh, image, own)
-    return best if best.logit > max(own.logit, settled.logit) + TURN_MARGIN else own
+    better = max(best, _settled(mesh, image, own), key=lambda face: face.logit)
+    return better if better.logit > own.logit + BETTER else own
 
 
 def _best(mesh: FaceMesh, image: Tensor, rois: Tensor) -> Face | None:
@@ -169,11 +167,10 @@ def _settled(mesh: FaceMesh, image: Tensor, face: Face) -> Face:
     return read_mesh(mesh, image, roi_from_landmarks(face.landmarks))
 
 
-def _same_roll(a: Face, b: Face) -> bool:
-    difference = float(
-        roi_from_landmarks(a.landmarks)[0, 4] - roi_from_landmarks(b.landmarks)[0, 4]
-    )
-    return abs(math.remainder(difference, 2 * math.pi)) < _SAME_ROLL
+def _level(face: Face, with_: Face) -> bool:
+    """Returns whether the ROI of a face is level with the landmarks of another reading of it."""
+    difference = face.roi[0, 4] - roi_from_landmarks(with_.landmarks)[0, 4]
+    return abs(math.remainder(float(difference), 2 * math.pi)) < _LEVEL
 
 
 def _looks(image: Tensor, detector: FaceDetector, roi: Tensor) -> Detections:

@@ -5,8 +5,8 @@ search runs again only after a cut, or when the mesh network finds no face in th
 without a face is a state, not an error.
 
 A search for very small faces takes many times as long as the rest, so without a face it is made at
-the start of a shot and then at every eighth frame. What it finds is followed back through the frames
-between.
+the start of a shot, then at every eighth frame, and at its end. What it finds is followed back
+through the frames between.
 """
 
 import math
