@@ -26,6 +26,7 @@ from core.face.tflite_graph import load_tflite
 
 CROP = 192  # side of the mesh network's input, px
 DETECTOR_CROP = 128
+SMALLEST_SQUARE = DETECTOR_CROP / 2  # in which faces are searched, px
 ROI_SCALE = 1.5  # ROI side over the longer side of the face box
 MESH_SCORE = 0.5  # below this the mesh network says "no face"
 LOOK_SCALE = 1.5  # side of the square in which the detector looks again, over the ROI's side
@@ -419,7 +420,7 @@ def search_squares(
         parts: the picture's shorter side over the squares' sides.
     """
     yield [(width / 2, height / 2, float(max(width, height)))]
-    sides = [min(width, height) / n for n in parts if min(width, height) / n >= DETECTOR_CROP / 2]
+    sides = [min(width, height) / n for n in parts if min(width, height) / n >= SMALLEST_SQUARE]
     if around is not None:
         yield from ([(*around, side)] for side in sides)
     for side in sides:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from core.face.network import (
     MESH_SCORE,
+    SMALLEST_SQUARE,
     Detections,
     FaceDetector,
     FaceMesh,
@@ -71,6 +72,7 @@ class Found(NamedTuple):
 class _Proposal(NamedTuple):
     roi: Tensor  # [1, 5]
     faces: int  # that were detected with it
+    at_target: bool  # whether the face was detected where it is expected
     usual: bool  # found upright, in no very small squares: as MediaPipe might
 
 
@@ -105,7 +107,7 @@ def find_face(
     seen: list[Tensor] = []
     for proposal in _proposals(image, detector, target, thorough):
         faces = faces or proposal.faces
-        if target is not None and _distance(proposal.roi, target)[0] > target.reach:
+        if target is not None and _distance(proposal.roi, target) > target.reach:
             continue
         if any(_alike(proposal.roi, roi) for roi in seen):
             continue
@@ -117,7 +119,7 @@ def find_face(
                 unsure, faces_with_unsure = own, proposal.faces
         seen.append(proposal.roi)
         face = _confirm(image, mesh, detector, proposal.roi, own)
-        if face is not None:
+        if face is not None and (target is None or _meets(face.roi, target, proposal.at_target)):
             return Found(face, face.score, proposal.faces)
     return Found(unsure, score, faces_with_unsure if unsure else faces)
 
@@ -188,10 +190,10 @@ def _looks(image: Tensor, detector: FaceDetector, roi: Tensor) -> Detections:
 
 def _alike(a: Tensor, b: Tensor) -> bool:
     """Returns whether a look at either ROI `[1, 5]` shows the same."""
-    side_a, side_b = float(a[0, 2]), float(b[0, 2])
-    return float((a[0, :2] - b[0, :2]).norm()) < 0.2 * min(side_a, side_b) and max(
-        side_a, side_b
-    ) < 1.25 * min(side_a, side_b)
+    smaller, larger = sorted((float(a[0, 2]), float(b[0, 2])))
+    return (
+        math.dist(a[0, :2].tolist(), b[0, :2].tolist()) < 0.2 * smaller and larger < 1.25 * smaller
+    )
 
 
 def _proposals(
@@ -200,37 +202,45 @@ def _proposals(
     """Yields what the detector finds, the likeliest first; searches as far as it is asked to."""
     at_target = False
     for number, stage in enumerate(_stages(image.shape[3], image.shape[2], target, thorough)):
+        usual = number == 0
         elsewhere: list[Detections] = []
         for squares, turns in stage:
             found = detector.search(image, squares, turns)
             if not len(found.score):
                 continue
             if target is None:
-                yield from _ranked(found, None, number == 0)
-            elif bool(contain(found.roi, target.point).any()):
-                at_target = True
-                yield from _ranked(found, target, number == 0)
-            else:
+                for i in found.roi[:, 2].argsort(descending=True, stable=True)[:_MAX_BOXES]:
+                    yield _Proposal(found.roi[i][None], len(found.score), False, usual)
+                continue
+            there = contain(found.roi, target.point)
+            if not bool(there.any()):
                 elsewhere.append(found)
+                continue
+            at_target = True
+            nearest, *others = _nearest_first(found, target)
+            for i in [nearest, *(i for i in others if there[i])]:
+                yield _Proposal(found.roi[i][None], len(found.score), True, usual)
         # Somebody who is there, though the mesh network does not see the face, is not another.
-        if not at_target:
+        if target is not None and not at_target:
             for found in elsewhere:
-                yield from _ranked(found, target, number == 0)
+                for i in _nearest_first(found, target):
+                    yield _Proposal(found.roi[i][None], len(found.score), False, usual)
 
 
-def _ranked(found: Detections, target: Target | None, usual: bool) -> Iterator[_Proposal]:
-    """Yields detections, the largest or those nearest to the target first."""
-    if target is None:
-        order = found.roi[:, 2].argsort(descending=True, stable=True)
-    else:
-        order = _distance(found.roi, target).argsort(stable=True)
-    for i in order[:_MAX_BOXES]:
-        yield _Proposal(found.roi[i][None], len(found.score), usual)
+def _nearest_first(found: Detections, target: Target) -> list[int]:
+    distance = (found.roi[:, :2] - found.roi.new_tensor([target.point])).norm(dim=1)
+    return distance.argsort(stable=True)[:_MAX_BOXES].tolist()
 
 
-def _distance(roi: Tensor, target: Target) -> Tensor:
-    """Returns the distances `[N]` of ROIs from the target, px."""
-    return (roi[:, :2] - roi.new_tensor([target.point])).norm(dim=1)
+def _distance(roi: Tensor, target: Target) -> float:
+    """Returns the distance of a ROI `[1, 5]` from the target, px."""
+    return math.dist(roi[0, :2].tolist(), target.point)
+
+
+def _meets(roi: Tensor, target: Target, at_target: bool) -> bool:
+    """Returns whether a ROI `[1, 5]`, found in a closer look, is still the face that is meant."""
+    distance = _distance(roi, target)
+    return distance <= target.reach and (not at_target or distance < float(roi[0, 2]))
 
 
 _Stage = Iterator[tuple[list[Square], int]]
@@ -239,14 +249,15 @@ _Stage = Iterator[tuple[list[Square], int]]
 def _stages(width: int, height: int, target: Target | None, thorough: bool) -> Iterator[_Stage]:
     """Yields stages of a search: sets of squares with the quarter turns of the faces in them."""
     around = target.point if target else None
-    shorter = min(width, height)
     rolled = (1, 3, 2)
     yield ((s, 0) for s in search_squares(width, height, around, (*_COARSE, _FINE)))
     yield ((s, k) for k in rolled for s in search_squares(width, height, around, _COARSE))
     if not thorough:
         return
-    fine = tiling(width, height, shorter / _FINE)
-    finest = tiling(width, height, shorter / _FINEST, _FINEST_STEP)
-    yield iter([(finest, 0)])
-    yield ((fine, k) for k in rolled)
-    yield ((finest, k) for k in rolled)
+    fine, finest = (min(width, height) / n for n in (_FINE, _FINEST))
+    if finest >= SMALLEST_SQUARE:
+        yield iter([(tiling(width, height, finest, _FINEST_STEP), 0)])
+    if fine >= SMALLEST_SQUARE:
+        yield ((tiling(width, height, fine), k) for k in rolled)
+    if finest >= SMALLEST_SQUARE:
+        yield ((tiling(width, height, finest, _FINEST_STEP), k) for k in rolled)
