@@ -10,7 +10,7 @@ Convention:
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,8 +26,13 @@ from core.face.tflite_graph import load_tflite
 
 CROP = 192  # side of the mesh network's input, px
 DETECTOR_CROP = 128
+SMALLEST_SQUARE = DETECTOR_CROP / 2  # in which faces are searched, px
 ROI_SCALE = 1.5  # ROI side over the longer side of the face box
 MESH_SCORE = 0.5  # below this the mesh network says "no face"
+LOOK_SCALE = 1.5  # side of the square in which the detector looks again, over the ROI's side
+_BATCH = 8  # squares that the detector searches at once on a CPU, whose caches hold no more
+
+Square = tuple[float, float, float]  # centre x, centre y, side; picture px
 
 # The ROI that MediaPipe's tracking gives for FFHQ-aligned pictures, in fractions of their side. It
 # replaces detection in optimisation loops, and is the same for driving and generated faces.
@@ -84,6 +89,7 @@ class Mesh(NamedTuple):
 
     landmarks: Tensor  # [B, 478 or 468, 3] px of the crop; z likewise, negative towards the camera
     score: Tensor  # [B] in 0..1, probability that the crop holds a face
+    logit: Tensor  # [B] of the score, which is 1 in float32 above some 17
 
 
 class FaceMesh(nn.Module):
@@ -132,7 +138,8 @@ class FaceMesh(nn.Module):
         """Assembles the mesh from the network's outputs by their names in the file."""
         if not self.attention:
             mesh, flag = out.values()
-            return Mesh(mesh.reshape(-1, 468, 3), torch.sigmoid(flag.reshape(-1)))
+            logit = flag.reshape(-1)
+            return Mesh(mesh.reshape(-1, 468, 3), torch.sigmoid(logit), logit)
         mesh = out["output_mesh_identity"].reshape(-1, 468, 3)
         xy, z = mesh[..., :2], mesh[..., 2]
         for region, head in (
@@ -149,7 +156,8 @@ class FaceMesh(nn.Module):
         landmarks = torch.cat(
             [torch.cat([xy, *irises], 1), torch.cat([z, *iris_z], 1)[..., None]], -1
         )
-        return Mesh(landmarks, torch.sigmoid(out["conv_faceflag"].reshape(-1)))
+        logit = out["conv_faceflag"].reshape(-1)
+        return Mesh(landmarks, torch.sigmoid(logit), logit)
 
 
 def crop_roi(image: Tensor, roi: Tensor, size: int = CROP) -> Tensor:
@@ -264,7 +272,7 @@ class FaceDetector(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor, around: tuple[float, float] | None = None) -> Detections:
-        """Finds faces.
+        """Finds faces that are about upright.
 
         The whole picture is searched first, like MediaPipe does. If that finds no face, or none at
         the requested point, smaller and smaller squares are searched, so that a small head in a
@@ -281,44 +289,92 @@ class FaceDetector(nn.Module):
             raise ValueError(f"The detector needs one picture [1, 3, H, W], not {[*image.shape]}.")
         height, width = image.shape[2:]
         elsewhere: Detections | None = None
-        for squares in _searches(width, height, around):
-            found = self._search(image, squares)
+        for squares in search_squares(width, height, around):
+            found = self.search(image, squares)
             if not len(found.roi):
                 continue
-            if around is None or _contain(found.roi, around):
+            if around is None or bool(contain(found.roi, around).any()):
                 return found
             elsewhere = elsewhere or found
         return elsewhere or found
 
-    def _search(self, image: Tensor, squares: list[tuple[float, float, float]]) -> Detections:
-        """Detects faces in squares (centre x, centre y, side) and merges them."""
+    @torch.no_grad()
+    def search(self, image: Tensor, squares: list[Square], turns: int = 0) -> Detections:
+        """Finds faces in squares of a picture, and merges what overlapping squares found.
+
+        Args:
+            image: `[1, 3, H, W]`, sRGB in 0..1.
+            squares: where to search.
+            turns: quarter turns, clockwise, by which the faces that are searched are rolled. Those
+                within some 45 degrees of it are found.
+        """
         roi = torch.tensor(
-            [[x, y, s, s, 0.0] for x, y, s in squares], device=image.device, dtype=image.dtype
+            [[x, y, s, s, turns * math.pi / 2] for x, y, s in squares],
+            device=image.device,
+            dtype=image.dtype,
         )
-        grid = _roi_grid(roi, DETECTOR_CROP, image.shape[2], image.shape[3])
-        pictures = image.expand(len(roi), -1, -1, -1)
-        crop = F.grid_sample(pictures, grid, "bilinear", "zeros", align_corners=False)
-        out = self.net(crop * 2 - 1)
-        score = torch.sigmoid(out["classificators"][..., 0].clamp(-100, 100))
-        values = out["regressors"] / DETECTOR_CROP
+        score, rows = self._candidates(image, roi)
+        rows = (rows - 0.5) * roi[:, None, None, 2:3]
+        for _ in range(turns):
+            rows = torch.stack([-rows[..., 1], rows[..., 0]], -1)
+        rows = rows + roi[:, None, None, :2]
+        keep = score >= self.MIN_SCORE
+        return self._merge(rows[keep], score[keep])
+
+    @torch.no_grad()
+    def look(self, image: Tensor, roi: Tensor) -> Detections:
+        """Looks for the face of each ROI in a square around it, level with it.
+
+        Args:
+            image: `[1, 3, H, W]`, sRGB in 0..1.
+            roi: `[N, 5]`, rough: the face may be smaller, and away from the centre.
+
+        Returns:
+            The best face of each ROI, `[N]`; its score is 0 where there is none.
+        """
+        square = torch.cat([roi[:, :2], roi[:, 2:4] * LOOK_SCALE, roi[:, 4:]], 1)
+        scores, rows = self._candidates(image, square)
+        result = Detections(roi.clone(), torch.zeros_like(roi[:, 0]))
+        for i, score in enumerate(scores):
+            keep = score >= self.MIN_SCORE
+            face = self._merge(rows[i][keep], score[keep])
+            if len(face.roi):
+                best = face.roi[:1]
+                result.roi[i, :2] = _from_roi(best[None, :, :2] - 0.5, square[i : i + 1])[0, 0]
+                result.roi[i, 2:4] = best[0, 2:4] * square[i, 2]
+                result.roi[i, 4] = best[0, 4] + square[i, 4]
+                result.score[i] = face.score[0]
+        return result
+
+    def _candidates(self, image: Tensor, roi: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the network's boxes in square ROIs `[B, 5]`: scores `[B, N]`, and as rows
+        `[B, N, 8, 2]` two corners, then six points, in fractions of the square."""
+        parts = []
+        for some in roi.split(_BATCH if image.device.type == "cpu" else len(roi)):
+            grid = _roi_grid(some, DETECTOR_CROP, image.shape[2], image.shape[3])
+            pictures = image.expand(len(some), -1, -1, -1)
+            crop = F.grid_sample(pictures, grid, "bilinear", "zeros", align_corners=False)
+            out = self.net(crop * 2 - 1)
+            parts.append((out["classificators"][..., 0], out["regressors"]))
+        logit, regressors = (torch.cat(part) for part in zip(*parts, strict=True))
+        values = regressors / DETECTOR_CROP
         centre = values[..., :2] + self.anchors
         extent = values[..., 2:4]
         points = values[..., 4:].reshape(*values.shape[:2], 6, 2) + self.anchors[:, None]
-        # One row per candidate, in picture px: two box corners, then six points.
         corners = torch.stack([centre - extent / 2, centre + extent / 2], 2)
-        rows = torch.cat([corners, points], 2)
-        rows = (rows - 0.5) * roi[:, None, None, 2:3] + roi[:, None, None, :2]
-        keep = score >= self.MIN_SCORE
-        return self._merge(rows[keep], score[keep])
+        return torch.sigmoid(logit.clamp(-100, 100)), torch.cat([corners, points], 2)
 
     def _merge(self, rows: Tensor, score: Tensor) -> Detections:
         """Weighted non-maximum suppression: overlapping candidates become their weighted mean.
 
         Args:
-            rows: `[N, 8, 2]` picture px: box corners, then six points, the first two of them the
-                eyes.
+            rows: `[N, 8, 2]`: opposite corners of the box, then six points, the first two of them
+                the eyes.
             score: `[N]`.
         """
+        rows = torch.cat(
+            [rows[:, :2].amin(1)[:, None], rows[:, :2].amax(1)[:, None], rows[:, 2:]], 1
+        )
         faces, scores = [], []
         while len(score):
             best = score.argmax()
@@ -340,39 +396,47 @@ class FaceDetector(nn.Module):
         return Detections(roi, torch.stack(scores))
 
 
-def _contain(roi: Tensor, point: tuple[float, float]) -> bool:
-    """Returns whether a face box, that is a ROI before its enlargement, contains a point.
+def contain(roi: Tensor, point: tuple[float, float]) -> Tensor:
+    """Returns `[N]` bool: the face boxes, that is ROIs before their enlargement, with a point.
 
     Rotations are ignored.
     """
     distance = (roi[:, :2] - roi.new_tensor([point])).abs().amax(1)
-    return bool((distance < roi[:, 2] / ROI_SCALE / 2).any())
+    return distance < roi[:, 2] / ROI_SCALE / 2
 
 
-def _searches(
-    width: int, height: int, around: tuple[float, float] | None
-) -> Iterator[list[tuple[float, float, float]]]:
-    """Yields sets of squares (centre x, centre y, side) to search in turn, coarse to fine."""
+def search_squares(
+    width: int,
+    height: int,
+    around: tuple[float, float] | None = None,
+    parts: Sequence[int] = (1, 2, 4),
+) -> Iterator[list[Square]]:
+    """Yields sets of squares to search in turn, coarse to fine.
+
+    Args:
+        width: of the picture, px.
+        height: of the picture, px.
+        around: a point in picture px that is searched before the rest of the picture.
+        parts: the picture's shorter side over the squares' sides.
+    """
     yield [(width / 2, height / 2, float(max(width, height)))]
-    sides = [
-        min(width, height) / n for n in (1, 2, 4) if min(width, height) / n >= DETECTOR_CROP / 2
-    ]
+    sides = [min(width, height) / n for n in parts if min(width, height) / n >= SMALLEST_SQUARE]
     if around is not None:
         yield from ([(*around, side)] for side in sides)
     for side in sides:
         if side < max(width, height):
-            yield _tiling(width, height, side)
+            yield tiling(width, height, side)
 
 
-def _tiling(width: int, height: int, side: float) -> list[tuple[float, float, float]]:
-    """Returns squares of one size that cover a picture and overlap by at least half."""
+def tiling(width: int, height: int, side: float, step: float = 0.5) -> list[Square]:
+    """Returns squares of one size that cover a picture, at most `step` sides apart."""
 
     def centres(length: int) -> list[float]:
-        count = math.ceil((length - side) / (side / 2)) + 1
+        count = math.ceil((length - side) / (side * step)) + 1
         if count == 1:
             return [length / 2]
-        step = (length - side) / (count - 1)
-        return [side / 2 + i * step for i in range(count)]
+        distance = (length - side) / (count - 1)
+        return [side / 2 + i * distance for i in range(count)]
 
     return [(x, y, side) for y in centres(height) for x in centres(width)]
 

@@ -1,8 +1,12 @@
 """Following one face through a clip, like MediaPipe's tracking.
 
-The first face is detected; from then on the ROI comes from the landmarks of the frame before. The
-detector runs again only after a cut, or when the mesh network finds no face in the ROI. A frame
+The first face is searched; from then on the ROI comes from the landmarks of the frame before. A
+search runs again only after a cut, or when the mesh network finds no face in the ROI. A frame
 without a face is a state, not an error.
+
+A search for very small faces takes many times as long as the rest, so without a face it is made at
+the start of a shot, then at every eighth frame, and at its end. What it finds is followed back
+through the frames between.
 """
 
 import math
@@ -17,14 +21,9 @@ import cv2
 import numpy as np
 import torch
 
-from core.face.network import (
-    MESH_SCORE,
-    crop_roi,
-    face_detector,
-    face_mesh,
-    roi_from_landmarks,
-    to_picture,
-)
+from core.face.network import MESH_SCORE, face_detector, face_mesh, roi_from_landmarks
+from core.face.search import SURE_SCORE, Face, Target, find_face, read_mesh
+from core.media.write import to_bytes
 
 # A frame starts a new shot if its thumbnail, normalised in brightness and contrast, differs from
 # the frames before by more than `CUT_DIFFERENCE` (mean absolute difference in standard deviations),
@@ -35,6 +34,7 @@ CUT_RATIO = 2.0
 # In a shot with several faces a lost one is searched within one ROI side of its last position, and
 # this many sides further per frame, so that it is not confused with another.
 REACH_GROWTH = 1 / 6
+THOROUGH_EVERY = 8  # frames without a face
 _THUMBNAIL = (48, 27)  # px
 _RECENT = 8  # frames over which a shot's usual difference is averaged
 
@@ -44,7 +44,7 @@ class FaceState(IntEnum):
 
     NONE = 0  # not found
     DETECTED = 1  # by the detector: first frame, after a loss or a cut
-    TRACKED = 2  # in the ROI of the frame before
+    TRACKED = 2  # in the ROI of the frame before, or of the frame after it, if found there first
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,16 @@ def track_face(
     Raises:
         ValueError: a picture that is not `[H, W, 3]`.
     """
-    follower = _Follower(at and (at[0] * pixel_aspect, at[1]), device)
-    numbers, cuts, observations = [], [], []
+    follower = _Follower(at and (at[0] * pixel_aspect, at[1]), pixel_aspect, device)
+    numbers, cuts = [], []
     for number, picture, cut in _with_cuts(pictures):
         if cut:
-            follower.forget()
+            follower.end_shot()
         numbers.append(number)
         cuts.append(cut)
-        observations.append(follower.observe(_tensor(picture, pixel_aspect, device)))
+        follower.follow(picture)
+    follower.end_shot()
+    observations = follower.observations
     landmarks = np.array([o.landmarks for o in observations], np.float32).reshape(-1, 478, 3)
     landmarks[..., 0] = (landmarks[..., 0] + 0.5) / pixel_aspect - 0.5
     return FaceTrack(
@@ -166,81 +168,105 @@ class _Observation(NamedTuple):
 class _Follower:
     """Follows one face; keeps its last position from frame to frame."""
 
-    def __init__(self, at: tuple[float, float] | None, device: str) -> None:
+    def __init__(self, at: tuple[float, float] | None, pixel_aspect: float, device: str) -> None:
         self.at = at
+        self.pixel_aspect = pixel_aspect
+        self.device = device
         self.mesh = face_mesh(device=device)
         self.detector = face_detector(device)
+        self.observations: list[_Observation] = []  # of all frames so far
         self.forget()
 
     def forget(self) -> None:
         """Starts again, as at the first frame of a shot."""
         self.roi: torch.Tensor | None = None  # where the face is expected in the next frame
-        self.target = self.at  # the point at which it is detected
+        self.target = self.at  # the point at which it is searched
         self.side = 0.0  # of the last ROI, px
         self.lost = 0  # frames since the last ROI
         self.crowd = False  # whether several faces were found in this shot
+        self.started = False  # whether any frame of this shot was searched
+        # The last frames if they have no face and were not searched thoroughly, as bytes.
+        self.unsearched: list[np.ndarray] = []
 
-    def observe(self, image: torch.Tensor) -> _Observation:
-        """Finds the face in the next frame `[1, 3, H, W]`."""
-        score, faces = 0.0, -1
-        if self.roi is not None:
-            score, landmarks = self._mesh(image, self.roi)
-            if score > MESH_SCORE:
-                return self._found(FaceState.TRACKED, score, self.roi, landmarks, faces)
-        found = self.detector(image, self.target)
-        faces = len(found.score)
-        self.crowd |= faces > 1
+    def follow(self, picture: np.ndarray) -> None:
+        """Observes the next frame `[H, W, 3]`."""
+        image = self._tensor(picture)
+        observation = self._track(image) if self.roi is not None else None
+        thorough = not self.started
+        self.started = True
+        if observation is None:
+            observation = self._search(image, thorough)
+        self.observations.append(observation)
+        if observation.state != FaceState.NONE:
+            self.unsearched.clear()
+        elif not thorough:
+            self.unsearched.append(to_bytes(picture))
+            if len(self.unsearched) == THOROUGH_EVERY:
+                self._search_back()
+
+    def end_shot(self) -> None:
+        """Ends the shot; the next frame starts another."""
+        if self.unsearched:
+            self._search_back()
+        self.forget()
+
+    def _track(self, image: torch.Tensor) -> _Observation | None:
+        """Observes the face where it is expected."""
+        assert self.roi is not None
+        face = read_mesh(self.mesh, image, self.roi)
+        return self._found(FaceState.TRACKED, face, -1) if face.score > MESH_SCORE else None
+
+    def _search(self, image: torch.Tensor, thorough: bool) -> _Observation:
+        """Searches a frame that is not tracked."""
         near = self.crowd and self.side > 0
         reach = self.side * (1 + self.lost * REACH_GROWTH) if near else math.inf
-        roi = _pick(found.roi, self.target, reach)
-        if roi is not None:
-            score, landmarks = self._mesh(image, roi)
-            if score > MESH_SCORE:
-                return self._found(FaceState.DETECTED, score, roi, landmarks, faces)
+        target = Target(self.target, reach) if self.target else None
+        found = find_face(image, self.mesh, self.detector, target, thorough)
+        self.crowd |= found.faces > 1
+        if found.face is not None:
+            return self._found(FaceState.DETECTED, found.face, found.faces)
         self.roi = None
         self.lost += 1
         nan = np.float32(np.nan)
-        return _Observation(FaceState.NONE, score, np.full(5, nan), np.full((478, 3), nan), faces)
+        return _Observation(
+            FaceState.NONE, found.score, np.full(5, nan), np.full((478, 3), nan), found.faces
+        )
 
-    @torch.no_grad()
-    def _mesh(self, image: torch.Tensor, roi: torch.Tensor) -> tuple[float, torch.Tensor]:
-        mesh = self.mesh(crop_roi(image, roi))
-        return float(mesh.score), to_picture(mesh.landmarks, roi)
+    def _search_back(self) -> None:
+        """Searches the last frame thoroughly, and follows its face back to where it appeared."""
+        first = len(self.observations) - len(self.unsearched)
+        pictures, self.unsearched = self.unsearched, []
+        observation = self._search(self._tensor(pictures.pop() / np.float32(255)), True)
+        if observation.state == FaceState.NONE:
+            self.lost -= 1  # the frame was counted before
+            return
+        self.observations[-1] = observation
+        roi = self.roi
+        for i in reversed(range(len(pictures))):
+            image = self._tensor(pictures[i] / np.float32(255))
+            face = read_mesh(self.mesh, image, roi)
+            if face.score < SURE_SCORE:
+                break
+            faces = self.observations[first + i].faces
+            self.observations[first + i] = _observation(FaceState.TRACKED, face, faces)
+            roi = roi_from_landmarks(face.landmarks)
 
-    def _found(
-        self,
-        state: FaceState,
-        score: float,
-        roi: torch.Tensor,
-        landmarks: torch.Tensor,
-        faces: int,
-    ) -> _Observation:
-        self.roi = roi_from_landmarks(landmarks)
+    def _found(self, state: FaceState, face: Face, faces: int) -> _Observation:
+        self.roi = roi_from_landmarks(face.landmarks)
         x, y, self.side = self.roi[0, :3].tolist()
         self.target, self.lost = (x, y), 0
-        return _Observation(state, score, roi[0].cpu().numpy(), landmarks[0].cpu().numpy(), faces)
+        return _observation(state, face, faces)
+
+    def _tensor(self, picture: np.ndarray) -> torch.Tensor:
+        """Converts a picture to `[1, 3, H, W]` with square pixels."""
+        if self.pixel_aspect != 1:
+            width = max(round(picture.shape[1] * self.pixel_aspect), 1)
+            size = (width, picture.shape[0])
+            picture = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
+        image = torch.from_numpy(np.ascontiguousarray(picture, np.float32)).to(self.device)
+        return image.permute(2, 0, 1)[None]
 
 
-def _tensor(picture: np.ndarray, pixel_aspect: float, device: str) -> torch.Tensor:
-    """Converts a picture to `[1, 3, H, W]` with square pixels."""
-    if pixel_aspect != 1:
-        width = max(round(picture.shape[1] * pixel_aspect), 1)
-        picture = cv2.resize(picture, (width, picture.shape[0]), interpolation=cv2.INTER_LINEAR)
-    image = torch.from_numpy(np.ascontiguousarray(picture, np.float32)).to(device)
-    return image.permute(2, 0, 1)[None]
-
-
-def _pick(
-    rois: torch.Tensor, target: tuple[float, float] | None, reach: float
-) -> torch.Tensor | None:
-    """Returns the face `[1, 5]` to follow among those detected `[N, 5]`; None for none.
-
-    The nearest to `target` within `reach` px, or the largest without a target.
-    """
-    if not len(rois):
-        return None
-    if target is None:
-        return rois[rois[:, 2].argmax()][None]
-    distance = (rois[:, :2] - rois.new_tensor([target])).norm(dim=1)
-    nearest = distance.argmin()
-    return rois[nearest][None] if distance[nearest] <= reach else None
+def _observation(state: FaceState, face: Face, faces: int) -> _Observation:
+    roi, landmarks = face.roi[0].cpu().numpy(), face.landmarks[0].cpu().numpy()
+    return _Observation(state, face.score, roi, landmarks, faces)
