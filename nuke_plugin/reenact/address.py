@@ -199,9 +199,11 @@ def server_elsewhere() -> str:
     if facts is None or _is_here(facts) or not _is_local(parse_address(facts["endpoint"])[0]):
         return ""
     host = str(facts.get("host"))
-    where = "another container or network of this machine" if host == socket.gethostname() else host
+    where = "in another container or network of this machine"
+    if host != socket.gethostname():
+        where = f"on the machine {host}"
     return (
-        f"The server of {home()} runs on {where} (process {facts.get('pid')}) and listens to that "
+        f"The server of {home()} runs {where} (process {facts.get('pid')}) and listens to that "
         "machine alone. Set REENACT_HOME to another folder here; or stop it there, and start it "
         "with --bind."
     )

@@ -478,8 +478,8 @@ def test_keys_decide_who_gets_an_answer(own_server: Server, tmp_path: Path) -> N
             try:
                 return bool(client.hello())
             except ServerError as error:
-                assert error.code == "no_key"
-                assert "does not know your key" in str(error)
+                if error.code != "no_key":
+                    raise
                 return False
 
     stranger = tmp_path / "stranger"
