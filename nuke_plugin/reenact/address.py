@@ -200,7 +200,7 @@ def server_elsewhere() -> str:
         return ""
     host = str(facts.get("host"))
     where = "in another container or network of this machine"
-    if host != socket.gethostname():
+    if host != machine()["host"]:
         where = f"on the machine {host}"
     return (
         f"The server of {home()} runs {where} (process {facts.get('pid')}) and listens to that "

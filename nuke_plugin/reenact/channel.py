@@ -174,6 +174,9 @@ class Channel:
     def _connect(self) -> None:
         endpoint, key = self._server or find_server()
         if not endpoint:
+            elsewhere = "" if self._reached else server_elsewhere()
+            if elsewhere:
+                raise NoServerError("", 0, elsewhere)
             return
         zmq = self._zmq
         host, port = parse_address(endpoint)
@@ -265,7 +268,7 @@ class Channel:
                 f"{home() / 'keys' / 'remote.key'}. Check the port, and copy the server's "
                 "keys/server.key there again.",
             )
-        return NoServerError(endpoint, seconds, "" if by_name else server_elsewhere())
+        return NoServerError(endpoint, seconds)
 
     def _post(self, parts: List[Any]) -> None:
         if self.socket is None or self._has_moved():

@@ -15,6 +15,7 @@ from reenact.errors import NoServerError, ServerError
 
 START_SECONDS = 60.0  # how long a server may take to start
 ANSWER_SECONDS = 2.0
+FULL = 1 << 14  # bytes; a disk with less free takes no log
 
 CREATE_NO_WINDOW, CREATE_NEW_PROCESS_GROUP = 0x08000000, 0x200  # Windows' process creation flags
 
@@ -123,8 +124,8 @@ def launch(
         where, why = error.filename or command[0], error.strerror or error
         raise ServerError(
             "no_start",
-            f"The server does not start: {where}: {why}. Make {home()} writable for you, or set "
-            "REENACT_HOME to another folder.",
+            f"The server does not start: {where}: {why}. Mend that, or set REENACT_HOME to another "
+            "folder.",
         ) from None
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until:
@@ -153,6 +154,8 @@ def _last_words(log: Path, begin: int) -> str:
     said = [line for line in lines if line.startswith("reenact: ")]
     if said:
         return said[-1][len("reenact: ") :]
+    if not lines and shutil.disk_usage(log.parent).free < FULL:
+        return f"No space left for {log}. Free some."
     spoken = [line for line in lines if line.strip() and not line.startswith("{")]
     last = f"{spoken[-1].strip():.300} " if spoken else ""
     return f"{last}Its log is {log}."

@@ -85,9 +85,11 @@ def main() -> None:
         codes = {BadOptionError: 2, serve.ServerRunsError: ANOTHER_RUNS}
         _fail(str(error), next((codes[kind] for kind in codes if isinstance(error, kind)), 1))
     except BrokenPipeError:  # whoever read the output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _drop_output()
         sys.exit(1)
     except OSError as error:
+        if error.filename is None:
+            _drop_output()
         _fail(_sentence(error))
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
@@ -107,6 +109,14 @@ def _mend_streams() -> None:
             setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115
         elif name != "stdin" and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Throws away what can't be printed; else Python would complain about it as it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _sentence(error: OSError) -> str:

@@ -39,6 +39,7 @@ log = logging.getLogger("reenact")
 SCHEMA = 3
 MAX_EVENT_BYTES = 1 << 19  # of the events in one answer, approximately
 PARTIAL_SECONDS = 7 * 86_400.0  # for which an abandoned upload is kept
+LEAST_FREE = 1 << 14  # bytes; with less, the database's errors are those of a full disk
 RESERVE_BYTES = 2 << 20  # set aside so that a full disk can still be written down
 MAX_PROGRESS_EVENTS = 2000  # of a job; older ones are dropped, other types stay
 MAX_POINTS = 400  # of a figure over a job's steps or frames; a longer curve is thinned evenly
@@ -102,7 +103,7 @@ class Job:
 
 def _advice(path: Path, error: sqlite3.DatabaseError) -> str:
     """Returns what to do about an error that opening the database gave."""
-    if "full" in str(error):
+    if "full" in str(error) or shutil.disk_usage(path.parent).free < LEAST_FREE:
         return f"No space left for {path}. Free some and start the server again."
     if isinstance(error, sqlite3.OperationalError):
         return (
@@ -110,8 +111,8 @@ def _advice(path: Path, error: sqlite3.DatabaseError) -> str:
             "REENACT_HOME to another folder."
         )
     return (
-        f"{path} is damaged ({error}). Move it away with the files beside it whose names begin "
-        "with its own: the server then begins a new list of jobs, and keeps the stored files."
+        f"{path} is damaged ({error}). Move it, and jobs.sqlite-wal and -shm where they are, to "
+        "another folder: the server then begins a new list of jobs, and keeps the stored files."
     )
 
 
