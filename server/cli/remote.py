@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reenact import protocol
+from reenact.address import server_elsewhere
 from reenact.client import Client, ServerError
 from reenact.launcher import answers, launch
 
@@ -19,6 +20,7 @@ from server import start
 from server.cli.reporting import Report
 from server.frontend import home
 from server.jobs import registry
+from server.locks import exclusive_lock
 
 if TYPE_CHECKING:
     from core.media.clip import Clip
@@ -37,6 +39,7 @@ def connected(report: Report) -> Iterator[Client]:
 
     Raises:
         JobFailedError: no server could be reached or started, or it refused something.
+        LockHeldError: the server of this home runs on another machine, for that machine alone.
     """
     home.make_keys(home.home())
     with Client("reenact") as client:
@@ -47,6 +50,9 @@ def connected(report: Report) -> Iterator[Client]:
                         f"No server answers at {elsewhere} (REENACT_SERVER). "
                         "Start it there, or add --local to work without one."
                     )
+                if why := server_elsewhere():  # if it is alive, a server would start in vain
+                    with exclusive_lock(home.home() / "server.lock", why):
+                        pass
                 idle = ("--idle-exit", str(PRIVATE_IDLE_SECONDS))
                 launch(client, start.command("server.cli.main", "serve", *idle))
             yield client
