@@ -112,6 +112,7 @@ class Channel:
             except ProtocolError as error:
                 raise ServerError(error.code, error.message, error.detail) from None
             chunk = frames[1].buffer if len(frames) > 1 else None  # no copy
+            self._contact, self._reached = self._REACHED, True
             if id in self._unanswered:
                 del self._unanswered[id]
                 self._answers[id] = body, chunk

@@ -189,7 +189,10 @@ class AllowList:
 
         ZAP: pyzmq's authenticator calls this from its own thread, for every connection.
         """
-        return key.decode() in allowed(self._folder)
+        known = key.decode() in allowed(self._folder)
+        if known:
+            self._read = -1e9  # it may have been added since the names were read
+        return known
 
     def name(self, key: str) -> str | None:
         """Returns a key's name, None if it is no longer allowed."""
