@@ -24,6 +24,12 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 12):
         + "Run it with one of those, for example: python3.11 install.py"
     )
 
+if os.environ.get("PYTHONPATH"):  # a typing.py there is not the standard library's
+    foreign = [os.path.abspath(one) for one in os.environ["PYTHONPATH"].split(os.pathsep)]
+    library = os.path.dirname(os.path.abspath(os.__file__))
+    sys.path[:] = [
+        one for one in sys.path if one.startswith(library) or os.path.abspath(one) not in foreign
+    ]
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from server.install.installer import main  # after the check: only the right Python can parse it

@@ -44,6 +44,13 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
+def _try_lock(descriptor: int, path: Path) -> bool:
+    try:
+        return try_lock(descriptor)
+    except OSError as error:  # such as a network disk without locks
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 @contextmanager
 def exclusive_lock(path: Path, message: str, timeout: float = 0) -> Iterator[None]:
     """Holds a lock file while the block runs.
@@ -55,12 +62,13 @@ def exclusive_lock(path: Path, message: str, timeout: float = 0) -> Iterator[Non
 
     Raises:
         LockHeldError: another process still holds it after `timeout`.
+        OSError: the file can't be written or locked there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         end = time.monotonic() + timeout
-        while not try_lock(descriptor):
+        while not _try_lock(descriptor, path):
             if time.monotonic() >= end:
                 raise LockHeldError(message)
             time.sleep(0.1)

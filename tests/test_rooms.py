@@ -69,6 +69,8 @@ ALLOWED: dict[str, set[str]] = {
         "core.solve",
         "core.render",
     },
+    # It runs before anything of Reenact's is on the path.
+    "server.start": set(),
     "reenact": set(),  # the plugin: Nuke's Python has nothing of the server's
     # The installer needs it before there is an environment.
     "server.locks": {"core.base.errors"},
@@ -82,10 +84,14 @@ ALLOWED: dict[str, set[str]] = {
         "reenact",
         "server.blobs",
         "server.jobs.registry",
+        "server.locks",
+        "server.start",
     },
     "server.cli": {
         "core",
+        "reenact.address",
         "reenact.client",
+        "reenact.errors",
         "reenact.launcher",
         "reenact.protocol",
         "server.frontend.database",  # the store's commands, while no server runs
@@ -93,6 +99,7 @@ ALLOWED: dict[str, set[str]] = {
         "server.frontend.service",
         "server.jobs",
         "server.locks",
+        "server.start",
     },
     "server.install": {
         "core.stylize.clip_model",

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from scipy.interpolate import CubicSpline
 
+from core.synthetic.compiled import compiled
 from core.synthetic.parameters import INDEX, NAMES
 
 # The kernels' record: all parameters by name, and what is derived from them once per picture.
@@ -107,7 +107,7 @@ HAIR_FACES = _grid(HAIR_ROWS, HAIR_COLUMNS).astype(np.int32)
 # -- small functions shared by the kernels ---------------------------------------------------
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def smooth(a: float, b: float, x: float) -> float:
     """0 below a, 1 above b (or reversed), with zero slope at both."""
     t = (x - a) / (b - a)
@@ -115,7 +115,7 @@ def smooth(a: float, b: float, x: float) -> float:
     return t * t * (3.0 - 2.0 * t)
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def bump(d: float, s: float) -> float:
     """exp(-(d/s)^2), replaced by a polynomial that is 0 beyond 2 s."""
     t = 1.0 - 0.25 * (d / s) * (d / s)
@@ -125,12 +125,12 @@ def bump(d: float, s: float) -> float:
     return t * t
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def clip(x: float, a: float, b: float) -> float:
     return a if x < a else (b if x > b else x)
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def mouth_curves(p: Any, x: float) -> tuple[float, float, float, float, float]:
     """Returns, at head-space x: u in [-1, 1] across the mouth, inner upper and lower edge (y), and
     the heights of the upper and the lower lip."""
@@ -160,7 +160,7 @@ def mouth_curves(p: Any, x: float) -> tuple[float, float, float, float, float]:
     return u, yc + open_up, yc + open_up - gap, upper, lower
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def eye_lids(p: Any, side: float, x: float) -> tuple[float, float, float, float, float]:
     """Returns, at head-space x for the eye on `side` (-1 image left): u across the fissure, upper
     and lower lid edge (y), the upper edge if the eye were open, and the blink."""
@@ -179,7 +179,7 @@ def eye_lids(p: Any, side: float, x: float) -> tuple[float, float, float, float,
     return u, low + (upper - low) * (1.0 - shut), low, upper, shut
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def hairline(p: Any, a: float) -> float:
     """Returns the lowest y of the hair's roots at angle |theta| = a from the front."""
     front = 0.68 + p.hair_line - 0.03 * bump(a, 0.25)
@@ -190,7 +190,7 @@ def hairline(p: Any, a: float) -> float:
     return y + (-0.66 - y) * smooth(1.62, 2.05, a)
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def _ring(p: Any, row: np.ndarray, s: float, c: float) -> tuple[float, float, float]:
     """Returns the point of one ring at the angle with sine s and cosine c."""
     q = row[_SQUARE]
@@ -202,7 +202,7 @@ def _ring(p: Any, row: np.ndarray, s: float, c: float) -> tuple[float, float, fl
     return x, y, z
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def _relief(p: Any, x: float, y: float, z: float) -> float:
     """Returns the depth that is added to the neutral face at (x, y)."""
     ax = abs(x)
@@ -254,7 +254,7 @@ def _relief(p: Any, x: float, y: float, z: float) -> float:
     return d
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def _build_head(
     P: np.ndarray, rows: np.ndarray, theta: np.ndarray, pos: np.ndarray, attr: np.ndarray
 ) -> None:
@@ -369,7 +369,7 @@ def _build_head(
             attr[q, BEARD] = beard
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def _build_ears(P: np.ndarray, base: int, pos: np.ndarray, attr: np.ndarray) -> None:
     p = P[0]
     tilt = 0.24 + 0.36 * p.ear_out
@@ -413,7 +413,7 @@ def _build_ears(P: np.ndarray, base: int, pos: np.ndarray, attr: np.ndarray) -> 
                 q += 1
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def _build_hair(
     P: np.ndarray,
     rows: np.ndarray,
@@ -541,7 +541,7 @@ def _build_hair(
             attr[q, AO] = 1.0 - 0.25 * smooth(0.2, -0.9, y) * hang
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def _normals(
     pos: np.ndarray, start: int, rows: int, columns: int, closed: bool, normal: np.ndarray
 ) -> None:
@@ -571,7 +571,7 @@ def _normals(
             normal[q, 2] = nz * s
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def _hollows(
     pos: np.ndarray, normal: np.ndarray, rows: int, columns: int, attr: np.ndarray
 ) -> None:

@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from core.synthetic import head, shading
+from core.synthetic.compiled import compiled
 from core.synthetic.parameters import (
     HIGH,
     INDEX,
@@ -141,7 +141,7 @@ def _pose(f: np.void) -> tuple[np.ndarray, np.ndarray]:
 # These are compiled because numpy's matrix product would wake all of BLAS's threads.
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _place(
     points: np.ndarray, share: np.ndarray, rotation: np.ndarray, body: np.ndarray
 ) -> np.ndarray:
@@ -160,7 +160,7 @@ def _place(
     return out
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _turn(
     normals: np.ndarray, share: np.ndarray, rotation: np.ndarray, body: np.ndarray
 ) -> np.ndarray:
@@ -176,7 +176,7 @@ def _turn(
     return out
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _project(points: np.ndarray, size: int) -> np.ndarray:
     """Projects points `[N, 3]` to pixel x, y (down, centres at integers) and distance."""
     out = np.empty(points.shape, np.float32)
@@ -207,7 +207,7 @@ def _light(f: np.void) -> np.ndarray:
     return d / np.linalg.norm(d)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _seen_from(light: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Projects points `[N, 3]` along the light: shadow-map x, y, and distance."""
     flat = math.hypot(light[0], light[2])

@@ -15,8 +15,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from core.synthetic.compiled import compiled
 from core.synthetic.head import (
     AO,
     BEARD,
@@ -85,7 +85,7 @@ def _tone() -> np.ndarray:
 TONE = _tone()
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def _noise(tiles: np.ndarray, k: int, x: float, y: float) -> float:
     """Looks up periodic noise bilinearly; coordinates in tile pixels."""
     xf = math.floor(x)
@@ -100,7 +100,7 @@ def _noise(tiles: np.ndarray, k: int, x: float, y: float) -> float:
     return top + fy * (tiles[k, j1, i] * (1.0 - fx) + tiles[k, j1, i1] * fx - top)
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def rasterize(
     screen: np.ndarray,
     faces: np.ndarray,
@@ -152,7 +152,7 @@ def rasterize(
                         wb[yy, xx] = w1
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def depth_map(screen: np.ndarray, faces: np.ndarray, depth: np.ndarray) -> None:
     """Draws the nearest distance only, for shadows; both sides of a triangle cast them."""
     height, width = depth.shape
@@ -185,7 +185,7 @@ def depth_map(screen: np.ndarray, faces: np.ndarray, depth: np.ndarray) -> None:
                         depth[yy, xx] = d
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def light_received(screen: np.ndarray, depth: np.ndarray, radius: float, attr: np.ndarray) -> None:
     """Computes the share of the key light at each vertex, softened over `radius` map pixels."""
     height, width = depth.shape
@@ -212,7 +212,7 @@ def light_received(screen: np.ndarray, depth: np.ndarray, radius: float, attr: n
         attr[q, LIT] = total / 16.0
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def paint_background(P: np.ndarray, tiles: np.ndarray, base: np.ndarray, out: np.ndarray) -> None:
     """Paints the backdrop on a coarse square grid [n, n, 3], linear light.
 
@@ -284,7 +284,7 @@ def paint_background(P: np.ndarray, tiles: np.ndarray, base: np.ndarray, out: np
 SKIN, LIP, HAIR, BROW, IRIS_COLOUR, CLOTH, FRAME, KEY, SKY, GROUND, BEARD_COLOUR = range(11)
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def _eye(
     p: Any,
     tiles: np.ndarray,
@@ -374,7 +374,7 @@ def _eye(
     colour[2] += 0.9 * wet
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def _mouth_inside(
     p: Any,
     tiles: np.ndarray,
@@ -446,7 +446,7 @@ def _mouth_inside(
     colour[2] = b
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def shade_skin(
     P: np.ndarray,
     tiles: np.ndarray,
@@ -847,7 +847,7 @@ def shade_skin(
                 out[yy, xx, k] = value
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def shade_glasses(
     P: np.ndarray,
     pal: np.ndarray,
@@ -894,7 +894,7 @@ def shade_glasses(
             skin_depth[yy, xx] = depth[yy, xx]
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def shade_hair(
     P: np.ndarray,
     tiles: np.ndarray,
@@ -989,7 +989,7 @@ def shade_hair(
                 out[yy, xx, k] += (max(value, 0.0) - out[yy, xx, k]) * alpha
 
 
-@njit(fastmath=True, cache=True, nogil=True)
+@compiled(fastmath=True)
 def resolve(
     linear: np.ndarray, factor: int, tone: np.ndarray, scale: float, out: np.ndarray
 ) -> None:

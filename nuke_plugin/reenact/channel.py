@@ -5,72 +5,29 @@ It finds a server again that has restarted, also on another port.
 """
 
 import contextlib
-import json
 import os
+import struct
 import time
 import uuid
-from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 from reenact import protocol
+from reenact.address import (
+    endpoint_of,
+    find_server,
+    home,
+    load_key,
+    parse_address,
+    resolve,
+    server_elsewhere,
+)
 from reenact.errors import NoServerError, ServerError
 from reenact.protocol import CHUNK, CREDIT, ProtocolError
 
 RESEND_SECONDS = 3.0  # a request without an answer is repeated after this time
+CONTACT_SECONDS = 2.5  # for which a server that was never reached may take to shake hands
 
 Answer = Tuple[Union[Dict[str, Any], ProtocolError], Optional[memoryview]]  # body and chunk
-
-
-def home() -> Path:
-    """Returns the folder with keys and server address: REENACT_HOME, else ~/.reenact."""
-    return Path(os.environ.get("REENACT_HOME") or Path.home() / ".reenact")
-
-
-def find_server() -> Tuple[str, str]:
-    """Returns the endpoint and public key of the server; both are empty if none is known.
-
-    REENACT_SERVER (`host:port`, with the key `keys/remote.key`) takes precedence over the
-    server that runs for `home()`.
-
-    Raises:
-        ServerError: `no_key`, the remote server's key is missing.
-    """
-    named = server_at(os.environ.get("REENACT_SERVER", ""))
-    if named is not None:
-        return named
-    try:
-        address = json.loads((home() / "server.json").read_text())
-        return str(address["endpoint"]), str(address["key"])
-    except (OSError, ValueError, KeyError):
-        return "", ""
-
-
-def server_at(name: str) -> Optional[Tuple[str, str]]:
-    """Returns the endpoint and public key of a server that is named by `host:port`.
-
-    Returns:
-        None for an empty name, which means what `find_server` returns.
-
-    Raises:
-        ServerError: `no_key`, the remote server's key is missing.
-    """
-    if not name:
-        return None
-    endpoint = name if "://" in name else f"tcp://{name}"
-    return endpoint, _load_key("remote.key")[0].decode()
-
-
-def _load_key(name: str) -> Tuple[bytes, Optional[bytes]]:
-    from reenact.pyzmq import zmq
-
-    path = home() / "keys" / name
-    try:
-        return zmq.auth.load_certificate(path)
-    except (OSError, ValueError):
-        raise ServerError(
-            "no_key",
-            f"There is no key {path}. Whoever runs the server can make one: reenact keys add.",
-        ) from None
 
 
 class Channel:
@@ -89,6 +46,9 @@ class Channel:
         ServerError: `no_pyzmq`, this Python has no pyzmq that loads.
     """
 
+    # What the monitor of the socket has told of its connection.
+    _NOTHING, _CONNECTED, _REACHED, _REFUSED = range(4)
+
     def __init__(self, deadline: float, server: Optional[Tuple[str, str]] = None) -> None:
         try:
             from reenact.pyzmq import zmq  # imported late: Nuke's renders don't need it
@@ -103,17 +63,19 @@ class Channel:
         self.socket: Optional[zmq.Socket[bytes]] = None
         self._unanswered: Dict[str, List[Any]] = {}  # message parts by request id
         self._answers: Dict[str, Answer] = {}
+        self._monitor: Optional[zmq.Socket[bytes]] = None  # until the server is reached
+        self._contact = self._NOTHING  # of this socket
+        self._reached = False  # the server, with this socket or one before it
         self._context = zmq.Context()
 
     def close(self) -> None:
         """Says goodbye to the server and closes the socket."""
-        if self.socket is not None:
+        if self.socket is not None and self._reached:
             with contextlib.suppress(self._zmq.ZMQError):
                 self.socket.send(protocol.encode(protocol.Bye(), "bye"), self._zmq.DONTWAIT)
-            self.socket.setsockopt(self._zmq.LINGER, 200)
-            self.socket.close()
-            self.socket = None
-        self._context.term()
+        self._close_monitor()
+        self.socket = None
+        self._context.destroy(linger=200)  # with every socket of it
 
     def send(self, request: protocol.Request, chunk: Optional[bytes] = None) -> str:
         """Sends a request without waiting for its answer; returns the request's id."""
@@ -139,7 +101,9 @@ class Channel:
         if self.socket is None:
             time.sleep(min(seconds, 0.2))
             return False
+        self._read_monitor()
         if not self.socket.poll(int(max(seconds, 0) * 1000)):
+            self._read_monitor()
             return False
         while self.socket.poll(0):
             frames = self.socket.recv_multipart(copy=False)
@@ -148,6 +112,7 @@ class Channel:
             except ProtocolError as error:
                 raise ServerError(error.code, error.message, error.detail) from None
             chunk = frames[1].buffer if len(frames) > 1 else None  # no copy
+            self._contact, self._reached = self._REACHED, True
             if id in self._unanswered:
                 del self._unanswered[id]
                 self._answers[id] = body, chunk
@@ -172,17 +137,21 @@ class Channel:
             The answer's body, and its chunk if it has one.
 
         Raises:
-            NoServerError: no answer came before the deadline.
-            ServerError: the server refused.
+            NoServerError: no answer came before the deadline; no server was ever reached at the
+                address, which is said sooner.
+            ServerError: the server refused; `bad_address`, what answers there is no server.
         """
         patience = self.deadline if deadline is None else deadline
         start = last = time.monotonic()
         try:
             while id not in self._answers:
                 now = time.monotonic()
-                if now - start > patience:
-                    raise NoServerError(self.endpoint or find_server()[0], now - start)
-                self.poll(min(0.5, patience))
+                reached = self._reached
+                if now - start > (patience if reached else min(patience, CONTACT_SECONDS)):
+                    raise self._unreachable(now - start)
+                self.poll(min(0.5 if reached else 0.1, patience))
+                if self._contact == self._REFUSED:
+                    raise self._unreachable(now - start)
                 if time.monotonic() - last > RESEND_SECONDS and id in self._unanswered:
                     last = time.monotonic()
                     self._post(self._unanswered[id])
@@ -206,25 +175,101 @@ class Channel:
     def _connect(self) -> None:
         endpoint, key = self._server or find_server()
         if not endpoint:
+            elsewhere = "" if self._reached else server_elsewhere()
+            if elsewhere:
+                raise NoServerError("", 0, elsewhere)
             return
         zmq = self._zmq
+        host, port = parse_address(endpoint)
+        public, secret = load_key(home() / "keys" / "client.key_secret")
+        try:
+            address, ipv6 = resolve(host, port)
+        except ServerError:
+            if self._reached:  # the name service fails for a while
+                return
+            raise
         socket = self._context.socket(zmq.DEALER)
-        public, secret = _load_key("client.key_secret")
-        socket.curve_publickey, socket.curve_secretkey = public, secret or b""
-        socket.curve_serverkey = key.encode()
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.SNDHWM, 2 * CREDIT)
-        socket.setsockopt(zmq.RCVHWM, 2 * CREDIT)
-        socket.setsockopt(zmq.MAXMSGSIZE, max(CHUNK, protocol.MAX_HEADER) + 1024)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
-        socket.connect(endpoint)
-        self.socket, self.endpoint = socket, endpoint
+        try:
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.IPV6, int(ipv6))
+            socket.curve_publickey, socket.curve_secretkey = public, secret
+            socket.curve_serverkey = key.encode()
+            socket.setsockopt(zmq.SNDHWM, 2 * CREDIT)
+            socket.setsockopt(zmq.RCVHWM, 2 * CREDIT)
+            socket.setsockopt(zmq.MAXMSGSIZE, max(CHUNK, protocol.MAX_HEADER) + 1024)
+            socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+            socket.setsockopt(zmq.HEARTBEAT_IVL, 5000)
+            self._open_monitor(socket)
+            socket.connect(address)
+        except (zmq.ZMQError, ValueError) as error:
+            socket.close(0)
+            self._close_monitor()
+            raise ServerError(
+                "bad_address",
+                f"The server at {endpoint} can't be reached: its key or address is wrong.",
+                str(error),
+            ) from None
+        self.socket, self.endpoint = socket, endpoint_of(host, port)
 
     def _disconnect(self) -> None:
+        self._close_monitor()
         if self.socket is not None:
             self.socket.close(0)
             self.socket = None
+
+    def _open_monitor(self, socket: Any) -> None:
+        """Has ZeroMQ tell whether the socket reaches a server, and why not."""
+        zmq, name = self._zmq, f"inproc://monitor-{uuid.uuid4().hex}"
+        socket.monitor(
+            name,
+            zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH,
+        )
+        self._contact = self._NOTHING
+        self._monitor = self._context.socket(zmq.PAIR)
+        self._monitor.setsockopt(zmq.LINGER, 0)
+        self._monitor.setsockopt(zmq.RCVHWM, 0)  # full, it would block ZeroMQ's own thread
+        self._monitor.connect(name)
+
+    def _close_monitor(self) -> None:
+        if self._monitor is not None:
+            if self.socket is not None:
+                self.socket.monitor(None, 0)
+            self._monitor.close(0)
+            self._monitor = None
+
+    def _read_monitor(self) -> None:
+        zmq = self._zmq
+        while self._monitor is not None and self._monitor.poll(0):
+            event, value = struct.unpack("=hi", self._monitor.recv_multipart()[0])
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._contact, self._reached = self._REACHED, True
+                self._close_monitor()
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and value == 400:  # ZAP's status
+                self._contact = self._REFUSED
+            elif self._contact == self._NOTHING:
+                self._contact = self._CONNECTED
+
+    def _unreachable(self, seconds: float) -> ServerError:
+        """Returns the error of a request without an answer; closes a socket that reached nobody."""
+        contact, self._contact = self._contact, self._NOTHING
+        endpoint = self.endpoint or find_server()[0]
+        if not self._reached or contact == self._REFUSED:
+            self._disconnect()
+        if contact == self._REFUSED:
+            return ServerError(
+                "no_key",
+                f"The server at {endpoint} does not know your key. Whoever runs it can add "
+                f"{home() / 'keys' / 'client.key'}: reenact keys add NAME FILE.",
+            )
+        by_name = self._server is not None or bool(os.environ.get("REENACT_SERVER"))
+        if contact == self._CONNECTED and by_name:
+            return ServerError(
+                "bad_address",
+                f"What answers at {endpoint} is no Reenact server, or one with another key than "
+                f"{home() / 'keys' / 'remote.key'}. Check the port, and copy the server's "
+                "keys/server.key there again.",
+            )
+        return NoServerError(endpoint, seconds)
 
     def _post(self, parts: List[Any]) -> None:
         if self.socket is None or self._has_moved():

@@ -39,7 +39,8 @@ from typing import (
 )
 
 from reenact import __version__, protocol, transfers
-from reenact.channel import RESEND_SECONDS, Channel, find_server, home
+from reenact.address import find_server, home
+from reenact.channel import RESEND_SECONDS, Channel
 from reenact.container import PathLike
 from reenact.errors import NoServerError, ServerError
 from reenact.files import frame_file, safe_name, version_for, write_file

@@ -22,10 +22,11 @@ class ServerError(Exception):
 class NoServerError(ServerError):
     """No server answers."""
 
-    def __init__(self, endpoint: str, seconds: float) -> None:
+    def __init__(self, endpoint: str, seconds: float, why: str = "") -> None:
+        where = endpoint or "any address"
         super().__init__(
             "no_server",
-            f"No Reenact server answers at {endpoint or 'any address'}. Start it: reenact serve.",
+            why or f"No Reenact server answers at {where}. Start it: reenact serve.",
             f"waited {seconds:.0f} s",
         )
 

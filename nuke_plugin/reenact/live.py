@@ -9,7 +9,7 @@ from threading import Event, Lock, Thread
 from typing import Callable, Dict, List, Optional, Tuple
 
 from reenact import protocol
-from reenact.channel import server_at
+from reenact.address import server_at
 from reenact.client import Client
 from reenact.errors import ServerError
 from reenact.files import Frames

@@ -5,7 +5,7 @@ from threading import Thread
 from typing import Any, Callable, Dict, List
 
 from reenact import launcher, protocol, thumbnails
-from reenact.channel import server_at
+from reenact.address import server_at
 from reenact.client import Client
 from reenact.errors import ServerError
 from reenact.protocol import File

@@ -17,7 +17,7 @@ from threading import Event, Thread
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 from reenact import launcher, ocio, protocol, thumbnails
-from reenact.channel import server_at
+from reenact.address import server_at
 from reenact.client import Client
 from reenact.errors import NodeError, NoServerError, ServerError
 from reenact.files import Frames, frame_file, mark_version, version_for, versions_of, write_file

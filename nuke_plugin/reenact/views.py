@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Type
 
-from reenact.channel import server_at
+from reenact.address import server_at
 from reenact.client import Client
 from reenact.errors import ServerError
 from reenact.files import mark_version, version_for, versions_of, write_file

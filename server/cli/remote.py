@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,14 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reenact import protocol
+from reenact.address import server_elsewhere
 from reenact.client import Client, ServerError
-from reenact.launcher import answers, launch, server_log
+from reenact.launcher import answers, launch
 
 from core.base.errors import ReenactError
 from core.media.numbering import frame_path
+from server import start
 from server.cli.reporting import Report
 from server.frontend import home
 from server.jobs import registry
+from server.locks import exclusive_lock
 
 if TYPE_CHECKING:
     from core.media.clip import Clip
@@ -37,25 +39,26 @@ def connected(report: Report) -> Iterator[Client]:
 
     Raises:
         JobFailedError: no server could be reached or started, or it refused something.
+        LockHeldError: the server of this home runs on another machine, for that machine alone.
     """
     home.make_keys(home.home())
     with Client("reenact") as client:
         try:
             if not answers(client):
-                if "REENACT_SERVER" in os.environ:
+                if elsewhere := os.environ.get("REENACT_SERVER"):
                     raise JobFailedError(
-                        f"No server answers at {os.environ['REENACT_SERVER']} (REENACT_SERVER). "
+                        f"No server answers at {elsewhere} (REENACT_SERVER). "
                         "Start it there, or add --local to work without one."
                     )
-                command = [sys.executable, "-m", "server.cli.main", "serve"]
-                if not launch(client, [*command, "--idle-exit", str(PRIVATE_IDLE_SECONDS)]):
-                    raise JobFailedError(
-                        f"The server does not start. Its log is {server_log()}. "
-                        "--local works without one."
-                    )
+                if why := server_elsewhere():  # if it is alive, a server would start in vain
+                    with exclusive_lock(home.home() / "server.lock", why):
+                        pass
+                idle = ("--idle-exit", str(PRIVATE_IDLE_SECONDS))
+                launch(client, start.command("server.cli.main", "serve", *idle))
             yield client
         except ServerError as error:
-            detail = f" ({error.detail})" if error.detail else ""
+            local = " --local works without one." if error.code == "no_start" else ""
+            detail = f" ({error.detail})" if error.detail else local
             raise JobFailedError(str(error) + detail) from None
 
 

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import signal
+import socket
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import zmq
+from reenact.address import parse_address, resolve, server_elsewhere
+from reenact.errors import ServerError
 
+from core.base.errors import ReenactError
 from server.frontend import home
-from server.locks import exclusive_lock
+from server.jobs.common import BadOptionError
+from server.locks import LockHeldError, exclusive_lock
+
+
+class ListenError(ReenactError):
+    """The server can't listen at its address."""
+
+
+class ServerRunsError(ReenactError):
+    """Another server of this machine has the folder."""
 
 
 class _JsonLines(logging.Formatter):
@@ -54,15 +70,56 @@ def serve(
     handler.setFormatter(_JsonLines())
     logging.getLogger("reenact").addHandler(handler)
     logging.getLogger("reenact").setLevel(logging.INFO)
-    folder = home.home()
-    with exclusive_lock(folder / "server.lock", f"A server runs for {folder} already."):
-        service = Service(
-            folder,
-            f"tcp://{bind}",
-            Limits(store_bytes=int(store_limit * 2**30)),
-            tuple(allow_path or ()),
-            idle_exit,
-        )
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: service.stop())
-        service.serve()
+    folder, endpoint = home.home(), _endpoint(bind)
+    try:
+        with exclusive_lock(folder / "server.lock", f"A server runs for {folder} already."):
+            home.remove_server_file(folder)  # of a server that was killed
+            try:
+                service = Service(
+                    folder,
+                    endpoint,
+                    Limits(store_bytes=int(store_limit * 2**30)),
+                    tuple(allow_path or ()),
+                    idle_exit,
+                )
+            except zmq.ZMQError as error:
+                raise ListenError(f"The server can't listen at {bind}: {error}.") from None
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: service.stop())
+            service.serve()
+    except LockHeldError as error:
+        if elsewhere := server_elsewhere():
+            raise LockHeldError(elsewhere) from None
+        raise ServerRunsError(str(error)) from None
+
+
+def _endpoint(bind: str) -> str:
+    """Returns the ZeroMQ endpoint of HOST:PORT, after a try to listen there.
+
+    Raises:
+        BadOptionError: it is no address.
+        ListenError: nobody can listen there; the message says why.
+    """
+    try:
+        host, port = parse_address(bind, least_port=0)
+        endpoint, ipv6 = resolve("0.0.0.0" if host == "*" else host, port)
+    except ServerError as error:
+        raise BadOptionError(f"--bind: {error}") from None
+    number = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    with socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET) as probe:
+        if os.name == "posix":  # as ZeroMQ does; on Windows it would take a port from another
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((number, port))
+            probe.listen()
+        except OSError as error:
+            why = {
+                errno.EADDRINUSE: f"port {port} is in use",
+                errno.EADDRNOTAVAIL: f"{host} is no address of this machine",
+                errno.EACCES: f"port {port} is not for everybody, those from 1024 are",
+            }.get(error.errno or 0, str(error.strerror))
+            raise ListenError(
+                f"The server can't listen at {bind}: {why}. Choose another address with --bind; "
+                "port 0 takes a free one."
+            ) from None
+    return endpoint

@@ -39,6 +39,7 @@ log = logging.getLogger("reenact")
 SCHEMA = 3
 MAX_EVENT_BYTES = 1 << 19  # of the events in one answer, approximately
 PARTIAL_SECONDS = 7 * 86_400.0  # for which an abandoned upload is kept
+LEAST_FREE = 1 << 14  # bytes; with less, the database's errors are those of a full disk
 RESERVE_BYTES = 2 << 20  # set aside so that a full disk can still be written down
 MAX_PROGRESS_EVENTS = 2000  # of a job; older ones are dropped, other types stay
 MAX_POINTS = 400  # of a figure over a job's steps or frames; a longer curve is thinned evenly
@@ -74,6 +75,10 @@ class StoreFullError(ReenactError):
     """The store has reached its limit."""
 
 
+class DatabaseUnusableError(ReenactError):
+    """The database is damaged, or can't be written to."""
+
+
 class SchemaMismatchError(ReenactError):
     """The database was written by a version of Reenact that this one does not know."""
 
@@ -96,6 +101,21 @@ class Job:
     finish: int | None  # steps after which its training is to end early, or did
 
 
+def _advice(path: Path, error: sqlite3.DatabaseError) -> str:
+    """Returns what to do about an error that opening the database gave."""
+    if "full" in str(error) or shutil.disk_usage(path.parent).free < LEAST_FREE:
+        return f"No space left for {path}. Free some and start the server again."
+    if isinstance(error, sqlite3.OperationalError):
+        return (
+            f"{path} can't be used ({error}). Make it and its folder writable for you, or set "
+            "REENACT_HOME to another folder."
+        )
+    return (
+        f"{path} is damaged ({error}). Move it, and jobs.sqlite-wal and -shm where they are, to "
+        "another folder: the server then begins a new list of jobs, and keeps the stored files."
+    )
+
+
 class Database:
     """The jobs and files of a server.
 
@@ -105,12 +125,22 @@ class Database:
 
     Raises:
         SchemaMismatchError: the database was written by a newer version.
+        DatabaseUnusableError: it is damaged, or can't be written to.
+        OSError: a folder of the store can't be made.
     """
 
     def __init__(self, root: Path, budget: int) -> None:
         self.root, self.budget = root, budget
         for name in ("files", "partial", "jobs"):
             (root / name).mkdir(parents=True, exist_ok=True)
+        try:
+            self._open()
+        except sqlite3.DatabaseError as error:
+            raise DatabaseUnusableError(_advice(root / "jobs.sqlite", error)) from error
+        self.reserve_space()
+
+    def _open(self) -> None:
+        root = self.root
         self.db = sqlite3.connect(root / "jobs.sqlite", isolation_level=None)
         self.db.row_factory = sqlite3.Row
         self.db.execute("PRAGMA journal_mode=WAL")
@@ -126,7 +156,6 @@ class Database:
         self.db.executescript(_TABLES)
         self.db.execute(f"PRAGMA user_version={SCHEMA}")
         self._recover()
-        self.reserve_space()
 
     def close(self) -> None:
         """Closes the database."""
@@ -173,6 +202,8 @@ class Database:
             self.db.execute("UPDATE jobs SET state='queued' WHERE state='running'")
             existing = {}
             for path in (self.root / "files").glob("*/*"):
+                if path.is_dir():
+                    continue  # nothing of ours
                 if protocol.HASH.fullmatch(path.name):
                     existing[path.name] = path.stat().st_size
                 else:

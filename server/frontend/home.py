@@ -3,6 +3,7 @@
     HOME/keys/server.key, server.key_secret     the server's CURVE keys
     HOME/keys/client.key, client.key_secret     this user's keys
     HOME/keys/clients/NAME.key                  the public keys that may connect
+    HOME/keys/lock                              held while keys are made
     HOME/server.json                            where the running server listens
     HOME/server.lock                            held by the running server
 
@@ -11,20 +12,26 @@ HOME is ~/.reenact, or what REENACT_HOME says. Secret files are readable by thei
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
 import reenact
 import zmq.auth
-from reenact.client import home as home  # one place says where it is
+from reenact.address import home as home  # one place says where it is
+from reenact.address import load_key, machine
+from reenact.errors import ServerError
 
 from core.base.errors import ReenactError
 from core.base.files import atomic_write
+from server.locks import exclusive_lock
 
+KEYS_SECONDS = 20.0  # for which a command waits for another one to make keys
 ALLOW_LIST_SECONDS = 1.0  # for which the names of keys are remembered
 
 
@@ -33,15 +40,26 @@ class KeyFileError(ReenactError):
 
 
 def make_keys(folder: Path) -> None:
-    """Makes the server's and this user's keys where there are none, and allows the latter in."""
+    """Makes the server's and this user's keys where there are none, and allows the latter in.
+
+    Commands that begin at the same time make one pair of each.
+
+    Raises:
+        LockHeldError: another command has been making them for long.
+        OSError: the folder can't be written to.
+    """
     keys = folder / "keys"
+    secrets = {name: keys / f"{name}.key_secret" for name in ("server", "client")}
+    if all(secret.exists() for secret in secrets.values()):
+        return
     (keys / "clients").mkdir(parents=True, exist_ok=True)
-    os.chmod(keys, 0o700)
-    for name in ("server", "client"):
-        if not (keys / f"{name}.key_secret").exists():
-            make_key(keys, name)
-            if name == "client":
-                shutil.copyfile(keys / "client.key", keys / "clients" / "owner.key")
+    with contextlib.suppress(PermissionError):  # root made the folder for its owner
+        os.chmod(keys, 0o700)
+    busy = f"Another command is making keys in {keys}. Run the same command again."
+    with exclusive_lock(keys / "lock", busy, KEYS_SECONDS):
+        for name, secret in secrets.items():
+            if not secret.exists():
+                _make_pair(keys, name, keys / "clients" / "owner.key" if name == "client" else None)
 
 
 def make_key(folder: Path, name: str) -> Path:
@@ -49,13 +67,59 @@ def make_key(folder: Path, name: str) -> Path:
 
     Returns:
         The path of the secret one.
+
+    Raises:
+        KeyFileError: one of the files exists.
+    """
+    secret = folder / f"{name}.key_secret"
+    for path in (secret, secret.with_suffix(".key")):
+        if path.exists():
+            raise KeyFileError(f"There is a file {path} already. Go to another folder.")
+    _make_pair(folder, name)
+    return secret
+
+
+def _make_pair(folder: Path, name: str, also: Path | None = None) -> None:
+    """Makes NAME.key and NAME.key_secret, the secret one last: where it is, all is there.
+
+    Args:
+        folder: of the files.
+        name: of the pair.
+        also: a further path for the public key.
     """
     before = os.umask(0o077)
     try:
-        _, secret = zmq.auth.create_certificates(folder, name)
+        with tempfile.TemporaryDirectory(prefix=".new", dir=folder) as new:
+            public, secret = zmq.auth.create_certificates(new, name)
+            for path in filter(None, (also, folder / f"{name}.key")):
+                with atomic_write(path) as temporary:
+                    shutil.copyfile(public, temporary)
+            with atomic_write(folder / f"{name}.key_secret") as temporary:
+                shutil.copyfile(secret, temporary)
     finally:
         os.umask(before)
-    return Path(secret)
+
+
+def server_keys(folder: Path) -> tuple[bytes, bytes]:
+    """Returns the server's public and secret key; server.key follows the secret file.
+
+    Raises:
+        KeyFileError: the file is damaged, or may not be read.
+    """
+    public = folder / "keys" / "server.key"
+    try:
+        keys = load_key(public.with_suffix(".key_secret"))
+    except ServerError as error:
+        raise KeyFileError(str(error)) from None
+    try:
+        fits = load_key(public)[0] == keys[0]
+    except ServerError:
+        fits = False
+    if not fits:  # what clients elsewhere would copy
+        text = public.with_suffix(".key_secret").read_text(encoding="utf-8").splitlines()
+        with contextlib.suppress(OSError), atomic_write(public) as temporary:
+            temporary.write_text("\n".join(x for x in text if "secret-key" not in x) + "\n")
+    return keys
 
 
 def add_key(folder: Path, name: str, public: Path) -> None:
@@ -73,12 +137,14 @@ def add_key(folder: Path, name: str, public: Path) -> None:
     if target.exists():
         raise KeyFileError(f"There is a key called {name} already. Revoke it first: keys revoke.")
     try:
-        zmq.auth.load_certificate(public)
-    except (OSError, ValueError) as error:
-        raise KeyFileError(f"{public} holds no public key: {error}. Give NAME.key.") from None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    text = [line for line in public.read_text().splitlines() if "secret-key" not in line]
-    target.write_text("\n".join(text) + "\n")
+        load_key(public)
+        text = public.read_text(encoding="utf-8").splitlines()
+    except (ServerError, OSError, ValueError):
+        raise KeyFileError(
+            f"{public} holds no public key. Give the file NAME.key of whoever is to connect."
+        ) from None
+    with atomic_write(target) as temporary:
+        temporary.write_text("\n".join(x for x in text if "secret-key" not in x) + "\n")
 
 
 def revoke_key(folder: Path, name: str) -> None:
@@ -98,8 +164,8 @@ def allowed(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted((folder / "keys" / "clients").glob("*.key")):
         try:
-            found[zmq.auth.load_certificate(path)[0].decode()] = path.stem
-        except (OSError, ValueError):
+            found[load_key(path)[0].decode()] = path.stem
+        except ServerError:
             continue  # half written, or no key
     return found
 
@@ -123,7 +189,10 @@ class AllowList:
 
         ZAP: pyzmq's authenticator calls this from its own thread, for every connection.
         """
-        return key.decode() in allowed(self._folder)
+        known = key.decode() in allowed(self._folder)
+        if known:
+            self._read = -1e9  # it may have been added since the names were read
+        return known
 
     def name(self, key: str) -> str | None:
         """Returns a key's name, None if it is no longer allowed."""
@@ -138,6 +207,7 @@ def write_server_file(folder: Path, endpoint: str, public_key: str) -> None:
         facts = {
             "endpoint": endpoint,
             "pid": os.getpid(),
+            **machine(),
             "key": public_key,
             "version": reenact.__version__,
         }

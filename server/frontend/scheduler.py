@@ -8,7 +8,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from reenact import protocol
 
+from server import start
 from server.frontend.database import Database, Job, WriteQueue
 from server.jobs import registry
 
@@ -75,7 +75,7 @@ class Worker:
             "ab" if self.log.exists() and self.log.stat().st_size < 1 << 24 else "wb"
         ) as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "server.worker", str(root)],
+                start.command("server.worker", str(root)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

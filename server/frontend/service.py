@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import zmq
-import zmq.auth
 from reenact import protocol
 from reenact.protocol import CHUNK, CREDIT
 from zmq.auth.thread import ThreadAuthenticator
@@ -108,8 +107,9 @@ class Service:
         self._authenticator = ThreadAuthenticator(self._context)
         self._authenticator.start()
         self._authenticator.configure_curve_callback("reenact", self._allow_list)
-        public, secret = zmq.auth.load_certificate(folder / "keys" / "server.key_secret")
-        self._router = _router(self._context, public, secret or b"")
+        public, secret = home.server_keys(folder)
+        self._router = _router(self._context, public, secret)
+        self._router.setsockopt(zmq.IPV6, int("[" in bind))
         self._router.bind(bind)
         self.endpoint = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
 

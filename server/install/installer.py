@@ -37,6 +37,8 @@ from server.install.pip import (
     advice,
     again,
     installation_lock,
+    isolate_command,
+    isolated,
     make_environment,
     pip,
     succeeds,
@@ -141,6 +143,7 @@ def install(env: Environment, extras: set[str]) -> None:
     with installation_lock(env) as lock:
         reason = outdated_here(env, extras)
         if reason is None:
+            isolate_command(env)  # an installation of a version before did not
             return
         print(f"Installing Reenact into {env.venv}: {reason}.", flush=True)
         begun = time.monotonic()
@@ -159,6 +162,7 @@ def install(env: Environment, extras: set[str]) -> None:
             options = ["--only-binary", ":all:", "--no-build-isolation", "-c", "constraints.txt"]
             options += ["--resume-retries", "20", "--progress-bar", "raw"]
             pip(env, lock, "install", *options, "-e", target)
+            isolate_command(env)
         with step(4):
             verify(env, torch)
             write_stamp(env, extras)
@@ -240,11 +244,10 @@ def remove_damaged(env: Environment) -> None:
 
 def prepare_pip(env: Environment, lock: int) -> None:
     """Makes pip run in the environment, and brings it and setuptools to the pinned versions."""
-    python = str(env.python)
-    if not succeeds([python, "-m", "pip", "--version"], env):
+    if not succeeds([*isolated(env), "-m", "pip", "--version"], env):
         for remains in env.site_packages.glob("pip*"):
             shutil.rmtree(remains)
-        if not succeeds([python, "-m", "ensurepip"], env):
+        if not succeeds([*isolated(env), "-m", "ensurepip"], env):
             raise InstallError("pip does not start in .venv", f"delete {env.venv}, {again()}")
     installed, pins = env.installed(), env.pins()
     wanted = [f"{name}=={pins[name]}" for name in ("pip", "setuptools")]

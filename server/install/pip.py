@@ -3,7 +3,10 @@
 Standard library only: this runs before anything is installed.
 """
 
+import base64
 import contextlib
+import csv
+import hashlib
 import os
 import platform
 import re
@@ -107,7 +110,7 @@ def make_environment(env: Environment) -> None:
             + (f" (without its torch {held})" if held else "")
         )
     made = subprocess.run(
-        [sys.executable, "-m", "venv", "--clear", str(env.venv)],
+        [sys.executable, "-I", "-m", "venv", "--clear", str(env.venv)],
         env=env.variables(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -120,6 +123,11 @@ def make_environment(env: Environment) -> None:
         raise InstallError(what, mend, made.stdout.strip().splitlines()[-6:])
 
 
+def isolated(env: Environment) -> list[str]:
+    """Returns the environment's Python as it runs modules: not those of the current folder."""
+    return [str(env.python), "-I", "-X", "utf8"]
+
+
 def succeeds(command: list[str], env: Environment) -> bool:
     """Returns whether a program runs, quietly, and ends without an error."""
     quiet = subprocess.DEVNULL
@@ -128,6 +136,53 @@ def succeeds(command: list[str], env: Environment) -> bool:
     except OSError:
         return False
     return done.returncode == 0
+
+
+def isolate_command(env: Environment) -> None:
+    """Has the environment's `reenact` ignore Python's variables and the current folder.
+
+    The pip that writes it knows no flags of Python, and a `core/` or `json.py` on PYTHONPATH would
+    be imported before anything of ours could prevent it. Does nothing if that is done already.
+    """
+    script = env.script("reenact")
+    if not script.exists():
+        return
+    before = script.read_bytes()
+    after = with_flag(before, str(env.python))
+    if after == before:
+        return
+    temporary = script.with_name(f".{script.name}.tmp")
+    temporary.write_bytes(after)
+    shutil.copymode(script, temporary)
+    os.replace(temporary, script)
+    record_size(env, script, after)
+
+
+def with_flag(script: bytes, python: str) -> bytes:
+    """Returns a program of pip's that starts Python with -I.
+
+    Args:
+        script: a text that begins with #!; or Windows' launcher, a line with Python's path, a zip.
+        python: the path of the interpreter.
+    """
+    if script.startswith(b"MZ"):
+        return re.sub(rb'(#![^\r\n]*?python\w*\.exe"?)(?=\r?\nPK\x03\x04)', rb"\1 -I", script)
+    # By sh: a path after #! may be neither long nor have spaces. For Python it is a text.
+    start = f"#!/bin/sh\n'''exec' {shlex.quote(python)} -I \"$0\" \"$@\"\n' '''\n"
+    skipped = 3 if script.startswith(b"#!/bin/sh") else 1
+    return os.fsencode(start) + b"\n".join(script.split(b"\n")[skipped:])
+
+
+def record_size(env: Environment, path: Path, content: bytes) -> None:
+    """Notes a changed file in the list by which pip and `environment.damaged` know it."""
+    digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+    for record in env.site_packages.glob("reenact-*.dist-info/RECORD"):
+        rows = list(csv.reader(record.read_text(encoding="utf-8").splitlines()))
+        for row in rows:
+            if row and os.path.normpath(env.site_packages / row[0]) == str(path):
+                row[1:] = [f"sha256={digest}", str(len(content))]
+        with open(record, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 # --- pip ---------------------------------------------------------------------------------------
@@ -147,7 +202,7 @@ def pip(env: Environment, lock: int, *arguments: str) -> None:
     Raises:
         InstallError: pip ended with an error.
     """
-    command = [str(env.python), "-m", "pip", *arguments]
+    command = [*isolated(env), "-m", "pip", *arguments]
     # Downloads of gigabytes are unpacked here, not on a /tmp that may be a small RAM disk.
     scratch = env.venv / "tmp"
     shutil.rmtree(scratch, ignore_errors=True)

@@ -434,7 +434,7 @@ def test_the_tool_set_is_inserted_twice_and_each_chain_has_its_own_person(
 
 
 def test_the_server_of_a_node_is_the_one_it_names(session: Session) -> None:
-    from reenact.channel import server_at
+    from reenact.address import server_at
     from reenact.errors import ServerError
 
     assert server_at("") is None

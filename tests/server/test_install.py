@@ -105,6 +105,76 @@ def run_install(root: Path, *arguments: str, python: str | Path = sys.executable
     )
 
 
+# --- the command ----
+
+HOSTILE = ("re", "json", "typing", "os", "server")
+ENTRY = """import sys
+if __name__ == '__main__':
+    print(sys.flags.isolated, *sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    "header", ["#!{python}", "#!/bin/sh\n'''exec' \"{python}\" \"$0\" \"$@\"\n' '''"]
+)
+def test_the_command_ignores_what_lies_around(
+    header: str, tmp_path: Path, with_pip: Environment
+) -> None:
+    script = with_pip.script("reenact")
+    script.write_text(f"{header.format(python=with_pip.python)}\n{ENTRY}")
+    script.chmod(0o755)
+    info = put(with_pip, "reenact", "0.1.0")
+    place = os.path.relpath(script, with_pip.site_packages)
+    with (info / "RECORD").open("a") as record:
+        record.write(f"{place},sha256=x,{script.stat().st_size}\n")
+    for _ in range(2):
+        pip.isolate_command(with_pip)
+        assert environment.damaged(with_pip) == []
+    hostile = tmp_path / "hostile"
+    hostile.mkdir()
+    for name in HOSTILE:
+        (hostile / f"{name}.py").write_text("raise SystemExit('FOREIGN')")
+    link = tmp_path / "a link"
+    link.symlink_to(script)
+    for command in (script, link):
+        done = subprocess.run(
+            [command, "a b", "$HOME"],
+            cwd=hostile,
+            env=os.environ | {"PYTHONPATH": str(hostile), "PYTHONHOME": str(hostile)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.stdout, done.stderr) == ("1 a b $HOME\n", "")
+
+
+def test_the_command_of_windows_ignores_it_too(tmp_path: Path) -> None:
+    """pip's launcher there: a program, the line with Python's path, and a zip that Python runs."""
+    packed = tmp_path / "main.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("__main__.py", ENTRY)
+    begin = b"MZ" + bytes(500) + b"#! no line python.exe\r\n" + bytes(500)
+    for python in (b"C:\\venv\\Scripts\\python.exe", b'"C:\\a b\\Scripts\\python.exe"'):
+        program = begin + b"#!" + python + b"\r\n" + packed.read_bytes()
+        changed = pip.with_flag(program, "")
+        assert changed == begin + b"#!" + python + b" -I\r\n" + packed.read_bytes()
+        assert pip.with_flag(changed, "") == changed
+        (tmp_path / "reenact.exe").write_bytes(changed)
+        done = subprocess.run(
+            [sys.executable, "-I", tmp_path / "reenact.exe"], capture_output=True, text=True
+        )
+        assert done.stdout == "1\n"
+
+
+def test_install_py_ignores_pythonpath(tmp_path: Path, bare: Environment) -> None:
+    hostile = tmp_path / "hostile"
+    hostile.mkdir()
+    for name in ("json", "typing", "subprocess", "server", "core", "venv"):
+        (hostile / f"{name}.py").write_text("raise SystemExit('FOREIGN')")
+    done = run_install(bare.root, "--help", PYTHONPATH=str(hostile))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # --- which Python ------------------------------------------------------------------------------
 
 

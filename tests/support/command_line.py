@@ -8,10 +8,12 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
+from server import start
+
 
 def reenact(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Runs a command in a process of its own, and waits for it."""
-    command = [sys.executable, "-m", "server.cli.main", *map(str, arguments)]
+    command = start.command("server.cli.main", *map(str, arguments))
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 

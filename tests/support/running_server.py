@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from core.media.write import write_png
 from core.personalize.character import save_character
 from core.solve.latent_track import load_track
 from core.synthetic import performer
+from server import start
 from server.frontend import home
 
 FRAMES = 6
@@ -41,7 +41,7 @@ class Server:
         (self.folder / "server.json").unlink(missing_ok=True)
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "server.cli.main", "serve", *self.options],
+                start.command("server.cli.main", "serve", *self.options),
                 env=os.environ | {"REENACT_HOME": str(self.folder)},
                 stdout=log,
                 stderr=log,
