@@ -17,11 +17,11 @@ from typing import Any
 
 import reenact
 from reenact import protocol
-from reenact.protocol import FINISHED, TRAINING, ProtocolError
+from reenact.protocol import CREDIT, FINISHED, TRAINING, ProtocolError
 
 from core.base.errors import ReenactError
 from server.frontend.database import Database, Job, StoreFullError
-from server.frontend.peers import Limits, Peer, Peers, Reply, check_hash
+from server.frontend.peers import Limits, Message, Peer, Peers, Reply, check_hash
 from server.frontend.scheduler import Scheduler
 from server.frontend.transfers import Transfers
 from server.jobs import registry
@@ -70,6 +70,13 @@ class EventPolls:
     def _answer(self, job: str, now: float) -> None:
         left = []
         for poll in self._polls.pop(job, []):
+            if poll.peer.gone:
+                poll.peer.polls -= 1
+                continue
+            if not poll.peer.reads:
+                poll.until = min(poll.until, now)  # as soon as it takes what it was sent before
+                left.append(poll)
+                continue
             events = self._database.events(job, poll.after)
             if events or poll.until <= now:
                 poll.reply.answer({"events": events})
@@ -109,26 +116,32 @@ class Requests:
         self._scheduler, self._transfers = scheduler, transfers
         self._started = time.monotonic()
 
-    def handle(self, reply: Reply, key: str, parts: Sequence[Any]) -> None:
+    def handle(self, reply: Reply, message: Message) -> None:
         """Answers a request; whatever it is, nothing is raised.
 
         Args:
             reply: the way back, without the request's id.
-            key: the name of the key that the connection was made with.
-            parts: the message's frames, without the connection's identity.
+            message: the request.
         """
+        peer, parts = reply.peer, message.parts
         try:
-            peer = self._peers.admit(reply.identity, key)
+            self._peers.admit(peer)
+            if peer.overrun:
+                peer.overrun = False
+                reply.refuse("rate", "More requests at once than are kept. Slow down.")
             if len(parts) not in (1, 2):
                 raise ProtocolError("malformed", "The request has too many parts.")
-            if not self._peers.charge(peer, 1 + len(parts[0].buffer) // 1024):
+            if not self._peers.charge(peer, 1 + len(parts[0]) // 1024):
                 return
-            id, request = protocol.decode(parts[0].bytes)
+            id, request = protocol.decode(bytes(parts[0]))
+            if not peer.begin(id, message.place):
+                return  # a repeat
             reply = dataclasses.replace(reply, id=id)
             if (len(parts) == 2) != isinstance(request, protocol.Upload):
                 raise ProtocolError("malformed", "The request has a chunk too many or too few.")
-            chunk = parts[1].buffer if len(parts) == 2 else None
-            body = self._dispatch(peer, reply, request, chunk)
+            if message.no_room:
+                raise ProtocolError("credit", f"More than {CREDIT} chunks are under way.")
+            body = self._dispatch(peer, reply, request, parts[1] if len(parts) == 2 else None)
             if body is not None:
                 reply.answer(body)
         except ProtocolError as error:
@@ -138,7 +151,7 @@ class Requests:
         except sqlite3.OperationalError as error:
             reply.refuse("no_space", "The server's disk is full.", str(error))
         except Exception as error:  # no client's message ends the server
-            log.exception("a request went wrong inside", extra={"facts": {"key": key}})
+            log.exception("a request went wrong inside", extra={"facts": {"key": peer.name}})
             reply.refuse(
                 "internal",
                 "Something went wrong inside the server; see its log.",
@@ -155,7 +168,8 @@ class Requests:
             case protocol.Ping():
                 return {"time": time.time()}
             case protocol.Bye():
-                self._peers.remove(reply.identity)
+                self._peers.dismiss(peer)
+                peer.end(reply.id)
                 return None
             case protocol.Health():
                 return self._health()
@@ -207,7 +221,7 @@ class Requests:
                 f"Plugin and server don't speak the same protocol. Update the {older}.",
                 f"server {protocol.VERSION}, client {request.versions[:9]}",
             )
-        log.info("hello", extra={"facts": {"client": request.client[:100], "key": peer.key}})
+        log.info("hello", extra={"facts": {"client": request.client[:100], "key": peer.name}})
         results = [
             (job.task, f, {"name": job.task["name"][:200], "hash": f["hash"], "size": f["size"]})
             for job in self._database.jobs()
@@ -277,7 +291,7 @@ class Requests:
                 f"{self._limits.jobs} jobs are waiting or running, more are not allowed. Let some "
                 "finish, or cancel them.",
             )
-        id = self._database.submit(request.kind, task, peer.key, state)
+        id = self._database.submit(request.kind, task, peer.name, state)
         self._polls.notify(id)
         return {**_public(self._database.job(id)), "missing": self._database.missing(id)}
 
@@ -299,7 +313,7 @@ class Requests:
         if job.state == "running":
             self._scheduler.stop(id, state)
         elif job.state in ("waiting", "queued", "paused"):
-            self._database.set_state(id, state, f"by {peer.key}")
+            self._database.set_state(id, state, f"by {peer.name}")
             self._polls.notify(id)
         return _public(self._database.job(id))
 
@@ -324,7 +338,7 @@ class Requests:
         job = self._database.job(request.job)
         if job.finish is None:
             steps = self._steps_to_keep(job)
-            note = f"to be stopped early and kept, {steps} steps or a few more, by {peer.key}"
+            note = f"to be stopped early and kept, {steps} steps or a few more, by {peer.name}"
             self._database.set_finish(job.id, steps, note)
             if job.state == "paused":
                 self._database.resume(job.id)

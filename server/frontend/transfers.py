@@ -22,7 +22,7 @@ from server.frontend.database import Database, WriteQueue
 from server.frontend.peers import Limits, Peer, Reply, check_hash
 
 UPLOAD_SECONDS = 600.0  # of silence, after which no room is kept for an upload
-MAX_BACKLOG = 4 * CREDIT  # tasks that wait for the disk, beyond which no request is read
+MAX_BACKLOG = 4 * CREDIT  # tasks that wait for the disk, beyond which no chunk is taken
 
 Callback = Callable[[], None]
 
@@ -199,7 +199,7 @@ class Transfers:
 
     @property
     def overloaded(self) -> bool:
-        """Whether the disk is so far behind that requests are to wait in ZeroMQ's queues."""
+        """Whether the disk is so far behind that chunks are to wait."""
         return self._disk.queue.qsize() > MAX_BACKLOG
 
     def expire(self, now: float) -> None:
@@ -309,6 +309,7 @@ class Transfers:
             raise ProtocolError("malformed", "A chunk before the first one.")
         _check_credit(peer)
         peer.chunks += 1
+        peer.unsent += CHUNK  # so that no more are read than the client takes
 
         def read() -> Callback:
             try:
@@ -319,10 +320,12 @@ class Transfers:
 
         def succeed(size: int, chunk: bytes) -> None:
             peer.chunks -= 1
+            peer.unsent -= CHUNK
             reply.answer({"offset": request.offset, "size": size}, chunk)
 
         def fail(error: OSError) -> None:
             peer.chunks -= 1
+            peer.unsent -= CHUNK
             reply.refuse("no_such_file", "The server has no such file any more.", str(error))
 
         self._disk.queue.put(read)
