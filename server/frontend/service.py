@@ -98,6 +98,7 @@ class Service:
             self._polls,
             self._scheduler,
             self._transfers,
+            post,
         )
         self._gateway = Gateway(folder, bind, self._on_record, lambda: post(self._peers.end_all))
         self.endpoint = self._gateway.endpoint
@@ -125,6 +126,7 @@ class Service:
             until = time.monotonic() + STOP_SECONDS
             while self._scheduler.busy and time.monotonic() < until:
                 self._step(accept=False)
+                self._scheduler.end_stuck()
         finally:
             self.close()
 
