@@ -1,13 +1,14 @@
 """The gateway: the process that talks to clients, so that no client can end the front end.
 
-    python -m server.frontend.gateway HOME ENDPOINT
+    python -m server.frontend.gateway HOME ENDPOINT RATE
 
 libzmq 4.3.5 ends its process where one of its assertions fails, and a client can bring that about:
 while messages of a connection wait unread, its input stops; if the client dies then, a ZMTP ping or
 pong that is due is written to the closed connection (`stream_engine_base_t::out_event`). So the
 socket, its encryption and its authentication are in this process, which the front end starts again
 at the same address. Clients reconnect by themselves and repeat what has no answer; jobs and workers
-do not notice.
+do not notice. The socket is always read: what a connection sends beyond RATE requests a second is
+dropped here.
 
 Both pipes carry records of frames of bytes, see `write_record`. From the gateway:
 
@@ -38,7 +39,7 @@ from typing import IO, Any
 import zmq
 import zmq.auth
 from reenact import protocol
-from reenact.protocol import CHUNK, CREDIT
+from reenact.protocol import CHUNK, CREDIT, ProtocolError
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import parse_monitor_message
 
@@ -50,7 +51,8 @@ TRACKED = 1 << 14  # bytes of an answer from which on `sent` tells that it has l
 FRAME_BYTES = max(CHUNK, protocol.MAX_HEADER) + 1024  # of a client's message
 CURVE_BYTES = 33  # that encryption adds to a frame
 UNREAD_SECONDS = 30  # after which TCP gives a connection up whose client doesn't read
-BATCH = 64  # messages in one direction before the other has its turn
+BATCH = 64  # messages that are read before answers have their turn
+LARGE_BYTES = 128 << 20  # of large messages that wait to be passed on; beyond, none is read
 LEAST_SECONDS = 5.0  # that a gateway lives, if it is to be started again without a pause
 MAX_PAUSE = 50  # ms between looks at what has been sent
 
@@ -105,12 +107,21 @@ def read_record(source: IO[bytes]) -> list[bytearray] | None:
 # -- the front end's side ------------------------------------------------------------------------
 
 
+def _widen(pipe: Any) -> None:
+    """Has a pipe hold a whole chunk, where the system lets it: fewer turns of both processes."""
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import fcntl
+
+        fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, CHUNK)
+
+
 class Gateway:
     """The gateway's process, as the front end sees it; it is started again when it dies.
 
     Args:
         folder: of the server, with its keys.
         bind: ZeroMQ endpoint.
+        rate: requests a second that a connection may make, see `_Bucket`.
         on_record: called from a thread with the frames of a `message`, `sent` or `gone`.
         on_restart: called from that thread when all connections have ended with the process.
 
@@ -125,10 +136,12 @@ class Gateway:
         self,
         folder: Path,
         bind: str,
+        rate: int,
         on_record: Callable[[list[bytearray]], None],
         on_restart: Callable[[], None],
     ) -> None:
-        self._folder, self._on_record, self._on_restart = folder, on_record, on_restart
+        self._folder, self._rate = folder, rate
+        self._on_record, self._on_restart = on_record, on_restart
         self._closing = threading.Event()
         self._process = self._start(bind)
         first = read_record(self._process.stdout) if self._process.stdout is not None else None
@@ -141,12 +154,18 @@ class Gateway:
         self._thread.start()
 
     def _start(self, bind: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "server.frontend.gateway", str(self._folder), bind],
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "server.frontend.gateway"),
+                *(str(self._folder), bind, str(self._rate)),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is the front end's to handle
         )
+        for pipe in (process.stdin, process.stdout):
+            _widen(pipe)
+        return process
 
     def _listen(self) -> None:
         started = time.monotonic()
@@ -195,17 +214,46 @@ class Gateway:
 # -- the process ---------------------------------------------------------------------------------
 
 
+class _Bucket:
+    """What a connection may ask for this second: a token bucket of requests.
+
+    Args:
+        rate: requests a second; every KiB of a header counts as one more.
+    """
+
+    def __init__(self, rate: int) -> None:
+        self._rate, self._tokens = rate, float(rate)
+        self._filled = time.monotonic()
+        self._refused = 0.0
+
+    def take(self, header: int) -> bool:
+        """Takes a request with a header of some bytes; returns False if it is to be dropped."""
+        now = time.monotonic()
+        self._tokens = min(self._rate, self._tokens + (now - self._filled) * self._rate)
+        self._filled = now
+        self._tokens = max(self._tokens - 1 - header // 1024, -self._rate / 10)
+        return self._tokens >= 0
+
+    def should_say(self) -> bool:
+        """Whether to tell the client that requests are dropped: once a second."""
+        if self._filled - self._refused < 1:
+            return False
+        self._refused = self._filled
+        return True
+
+
 class _Relay:
     """Passes messages between the clients' socket and the front end's pipes.
 
     Args:
         context: of the sockets.
         folder: of the server, with its keys.
+        rate: of requests, for each connection.
         target: the pipe to the front end.
     """
 
-    def __init__(self, context: zmq.Context, folder: Path, target: IO[bytes]) -> None:
-        self._target = target
+    def __init__(self, context: zmq.Context, folder: Path, rate: int, target: IO[bytes]) -> None:
+        self._target, self._rate = target, rate
         self._answers: queue.SimpleQueue[list[bytearray] | None] = queue.SimpleQueue()
         self._wake = context.socket(zmq.PULL)
         self._wake.bind("inproc://answers")
@@ -214,6 +262,11 @@ class _Relay:
         self.router = _router(context, public, secret or b"")
         self._monitor = self.router.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._identities: dict[int, bytes] = {}  # of connections, by file descriptor
+        # Large messages that wait, so that small ones pass them by: a turn for each connection.
+        self._large: collections.OrderedDict[bytes, collections.deque[list[Any]]]
+        self._large = collections.OrderedDict()
+        self._large_bytes = 0
+        self._buckets: dict[bytes, _Bucket] = {}
         self._gone: collections.OrderedDict[bytes, None] = collections.OrderedDict()
         # Answers that libzmq still holds, oldest first: whether they have left, and their bytes.
         self._unsent: dict[bytes, collections.deque[tuple[zmq.MessageTracker, int]]] = {}
@@ -236,11 +289,12 @@ class _Relay:
             poller.register(socket, zmq.POLLIN)
         pause = 1
         while True:
-            ready = dict(poller.poll(pause if self._unsent else None))
+            ready = dict(poller.poll(0 if self._large else pause if self._unsent else None))
             for _ in range(BATCH if self.router in ready else 0):
-                if not self.router.poll(0):
+                if self._large_bytes > LARGE_BYTES or not self.router.poll(0):
                     break
-                self._forward()
+                self._receive()
+            self._forward_large()
             while self._wake.poll(0):
                 self._wake.recv()
                 answer = self._answers.get()
@@ -250,7 +304,8 @@ class _Relay:
             self._note_ends()
             pause = 1 if self._note_sent() or ready else min(2 * pause, MAX_PAUSE)
 
-    def _forward(self) -> None:
+    def _receive(self) -> None:
+        """Takes a message, and passes it on if it is small and its connection waits for none."""
         identity, *parts = self.router.recv_multipart(copy=False)
         last = (parts or [identity])[-1]
         name = identity.bytes
@@ -262,10 +317,42 @@ class _Relay:
             self._note_ends()  # of the connection that had this descriptor before
             if name not in self._gone:
                 self._identities[descriptor] = name
+        bucket = self._buckets.setdefault(name, _Bucket(self._rate))
+        if not bucket.take(len(parts[0].buffer) if parts else 0):
+            if bucket.should_say():
+                text = f"More than {self._rate} requests a second. Slow down."
+                self._send(name, protocol.encode_error(ProtocolError("rate", text)))
+            return
         # One part too many tells the front end that there were more.
         frames = [part.buffer for part in parts[:3]]
-        write_record(self._target, [b"message", name, key.encode(), *frames])
+        message = [b"message", name, key.encode(), *frames]
+        size = sum(map(len, frames))
+        if size >= TRACKED or name in self._large:
+            self._large.setdefault(name, collections.deque()).append(message)
+            self._large_bytes += size
+        else:
+            write_record(self._target, message)
         if name in self._gone:
+            self._buckets.pop(name, None)
+            self._end(name)
+
+    def _forward_large(self) -> None:
+        """Passes the next message on that had to wait."""
+        if not self._large:
+            return
+        name, messages = next(iter(self._large.items()))
+        message = messages.popleft()
+        self._large_bytes -= sum(map(len, message[3:]))
+        write_record(self._target, message)
+        self._large.move_to_end(name)
+        if not messages:
+            del self._large[name]
+            if name in self._gone:
+                self._end(name)
+
+    def _end(self, name: bytes) -> None:
+        """Tells that a connection has ended, once its last message is passed on."""
+        if name not in self._large:
             write_record(self._target, [b"gone", name])
 
     def _note_ends(self) -> None:
@@ -279,9 +366,10 @@ class _Relay:
             if len(self._gone) > 10_000:
                 self._gone.popitem(last=False)
             self._unsent.pop(name, None)
-            write_record(self._target, [b"gone", name])
+            self._buckets.pop(name, None)
+            self._end(name)
 
-    def _send(self, identity: bytearray, *parts: bytearray) -> None:
+    def _send(self, identity: bytes | bytearray, *parts: bytes | bytearray) -> None:
         size = sum(len(part) for part in parts)
         name = bytes(identity)
         try:
@@ -336,7 +424,7 @@ def _router(context: zmq.Context, public: bytes, secret: bytes) -> zmq.Socket:
 
 def main() -> None:
     """Serves clients until standard input ends."""
-    folder, bind = Path(sys.argv[1]), sys.argv[2]
+    folder, bind, rate = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     # Libraries print what they like; the front end reads only what we say.
     target = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
@@ -344,7 +432,7 @@ def main() -> None:
     authenticator = ThreadAuthenticator(context)
     authenticator.start()
     authenticator.configure_curve_callback("reenact", home.AllowList(folder))
-    relay = _Relay(context, folder, target)
+    relay = _Relay(context, folder, rate, target)
     try:
         relay.router.bind(bind)
     except zmq.ZMQError as error:

@@ -63,13 +63,11 @@ class Peer:
     identity: bytes
     key: str  # the public key that it was made with, Z85
     seen: float  # monotonic seconds
-    tokens: float  # requests left, see `Peers.charge`
     name: str = ""  # of the key
     counted: bool = False  # among the clients
     gone: bool = False
     chunks: int = 0  # requests for chunks that are not answered yet
     polls: int = 0  # requests for events that are not answered yet
-    refused: float = 0.0  # monotonic seconds
     unsent: int = 0  # bytes of answers that have not left yet, or will come of downloads
     used: float = 0.0  # seconds of the loop's time, see `Peers.serve_next`
     messages: collections.deque[Message] = dataclasses.field(default_factory=collections.deque)
@@ -136,8 +134,7 @@ class Peers:
         with self._lock:
             peer = self._peers.get(identity)
             if peer is None:
-                rate = self._limits.requests_per_second
-                peer = self._peers[identity] = Peer(identity, key, time.monotonic(), rate)
+                peer = self._peers[identity] = Peer(identity, key, time.monotonic())
             peer.arrived += 1
             if peer.messages and (
                 len(peer.messages) >= MAX_WAITING
@@ -209,9 +206,7 @@ class Peers:
         Raises:
             ProtocolError: `too_many_clients`.
         """
-        now, rate = time.monotonic(), self._limits.requests_per_second
-        peer.tokens = min(rate, peer.tokens + (now - peer.seen) * rate)
-        peer.seen = now
+        peer.seen = time.monotonic()
         if not peer.counted:
             if len(self) >= self._limits.clients:
                 raise ProtocolError(
@@ -220,25 +215,6 @@ class Peers:
                     "again later.",
                 )
             peer.counted = not peer.gone
-
-    def charge(self, peer: Peer, cost: int) -> bool:
-        """Takes a request from what a client may ask for this second (a token bucket).
-
-        Returns:
-            False if the request is to be dropped unread.
-
-        Raises:
-            ProtocolError: `rate`, once a second instead of returning False. It concerns no
-                request in particular.
-        """
-        rate = self._limits.requests_per_second
-        peer.tokens = max(peer.tokens - cost, -rate / 10)
-        if peer.tokens >= 0:
-            return True
-        if peer.seen - peer.refused < 1:
-            return False
-        peer.refused = peer.seen
-        raise ProtocolError("rate", f"More than {rate} requests a second. Slow down.")
 
     def dismiss(self, peer: Peer) -> None:
         """Counts a connection no longer, which said goodbye."""

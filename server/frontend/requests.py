@@ -138,8 +138,6 @@ class Requests:
                 reply.refuse("rate", "More requests at once than are kept. Slow down.")
             if len(parts) not in (1, 2):
                 raise ProtocolError("malformed", "The request has too many parts.")
-            if not self._peers.charge(peer, 1 + len(parts[0]) // 1024):
-                return
             id, request = protocol.decode(bytes(parts[0]))
             if not peer.begin(id, message.place):
                 return  # a repeat
@@ -282,6 +280,7 @@ class Requests:
 
     def _submit(self, peer: Peer, reply: Reply, request: protocol.Submit) -> dict[str, Any] | None:
         task = protocol.read_task(request)
+        protocol.check_values(task)
         try:
             registry.check_configs(task)
         except ReenactError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from server.frontend.transfers import Transfers
 log = logging.getLogger("reenact")
 
 TICK_SECONDS = 0.1  # after which the loop looks at clocks, whatever arrives
+SWITCH_SECONDS = 0.0005  # after which a thread that computes lets the one of the gateway read
 TURN_SECONDS = 0.01  # of requests, after which the loop looks at everything else again
 TIDY_SECONDS = 10.0
 STOP_SECONDS = 60.0  # that workers have to stop in
@@ -100,7 +102,13 @@ class Service:
             self._transfers,
             post,
         )
-        self._gateway = Gateway(folder, bind, self._on_record, lambda: post(self._peers.end_all))
+        self._gateway = Gateway(
+            folder,
+            bind,
+            limits.requests_per_second,
+            self._on_record,
+            lambda: post(self._peers.end_all),
+        )
         self.endpoint = self._gateway.endpoint
         self._busy = time.monotonic()  # when there was a client or a job last
         self._tidied = 0.0
@@ -115,6 +123,7 @@ class Service:
 
     def serve(self) -> None:
         """Serves until it is stopped; jobs that run then continue at the next start."""
+        sys.setswitchinterval(SWITCH_SECONDS)
         log.info("serving", extra={"facts": {"endpoint": self.endpoint}})
         try:
             while not self._stopping:
