@@ -25,6 +25,7 @@ HEADER_BYTES = 4 << 20  # of a connection's waiting headers
 ALL_HEADER_BYTES = 64 << 20  # of all connections' waiting headers
 ALL_CHUNK_BYTES = 128 << 20  # of all connections' waiting chunks
 UNREAD_BYTES = 2 << 20  # of unsent answers, from which on a connection is not served
+SECONDS_PER_BYTE = 2e-8  # of the loop's time that a header takes, roughly
 MAX_ANSWERED = 4096  # ids of a connection that are remembered while its requests wait
 
 # Sends a header, and perhaps a chunk, to the connection of this identity.
@@ -162,7 +163,7 @@ class Peers:
         peer.chunk_count += sign * (chunk > 0)
 
     def serve_next(self, handle: Callable[[Peer, Message], None], disk_is_free: bool) -> bool:
-        """Has the next request handled: of those who wait, that of who used least time so far.
+        """Has the next request handled: of those who wait, that of who will have used least time.
 
         Time that a connection lets pass without requests is not saved up (start-time fair queuing).
 
@@ -181,7 +182,7 @@ class Peers:
             ]
             if not ready:
                 return False
-            peer = min(ready, key=lambda peer: peer.used)
+            peer = min(ready, key=self._end_of_turn)
             message = peer.messages.popleft()
             parts = message.parts
             chunk = len(parts[1]) if len(parts) == 2 else 0
@@ -197,6 +198,11 @@ class Peers:
             if peer.gone:
                 self._forget(peer)
         return True
+
+    def _end_of_turn(self, peer: Peer) -> float:
+        """Returns how much time a connection will have used when its next request is answered."""
+        header = peer.messages[0].parts[:1]
+        return max(peer.used, self._clock) + SECONDS_PER_BYTE * sum(map(len, header))
 
     # -- what each may ask for
 
