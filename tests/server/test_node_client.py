@@ -46,7 +46,7 @@ def report(
         "character": str(character),
         "track": str(local),
         "plate": {number: frame_path(pattern, number) for number in NUMBERS},
-        "plate_name": Path(pattern).name,
+        "plate_name": pattern,
         "name": NAME,
         "out": str(tmp_path / "frames"),
         "vectors": VECTORS,
@@ -119,6 +119,7 @@ def test_its_frames_are_those_of_the_command_line_and_of_python(
 
 def test_a_repeat_is_no_second_request(report: dict[str, Any]) -> None:
     assert report["repeats"] == ["answered"] * protocol.CREDIT
+    assert report["refusedCredit"] == 0
     assert report["sameId"] == "number"
 
 

@@ -14,6 +14,7 @@ export const CREDIT = 16
 const MAX_HEADER = 1048576
 const REPEAT_MS = 3000
 const RENEW_MS = 10000
+const CREDIT_MS = 100
 const LINGER_MS = 500
 const AT_REST = ["done", "failed", "cancelled", "paused"]
 
@@ -98,7 +99,7 @@ export class Client {
   constructor({home = homeFolder(), repeatMs = REPEAT_MS, renewMs = RENEW_MS, deadlineMs = 60000}) {
     Object.assign(this, {home, repeatMs, renewMs, deadlineMs})
     this.stray = 0 // answers to nothing that waits
-    this.sockets = 0 // opened so far
+    this.refusedCredit = 0
   }
 
   static async open(options = {}) {
@@ -124,7 +125,6 @@ export class Client {
     socket.connect(server.endpoint)
     this.endpoint = server.endpoint
     this.#socket = socket
-    this.sockets += 1
     this.#listen(socket)
     for (const request of this.#waiting.values()) this.#post(request)
   }
@@ -210,6 +210,11 @@ export class Client {
       this.stray += 1
       return
     }
+    if (error?.code === "credit") {
+      setTimeout(() => this.#waiting.has(id) && this.#post(request), CREDIT_MS)
+      this.refusedCredit += 1
+      return
+    }
     this.#waiting.delete(id)
     if (error) request.reject(error)
     else request.resolve(chunk === undefined ? body : {...body, chunk})
@@ -264,10 +269,9 @@ export class Client {
           stopped ||= received < offset + length
           onReceived(received)
         },
-        async error => {
+        error => {
           stopped = true
-          if (error.code !== "credit") throw error
-          await sleep(50)
+          throw error
         },
       )
       const settled = answer.finally(() => under.delete(settled))

@@ -74,6 +74,7 @@ async function repeats(client, file) {
   await sleep(300)
   process.kill(pid, "SIGCONT")
   report.repeats = await Promise.all(answers)
+  report.refusedCredit = client.refusedCredit
   // An id that was answered may be used again.
   await client.request("ping", {}, {id: "same"})
   report.sameId = typeof (await client.request("ping", {}, {id: "same"})).time
