@@ -43,6 +43,7 @@ from reenact.protocol import CHUNK, CREDIT, ProtocolError
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import parse_monitor_message
 
+from core.base.errors import ReenactError
 from server.frontend import home
 
 log = logging.getLogger("reenact")
@@ -104,6 +105,10 @@ def read_record(source: IO[bytes]) -> list[bytearray] | None:
     return frames
 
 
+class GatewayError(ReenactError):
+    """The gateway's process does not start."""
+
+
 # -- the front end's side ------------------------------------------------------------------------
 
 
@@ -123,13 +128,15 @@ class Gateway:
         bind: ZeroMQ endpoint.
         rate: requests a second that a connection may make, see `_Bucket`.
         on_record: called from a thread with the frames of a `message`, `sent` or `gone`.
-        on_restart: called from that thread when all connections have ended with the process.
+        on_restart: called from that thread when all connections have ended with the process, before
+            another one is started.
 
     Attributes:
         endpoint: with the port that was taken.
 
     Raises:
         zmq.ZMQError: the endpoint can't be used.
+        GatewayError: the process does not start.
     """
 
     def __init__(
@@ -148,7 +155,9 @@ class Gateway:
         if first is None or first[0] != b"bound":
             self._process.kill()
             self._process.wait()
-            raise zmq.ZMQError(int(first[1]) if first is not None else zmq.ETERM)
+            if first is None:
+                raise GatewayError("The server's gateway did not start; what it says is above.")
+            raise zmq.ZMQError(int(first[1]))
         self.endpoint = first[1].decode()
         self._thread = threading.Thread(target=self._listen, daemon=True, name="gateway")
         self._thread.start()
@@ -183,12 +192,10 @@ class Gateway:
             if lived < LEAST_SECONDS and self._closing.wait(LEAST_SECONDS - lived):
                 return
             started = time.monotonic()
-            self._process = self._start(self.endpoint)
-
-    @property
-    def pid(self) -> int:
-        """The number of the process."""
-        return self._process.pid
+            try:
+                self._process = self._start(self.endpoint)
+            except OSError:  # no memory for a process: the one that died is waited for again
+                log.exception("the gateway can't be started")
 
     def send(self, identity: bytes, header: bytes, chunk: bytes | None) -> None:
         """Sends an answer to a connection, if that still exists; always from one thread."""

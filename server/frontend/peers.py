@@ -109,7 +109,7 @@ class Peer:
 
 
 class Peers:
-    """The connections, within their limits; `arrive` may be called from another thread.
+    """The connections, within their limits; `arrive` and `identities` may be called from others.
 
     Args:
         limits: of connections, and of the requests of each.
@@ -125,7 +125,7 @@ class Peers:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return sum(peer.counted for peer in self._peers.values())
+        return sum(peer.counted for peer in list(self._peers.values()))
 
     # -- what arrives, and whose turn it is
 
@@ -241,14 +241,14 @@ class Peers:
             if not peer.messages:
                 self._forget(peer)
 
-    def end_all(self) -> None:
-        """Notes that all connections have ended; what they asked for before is still done."""
-        for identity in list(self._peers):
-            self.end(identity)
+    def identities(self) -> list[bytes]:
+        """Returns who is connected; from any thread."""
+        with self._lock:
+            return list(self._peers)
 
     def expire(self, now: float) -> None:
         """Counts connections no longer that have been silent for long."""
-        for peer in self._peers.values():
+        for peer in list(self._peers.values()):
             if now - peer.seen > CLIENT_SECONDS:
                 peer.counted = False
 

@@ -8,6 +8,7 @@ socket that clients reach, which is the gateway's (`server.frontend.gateway`).
 
 from __future__ import annotations
 
+import functools
 import logging
 import queue
 import sys
@@ -102,19 +103,19 @@ class Service:
             self._transfers,
             post,
         )
+        public, _ = zmq.auth.load_certificate(folder / "keys" / "server.key_secret")
         self._gateway = Gateway(
             folder,
             bind,
             limits.requests_per_second,
             self._on_record,
-            lambda: post(self._peers.end_all),
+            self._on_restart,
         )
         self.endpoint = self._gateway.endpoint
         self._busy = time.monotonic()  # when there was a client or a job last
         self._tidied = 0.0
         self._more = False  # whether requests wait that there was no time for
         self._stopping = False
-        public, _ = zmq.auth.load_certificate(folder / "keys" / "server.key")
         home.write_server_file(folder, self.endpoint, public.decode())
 
     def stop(self) -> None:
@@ -159,6 +160,11 @@ class Service:
             self._mailbox.post(lambda: self._peers.sent(name, size))
         else:
             self._mailbox.post(lambda: self._peers.end(name))
+
+    def _on_restart(self) -> None:
+        """Ends the connections that the gateway had; called from its thread."""
+        for name in self._peers.identities():
+            self._mailbox.post(functools.partial(self._peers.end, name))
 
     def _step(self, accept: bool = True) -> None:
         """Handles what has arrived, or waits for it for a moment.
