@@ -8,7 +8,6 @@ import sys
 from typing import NoReturn
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from typer.exceptions import TyperException
 
@@ -31,6 +30,7 @@ from server.cli import (
     style,
     track,
 )
+from server.cli.reporting import Terminal
 from server.jobs.common import BadOptionError
 
 app = typer.Typer(
@@ -83,13 +83,15 @@ def main() -> None:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
+        if sys.argv[1:2] == ["models"]:  # these have no --batch
+            _fail("Too little memory. Close other programs, or use a machine that has more.")
         _fail("Too little memory. Run the same command again with a smaller --batch.")
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
     if "--json" in sys.argv:
         print(json.dumps({"error": message}), flush=True)
-    stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+    stderr = Terminal(stderr=True, highlight=False, soft_wrap=True)
     stderr.print(f"[red]reenact:[/red] {escape(message)}")
     sys.exit(code)
 
