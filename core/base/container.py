@@ -9,15 +9,96 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from core.base.errors import ReenactError
-from core.base.files import atomic_write
+from core.base.errors import ReenactError, reading
+from core.base.files import atomic_write, file_size
+from core.base.text import printable
+
+MAX_HEADER = 8 << 20  # bytes; the largest known has a tenth of it
+MAX_ARRAYS = 20_000
+MAX_NAME = 400  # characters of an array's name
+
+_ITEM_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8,
+    "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An array as a safetensors header describes it."""
+
+    dtype: str  # "F32"
+    shape: tuple[int, ...]
+
+
+def read_header(path: str | Path) -> tuple[dict[str, str], dict[str, Entry]]:
+    """Reads the header of any safetensors file, within bounds, and none of its arrays.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its strings, and its arrays by name.
+
+    Raises:
+        OSError: it can't be read, or is no regular file.
+        ValueError: it is no safetensors file, or a damaged one; the message says why.
+    """
+    size = file_size(path)
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise ValueError("its header is cut short")
+        if length > MAX_HEADER:
+            raise ValueError(f"its header has more than {MAX_HEADER >> 20} MiB")
+        table = parse(file.read(length).decode("utf-8"))
+    if not isinstance(table, dict):
+        raise ValueError("its header is no table")
+    strings = table.pop("__metadata__", {})
+    if not isinstance(strings, dict) or not all(isinstance(s, str) for s in strings.values()):
+        raise ValueError("its header's entries are no strings")
+    if len(table) > MAX_ARRAYS:
+        raise ValueError(f"it has more than {MAX_ARRAYS} arrays")
+    return strings, {name: _entry(name, value, size) for name, value in table.items()}
+
+
+def _entry(name: str, value: object, size: int) -> Entry:
+    if len(name) > MAX_NAME:
+        raise ValueError(f"an array's name has {len(name)} characters")
+    match value:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
+            if len(shape) <= 16 and all(type(n) is int and 0 <= n < 2**48 for n in shape):
+                bits = _ITEM_BITS.get(dtype)
+                fits = bits is None or math.prod(shape) * bits == 8 * (end - begin)
+                if fits and 0 <= begin <= end <= size:
+                    return Entry(dtype, tuple(shape))
+    raise ValueError(f"its array {printable(name)[:80]} is not described as it should be")
+
+
+def parse(text: str) -> Any:
+    """Parses JSON that was written with `allow_nan=False`.
+
+    Raises:
+        ValueError: it is damaged, holds NaN or infinity, or is nested too deeply.
+    """
+
+    def no_number(name: str) -> NoReturn:
+        raise ValueError(f"{name} where a number was expected")
+
+    try:
+        return json.loads(text, parse_constant=no_number)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def write(
@@ -69,24 +150,39 @@ def read(
     Raises:
         wrong: there is no such file, or it is of another kind, damaged or of another version.
     """
+    with reading(path, wrong):
+        return _read(path, format, version, wrong, kind, version if oldest is None else oldest)
+
+
+def _read(
+    path: str | Path,
+    format: str,
+    version: int,
+    wrong: type[ReenactError],
+    kind: str,
+    oldest: int,
+) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     try:
+        read_header(path)
         with safe_open(path, "np") as file:
             header = file.metadata() or {}
             if header.get("format") != format:
                 raise wrong(f"{path} is a safetensors file, but not a {kind}. Choose another.")
-            if not header.get("version", "").isdecimal():
+            if not header.get("version", "").isdecimal() or len(header["version"]) > 9:
                 raise wrong(f"{path} is damaged: it has no version. Copy or make it again.")
             if int(header["version"]) > version:
                 raise wrong(f"{path} was written by a newer Reenact. Update this one to load it.")
-            if int(header["version"]) < (version if oldest is None else oldest):
+            if int(header["version"]) < oldest:
                 raise wrong(
                     f"{path} was written by an older Reenact. Make it anew, under another name."
                 )
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, TypeError, AttributeError) as error:  # the latter: bfloat16
+    except (OSError, ValueError, SafetensorError, TypeError, AttributeError) as error:
+        # the last two: types that numpy does not know, such as bfloat16
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise wrong(
-            f"{path} can't be read as a {kind}: {error}. If it was cut off while being copied, "
-            "copy it again."
+            f"{path} can't be read as a {kind}: {printable(str(reason))}. If it was cut off while "
+            "being copied, copy it again."
         ) from error
     if header.get("sha256") != _digest(header, arrays):
         raise wrong(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +41,22 @@ def check_writable(path: str | Path) -> None:
         )
 
 
+def file_size(path: str | Path) -> int:
+    """Returns the size of a regular file, in bytes, without opening it.
+
+    Raises:
+        OSError: there is none, or it is a pipe, which would wait for a writer for ever, a device
+            or a socket; `strerror` says which.
+    """
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        kind = "pipe" if stat.S_ISFIFO(status.st_mode) else "device or socket"
+        raise OSError(errno.EINVAL, f"it is a {kind}, not a file", str(path))
+    return status.st_size
+
+
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Writes a file so that it appears whole, or not at all.
@@ -71,7 +89,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     # Not by tempfile: its files are private (0600), and renders are read by other users.
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
     try:
+        temporary.touch()  # with the mode of the umask
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:  # safetensors writes private files
+            temporary.chmod(mode)
         _flush(temporary, os.O_RDWR)
         os.replace(temporary, path)
     except BaseException:

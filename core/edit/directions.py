@@ -15,6 +15,7 @@ and, on average, no other.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,8 +29,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.base import container
-from core.base.errors import ReenactError
+from core.base.errors import ReenactError, reading
+from core.base.files import file_size
 from core.base.progress import Progress, Report
+from core.base.text import printable
 from core.face.landmarks import detect_landmarks
 from core.face.measures import MEASURES, measure
 from core.generator import Generator
@@ -45,6 +48,9 @@ FORMAT = "reenact.directions"
 VERSION = 1
 SUFFIX = ".directions"
 FOREIGN = (".npy", ".pt", ".pth")
+MAX_ENTRIES = 1000  # of a foreign file
+MAX_DEPTH = 4  # tables within tables
+MAX_NAME = 100  # characters
 MAX_BYTES = 8 << 20  # of a foreign file; the largest known has 300 kB, generators have far more
 
 TRUNCATION = 0.7  # psi of pictures drawn from a generator's z
@@ -153,13 +159,16 @@ def load_directions(path: str | Path) -> Directions:
     """
     path = Path(path)
     try:
+        size = file_size(path)
         with path.open("rb") as file:
             head = file.read(16)
-        size = path.stat().st_size
     except OSError as error:
         raise NotDirectionsError(f"{path} can't be read: {error.strerror or error}.") from error
-    if head[8:9] == b"{":
-        return _read_own(path)
+    with reading(path, NotDirectionsError):
+        return _read_own(path) if head[8:9] == b"{" else _read_foreign(path, head, size)
+
+
+def _read_foreign(path: Path, head: bytes, size: int) -> Directions:
     if size > MAX_BYTES:
         raise NotDirectionsError(f"{path} has {size >> 20} MiB, far more than directions have.")
     notes = []
@@ -167,15 +176,15 @@ def load_directions(path: str | Path) -> Directions:
         if head[:6] == b"\x93NUMPY":
             # Memory-mapped, so that a header that claims more than the file has takes no memory.
             raw: dict[str, np.ndarray] = {
-                path.stem: np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+                printable(path.stem): np.array(np.load(path, mmap_mode="r", allow_pickle=False))
             }
         else:
-            raw = _unpickled(read_pickle(path), path.stem)
+            raw = _unpickled(read_pickle(path), printable(path.stem))
         found = {name: Direction(_to_vector(array, name)) for name, array in raw.items()}
     except (ValueError, TypeError, EOFError, OSError, UnreadableCheckpointError) as error:
         raise NotDirectionsError(
-            f"{path} holds no directions: {error} Known are Reenact's own files, InterFaceGAN's "
-            ".npy and the .pt of PTI, e4e and STIT."
+            f"{path} holds no directions: {printable(str(error))} Known are Reenact's own files, "
+            "InterFaceGAN's .npy and the .pt of PTI, e4e and STIT."
         ) from error
     if not found:
         raise NotDirectionsError(f"{path} holds no directions: it has no arrays of numbers.")
@@ -237,17 +246,17 @@ def _read_own(path: Path) -> Directions:
     """Reads a file of Reenact's own format."""
     header, arrays = container.read(path, FORMAT, VERSION, NotDirectionsError, "file of directions")
     try:
-        table = json.loads(header["table"])
+        table = container.parse(header["table"])
         for name, vector in arrays.items():
-            _check(vector, name)
-        found = {name: _from_table(arrays[name], entry) for name, entry in table.items()}
+            _check(vector, printable(name))
+        found = {printable(name): _from_table(arrays[name], entry) for name, entry in table.items()}
         return Directions(
             found,
             header["owner"],
             header["base"],
-            json.loads(header["units"]),
+            container.parse(header["units"]),
             header["source"],
-            tuple(json.loads(header["notes"])),
+            tuple(container.parse(header["notes"])),
             header["sha256"],
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -260,16 +269,33 @@ def _from_table(vector: np.ndarray, entry: Mapping[str, Any]) -> Direction:
 
 
 def _unpickled(content: object, name: str) -> dict[str, np.ndarray]:
-    """Returns the arrays of a pickle by name."""
-    match content:
-        case StoredTensor():
-            return {name: content.load().float().numpy()}
-        case Array(value=np.ndarray() as value):
-            return {name: value}
-        case dict():
-            parts = (_unpickled(v, k) for k, v in content.items() if isinstance(k, str))
-            return {k: v for part in parts for k, v in part.items()}
-    return {}
+    """Returns the arrays of a pickle by name.
+
+    Raises:
+        ValueError: there are more than any file of directions has, or the same ones over and over.
+    """
+    found: dict[str, np.ndarray] = {}
+    entries_left, bytes_left = MAX_ENTRIES, MAX_BYTES
+
+    def visit(value: object, name: str, depth: int) -> None:
+        nonlocal entries_left, bytes_left
+        entries_left -= len(value) if isinstance(value, dict) else 1
+        if isinstance(value, StoredTensor) or (isinstance(value, Array) and value.dtype):
+            bytes_left -= 8 * math.prod(value.shape)
+        if depth > MAX_DEPTH or entries_left < 0 or bytes_left < 0:
+            raise ValueError("it holds far more than directions.")
+        match value:
+            case StoredTensor():
+                found[name] = value.load().float().numpy()
+            case Array(dtype=np.dtype()):
+                found[name] = value.load()
+            case dict():
+                for key, part in value.items():
+                    if isinstance(key, str):
+                        visit(part, printable(key[:MAX_NAME]), depth + 1)
+
+    visit(content, name, 0)
+    return found
 
 
 def _to_vector(array: np.ndarray, name: str) -> np.ndarray:
@@ -279,7 +305,8 @@ def _to_vector(array: np.ndarray, name: str) -> np.ndarray:
     vector = array.reshape(array.shape[1:]) if array.ndim > 1 and len(array) == 1 else array
     if vector.ndim == 2 and len(vector) and (vector == vector[0]).all():
         vector = vector[0]
-    vector = np.ascontiguousarray(vector, np.float32)
+    with np.errstate(over="ignore"):
+        vector = np.ascontiguousarray(vector, np.float32)
     _check(vector, name)
     return vector
 

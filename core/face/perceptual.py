@@ -8,7 +8,6 @@ Euclidean distance of two feature vectors, and many distances are one matrix pro
 
 import logging
 import math
-import pickle
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
@@ -25,6 +24,7 @@ from core.base.errors import ReenactError
 from core.face.keypoints import GROUPS, KEYPOINTS
 from core.face.landmarks import group_keypoints
 from core.face.network import ALIGNED_ROI, CROP, aligned_roi, crop_roi, face_mesh
+from core.generator.unpickling import UnreadableCheckpointError, read_pickle
 
 EMBEDDED = "embedded-2"  # characters store the name: another definition needs another number
 # Metric -> the lpips library's name of its trunk, and torchvision's file of the weights.
@@ -260,13 +260,13 @@ def _lpips_network(name: str) -> Any:
         # A random trunk, because the library would download a trained one.
         network = lpips.LPIPS(net=trunk, pnet_rand=True, verbose=False)
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        stored: Any = read_pickle(path)
         weights = {}
         for key in network.net.state_dict():
             _slice, layer, kind = key.split(".")
-            weights[key] = stored[f"features.{layer}.{kind}"]
+            weights[key] = stored[f"features.{layer}.{kind}"].load()
         network.net.load_state_dict(weights)
-    except (OSError, EOFError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
+    except (KeyError, TypeError, AttributeError, RuntimeError, UnreadableCheckpointError) as error:
         raise MetricMissingError(
             f"{path} is damaged or does not hold torchvision's weights for {name}. Replace it, or "
             f"choose {EMBEDDED}."

@@ -16,38 +16,45 @@ is ever run; see `core.generator.unpickling`.
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from core.base.files import atomic_write
+from core.base import container
+from core.base.errors import reading
+from core.base.files import atomic_write, file_size
+from core.base.text import printable
 from core.generator import storage
-from core.generator.network import Architecture, Generator, MappingNetwork
-from core.generator.storage import NotAGeneratorError
+from core.generator.network import MAX_CHANNELS, Architecture, Generator, MappingNetwork
+from core.generator.storage import NotAGeneratorError, weight_problem
 from core.generator.unpickling import (
     Array,
     Instance,
+    Storage,
     StoredTensor,
     UnreadableCheckpointError,
     read_pickle,
 )
 
-MAX_CHANNELS = 2048
-MAX_MODULES = 10_000
+MAX_MODULES = 2_000
+MAX_MEMBERS = 20_000  # tensors and modules that are looked at; no network here has a tenth of it
 MAX_DEPTH = 16  # modules within modules
+MAX_NAME = 100  # characters of a module's or parameter's own name
+SLACK = 1 << 20  # bytes by which a network's tensors may exceed their file: a few may be shared
 ROSINALITY_RATE = 0.01  # of its mapping network; its files do not record it
 MEAN_SAMPLES = 1 << 14  # latents averaged if a file has no mean of W
 
 _TF_NETWORK = "dnnlib.tflib.network.Network"
 _SIZES = "4|8|16|32|64|128|256|512|1024"
 _KERNEL = torch.tensor([1.0, 3.0, 3.0, 1.0])
-_State = Mapping[str, StoredTensor | Tensor]
+# Attributes of modules that decide what they compute.
+_ATTRIBUTES = ("activation", "architecture", "bias_gain", "c_dim", "conv_clamp", "conv_kernel")
 
 
 class NeedsParentError(NotAGeneratorError):
@@ -56,6 +63,85 @@ class NeedsParentError(NotAGeneratorError):
 
 class _Wrong(Exception):
     """Carries what the file is instead, as a sentence's end, up to where its path is known."""
+
+    def __str__(self) -> str:
+        reason = printable(super().__str__())
+        if reason.count(". ") or "Unpack" in reason:  # with what to do about it
+            return reason
+        return f"{reason} Choose a StyleGAN2 generator's checkpoint."
+
+
+@dataclass(frozen=True)
+class _Lazy:
+    """A tensor that is still in its file.
+
+    Attributes:
+        outline: its shape and type, on the meta device.
+        load: reads it.
+        storage: the numbers that it is a view of, where others may share them.
+    """
+
+    outline: Tensor
+    load: Callable[[], Tensor]
+    storage: Storage | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "_Lazy":
+        """Returns what a function makes of it, still in its file."""
+        return _Lazy(change(self.outline), lambda: change(self.load()), self.storage)
+
+
+_State = Mapping[str, _Lazy]
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "f8": torch.float64,
+    "f4": torch.float32,
+    "f2": torch.float16,
+}
+
+
+def _lazy(
+    name: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype | None,
+    load: Callable[[], Tensor],
+    shared: Storage | None = None,
+) -> _Lazy:
+    """Raises `_Wrong` for what can't be a part of a network."""
+    if max(shape, default=0) > MAX_CHANNELS:
+        raise _Wrong(
+            f"no generator that can be loaded here: it has over {MAX_CHANNELS} channels "
+            f"({name[:60]} is {[*shape]})."
+        )
+    if min(shape, default=1) < 1 or len(shape) > 8:
+        raise _Wrong(f"no generator that can be loaded here: {name[:60]} is {[*shape]}.")
+    if dtype is None:
+        raise _Wrong(f"no generator that can be loaded here: {name[:60]} has no plain numbers.")
+    return _Lazy(torch.empty(shape, dtype=dtype, device="meta"), load, shared)
+
+
+def _known(name: str, value: object) -> _Lazy:
+    """A tensor of a pickle."""
+    if isinstance(value, StoredTensor):
+        return _lazy(name, value.shape, value.dtype, value.load, value.storage)
+    assert isinstance(value, Array)
+    assert value.dtype is not None
+    array, dtype = value, _DTYPES.get(value.dtype.str[1:])
+    return _lazy(name, array.shape, dtype, lambda: torch.tensor(array.load()))
+
+
+def _small(lazy: _Lazy) -> Tensor:
+    """Loads a tensor that decides how others are read, before their sizes are known."""
+    if lazy.storage is not None and lazy.storage.nbytes > SLACK:
+        raise _Wrong("no generator: its tensors are small parts of what would have to be read.")
+    return lazy.load()
+
+
+def _constant(value: Tensor) -> _Lazy:
+    """A tensor that is not in the file."""
+    return _Lazy(value.to("meta"), lambda: value)
 
 
 @dataclass(frozen=True)
@@ -134,21 +220,22 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         RefusedPickleError: a pickle asks for anything but tensors.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            head = file.read(1024)
-    except OSError as error:
-        raise UnreadableCheckpointError(f"{path} can't be read: {error.strerror}.") from error
-    try:
-        if (kind := _no_checkpoint(head)) is not None:
-            raise _Wrong(kind)
-        checkpoint = (
-            _safetensors(path) if head[8:9] == b"{" else _unpickled(path, read_pickle(path))
-        )
-        _check(checkpoint)
-    except _Wrong as wrong:
-        raise NotAGeneratorError(f"{path} is {wrong}") from wrong
-    return checkpoint
+    with reading(path, UnreadableCheckpointError):
+        try:
+            size = file_size(path)
+            with path.open("rb") as file:
+                head = file.read(1024)
+        except OSError as error:
+            raise UnreadableCheckpointError(f"{path} can't be read: {error.strerror}.") from error
+        try:
+            if (kind := _no_checkpoint(head)) is not None:
+                raise _Wrong(kind)
+            draft = _safetensors(path) if head[8:9] == b"{" else _unpickled(path, read_pickle(path))
+            _check(draft)
+            _check_size(draft, size)
+        except _Wrong as wrong:
+            raise NotAGeneratorError(f"{path} is {wrong}") from wrong
+        return _loaded(draft)
 
 
 def load_any(path: str | Path, parent: Generator | None = None) -> tuple[Generator, dict[str, str]]:
@@ -228,65 +315,137 @@ def mean_w(mapping: MappingNetwork) -> Tensor:
     return (total / MEAN_SAMPLES).float()
 
 
-def _check(checkpoint: Checkpoint) -> None:
-    """Checks that the tensors are those of a generator, complete and finite."""
-    tensors = checkpoint.tensors
-    if any(max(t.shape, default=0) > MAX_CHANNELS for t in tensors.values()):
-        raise _Wrong(f"no generator that can be loaded here: it has over {MAX_CHANNELS} channels.")
+@dataclass(frozen=True)
+class _Draft:
+    """A checkpoint whose tensors are still in the file: the fields of `Checkpoint`."""
+
+    path: Path
+    format: str
+    tensors: dict[str, _Lazy]
+    mapping_rate: float = ROSINALITY_RATE
+    conv_clamp: float | None = None
+    encoder: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def outline(self) -> Checkpoint:
+        """The checkpoint with tensors on the meta device."""
+        return self._with({name: lazy.outline for name, lazy in self.tensors.items()})
+
+    def load(self) -> Checkpoint:
+        """The checkpoint with its tensors."""
+        return self._with({name: lazy.load() for name, lazy in self.tensors.items()})
+
+    def _with(self, tensors: dict[str, Tensor]) -> Checkpoint:
+        return Checkpoint(
+            self.path,
+            self.format,
+            tensors,
+            self.mapping_rate,
+            self.conv_clamp,
+            self.encoder,
+            self.notes,
+        )
+
+
+def _check(draft: _Draft) -> None:
+    """Checks by names and shapes that the tensors are those of a whole generator."""
+    tensors = {name: lazy.outline for name, lazy in draft.tensors.items()}
+    parts = [re.fullmatch(rf"synthesis\.b({_SIZES})\.conv1\.weight", name) for name in tensors]
+    sizes = {int(part[1]) for part in parts if part}
+    depth = sum(bool(re.fullmatch(r"mapping\.fc\d+\.weight", name)) for name in tensors)
+    wanted = {2**i for i in range(2, max(sizes, default=8).bit_length())}
+    ends = {"synthesis.b4.conv1.affine.weight", *({"mapping.fc0.weight"} if depth else ())}
+    if sizes != wanted or not ends <= tensors.keys():
+        raise _Wrong("no complete StyleGAN2 generator: blocks are missing in it.")
     try:
-        a = checkpoint.architecture
-        with torch.device("meta"):
-            expected = Generator(a).state_dict()
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise _Wrong("no complete StyleGAN2 generator: blocks are missing in it.") from error
-    for name, wanted in expected.items():
+        a = draft.outline().architecture
+        expected = storage.expected_shapes(a)
+    except (IndexError, TypeError) as error:
+        raise _Wrong("no StyleGAN2 generator of the usual shape.") from error
+    except ValueError as error:
+        raise _Wrong(f"no generator that can be loaded here: {_lower(error)}") from error
+    for name, shape in expected.items():
         found = tensors.get(name)
         if found is None:
-            if name == "mapping.w_avg" or (name.startswith("mapping.") and not a.mapping_layers):
+            if name == "mapping.w_avg" or (name.startswith("mapping.") and not depth):
                 continue
             raise _Wrong(f"no complete StyleGAN2 generator: {name} is missing in it.")
-        if found.shape != wanted.shape:
+        if found.shape != shape:
             raise _Wrong(
                 f"no StyleGAN2 generator of the usual shape: {name} is {[*found.shape]} instead of "
-                f"{[*wanted.shape]}."
-            )
-        if not found.is_floating_point() or not found.sum(dtype=torch.float64).isfinite():
-            raise UnreadableCheckpointError(
-                f"{checkpoint.path} is damaged: {name} has values that are no numbers. Download "
-                "or copy it again."
+                f"{[*shape]}."
             )
     more = sorted(tensors.keys() - expected.keys())
     if more:
         raise _Wrong(f"a variant of StyleGAN2 that is not supported: it has {_some(more)}.")
 
 
-def _safetensors(path: Path) -> Checkpoint:
+def _check_size(draft: _Draft, size: int) -> None:
+    """Checks that a file of so many bytes may hold the tensors, each for itself."""
+    lazies = draft.tensors.values()
+    total = sum(lazy.outline.nbytes for lazy in lazies)
+    storages = {id(lazy.storage): lazy.storage.nbytes for lazy in lazies if lazy.storage}
+    if total > size + SLACK:
+        raise _Wrong("no generator: the same numbers are repeated in it, under many names.")
+    if sum(storages.values()) > 2 * total + SLACK:
+        raise _Wrong("no generator: its tensors are small parts of what would have to be read.")
+
+
+def _loaded(draft: _Draft) -> Checkpoint:
+    """Loads the tensors, and checks that they hold numbers."""
+    path = draft.path
     try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            names = list(file.keys())
-    except (OSError, SafetensorError) as error:
+        checkpoint = draft.load()
+    except (UnreadableCheckpointError, OSError) as error:
+        raise UnreadableCheckpointError(f"{path} can't be read to its end: {error}") from error
+    for name, tensor in checkpoint.tensors.items():
+        if (problem := weight_problem(name, tensor)) is not None:
+            raise UnreadableCheckpointError(
+                f"{path} is damaged: {problem}. Download or copy it again."
+            )
+    return checkpoint
+
+
+def _safetensors(path: Path) -> _Draft:
+    try:
+        header, entries = container.read_header(path)
+    except (OSError, ValueError) as error:
         raise UnreadableCheckpointError(
-            f"{path} is cut short or damaged ({error}). Download or copy it again."
+            f"{path} is cut short or damaged ({printable(str(error))}). Download or copy it again."
         ) from error
-    if header.get("format") == storage.FORMAT:
-        try:
-            a = storage.load_generator(path)[0].architecture
-            notes = tuple(str(note) for note in json.loads(header.get("notes", "[]")))
-        except (KeyError, TypeError, ValueError) as error:
-            raise _Wrong("a Reenact generator with a damaged header. Import it again.") from error
-        with safe_open(path, "pt") as file:  # in the stored precision
-            tensors = {name: file.get_tensor(name) for name in names}
-        return Checkpoint(
-            path, "Reenact generator", tensors, a.mapping_rate, a.conv_clamp, notes=notes
-        )
-    if "conv1.conv.weight" not in names and "synthesis.b4.const" not in names:
-        raise _Wrong(_what(names))
-    with safe_open(path, "pt") as file:
-        return _named(path, {name: file.get_tensor(name) for name in names}, {})
+    ours = header.get("format") == storage.FORMAT
+    if not ours and "conv1.conv.weight" not in entries and "synthesis.b4.const" not in entries:
+        raise _Wrong(_what(entries))
+
+    def load(name: str) -> Tensor:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(name)
+
+    state = {
+        name: _lazy(name, entry.shape, _DTYPES.get(entry.dtype), partial(load, name))
+        for name, entry in entries.items()
+    }
+    if not ours:
+        return _named(path, state, {})
+    a = storage.read_architecture(path, header)
+    try:
+        notes = container.parse(header.get("notes", "[]"))
+        if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+            raise ValueError("its notes are no sentences")
+    except ValueError as error:
+        raise _Wrong(
+            f"a Reenact generator with a damaged header ({error}). Import it again."
+        ) from (error)
+    draft = _Draft(
+        path, "Reenact generator", state, a.mapping_rate, a.conv_clamp, notes=tuple(notes)
+    )
+    _check(draft)
+    if draft.outline().architecture != a:
+        raise _Wrong("a Reenact generator whose header is another's. Import it again.")
+    return draft
 
 
-def _unpickled(path: Path, content: object) -> Checkpoint:
+def _unpickled(path: Path, content: object) -> _Draft:
     """Finds the generator in a pickle's content."""
     if isinstance(content, (tuple, list)) and any(_is_network(net) for net in content):
         return _tensorflow(path, content[-1])
@@ -305,9 +464,11 @@ def _unpickled(path: Path, content: object) -> Checkpoint:
         if isinstance(content.get(key), Instance):
             notes = ("It has no averaged generator (G_ema); this is G.",) if key == "G" else ()
             return _nvidia(path, content[key], format_name, notes)
-    for key in ("g_ema", "state_dict", "g", "generator", "d", "discriminator"):
+    for key in ("g_ema", "G_ema", "state_dict", "g", "G", "generator", "d", "D", "discriminator"):
         if isinstance(content.get(key), dict):
-            notes = ("It has no averaged generator (g_ema); this is g.",) if key == "g" else ()
+            notes = ()
+            if key in ("g", "G"):
+                notes = (f"It has no averaged generator ({key}_ema); this is {key}.",)
             return _named(path, _tensors_in(content[key]), content, notes)
     return _named(path, _tensors_in(content), content)
 
@@ -316,7 +477,9 @@ def _is_network(value: object) -> bool:
     return isinstance(value, Instance) and value.kind == _TF_NETWORK
 
 
-def _tensors_in(state: dict) -> _State:
+def _tensors_in(state: dict) -> dict[str, StoredTensor]:
+    if len(state) > MAX_MEMBERS:
+        raise _Wrong(f"no generator's checkpoint: it has {len(state)} entries.")
     tensors = {
         name.removeprefix("module."): value  # DataParallel's prefix
         for name, value in state.items()
@@ -324,37 +487,72 @@ def _tensors_in(state: dict) -> _State:
     }
     if not tensors:
         raise _Wrong("no checkpoint: it holds no tensors by name.")
+    if max(map(len, tensors)) > container.MAX_NAME:
+        raise _Wrong(
+            f"no generator's checkpoint: its names have over {container.MAX_NAME} letters."
+        )
     return tensors
 
 
-def _named(path: Path, state: _State, outer: dict, notes: tuple[str, ...] = ()) -> Checkpoint:
+def _named(
+    path: Path,
+    state: Mapping[str, StoredTensor | _Lazy],
+    outer: dict,
+    notes: tuple[str, ...] = (),
+) -> _Draft:
     """Reads a state dict whose names identify its network."""
     encoder = None
     prefixes = ("", "decoder.", "generator.")
     for prefix in prefixes:
-        inside = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+        names = dict.fromkeys(k[len(prefix) :] for k in state if k.startswith(prefix))
         if prefix == "decoder." and "encoder.input_layer.0.weight" in state:
             encoder = encoder_kind(state, outer.get("opts"))
-        if "conv1.conv.weight" in inside and "input.input" in inside:
+        rosinality = "conv1.conv.weight" in names and "input.input" in names
+        if not (rosinality or "synthesis.b4.const" in names or "b4.const" in names):
+            continue
+        found = {name: state[prefix + name] for name in names}
+        inside = {k: v if isinstance(v, _Lazy) else _known(k, v) for k, v in found.items()}
+        if rosinality:
             return _rosinality(path, inside, outer, encoder, notes)
-        if "synthesis.b4.const" in inside:
-            return _flat(path, "NVIDIA state dict", _loaded(inside), {}, notes)
-        if "b4.const" in inside:
-            named = {f"synthesis.{k}": v for k, v in inside.items()}
-            return _flat(path, "NVIDIA state dict", _loaded(named), {}, notes)
+        if "synthesis.b4.const" not in names:
+            inside = {f"synthesis.{k}": v for k, v in inside.items()}
+        return _flat(path, "NVIDIA state dict", inside, {}, notes)
     raise _Wrong(_what(state))
 
 
-def _loaded(state: _State) -> dict[str, Tensor]:
-    return {k: v.load() if isinstance(v, StoredTensor) else v for k, v in state.items()}
+def _unrecorded(tensors: Mapping[str, object]) -> tuple[str, ...]:
+    """Returns the note on what a state dict can't tell."""
+    if "mapping.fc0.weight" not in tensors:
+        return ("The file does not record whether activations are clamped: they are not here.",)
+    return (
+        "The file records neither the mapping network's rate (lr_mlp) nor whether activations are "
+        f"clamped: the usual {ROSINALITY_RATE:g} and no clamp were taken. If its pictures look "
+        "wrong, it was trained with others.",
+    )
+
+
+def _number(value: object, what: str) -> float:
+    """Raises `_Wrong` for an option that is no number."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or abs(value) > 1e30:
+        raise _Wrong(f"a generator with an impossible {what} ({_short(value)}).")
+    return float(value)
+
+
+def _lower(error: Exception) -> str:
+    return str(error)[:1].lower() + str(error)[1:]
+
+
+def _short(value: object) -> str:
+    """A plain value as text; containers may be deep, or exponentially long."""
+    if isinstance(value, (str, int, float, type(None))):
+        return str(value)[:40]
+    return type(value).__name__
 
 
 # -- NVIDIA's modules ---------------------------------------------------------------------------
 
 
-def _nvidia(
-    path: Path, module: Instance, format_name: str, notes: tuple[str, ...] = ()
-) -> Checkpoint:
+def _nvidia(path: Path, module: Instance, format_name: str, notes: tuple[str, ...] = ()) -> _Draft:
     state, attributes = _flatten(module)
     top = {name.partition(".")[0] for name in state}
     if "mapping" not in top and "b4" in top and "b4.const" in state:
@@ -367,50 +565,48 @@ def _nvidia(
             letter = "-R" if kernels <= {1, None} and 1 in kernels else "-T" if 3 in kernels else ""
             raise _Wrong(_stylegan3(letter))
         raise _Wrong(_what(state, module.kind))
-    return _flat(path, format_name, _loaded(state), attributes, notes)
+    tensors = {name: _known(name, value) for name, value in state.items()}
+    return _flat(path, format_name, tensors, attributes, notes)
 
 
 def _flat(
     path: Path,
     format_name: str,
-    tensors: dict[str, Tensor],
+    tensors: dict[str, _Lazy],
     attributes: dict[str, dict],
     notes: tuple[str, ...],
-) -> Checkpoint:
+) -> _Draft:
     """Reads tensors under NVIDIA's names, with the attributes of their modules."""
     classes = attributes.get("mapping", {}).get("c_dim", 0)
     if classes or "mapping.embed.weight" in tensors:
         raise _Wrong(
-            f"a conditional generator ({classes or 'with'} classes). Only generators without "
-            "classes can be used."
+            f"a conditional generator ({_short(classes) if classes else 'with'} classes). Only "
+            "generators without classes can be used."
         )
     for name in [n for n in tensors if n.endswith("resample_filter")]:
         _check_kernel(tensors.pop(name))
-    convolutions = {k: a for k, a in attributes.items() if k.startswith("synthesis.b")}
-    _only(convolutions, "activation", {"lrelu", "linear"})  # linear is that of the affine layers
-    _only(
-        {k: a for k, a in attributes.items() if k.startswith("mapping.fc")}, "activation", {"lrelu"}
-    )
-    _only(convolutions, "architecture", {"skip"})
-    clamps = _values(convolutions, "conv_clamp")
-    clamp = clamps.pop() if clamps else None
-    if clamps or not (clamp is None or (isinstance(clamp, (int, float)) and 0 < clamp < 1e6)):
-        raise _Wrong("a variant of StyleGAN2 that is not supported: its clamps differ.")
-    rate = attributes.get("mapping.fc0", {}).get("bias_gain", ROSINALITY_RATE)
-    if not (isinstance(rate, (int, float)) and 0 < rate <= 1):
-        raise _Wrong(f"a generator with an impossible mapping rate ({rate}).")
+
+    def of(pattern: str) -> dict[str, dict]:
+        return {k: a for k, a in attributes.items() if re.fullmatch(pattern, k)}
+
+    _only(of(r"synthesis\.b\d+\.conv[01]|mapping\.fc\d+"), "activation", {"lrelu"})
+    _only(of(r"synthesis\.b\d+\.\w+\.affine"), "activation", {"linear"})
+    blocks = of(r"synthesis\.b\d+.*")
+    _only(blocks, "architecture", {"skip"})
+    clamp = _same(blocks, "conv_clamp", "clamps", None)
+    rate = _same(of(r"mapping\.fc\d+"), "bias_gain", "mapping rates", ROSINALITY_RATE)
     _without_noise(tensors)
-    return Checkpoint(
+    return _Draft(
         path,
         format_name,
         tensors,
-        float(rate),
-        None if clamp is None else float(clamp),
-        notes=notes,
+        _number(rate, "mapping rate"),
+        None if clamp is None else _number(clamp, "clamp"),
+        notes=notes if attributes else notes + _unrecorded(tensors),
     )
 
 
-def _without_noise(tensors: dict[str, Tensor]) -> None:
+def _without_noise(tensors: dict[str, _Lazy]) -> None:
     """Adds noise of no strength to a generator that was built without noise."""
     for name in [
         n for n in tensors if re.fullmatch(rf"synthesis\.b({_SIZES})\.conv[01]\.weight", n)
@@ -418,12 +614,20 @@ def _without_noise(tensors: dict[str, Tensor]) -> None:
         layer = name.removesuffix(".weight")
         if f"{layer}.noise_strength" not in tensors and f"{layer}.noise_const" not in tensors:
             size = int(layer.split(".")[1][1:])
-            tensors[f"{layer}.noise_strength"] = torch.zeros([])
-            tensors[f"{layer}.noise_const"] = torch.zeros(size, size)
+            tensors[f"{layer}.noise_strength"] = _constant(torch.zeros([]))
+            tensors[f"{layer}.noise_const"] = _constant(torch.zeros(size, size))
 
 
 def _values(attributes: dict[str, dict], key: str) -> set:
     return {a[key] for a in attributes.values() if key in a}
+
+
+def _same(attributes: dict[str, dict], key: str, what: str, default: object) -> object:
+    """Returns the one value that an attribute has in all modules."""
+    values = _values(attributes, key)
+    if len(values) > 1:
+        raise _Wrong(f"a variant of StyleGAN2 that is not supported: its {what} differ.")
+    return values.pop() if values else default
 
 
 def _only(attributes: dict[str, dict], key: str, allowed: set[str]) -> None:
@@ -431,37 +635,45 @@ def _only(attributes: dict[str, dict], key: str, allowed: set[str]) -> None:
     if other:
         raise _Wrong(
             f"a variant of StyleGAN2 that is not supported: its {key} is "
-            f"{', '.join(sorted(str(o)[:40] for o in other))}."
+            f"{', '.join(sorted(map(_short, other))[:4])}."
         )
 
 
-def _check_kernel(kernel: Tensor) -> None:
-    if kernel.ndim == 1 or (kernel.ndim == 2 and kernel.shape[0] == kernel.shape[1]):
+def _check_kernel(stored: _Lazy) -> None:
+    if stored.outline.shape in ((4,), (4, 4)):
+        kernel = _small(stored).float()
         expected = _KERNEL if kernel.ndim == 1 else _KERNEL[:, None] * _KERNEL
-        kernel = kernel.float()
-        if kernel.shape == expected.shape and torch.allclose(
-            kernel / kernel.sum(), expected / expected.sum(), atol=1e-4
-        ):
+        if torch.allclose(kernel / kernel.sum(), expected / expected.sum(), atol=1e-4):
             return
     raise _Wrong("a variant of StyleGAN2 that is not supported: its low-pass is not [1, 3, 3, 1].")
 
 
-def _flatten(module: Instance) -> tuple[dict[str, StoredTensor | Tensor], dict[str, dict]]:
-    """Collects parameters and buffers by dotted names, and each module's plain attributes."""
-    tensors: dict[str, StoredTensor | Tensor] = {}
+def _flatten(module: Instance) -> tuple[dict[str, StoredTensor], dict[str, dict]]:
+    """Collects parameters and buffers by dotted names, and what decides what modules compute."""
+    tensors: dict[str, StoredTensor] = {}
     attributes: dict[str, dict] = {}
+    endless = "no generator: its modules are nested or repeated without end."
+    members_left = MAX_MEMBERS
 
     def visit(node: Instance, prefix: str, depth: int) -> None:
-        if depth > MAX_DEPTH or len(attributes) > MAX_MODULES:
-            raise _Wrong("no generator: its modules are nested or repeated without end.")
+        nonlocal members_left
+        if depth > MAX_DEPTH or len(attributes) >= MAX_MODULES:
+            raise _Wrong(endless)
         attributes[prefix.rstrip(".")] = {
-            k: v
-            for k, v in node.state.items()
-            if isinstance(v, (str, int, float, type(None))) and isinstance(k, str)
+            name: node.state[name]
+            for name in _ATTRIBUTES
+            if name in node.state and isinstance(node.state[name], (str, int, float, type(None)))
         }
         for group in ("_parameters", "_buffers", "_modules"):
             members = node.state.get(group)
-            for name, value in members.items() if isinstance(members, dict) else ():
+            if not isinstance(members, dict):
+                continue
+            members_left -= len(members)
+            if members_left < 0:
+                raise _Wrong(endless)
+            for name, value in members.items():
+                if not isinstance(name, str) or len(name) > MAX_NAME:
+                    raise _Wrong("no generator: its modules have no usual names.")
                 if isinstance(value, Instance):
                     visit(value, f"{prefix}{name}.", depth + 1)
                 elif isinstance(value, StoredTensor):
@@ -474,7 +686,7 @@ def _flatten(module: Instance) -> tuple[dict[str, StoredTensor | Tensor], dict[s
 # -- the TensorFlow release ---------------------------------------------------------------------
 
 
-def _tensorflow(path: Path, network: object) -> Checkpoint:
+def _tensorflow(path: Path, network: object) -> _Draft:
     """Reads the last of (G, D, Gs): the averaged generator."""
     if not isinstance(network, Instance):
         raise _Wrong("no generator: its last network is none.")
@@ -500,35 +712,56 @@ def _tensorflow(path: Path, network: object) -> Checkpoint:
         if options.get(key, usual) != usual:
             raise _Wrong(f"a variant of StyleGAN2 that is not supported: its {key} differs.")
     kernel = options.get("resample_kernel") or [1, 3, 3, 1]
-    if not isinstance(kernel, (list, tuple)) or [*kernel] != [1, 3, 3, 1]:
+    if not isinstance(kernel, (list, tuple)) or len(kernel) != 4 or [*kernel] != [1, 3, 3, 1]:
         raise _Wrong("a variant of StyleGAN2 that is not supported: its resample_kernel differs.")
-    if sum(v.nbytes for v in variables.values()) > path.stat().st_size:
-        raise _Wrong("no generator: the same variables are repeated in it.")
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, _Lazy] = {}
     for name, value in variables.items():
         if (converted := _tensorflow_name(name)) is not None:
-            tensors[converted] = _tensorflow_value(name, torch.tensor(value))
-    rate = options.get("mapping_lrmul", ROSINALITY_RATE)
+            lazy = (
+                _constant(torch.tensor(value)) if isinstance(value, float) else _known(name, value)
+            )
+            try:
+                tensors[converted] = lazy.map(partial(_tensorflow_value, name))
+            except (RuntimeError, IndexError) as error:
+                raise _Wrong(
+                    f"no StyleGAN2 generator of the usual shape: {name[:60]} is "
+                    f"{[*lazy.outline.shape]}."
+                ) from error
+    rate = _number(options.get("mapping_lrmul", ROSINALITY_RATE), "mapping rate")
     clamp = options.get("conv_clamp")
     _without_noise(tensors)
-    if not isinstance(rate, (int, float)) or not isinstance(clamp, (int, float, type(None))):
-        raise _Wrong("a TensorFlow network whose options are damaged.")
-    return Checkpoint(path, "TensorFlow pickle", tensors, float(rate), clamp and float(clamp))
+    return _Draft(
+        path,
+        "TensorFlow pickle",
+        tensors,
+        rate,
+        None if clamp is None else _number(clamp, "clamp"),
+    )
 
 
-def _variables(network: Instance, prefix: str = "", depth: int = 0) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
-    pairs = network.state.get("variables")
-    for pair in pairs if isinstance(pairs, (list, tuple)) else ():
-        match pair:
-            case (str(name), Array(value=value)) if value is not None:
-                found[prefix + name] = value
-            case (str(name), float(number)):
-                found[prefix + name] = np.array(number, np.float32)
-    parts = network.state.get("components")
-    for name, part in parts.items() if isinstance(parts, dict) and depth < 3 else ():
-        if _is_network(part) and len(found) < MAX_MODULES:
-            found |= _variables(part, f"{prefix}{name}/", depth + 1)
+def _variables(network: Instance) -> dict[str, Array | float]:
+    """Collects a network's variables, its components' under their names and a slash."""
+    found: dict[str, Array | float] = {}
+    members_left = MAX_MEMBERS
+
+    def visit(node: Instance, prefix: str, depth: int) -> None:
+        nonlocal members_left
+        pairs, parts = node.state.get("variables"), node.state.get("components")
+        pairs = pairs if isinstance(pairs, (list, tuple)) else ()
+        parts = parts if isinstance(parts, dict) else {}
+        members_left -= 1 + len(pairs) + len(parts)
+        if depth > 3 or members_left < 0:
+            raise _Wrong("no generator: its networks are nested or repeated without end.")
+        for pair in pairs:
+            match pair:
+                case (str(name), Array() | float() as value) if len(name) <= container.MAX_NAME:
+                    if isinstance(value, float) or value.dtype is not None:
+                        found[prefix + name] = value
+        for name, part in parts.items():
+            if _is_network(part) and isinstance(name, str) and len(name) <= MAX_NAME:
+                visit(part, f"{prefix}{name}/", depth + 1)
+
+    visit(network, "", 0)
     return found
 
 
@@ -602,46 +835,51 @@ def _rosinality_names(a: Architecture) -> Iterable[tuple[str, str, int, int]]:
 
 def _rosinality(
     path: Path, state: _State, outer: dict, encoder: str | None, notes: tuple[str, ...]
-) -> Checkpoint:
+) -> _Draft:
     depth = sum(bool(re.fullmatch(r"style\.\d+\.weight", name)) for name in state)
     size = 2 ** (2 + sum(bool(re.fullmatch(r"to_rgbs\.\d+\.bias", name)) for name in state))
     if not 8 <= size <= 1024:
-        raise _Wrong(f"a generator of {size} px, which is not supported.")
+        raise _Wrong(
+            f"a generator of {size if size < 8 else 'over 1024'} px, which is not supported."
+        )
     names = {r: 1 for r in (2**i for i in range(2, size.bit_length()))}
-    given = list(_rosinality_names(Architecture(size, names, mapping_layers=depth)))
+    try:
+        given = list(_rosinality_names(Architecture(size, names, mapping_layers=depth)))
+    except ValueError as error:
+        raise _Wrong(f"no generator that can be loaded here: {_lower(error)}") from error
     known = {theirs for _, theirs, _, _ in given}
-    for name in state:
+    for name, lazy in state.items():
         if name.endswith(("blur.kernel", "upsample.kernel")):
-            _check_kernel(_loaded({name: state[name]})[name])
+            _check_kernel(lazy)
         elif name not in known and not name.startswith("noises."):
             raise _Wrong(f"a variant of StyleGAN2 that is not supported: it has {name[:80]}.")
-    loaded = _loaded({name: state[name] for name in known if name in state})
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, _Lazy] = {}
     for ours, theirs, before, after in given:
-        if (tensor := loaded.get(theirs)) is None:
+        if (stored := state.get(theirs)) is None:
             continue
-        shape = tensor.shape
+        shape = stored.outline.shape
         if before + after > len(shape) or any(
             n != 1 for n in (*shape[:before], *shape[len(shape) - after :])
         ):
             raise _Wrong(f"no StyleGAN2 generator of the usual shape: {theirs} is {[*shape]}.")
-        tensors[ours] = tensor.reshape(shape[before : len(shape) - after])
-    missing = [o for o, t, _, _ in given if o.endswith("noise_const") and t not in loaded]
+        inner = shape[before : len(shape) - after]
+        tensors[ours] = stored.map(partial(torch.reshape, shape=inner))
+    missing = [o for o, t, _, _ in given if o.endswith("noise_const") and t not in state]
     if missing:
         # Files older than rosinality's noise buffers: any fixed noise will do.
         drawn = torch.Generator().manual_seed(0)
         for name in missing:
             side = int(name.split(".")[1][1:])
-            tensors[name] = torch.randn(side, side, generator=drawn)
+            tensors[name] = _constant(torch.randn(side, side, generator=drawn))
         notes += ("It has no constant noise; fixed noise was drawn for it.",)
     mean = outer.get("latent_avg")
     if isinstance(mean, StoredTensor):
-        means = mean.load()  # one, or one per layer
+        means = _small(_known("latent_avg", mean))  # one, or one per layer
         means = means.reshape(-1, means.shape[-1]) if means.ndim else means[None]
         if not torch.equal(means, means[:1].expand_as(means)):
             notes += ("Its mean of W differs by layer; the layers' mean is taken.",)
-            means = means.mean(0, keepdim=True)
-        tensors["mapping.w_avg"] = means[0]
+            means = means.float().mean(0, keepdim=True)
+        tensors["mapping.w_avg"] = _constant(means[0])
     if encoder is not None:
         format_name = f"{encoder} checkpoint"
     elif "g_optim" in outer:
@@ -649,20 +887,29 @@ def _rosinality(
     else:
         format_name = "rosinality checkpoint"
     ours_too = outer.get("reenact")
-    ours_too = ours_too if isinstance(ours_too, dict) else {}
+    if not isinstance(ours_too, dict):
+        ours_too, notes = {}, notes + _unrecorded(tensors)
     rate, clamp = ours_too.get("mapping_rate", ROSINALITY_RATE), ours_too.get("conv_clamp")
-    if not isinstance(rate, float) or not isinstance(clamp, (float, type(None))):
-        raise _Wrong("a checkpoint whose options are damaged.")
-    return Checkpoint(path, format_name, tensors, rate, clamp, encoder, notes)
+    return _Draft(
+        path,
+        format_name,
+        tensors,
+        _number(rate, "mapping rate"),
+        None if clamp is None else _number(clamp, "clamp"),
+        encoder,
+        notes,
+    )
 
 
 def encoder_kind(
     state: Mapping[str, object], options: object
-) -> Literal["W encoder", "e4e", "pSp"]:
+) -> Literal["W encoder", "e4e", "pSp", "pSp IntoWPlus"]:
     """Identifies the encoder of a pSp-like checkpoint: e4e and pSp have the same tensors' names."""
     if isinstance(options, Instance):
         options = options.state
     kind = options.get("encoder_type") if isinstance(options, dict) else None
+    if "encoder.output_layer_2.0.weight" in state:
+        return "pSp IntoWPlus"
     if "encoder.linear.weight" in state:
         return "W encoder"
     return "e4e" if kind == "Encoder4Editing" else "pSp"
@@ -680,7 +927,8 @@ def save_rosinality(path: str | Path, generator: Generator) -> list[str]:
         What other programs must be told about it, as sentences.
 
     Raises:
-        NotAGeneratorError: z and w differ in length, which the format can't express.
+        NotAGeneratorError: z and w differ in length, which the format can't express, or it has
+            weights that are no numbers.
     """
     a = generator.architecture
     if a.z_dim != a.w_dim:
@@ -689,6 +937,7 @@ def save_rosinality(path: str | Path, generator: Generator) -> list[str]:
             "rosinality .pt, which has one length for both. Keep it as .safetensors."
         )
     ours = {k: v.detach().cpu().contiguous() for k, v in generator.state_dict().items()}
+    storage.check_for_writing(path, ours)
     state: dict[str, Tensor] = {}
     for name, theirs, before, after in _rosinality_names(a):
         shape = (1,) * before + tuple(ours[name].shape) + (1,) * after

@@ -15,12 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.base.errors import ReenactError
-from core.generator.checkpoints import encoder_kind
-from core.generator.network import FullyConnectedLayer
-from core.generator.unpickling import Instance, StoredTensor, read_pickle
+from core.base.errors import ReenactError, reading
+from core.base.files import file_size
+from core.base.text import printable
+from core.generator.checkpoints import MAX_MEMBERS, SLACK, encoder_kind
+from core.generator.network import MAX_CHANNELS, FullyConnectedLayer
+from core.generator.storage import weight_problem
+from core.generator.unpickling import (
+    Instance,
+    StoredTensor,
+    UnreadableCheckpointError,
+    read_pickle,
+)
 
 INPUT_SIZE = 256
+MAX_LAYERS = 26  # of w+
 Kind = Literal["W encoder", "e4e", "pSp"]
 
 _STAGES = (3, 4, 14, 3)  # units per width; the first of each halves the resolution
@@ -197,60 +206,129 @@ def load_encoder(path: str | Path) -> Encoder:
         UnreadableCheckpointError: it is missing, cut short or damaged.
         RefusedPickleError: it asks for anything but tensors.
     """
-    content = read_pickle(path)
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(content, dict) or not isinstance(state, dict):
-        raise NotAnEncoderError(f"{path} holds no encoder's tensors. Choose a pSp-like checkpoint.")
+    with reading(path, UnreadableCheckpointError):
+        content = read_pickle(path)
+        state = content.get("state_dict", content) if isinstance(content, dict) else None
+        if not isinstance(content, dict) or not isinstance(state, dict):
+            raise NotAnEncoderError(
+                f"{path} holds no encoder's tensors. Choose a pSp-like checkpoint."
+            )
+        return _load(Path(path), content, state)
+
+
+def _load(path: Path, content: dict, state: dict) -> Encoder:
+    if len(state) > MAX_MEMBERS:
+        raise NotAnEncoderError(f"{path} has {len(state)} entries, far more than an encoder has.")
     tensors = {
         name.removeprefix("encoder."): value
         for name, value in state.items()
         if isinstance(name, str) and name.startswith("encoder.") and isinstance(value, StoredTensor)
     }
-    kind: Kind = encoder_kind(state, content.get("opts"))
-    try:
-        widths = [tensors["input_layer.0.weight"].shape[0]]
-        units = [sum(_STAGES[:i]) for i in range(len(_STAGES))]
-        widths += [tensors[f"body.{i}.res_layer.1.weight"].shape[0] for i in units]
-        squeezed = [tensors[f"body.{i}.res_layer.5.fc1.weight"].shape[0] for i in range(24)]
-        w_dim = tensors["linear.bias" if kind == "W encoder" else "styles.0.linear.bias"].shape[0]
-    except (KeyError, IndexError) as error:
+    kind = encoder_kind(state, content.get("opts"))
+    if kind == "pSp IntoWPlus":
         raise NotAnEncoderError(
-            f"{path} holds no IR-SE-50 encoder ({error} is missing). Choose a checkpoint of pSp, "
-            "e4e or HyperStyle's W encoder."
-        ) from error
-    layers = sum(bool(re.fullmatch(r"styles\.\d+\.linear\.bias", name)) for name in tensors)
-    with torch.device("meta"):
-        expected = Encoder(kind, widths, squeezed, layers, torch.zeros(1)).state_dict()
-    for name in expected.keys() | tensors.keys():
+            f"{path} holds pSp's encoder IntoWPlus, whose codes do not lie in W, where anchors "
+            "must. Use a W encoder (HyperStyle) or an e4e one."
+        )
+    encoder = _outline(path, kind, tensors)
+    expected = encoder.state_dict()
+    w_dim = len(expected["linear.bias" if kind == "W encoder" else "styles.0.linear.bias"])
+    layers = 0 if kind == "W encoder" else len(encoder.styles)
+    for name in sorted(expected.keys() | tensors.keys()):
         ours, theirs = expected.get(name), tensors.get(name)
         if ours is None or theirs is None or tuple(theirs.shape) != tuple(ours.shape):
             raise NotAnEncoderError(
-                f"{path} holds an encoder of another architecture: {name} is "
-                f"{'missing' if theirs is None else [*theirs.shape]}, not "
-                f"{'expected' if ours is None else [*ours.shape]}. Choose a checkpoint of pSp, "
+                f"{path} holds an encoder of another architecture: "
+                f"{_difference(printable(name)[:80], ours, theirs)}. Choose a checkpoint of pSp, "
                 "e4e or HyperStyle's W encoder."
             )
-    mean = _mean(content, kind, w_dim, layers)
-    encoder = Encoder(kind, widths, squeezed, layers, mean).eval().requires_grad_(False)
-    encoder.load_state_dict({name: value.load() for name, value in tensors.items()})
+    total = sum(v.numel() * v.itemsize for v in expected.values())
+    storages = {id(v.storage): v.storage.nbytes for v in tensors.values()}
+    if total > file_size(path) + SLACK or sum(storages.values()) > 2 * total + SLACK:
+        raise NotAnEncoderError(
+            f"{path} holds no encoder: the same numbers are repeated in it, under many names."
+        )
+    loaded = {name: _number_tensor(path, name, value) for name, value in tensors.items()}
+    encoder = encoder.to_empty(device="cpu").eval().requires_grad_(False)
+    encoder.load_state_dict(loaded)
+    encoder.register_buffer("mean", _mean(path, content, kind, w_dim, layers), persistent=False)
     return encoder
 
 
-def _mean(content: Mapping[str, object], kind: Kind, w_dim: int, layers: int) -> Tensor:
+def _outline(path: Path, kind: Kind, tensors: Mapping[str, StoredTensor]) -> Encoder:
+    """Makes the encoder of the tensors' widths, on the meta device."""
+    units = [sum(_STAGES[:i]) for i in range(len(_STAGES))]
+    last = "linear.bias" if kind == "W encoder" else "styles.0.linear.bias"
+
+    def width(name: str) -> int:
+        if name not in tensors:
+            raise NotAnEncoderError(
+                f"{path} holds no IR-SE-50 encoder ({name} is missing). Choose a checkpoint of "
+                "pSp, e4e or HyperStyle's W encoder."
+            )
+        shape = tensors[name].shape
+        if not shape or not 1 <= shape[0] <= MAX_CHANNELS:
+            raise NotAnEncoderError(
+                f"{path} holds no IR-SE-50 encoder ({name} is {[*shape]}). Choose a checkpoint of "
+                "pSp, e4e or HyperStyle's W encoder."
+            )
+        return shape[0]
+
+    widths = [width("input_layer.0.weight")]
+    widths += [width(f"body.{i}.res_layer.1.weight") for i in units]
+    squeezed = [width(f"body.{i}.res_layer.5.fc1.weight") for i in range(sum(_STAGES))]
+    width(last)
+    layers = sum(bool(re.fullmatch(r"styles\.\d+\.linear\.bias", name)) for name in tensors)
+    if layers > MAX_LAYERS:
+        raise NotAnEncoderError(
+            f"{path} holds an encoder of {layers} layers of w+; {MAX_LAYERS} are the most that any "
+            "generator has. Choose a checkpoint of pSp, e4e or HyperStyle's W encoder."
+        )
+    with torch.device("meta"):
+        return Encoder(kind, widths, squeezed, layers, torch.zeros(1))
+
+
+def _difference(name: str, ours: Tensor | None, theirs: StoredTensor | None) -> str:
+    if theirs is None:
+        return f"{name} is missing"
+    if ours is None:
+        return f"it has {name}, {[*theirs.shape]}, which those read here have not"
+    return f"{name} is {[*theirs.shape]}, not {[*ours.shape]}"
+
+
+def _number_tensor(path: Path, name: str, stored: StoredTensor) -> Tensor:
+    """Loads a tensor of an encoder, and checks that it holds numbers."""
+    tensor = stored.load()
+    if name.endswith("num_batches_tracked"):
+        return torch.zeros((), dtype=torch.int64)  # counts the training's steps; nothing reads it
+    problem = weight_problem(name, tensor)
+    if problem is None and name.endswith("running_var") and bool((tensor < 0).any()):
+        problem = f"{name} has negative variances"
+    if problem is not None:
+        raise UnreadableCheckpointError(
+            f"{path} is damaged: {printable(problem)}. Download or copy it again."
+        )
+    return tensor.float()
+
+
+def _mean(path: Path, content: Mapping[str, object], kind: Kind, w_dim: int, layers: int) -> Tensor:
     """Reads what is added to the codes: the mean of W, or 0 if the encoder was trained without."""
     options = content.get("opts")
     options = options.state if isinstance(options, Instance) else options
     starts = not isinstance(options, dict) or options.get("start_from_latent_avg", True)
     stored = content.get("latent_avg")
-    if isinstance(stored, StoredTensor) and (starts or kind == "W encoder"):
-        mean = stored.load().float()
-        mean = mean.reshape(-1, mean.shape[-1]) if mean.ndim else mean.reshape(1, 1)
-        if mean.shape == (1, w_dim) or (mean.shape[1] == w_dim and kind == "W encoder"):
-            return mean[0]
-        if mean.shape == (layers, w_dim):
-            return mean
+    if not isinstance(stored, StoredTensor) or not (starts or kind == "W encoder"):
+        return torch.zeros(w_dim)
+    shape = stored.shape
+    rows = 1 if len(shape) < 2 else shape[-2]
+    if not shape or shape[-1] != w_dim or len(shape) > 3 or (len(shape) == 3 and shape[0] != 1):
+        rows = 0
+    if rows == 0 or (rows not in (1, layers) and kind != "W encoder") or rows > MAX_LAYERS:
         raise NotAnEncoderError(
-            f"The checkpoint's latent_avg is {[*mean.shape]}, which does not fit its encoder of "
+            f"The checkpoint's latent_avg is {[*shape]}, which does not fit its encoder of "
             f"{layers or 1} layers of {w_dim}. Download it again."
         )
-    return torch.zeros(w_dim)
+    if stored.storage.nbytes > SLACK:
+        raise NotAnEncoderError(f"{path} holds no encoder: its latent_avg is part of other data.")
+    mean = _number_tensor(path, "latent_avg", stored).reshape(rows, w_dim)
+    return mean[0] if rows == 1 or kind == "W encoder" else mean

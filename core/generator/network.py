@@ -19,6 +19,13 @@ from torch.utils.checkpoint import checkpoint
 
 Noise = Literal["const", "random", "none"]
 
+# Bounds of what a file may ask for; every published generator is far inside.
+MAX_RESOLUTION = 1024  # px
+MAX_CHANNELS = 2048  # of features, and numbers in z and w
+MAX_MAPPING_LAYERS = 64
+MIN_RATE = 1e-6  # of the mapping network; at most 1
+MIN_CLAMP, MAX_CLAMP = 1e-3, 1e6
+
 _GAIN = math.sqrt(2)  # of every leaky ReLU
 _SLOPE = 0.2  # of every leaky ReLU
 _EPSILON = 1e-8
@@ -39,10 +46,33 @@ class Architecture:
 
     def __post_init__(self) -> None:
         size = self.resolution
+        if type(size) is not int:
+            raise ValueError(f"The resolution must be a number, not {size!s:.40}.")
         if size < 8 or size & (size - 1):
             raise ValueError(f"The resolution must be a power of two, at least 8, not {size}.")
+        if size > MAX_RESOLUTION:
+            raise ValueError(f"The resolution must be at most {MAX_RESOLUTION}, not {size}.")
         if sorted(self.channels) != self.resolutions:
             raise ValueError(f"Channels must be given for {self.resolutions}.")
+        for name, width in (
+            ("z", self.z_dim),
+            ("w", self.w_dim),
+            *((f"{r} px", c) for r, c in self.channels.items()),
+        ):
+            if type(width) is not int or not 1 <= width <= MAX_CHANNELS:
+                raise ValueError(
+                    f"{name} must have 1 to {MAX_CHANNELS} numbers, not {width!s:.40}."
+                )
+        depth = self.mapping_layers
+        if type(depth) is not int or not 0 <= depth <= MAX_MAPPING_LAYERS:
+            raise ValueError(
+                f"There must be 0 to {MAX_MAPPING_LAYERS} mapping layers, not {depth}."
+            )
+        rate, clamp = self.mapping_rate, self.conv_clamp
+        if not _is_number(rate) or not MIN_RATE <= rate <= 1:
+            raise ValueError(f"The mapping rate must be a number up to 1, not {rate!s:.40}.")
+        if clamp is not None and not (_is_number(clamp) and MIN_CLAMP <= clamp <= MAX_CLAMP):
+            raise ValueError(f"The clamp must be a number above 0 or none, not {clamp!s:.40}.")
 
     @property
     def resolutions(self) -> list[int]:
@@ -53,6 +83,10 @@ class Architecture:
     def num_ws(self) -> int:
         """Layers of w+: one per convolution, and one for the last ToRGB."""
         return 2 * len(self.resolutions)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def half_precision(device: torch.device | str) -> torch.dtype | None:

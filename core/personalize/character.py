@@ -135,7 +135,7 @@ def load_character(path: str | Path) -> Character:
     """
     header, tensors = _read(path)
     try:
-        info = CharacterInfo(**json.loads(header["info"]))
+        info = CharacterInfo(**container.parse(header["info"]))
         _check(info, tensors)
         generator = build(
             header["architecture"],

@@ -21,12 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.base.errors import ReenactError
+from core.base.files import file_size
+from core.base.text import printable
 from core.face.alignment import warp
 from core.face.identity import Recogniser
 from core.face.keypoints import DLIB_MOUTH_CORNERS, LEFT_EYE, RIGHT_EYE
 from core.face.network import aligned_roi, to_picture
 
 EXPRESSION, ANGLES = slice(80, 144), slice(224, 227)
+
+MAX_BYTES = 2 << 30  # of an ONNX file, by its format
 
 _NOSE_TIP = 4
 # ArcFace's template: eyes, tip of the nose, mouth corners, px of 112 (insightface).
@@ -185,6 +189,8 @@ def _load(path: str | Path, side: int) -> tuple[Callable[[Tensor], Tensor], str]
             f'{path} needs onnxruntime. Install it: pip install "onnxruntime>=1.19".'
         ) from error
     try:
+        if file_size(path) > MAX_BYTES:
+            raise ModelNotUsableError(f"{path} has over 2 GiB, and ONNX networks can't. Name one.")
         content = Path(path).read_bytes()  # from memory, so that it can refer to no other file
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
@@ -192,32 +198,40 @@ def _load(path: str | Path, side: int) -> tuple[Callable[[Tensor], Tensor], str]
         preferred = ("CUDAExecutionProvider", "CPUExecutionProvider")
         providers = [p for p in preferred if p in available]
         session = onnxruntime.InferenceSession(content, options, providers)
+    except ReenactError:
+        raise
     except OSError as error:
         raise ModelNotUsableError(f"{path} can't be read: {error.strerror}.") from error
     except Exception as error:  # onnxruntime's errors have no common base
         raise ModelNotUsableError(
-            f"{path} is no ONNX network that can be run here: {str(error)[:200]}. Export it again, "
-            "as one file."
+            f"{path} is no ONNX network that can be run here: {printable(str(error))[:200]}. "
+            "Export it again, as one file."
         ) from error
-    entry, shape = session.get_inputs()[0], session.get_inputs()[0].shape
-    fits = len(session.get_inputs()) == 1 and len(shape) == 4
+    entries = session.get_inputs()
+    shape = entries[0].shape if entries else []
+    fits = len(entries) == 1 and len(shape) == 4 and entries[0].type == "tensor(float)"
     # A size that is no number may be anything.
     fits = fits and all(
         s == n for s, n in zip(shape, (1, 3, side, side), strict=True) if isinstance(s, int)
     )
     if not fits:
         raise ModelNotUsableError(
-            f"{path} takes {shape}, not pictures [B, 3, {side}, {side}]. Export it with channels "
-            "first, for one input."
+            f"{path} takes {printable(str(shape))}, not pictures [B, 3, {side}, {side}] in "
+            "float32. Export it with channels first, for one input."
         )
     single = isinstance(shape[0], int)
 
     def run(pictures: Tensor) -> Tensor:
-        parts = [
-            session.run(None, {entry.name: part.cpu().numpy()})[0]
-            for part in pictures.float().split(1 if single else len(pictures))
-        ]
-        result = np.concatenate(parts)
+        try:
+            parts = [
+                np.asarray(session.run(None, {entries[0].name: part.cpu().numpy()})[0])
+                for part in pictures.float().split(1 if single else len(pictures))
+            ]
+            result = np.concatenate(parts)
+        except Exception as error:  # as above
+            raise ModelNotUsableError(
+                f"{path} can't be run: {printable(str(error))[:200]}. Export it again, as one file."
+            ) from error
         if result.ndim != 2 or len(result) != len(pictures):
             raise ModelNotUsableError(
                 f"{path} gives {[*result.shape]}, not one vector for each picture."

@@ -191,7 +191,7 @@ def load_track(path: str | Path, character: str | None = None) -> LatentTrack:
     """
     header, arrays = container.read(path, FORMAT, VERSION, NotATrackError, "latent track", OLDEST)
     try:
-        plain = json.loads(header["track"])
+        plain = container.parse(header["track"])
         if int(header["version"]) == 4:
             _rename_version_4(plain, arrays)
         _check(arrays)

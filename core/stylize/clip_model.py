@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
 
+from core.base.container import read_header
 from core.base.errors import ReenactError
+from core.base.text import printable
 
 # Names, and where they are published.
 MODELS = {
@@ -110,11 +111,13 @@ def load_clip(name: str, device: torch.device | str = "cpu") -> ClipModel:
             f"{torch.__version__}."
         ) from error
     try:
+        read_header(folder(name) / FILES[1])
         model = open_clip.create_model(f"local-dir:{folder(name)}", device=device)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder(name)}")
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # the library's errors have no common base
         raise ClipMissingError(
-            f"The files in {folder(name)} are damaged or no CLIP model ({error}). Fetch them again."
+            f"The files in {folder(name)} are damaged or no CLIP model "
+            f"({printable(str(error))[:200]}). Fetch them again."
         ) from error
     return from_open_clip(name, model, tokenizer)
 

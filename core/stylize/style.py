@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
 from core.base import container, keyframes
 from core.base.digest import digest
@@ -232,9 +231,8 @@ def load_style(path: str | Path, character: Character, sibling: bool = False) ->
 
 def _is_style_file(path: str | Path) -> bool:
     try:
-        with safe_open(path, "np") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
-    except (OSError, SafetensorError):
+        return container.read_header(path)[0].get("format") == FORMAT
+    except (OSError, ValueError):
         return False  # a checkpoint or nothing; its reader reports which
 
 
@@ -259,7 +257,7 @@ def _load_own(path: str | Path, character: Character, sibling: bool) -> Style:
 
 def _info(path: str | Path, header: dict[str, str]) -> StyleInfo:
     try:
-        return StyleInfo(**json.loads(header["info"]))
+        return StyleInfo(**container.parse(header["info"]))
     except (KeyError, TypeError, ValueError) as error:
         raise NotAStyleError(f"{path} is damaged: {error}. Copy or make it again.") from error
 

@@ -24,9 +24,14 @@ def open_container(
         OSError: the file can't be read.
         ValueError: the file has no such array, or isn't a safetensors file.
     """
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise FileNotFoundError(f"{path} is no file.")
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size)) if 0 < size < 1 << 24 else {}
+        try:
+            header = json.loads(file.read(size)) if 0 < size < 1 << 24 else {}
+        except RecursionError as error:
+            raise ValueError(f"{path} is damaged.") from error
         if array not in header:
             raise ValueError(f"{path} is no Reenact file that contains {array}.")
 

@@ -14,6 +14,7 @@ from reenact import protocol
 
 from core.base import keyframes
 from core.base.errors import ReenactError
+from core.base.files import file_size
 from server.cli import options
 from server.cli.reporting import Report
 from server.cli.running import run_task
@@ -139,10 +140,11 @@ def recalled(path: Path) -> tuple[list[protocol.Move], Mapping[str, Any] | None]
         value = recipe["moves"]
     else:
         try:
+            file_size(path)  # a pipe would be waited for
             value = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise editing.EditError(f"{path} can't be read: {error.strerror or error}.") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise editing.EditError(f"{path} can't be read as JSON: {error}.") from error
     moves = [
         protocol.Move(m.direction, keyframes.as_text(m.keys), m.rows)

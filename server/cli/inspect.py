@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from core.base.text import printable
 from core.media.numbering import format_numbers
 from server.cli import options
 from server.cli.reporting import Report
@@ -48,7 +49,7 @@ def inspect(
         return
     else:
         facts = character_facts(file)
-    text = "\n".join(f"{k:16s} {v}" for k, v in facts.items())
+    text = "\n".join(f"{k:16s} {printable(str(v))}" for k, v in facts.items())
     if rows:
         facts["terms"] = rows
         text += "\n\n" + "".join(f"{name:>16s}" for name in rows[0])

@@ -11,15 +11,16 @@ from typing import Annotated, Any
 import typer
 from reenact import protocol
 from reenact.client import Client, ServerError
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
 from server.cli.remote import JobFailedError
+from server.cli.reporting import Terminal
 
-console = Console(highlight=False, soft_wrap=True)
+console = Terminal(highlight=False, soft_wrap=True)
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table")]
 ACTIONS = ("cancel", "pause", "resume", "finish", "delete")
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from server.cli.reporting import Terminal
 from server.frontend import home
 
-console = Console(highlight=False, soft_wrap=True)
+console = Terminal(highlight=False, soft_wrap=True)
 app = typer.Typer(help="Who may connect to this server.", no_args_is_help=True)
 
 

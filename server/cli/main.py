@@ -13,7 +13,6 @@ from typing import NoReturn
 import typer
 from reenact.errors import ServerError
 from reenact.launcher import ANOTHER_RUNS
-from rich.console import Console
 from rich.markup import escape
 from typer.exceptions import TyperException
 
@@ -36,6 +35,7 @@ from server.cli import (
     style,
     track,
 )
+from server.cli.reporting import Terminal
 from server.frontend import home
 from server.jobs.common import BadOptionError
 
@@ -94,6 +94,8 @@ def main() -> None:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
+        if sys.argv[1:2] == ["models"]:  # these have no --batch
+            _fail("Too little memory. Close other programs, or use a machine that has more.")
         _fail("Too little memory. Run the same command again with a smaller --batch.")
 
 
@@ -144,7 +146,7 @@ def _sentence(error: OSError) -> str:
 def _fail(message: str, code: int = 1) -> NoReturn:
     if "--json" in sys.argv:
         print(json.dumps({"error": message}), flush=True)
-    stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+    stderr = Terminal(stderr=True, highlight=False, soft_wrap=True)
     stderr.print(f"[red]reenact:[/red] {escape(message)}")
     sys.exit(code)
 

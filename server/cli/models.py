@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from core.base.text import printable
 from server.cli.inspect import inspect as inspect_own
+from server.cli.reporting import Terminal
 
 if TYPE_CHECKING:  # torch loads in the commands that need it
     from core.generator import Generator
@@ -22,7 +23,7 @@ if TYPE_CHECKING:  # torch loads in the commands that need it
 app = typer.Typer(
     help="Generators: import, inspect, export and sample checkpoints.", no_args_is_help=True
 )
-console = Console(highlight=False)
+console = Terminal(highlight=False)
 
 File = Annotated[Path, typer.Argument(help="A generator's checkpoint, in any of the formats")]
 Parent = Annotated[
@@ -146,7 +147,7 @@ def _show(checkpoint: Checkpoint) -> None:
         ),
     ):
         table.add_row(f"[bold]{name}[/bold]", value)
-    console.print(f"[bold]{escape(str(checkpoint.path))}[/bold]")
+    console.print(f"[bold]{escape(printable(str(checkpoint.path)))}[/bold]")
     console.print(table)
     for note in checkpoint.notes:
-        console.print(f"[yellow]{escape(note)}[/yellow]")
+        console.print(f"[yellow]{escape(printable(note))}[/yellow]")

@@ -64,6 +64,10 @@ def personalize(given: Options) -> None:
 
     report, output = Report(given.json), given.output
     options.check_output(output, ".character")
+    if given.base is not None:
+        from core.generator.storage import read_generator_header
+
+        read_generator_header(given.base)  # before the scan is read, and anything is sent
     clip = open_clip(given.scan, colour_space=given.colour_space)
     common.note_clip(clip, report)
     reconstruction = output.with_name(f"{output.stem}_reconstruction.png")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -18,11 +18,27 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
+
+from core.base.text import printable
 
 OnProgress = Callable[..., None]  # called with (done, total, **figures)
 
 JSON_SECONDS = 1.0  # between progress lines
 ESTIMATE_SECONDS = 4.0  # after which the rest is estimated where no bar can move
+
+
+class Terminal(Console):
+    """A console that shows what files hold, and never obeys it: no escape sequences get through."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control:  # rich's own
+                yield segment
+            else:
+                yield Segment(printable(segment.text, lines=True), segment.style)
 
 
 class Report:
@@ -36,14 +52,14 @@ class Report:
     def __init__(self, machine: bool = False) -> None:
         self.machine = machine
         # A wrapped path can't be copied.
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Terminal(highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Shows a remark, as a sentence."""
         if self.machine:
             self._line({"note": text})
         else:
-            self.console.print(f"  {escape(text)}")
+            self.console.print(f"  {escape(printable(text))}")
 
     def result(self, text: str, **facts: object) -> None:
         """Shows what came out: a sentence for people, the facts for machines."""

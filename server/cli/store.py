@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from core.base.errors import ReenactError
+from server.cli.reporting import Terminal
 from server.frontend import home
 from server.locks import exclusive_lock
 
 if TYPE_CHECKING:
     from server.frontend.database import Database
 
-console = Console(highlight=False, soft_wrap=True)
+console = Terminal(highlight=False, soft_wrap=True)
 app = typer.Typer(help="The server's files.", no_args_is_help=True)
 
 

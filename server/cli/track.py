@@ -8,20 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import track as progress
 
 from core.media.errors import FrameError
 from core.media.numbering import format_numbers
 from server.cli import options
-from server.cli.reporting import Report
+from server.cli.reporting import Report, Terminal
 from server.jobs import common
 
 if TYPE_CHECKING:
     from core.media.clip import Clip
 
-console = Console(highlight=False, soft_wrap=True)  # a wrapped path can't be copied
+console = Terminal(highlight=False, soft_wrap=True)  # a wrapped path can't be copied
 
 
 def track(

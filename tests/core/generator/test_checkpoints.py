@@ -238,6 +238,7 @@ def test_rosinality_checkpoints_give_the_same_pictures(tmp_path: Path, zipped: b
     same_pictures(loaded, rosinality_pictures(state))
     assert torch.equal(loaded.mapping.w_avg, mean)
     assert loaded.architecture == SMALL
+    assert "lr_mlp" in header.pop("notes")  # such files can't tell it
     assert header == {"source": path.name, "source_format": "rosinality checkpoint"}
 
 
@@ -813,7 +814,7 @@ def test_tensorflow_variants_are_refused(tmp_path: Path, options: dict, said: st
 
 def test_tensorflow_variables_are_not_copied_without_end(tmp_path: Path) -> None:
     """One array under many names."""
-    array = np.zeros(2**18, np.float32)
+    array = np.zeros((512, 512), np.float32)
     names = [f"mapping/Dense{i}/weight" for i in range(1000)]
     with registered({"dnnlib.tflib.network.Network": Network}):
         own = Network(
@@ -1013,8 +1014,8 @@ def test_huge_claims_and_nesting_fail_fast_in_little_memory(tmp_path: Path, code
 
 
 def test_deep_keys_never_reach_a_hash(tmp_path: Path) -> None:
-    """Hashing a tuple of 500,000 levels overflows C's stack and kills the process."""
-    data = b"\x80\x04})" + b"\x85" * 500_000 + b"Ns."
+    """Hashing a tuple of 200,000 levels overflows C's stack and kills the process."""
+    data = b"\x80\x04})" + b"\x85" * 200_000 + b"Ns."
     assert "dictionary key of type tuple" in refused(tmp_path / "x.pkl", data)
 
 
