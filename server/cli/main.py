@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import sys
 from typing import NoReturn
@@ -64,6 +65,9 @@ for command in (
 
 def main() -> None:
     """Runs the command line; an error meant for the user is a sentence, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be Unicode
+            stream.reconfigure(errors="backslashreplace")
     try:
         if "--json" in sys.argv:  # not even what is wrong with an option is shown as a panel
             sys.exit(app(standalone_mode=False) or 0)

@@ -63,7 +63,7 @@ def personalize(given: Options) -> None:
     from core.media.read import open_clip
 
     report, output = Report(given.json), given.output
-    options.check_output(output, ".character")
+    options.check_suffix(output, ".character")
     clip = open_clip(given.scan, colour_space=given.colour_space)
     common.note_clip(clip, report)
     reconstruction = output.with_name(f"{output.stem}_reconstruction.png")
