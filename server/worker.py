@@ -36,6 +36,7 @@ from typing import IO, TYPE_CHECKING, Any
 from reenact import protocol
 
 from core.base.errors import ReenactError
+from core.media.outputs import check_outputs
 from server import blobs
 from server.jobs import common, registry
 from server.locks import exclusive_lock
@@ -240,6 +241,10 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
             hash, size = blobs.add_file(root, picture)
             front.send("picture", hash=hash, size=size)
 
+        outputs = {name: folder / "out" / file for name, file in kind.results.items()}
+        # What was sent lies in the store, where results may be links to the same content.
+        check_outputs(outputs, {name: Path(part.path) for name, part in parts.items() if part.path})
+
         context = common.Context(
             report,
             files=paths,
@@ -253,7 +258,7 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
                 for name, part in parts.items()
                 if isinstance(part, protocol.Clip)
             },
-            outputs={name: folder / "out" / file for name, file in kind.results.items()},
+            outputs=outputs,
             on_result=add_result,
             load_character=lambda path: characters.get(path, keys[path] or str(path)),
             picture=picture,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,26 +21,42 @@ class NotWritableError(ReenactError):
 
 
 def check_writable(path: str | Path) -> None:
-    """Checks that a file can be written, before work is spent on it.
+    """Checks that a file can be written, before work is spent on it; leaves nothing behind.
 
     Args:
         path: of the file; it and its folders need not exist.
 
     Raises:
-        NotWritableError: the path is a folder, lies below a file, or there are no rights.
+        NotWritableError: the path is a folder, lies below a file or on no disk, or its folder
+            takes no files of this user.
     """
-    path = Path(path).absolute()
-    if path.is_dir():
+    whole = os.path.abspath(path)
+    if os.path.isdir(whole):
         raise NotWritableError(f"{path} is a folder. Name a file.")
-    folder = next(one for one in path.parents if one.exists())
-    if not folder.is_dir():
+    folder = os.path.dirname(whole)
+    while not os.path.isdir(folder):
+        if os.path.lexists(folder):
+            what = "leads nowhere" if os.path.islink(folder) else "is a file"
+            raise NotWritableError(
+                f"{path} can't be written: {folder} {what}. Choose another place."
+            )
+        if os.path.dirname(folder) == folder:
+            raise NotWritableError(f"{path} can't be written: there is no {folder}.")
+        folder = os.path.dirname(folder)
+    try:
+        # Not by the rights alone: some disks refuse what the rights allow.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        for name in (*Path(whole).relative_to(folder).parts, _temporary(Path(whole)).name):
+            with contextlib.suppress(FileNotFoundError):
+                os.lstat(os.path.join(folder, name))  # fails if the name is too long
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return  # room may be made before the work is done
+        reason = "it takes no files" if error.errno == errno.ENOENT else error.strerror or error
         raise NotWritableError(
-            f"{path} can't be written: {folder} is a file. Choose another place."
-        )
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise NotWritableError(
-            f"{path} can't be written: no rights in {folder}. Choose another place."
-        )
+            f"{path} can't be written in {folder}: {reason}. Choose another place."
+        ) from error
 
 
 def file_size(path: str | Path) -> int:
@@ -86,8 +104,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not by tempfile: its files are private (0600), and renders are read by other users.
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
+    temporary = _temporary(path)
     try:
         temporary.touch()  # with the mode of the umask
         mode = stat.S_IMODE(temporary.stat().st_mode)
@@ -101,6 +118,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         raise
     if os.name == "posix":  # Windows has no handle for a folder
         _flush(path.parent, os.O_RDONLY)
+
+
+def printable(text: str) -> str:
+    """Returns text that may hold names of files as Unicode: bytes that are none become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def next_version(path: str | Path) -> Path:
@@ -118,6 +140,16 @@ def next_version(path: str | Path) -> Path:
     matches = [pattern.fullmatch(other.name) for other in path.absolute().parent.iterdir()]
     last = max((int(match[1]) for match in matches if match), default=0)
     return path.with_name(f"{stem}_v{last + 1:03d}{path.suffix}")
+
+
+def work_folder(output: Path) -> Path:
+    """Returns the folder beside an output that holds its unfinished work, and is removed after."""
+    return output.with_name(output.name + ".work")
+
+
+def _temporary(path: Path) -> Path:
+    # Not by tempfile: its files are private (0600), and renders are read by other users.
+    return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
 
 
 def _flush(path: Path, flags: int) -> None:

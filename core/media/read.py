@@ -45,8 +45,9 @@ def open_clip(
     Args:
         path: "shot.####.exr", "shot.%04d.exr", one file of a sequence, a folder that holds
             exactly one sequence, a still, a movie (`core.media.clip.MOVIES`), or any of these
-            followed by a range as Nuke writes it: "shot.####.exr 1001-1050". Movies start at
-            frame 1; a still without a number is frame 1.
+            followed by a range as Nuke writes it: "shot.####.exr 1001-1050". One file of a sequence
+            is that frame alone, unless a range follows. Movies start at frame 1; a still without a
+            number is frame 1.
         first: start of the range; takes precedence over a range in `path`.
         last: its end, inclusive.
         colour_space: name, alias or role of the OCIO config; by default as this module's docstring
@@ -79,7 +80,11 @@ def with_handles(clip: Clip, count: int) -> Clip:
         ClipNotFoundError: the clip has gone since it was opened.
     """
     movie = clip.movie
-    existing = find_sequence(clip.path)[1] if movie is None else list(range(1, len(movie.pts) + 1))
+    existing: list[int] | None
+    if movie is not None:
+        existing = list(range(1, len(movie.pts) + 1))
+    else:
+        existing = find_sequence(clip.path).numbers
     if existing is None:  # a still
         return clip
     first = min(clip.first, max(clip.first - count, existing[0]))

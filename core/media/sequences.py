@@ -6,6 +6,7 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from core.media.clip import MAX_RANGE, PICTURES
@@ -15,7 +16,13 @@ from core.media.errors import (
     MissingFramesError,
     TooLargeError,
 )
-from core.media.numbering import format_numbers, frame_path, split_pattern
+from core.media.numbering import (
+    as_pattern,
+    format_numbers,
+    frame_path,
+    is_pattern,
+    matching_numbers,
+)
 
 
 def check_file(path: str) -> None:
@@ -39,10 +46,7 @@ def check_file(path: str) -> None:
 
 
 def _sequences(folder: Path) -> dict[str, list[int]]:
-    """Returns the numbered pictures of a folder: pattern with # -> sorted numbers.
-
-    The number stands right before the suffix; "_v002" is a version, not a number.
-    """
+    """Returns the numbered pictures of a folder: pattern with # -> sorted numbers."""
     found: dict[tuple[str, str], list[str]] = {}
     for name in os.listdir(folder):
         split = _split_number(name)
@@ -61,62 +65,58 @@ def _sequences(folder: Path) -> dict[str, list[int]]:
 
 
 def _split_number(name: str) -> tuple[str, str, str] | None:
-    """Splits "shot.1001.exr" into "shot.", "1001" and ".exr"; None for any other file name."""
+    """Splits "shot.1001.exr" into "shot.", "1001" and ".exr"; None for a name without a number.
+
+    The number stands right before the suffix, or else between dots: "shot.1001.beauty.exr". "_v002"
+    is a version, not a number.
+    """
     stem, suffix = os.path.splitext(name)
-    if suffix.lower() not in PICTURES or name.startswith("."):
+    if suffix.lower() not in PICTURES or name.startswith(".") or "#" in name:
         return None
     match = re.fullmatch(r"(.*?)((?:(?<=[._])-)?\d+)", stem, re.DOTALL)
-    if match is None or re.search(r"(?:^|[._-])[vV]$", match[1]):
-        return None
-    return match[1], match[2], suffix
+    if match is not None and not re.search(r"(?:^|[._-])[vV]$", match[1]):
+        return match[1], match[2], suffix
+    match = re.fullmatch(r"(.*\.)(-?\d+)(\..*)", stem, re.DOTALL)
+    return None if match is None else (match[1], match[2], match[3] + suffix)
 
 
-def _matching_numbers(pattern: str) -> list[int]:
-    """Returns the sorted numbers of the files that fit a pattern with #."""
-    head, width, tail = split_pattern(os.path.basename(pattern))
-    numbers = []
-    for name in os.listdir(os.path.dirname(pattern) or "."):
-        digits = name[len(head) : len(name) - len(tail)]
-        if (
-            name.startswith(head)
-            and name.endswith(tail)
-            and re.fullmatch(r"-?\d+", digits)
-            and f"{int(digits):0{width}d}" == digits
-        ):
-            numbers.append(int(digits))
-    return sorted(numbers)
+@dataclass(frozen=True)
+class Found:
+    """What a path stands for.
+
+    Attributes:
+        path: the sequence's pattern with #, or the still.
+        numbers: of the sequence, sorted; None for a still.
+        named: the number of the one file of the sequence that the path names, if it does.
+    """
+
+    path: str
+    numbers: list[int] | None
+    named: int | None = None
 
 
-def find_sequence(text: str) -> tuple[str, list[int] | None]:
+def find_sequence(text: str) -> Found:
     """Finds the sequence or the still that a path stands for.
 
     Args:
         text: a pattern with # or %04d, a file of a sequence, a still, or a folder with exactly one
             sequence.
 
-    Returns:
-        The pattern with # and its sorted numbers, or the still's path and None.
-
     Raises:
         ClipNotFoundError: there is nothing of the kind; the message lists what is nearby.
         ClipNotReadableError: a folder may not be read.
     """
     folder, name = os.path.split(text)
-    # %04d -> ####, %d -> #
-    pattern_name = re.sub(r"%0?(\d*)d", lambda match: "#" * int(match[1] or 1), name)
+    pattern = as_pattern(text)
     try:
         if os.path.isdir(text):
             return _only_sequence(Path(text))
         if os.path.exists(text):
-            for pattern, numbers in _sequences(Path(folder or ".")).items():
-                if any(frame_path(pattern, number) == name for number in numbers):
-                    return os.path.join(folder, pattern), numbers
-            return text, None
-        if "#" in pattern_name and os.path.isdir(folder or "."):
-            pattern = os.path.join(folder, pattern_name)
-            numbers = _matching_numbers(pattern)
+            return _sequence_of(folder, name)
+        if is_pattern(pattern) and os.path.isdir(folder or "."):
+            numbers = matching_numbers(pattern)
             if numbers:
-                return pattern, numbers
+                return Found(pattern, numbers)
         hint = f" {_list_sequences(Path(folder or '.'))}" if os.path.isdir(folder or ".") else ""
     except PermissionError as error:
         raise ClipNotReadableError(
@@ -125,7 +125,16 @@ def find_sequence(text: str) -> tuple[str, list[int] | None]:
     raise ClipNotFoundError(f"There is no {text}.{hint}")
 
 
-def _only_sequence(folder: Path) -> tuple[str, list[int]]:
+def _sequence_of(folder: str, name: str) -> Found:
+    """Returns the sequence that an existing file belongs to, or the file as a still."""
+    for pattern, numbers in _sequences(Path(folder or ".")).items():
+        for number in numbers:
+            if frame_path(pattern, number) == name:
+                return Found(os.path.join(folder, pattern), numbers, number)
+    return Found(os.path.join(folder, name), None)
+
+
+def _only_sequence(folder: Path) -> Found:
     sequences = _sequences(folder)
     if len(sequences) != 1:
         raise ClipNotFoundError(
@@ -133,7 +142,7 @@ def _only_sequence(folder: Path) -> tuple[str, list[int]]:
             f"{_list_sequences(folder)}"
         )
     ((pattern, numbers),) = sequences.items()
-    return str(folder / pattern), numbers
+    return Found(str(folder / pattern), numbers)
 
 
 def _list_sequences(folder: Path) -> str:

@@ -15,9 +15,10 @@ import numpy as np
 import OpenImageIO as oiio
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
-from core.base.files import atomic_write
+from core.base.files import atomic_write, printable
 from core.media.clip import Window
 from core.media.errors import WriteFailedError, check_finite, first_sentence
+from core.media.headers import encoded, last_error
 
 # Attributes that OpenImageIO stores as types of their own; others follow from their values.
 _ATTRIBUTE_TYPES = {
@@ -145,10 +146,10 @@ def copy_exr(source: str | Path, path: str | Path, attributes: Mapping[str, obje
     Raises:
         WriteFailedError: the file system's reason.
     """
-    file = oiio.ImageInput.open(str(source))
+    file = oiio.ImageInput.open(encoded(source))
     pixels = None if file is None else file.read_image(oiio.FLOAT)
     if file is None or pixels is None:
-        oiio.geterror()  # else OpenImageIO prints it later
+        last_error(oiio)  # else OpenImageIO prints it later
         return False
     spec = file.spec()
     file.close()
@@ -236,12 +237,12 @@ def _writing(path: str | Path) -> Iterator[Path]:
 
 def _write_exr(path: Path, spec: oiio.ImageSpec, pixels: np.ndarray) -> None:
     output = oiio.ImageOutput.create("openexr")
-    written = output.open(str(path), spec) and output.write_image(pixels)
-    reason = output.geterror()
+    written = output.open(encoded(path), spec) and output.write_image(pixels)
+    reason = last_error(output)
     if not output.close() or not written:
-        raise OSError(None, reason or output.geterror() or "no reason is known")
+        raise OSError(None, reason or last_error(output) or "no reason is known")
     # OpenImageIO reports no error when the disk fills up under the last bytes: read them back.
-    source = oiio.ImageInput.open(str(path))
+    source = oiio.ImageInput.open(encoded(path))
     bottom = spec.y + spec.height
     if source is None or source.read_scanlines(0, 0, bottom - 1, bottom, 0, 0, 1) is None:
         raise OSError(None, "the end of the file is lost")
@@ -250,7 +251,9 @@ def _write_exr(path: Path, spec: oiio.ImageSpec, pixels: np.ndarray) -> None:
 
 def _set_attribute(spec: oiio.ImageSpec, name: str, value: object) -> None:
     value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, (str, bool, int, float)):
+    if isinstance(value, str):  # names of files need not be Unicode
+        spec.attribute(name, printable(value))
+    elif isinstance(value, (bool, int, float)):
         spec.attribute(name, int(value) if isinstance(value, bool) else value)
     elif name in _ATTRIBUTE_TYPES:
         spec.attribute(name, oiio.TypeDesc(_ATTRIBUTE_TYPES[name]), value)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from core.base.checkpoints import load_checkpoint, save_checkpoint
 from core.base.digest import digest
 from core.base.errors import ReenactError
+from core.base.files import work_folder
 from core.base.progress import EndAfter, Report, never
 from core.base.sampling import evenly_spaced
 from core.face import perceptual
@@ -131,7 +132,7 @@ def personalize(
     selected, held_out = _select(scan, metric, settings, output, report)
     frames = np.concatenate([selected, held_out])
     pictures = _at_resolution(scan, frames, resolution)
-    work = output.with_name(output.name + ".work")
+    work = work_folder(output)
     work.mkdir(parents=True, exist_ok=True)
     w = _pivots(generator, pictures, encoder, metric, settings, work, report)
     train, check = slice(len(selected)), slice(len(selected), None)

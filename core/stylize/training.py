@@ -26,6 +26,7 @@ from torch import Tensor
 
 from core.base.digest import digest
 from core.base.errors import ReenactError
+from core.base.files import work_folder
 from core.base.progress import EndAfter, Progress, Report, never
 from core.base.sampling import evenly_spaced
 from core.face import perceptual
@@ -224,7 +225,7 @@ def stylize(
         save_style(output, Style(generator, to_bytes(_thumbnail(generated)), current))
         on_preview()
 
-    work = output.with_name(output.name + ".work")
+    work = work_folder(output)
     with report.stage("stylizing") as progress:
         tuned = tuning.fine_tune(
             parent,

@@ -12,7 +12,9 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from core.base.errors import ReenactError
 from core.media.numbering import frame_path
+from core.media.outputs import check_outputs
 from server.cli import options
 from server.cli.personalize import personalize
 from server.cli.render import render
@@ -23,6 +25,12 @@ from server.cli.style import style
 FIRST = 1001
 FPS = 15.0  # slow film: much happens in few frames
 STYLES = ("sketch", "posterise")
+FILMS = ("self_scan", "driving", "truth")
+TASK = "reenact:task"  # header attribute: hash of what a frame was filmed of
+
+
+class ForeignFilesError(ReenactError):
+    """Where the demo writes, there are pictures that it has not made."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +62,15 @@ def demo(given: Options) -> None:
     from core.synthetic import performer
 
     report, folder, seed, size = Report(given.json), given.folder, given.seed, given.size
+    check_folder(folder)
     target, driver = (performer.random_identity(seed + i) for i in range(2))
     motion = performer.performance(driver, given.count, fps=FPS, seed=seed)
     scan_motion = performer.self_scan(target, given.scan_frames, seed=seed)
     report.note(f"1/5 filming a self-scan, a driving clip and its ground truth, in {folder}")
-    scan = film("self_scan", scan_motion, folder, size, report)
-    plate = film("driving", motion, folder, size, report)
-    truth = film("truth", performer.transfer(motion, target), folder, size, report)
+    motions = (scan_motion, motion, performer.transfer(motion, target))
+    scan, plate, truth = (
+        film(name, one, folder, size, report) for name, one in zip(FILMS, motions, strict=True)
+    )
     # Another request, other names: nothing that was made before is in the way.
     made_of = f"{seed}_{given.scan_frames}_{size}_{given.steps}_{given.refine}"
     character = folder / f"target_{made_of}.character"
@@ -176,6 +186,35 @@ def _draw_in_style(
     )
 
 
+def check_folder(folder: Path) -> None:
+    """Refuses a folder whose pictures the demo would take for those of an earlier one.
+
+    Raises:
+        ForeignFilesError: a picture where it films is none of an earlier demo.
+        core.base.files.NotWritableError: the folder takes no files.
+    """
+    from core.media.pictures import read_attribute
+
+    check_outputs({name: film_pattern(name, folder) for name in FILMS}, {})
+    for name in FILMS:
+        for old in film_files(name, folder):
+            if read_attribute(old, TASK) is None:
+                raise ForeignFilesError(
+                    f"{old} is not of an earlier demo, which would write over it. Choose another "
+                    "place with --folder."
+                )
+
+
+def film_pattern(name: str, folder: Path) -> str:
+    """Returns the pattern of a film's frames."""
+    return str(folder / name / f"{name}.####.exr")
+
+
+def film_files(name: str, folder: Path) -> set[Path]:
+    """Returns the frames of a film that exist."""
+    return set((folder / name).glob(f"{name}.*.exr"))
+
+
 def film(name: str, motion: np.ndarray, folder: Path, size: int, report: Report) -> str:
     """Renders a performer's motion `[T, P]` as half-float EXRs in the scene-linear space.
 
@@ -189,17 +228,17 @@ def film(name: str, motion: np.ndarray, folder: Path, size: int, report: Report)
     from core.media.write import write_exr
     from core.synthetic import performer
 
-    pattern = str(folder / name / f"{name}.####.exr")
+    pattern = film_pattern(name, folder)
     task = hashlib.sha256(motion.tobytes() + bytes([size % 256, size // 256])).hexdigest()
     wanted = {Path(frame_path(pattern, FIRST + i)) for i in range(len(motion))}
-    for old in set(Path(pattern).parent.glob(f"{name}.*.exr")) - wanted:
+    for old in film_files(name, folder) - wanted:
         old.unlink()  # it would be taken for a frame of this one
     space = colour.scene_linear_space()
-    attributes = {"reenact:task": task, "FramesPerSecond": FPS}
+    attributes = {TASK: task, "FramesPerSecond": FPS}
 
     def draw(i: int) -> None:
         path = Path(frame_path(pattern, FIRST + i))
-        if read_attribute(path, "reenact:task") != task:
+        if read_attribute(path, TASK) != task:
             picture = performer.render(motion[i], size).astype(np.float32) / 127.5 - 1
             write_exr(path, colour.from_network(picture, space), attributes=attributes)
 

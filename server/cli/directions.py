@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from reenact import protocol
 
+from core.media.outputs import check_outputs
 from server.cli import options
 from server.cli.reporting import Report
 from server.cli.running import run_task
@@ -48,10 +49,10 @@ def directions(given: Options) -> None:
 
     report, source = Report(given.json), given.source
     output = given.output or Path(source or "base").with_suffix(core_directions.SUFFIX)
-    options.check_output(output, core_directions.SUFFIX)
-    if given.sheet is not None:
-        options.check_sheet(given.sheet)
+    options.check_suffix(output, core_directions.SUFFIX)
+    options.check_sheet(given.sheet)
     if source is not None and core_directions.is_foreign(source):
+        check_outputs({"directions": output}, {"source": source})
         facts = convert(source, output, report)
     else:
         is_character = source is not None and source.suffix == ".character"

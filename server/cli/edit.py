@@ -75,9 +75,7 @@ def edit(given: Options) -> None:
 
     report, latents, output = Report(given.json), given.latents, given.output
     track = load_track(latents)
-    options.check_output(output, ".latents")
-    if output.resolve() == latents.resolve():
-        raise typer.BadParameter(f"-o would overwrite the track that is edited, {latents}")
+    options.check_suffix(output, ".latents")
     character = given.character or options.find_character(track.character, latents)
     files = given.directions or [_beside(character)]
     moves = [setting(text) for text in given.set_ or []]
@@ -104,6 +102,7 @@ def edit(given: Options) -> None:
             {"track.latents": output},
             report,
             given.local,
+            {"directions": files, "moves": given.moves},
         )
     report.result(f"{output}: {_sentence(facts)}", track=str(output), **facts)
 

@@ -34,6 +34,12 @@ def add(
     folder = home.home()
     home.make_keys(folder)
     if public is None:
+        for suffix in (".key", ".key_secret"):
+            if Path(name + suffix).exists():
+                raise home.KeyFileError(
+                    f"{name}{suffix} is in this folder already. If it is theirs, let it in: "
+                    f"reenact keys add {name} {name}.key; else move it away."
+                )
         secret = home.make_key(Path.cwd(), name)
         public = secret.with_suffix(".key")
         console.print(

@@ -13,6 +13,7 @@ from rich.progress import track
 from rich.table import Table
 
 from core.base.text import printable
+from core.media.outputs import check_outputs
 from server.cli.inspect import inspect as inspect_own
 from server.cli.reporting import Terminal
 
@@ -43,10 +44,11 @@ def import_(
     """Converts a checkpoint into Reenact's own format; runs nothing that is in it."""
     from core.generator import checkpoints, storage
 
+    output = output or Path(f"{file.stem}.safetensors")
+    check_outputs({"output": output}, {"checkpoint": file, "parent": parent})
     checkpoint = checkpoints.read_checkpoint(file)
     _show(checkpoint)
     generator, header = checkpoints.build(checkpoint, _parent(parent))
-    output = output or Path(f"{file.stem}.safetensors")
     header["source_sha256"] = _sha256(file)
     storage.save_generator(output, generator, header)
     console.print(f"written: {escape(str(output))}")
@@ -72,6 +74,7 @@ def export(
     """Writes a generator as rosinality's stylegan2-pytorch and its many relatives read it."""
     from core.generator import checkpoints
 
+    check_outputs({"output": output}, {"checkpoint": file, "parent": parent})
     generator, _ = checkpoints.load_any(file, _parent(parent))
     for note in checkpoints.save_rosinality(output, generator):
         console.print(f"[yellow]{escape(note)}[/yellow]")
@@ -97,6 +100,7 @@ def sample(
     from core.media.contact_sheet import contact_sheet
     from core.media.write import write_png
 
+    check_outputs({"output": output}, {"checkpoint": file, "parent": parent})
     generator, _ = checkpoints.load_any(file, _parent(parent))
     a = generator.architecture
     z = torch.randn(count, a.z_dim, generator=torch.Generator().manual_seed(seed))

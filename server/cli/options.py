@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 import typer
 
 from core.base.errors import ReenactError
-from core.base.files import check_writable
 from server.jobs import common
 
 if TYPE_CHECKING:
@@ -88,24 +87,22 @@ def find_character(wanted: str, track: Path) -> Path:
     )
 
 
-def check_output(path: Path, suffix: str) -> None:
-    """Refuses a file that could not be written, or would not be known by its name.
+def check_suffix(path: Path | None, suffix: str, option: str = "-o") -> None:
+    """Refuses an output that would not be known by its name; None is no output.
 
     Raises:
         typer.BadParameter: another suffix.
-        core.base.files.NotWritableError: it can't be written there.
     """
-    if path.suffix != suffix:
-        raise typer.BadParameter(f"-o must name a {suffix} file, not {path}")
-    check_writable(path)
+    if path is not None and path.suffix != suffix:
+        raise typer.BadParameter(f"{option} must name a {suffix} file, not {path}")
 
 
-def check_sheet(path: Path) -> None:
+def check_sheet(path: Path | None) -> None:
     """
     Raises:
         typer.BadParameter: the path of a --sheet is no .png file's.
     """
-    if path.suffix.lower() != ".png" or path.is_dir():
+    if path is not None and path.suffix.lower() != ".png":
         raise typer.BadParameter(f"--sheet must name a .png file, not {path}")
 
 

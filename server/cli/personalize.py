@@ -63,7 +63,7 @@ def personalize(given: Options) -> None:
     from core.media.read import open_clip
 
     report, output = Report(given.json), given.output
-    options.check_output(output, ".character")
+    options.check_suffix(output, ".character")
     if given.base is not None:
         from core.generator.storage import read_generator_header
 

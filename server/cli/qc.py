@@ -12,8 +12,9 @@ import typer
 from reenact import protocol
 
 from core.base.errors import ReenactError
-from core.base.files import atomic_write
+from core.base.files import atomic_write, printable
 from core.media.errors import ClipError
+from core.media.outputs import check_outputs
 from server.cli import options
 from server.cli.reporting import Report
 from server.cli.running import run_task
@@ -98,54 +99,53 @@ def qc(given: Options) -> None:
         raise typer.BadParameter("two of the tracks have one name: give each its own -o")
     limits = options.named_numbers("--limit", given.limit or [])
     report = Report(given.json)
+    table = (given.output or latents[0].parent) / "qc_table"
+    # All are opened and checked before the first is measured.
+    inputs = [_inputs(given, i, report) for i in range(len(latents))]
+    outputs = [{name: folder / name for name in job.FILES} for folder in folders]
+    files = {str(path): path for paths in outputs for path in paths.values()}
+    if given.table:
+        files |= {str(path): path for path in _table_files(table)}
+    for read, folder in zip(inputs, folders, strict=True):
+        check_outputs(files, read)
+        keep_edited(folder)
     shots: list[dict[str, Any]] = []
-    for i, folder in enumerate(folders):
-        shots.append(_measure(given, i, folder, limits, report))
+    for path, read, written in zip(latents, inputs, outputs, strict=True):
+        task = protocol.Qc(
+            protocol.File(),
+            protocol.File(),
+            protocol.Clip(),
+            name=path.stem,
+            limits=limits,
+            batch=given.batch,
+        )
+        facts = run_task(task, read, written, report, given.local)
+        shots.append({"shot": printable(path.stem), "report": str(written["report.html"]), **facts})
         if not given.table:
             report.result(_sentence(shots[-1]), **shots[-1])
     if given.table:
         rows = with_mean(shots)
-        path = (given.output or latents[0].parent) / "qc_table"
-        write_table(path, rows, shots[0]["metrics"])
-        report.result(as_text(rows, shots[0]["metrics"], path), shots=shots, mean=rows[-1])
+        write_table(table, rows, shots[0]["metrics"])
+        report.result(as_text(rows, shots[0]["metrics"], table), shots=shots, mean=rows[-1])
 
 
-def _measure(
-    given: Options, i: int, folder: Path, limits: dict[str, float], report: Report
-) -> dict[str, Any]:
-    """Measures one of the tracks into a folder, and returns the shot in figures."""
+def _inputs(given: Options, i: int, report: Report) -> dict[str, Path | Clip | None]:
+    """Returns what one of the tracks is measured with; says what its clip lacks."""
     from core.media.read import open_clip
     from core.solve.latent_track import load_track
 
     path = given.latents[i]
     track = load_track(path)
-    keep_edited(folder)
     plate = driving(track.source, path, given.plate[i] if given.plate else None, given.colour_space)
     common.note_clip(plate, report)
-    rendered = open_clip(given.rendered[i]) if given.rendered else None
-    task = protocol.Qc(
-        protocol.File(),
-        protocol.File(),
-        protocol.Clip(),
-        name=path.stem,
-        limits=limits,
-        batch=given.batch,
-    )
-    facts = run_task(
-        task,
-        {
-            "track": path,
-            "character": given.character or options.find_character(track.character, path),
-            "plate": plate,
-            "rendered": rendered,
-            "recogniser": given.recogniser,
-            "face_model": given.face_model,
-        },
-        {name: folder / name for name in job.FILES},
-        report,
-        given.local,
-    )
-    return {"shot": path.stem, "report": str(folder / "report.html"), **facts}
+    return {
+        "track": path,
+        "character": given.character or options.find_character(track.character, path),
+        "plate": plate,
+        "rendered": open_clip(given.rendered[i]) if given.rendered else None,
+        "recogniser": given.recogniser,
+        "face_model": given.face_model,
+    }
 
 
 def driving(source: str, track: Path, given: str | None, colour_space: str | None) -> Clip:
@@ -199,17 +199,22 @@ def with_mean(shots: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*rows, mean]
 
 
+def _table_files(path: Path) -> tuple[Path, Path]:
+    return path.with_suffix(".csv"), path.with_suffix(".json")
+
+
 def write_table(path: Path, rows: list[dict[str, Any]], metrics: dict[str, str]) -> None:
     """Writes the table beside the reports, as CSV and as JSON."""
+    table, facts_file = _table_files(path)
     with (
-        atomic_write(path.with_suffix(".csv")) as temporary,
+        atomic_write(table) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as file,
     ):
         out = csv.writer(file)
         out.writerow(["shot", "frames", *(title for title, *_ in COLUMNS.values())])
         for row in rows:
             out.writerow(["" if value is None else value for value in row.values()])
-    with atomic_write(path.with_suffix(".json")) as temporary:
+    with atomic_write(facts_file) as temporary:
         facts = {"shots": rows[:-1], "mean": rows[-1], "metrics": metrics}
         temporary.write_text(json.dumps(facts, indent=2), encoding="utf-8")
 

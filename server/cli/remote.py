@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from reenact.client import Client, ServerError
 from reenact.launcher import answers, launch
 
 from core.base.errors import ReenactError
+from core.base.files import printable
 from core.media.numbering import frame_path
 from server import start
 from server.cli.reporting import Report
@@ -86,7 +88,7 @@ def _send_clip(client: Client, clip: Clip, report: Report) -> protocol.Clip:
     common: dict[str, Any] = {
         "colour_space": clip.colour_space,
         "config": os.environ.get("OCIO", ""),
-        "name": clip.shown,
+        "name": printable(clip.shown),
     }
     if _may_read(client, path):
         whole = clip.kind == "still"
@@ -101,6 +103,8 @@ def _send_clip(client: Client, clip: Clip, report: Report) -> protocol.Clip:
 
 
 def _may_read(client: Client, path: str) -> bool:
+    if path != printable(path):  # messages are Unicode
+        return False
     real = Path(os.path.realpath(path))
     return any(real.is_relative_to(prefix) for prefix in client.hello()["paths"])
 
@@ -126,6 +130,8 @@ def run(
     """
     kind = registry.kind_of(task)
     results = kind.results
+    texts = {name: printable(value) for name, value in vars(task).items() if isinstance(value, str)}
+    task = dataclasses.replace(task, **texts)  # messages are Unicode, names of files need not be
     job = client.submit(task)
     facts: dict[str, Any] = {}
     state, reason, stage, after = "", "", "", 0

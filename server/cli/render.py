@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from reenact import protocol
 
 from core.base import keyframes
-from core.base.files import check_writable
+from core.base.errors import ReenactError
+from core.media.numbering import as_pattern, is_pattern
 from core.render.layers import NEWEST
 from server.cli import options
 from server.cli.reporting import Report
 from server.cli.running import run_task
+
+if TYPE_CHECKING:
+    from core.media.clip import Clip
+
+
+MOVIES = (".mp4", ".mov", ".m4v", ".mkv")  # that H.264 may lie in
 
 
 @dataclass(frozen=True)
@@ -82,15 +89,15 @@ def render(given: Options) -> None:
     from core.media.read import open_clip
     from core.solve.latent_track import load_track
 
-    output = given.output
-    if "#" not in output or Path(output).suffix.lower() != ".exr":
+    output = as_pattern(given.output)
+    if not is_pattern(output) or Path(output).suffix.lower() != ".exr":
         raise typer.BadParameter(f"-o needs a pattern like out.####.exr, not {output}")
+    if given.movie is not None and given.movie.suffix.lower() not in MOVIES:
+        raise typer.BadParameter(f"--movie must name a .mp4 file, not {given.movie}")
+    options.check_sheet(given.sheet)
     if given.plate is None and (given.movie or given.sheet):
         raise typer.BadParameter("--movie and --sheet show the driving plate too: give --plate")
     report = Report(given.json)
-    for path in (output, given.movie, given.sheet):
-        if path is not None:
-            check_writable(path)
     track = load_track(given.latents)
     character = given.character or options.find_character(track.character, given.latents)
     plate = truth = None
@@ -131,5 +138,17 @@ def render(given: Options) -> None:
         {"frame": Path(output), "preview.mp4": given.movie, "sheet.png": given.sheet},
         report,
         given.local,
+        # Also where the plate is another, or none: no frame is written over it.
+        {"driving clip of the track": _solved_on(track.source)},
     )
     report.result(f"{output}: {facts['frames']} frames", pattern=output, **facts)
+
+
+def _solved_on(source: str) -> Clip | None:
+    """Returns the clip that a track was solved on, if it still is where it was."""
+    from core.media.read import open_clip
+
+    try:
+        return open_clip(source) if source else None
+    except ReenactError:
+        return None

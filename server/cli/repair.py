@@ -11,6 +11,7 @@ import typer
 from reenact import protocol
 
 from core.base.files import next_version
+from core.media.outputs import check_outputs
 from server.cli import options
 from server.cli.reporting import Report
 from server.cli.running import run_task
@@ -88,7 +89,8 @@ def repair(given: Options) -> None:
     track = load_track(latents)
     solved = [r.frames for r in shot.check(entries, track) if isinstance(r, shot.Solve)]
     output = given.output or next_version(latents)
-    options.check_output(output, ".latents")
+    options.check_suffix(output, ".latents")
+    check_outputs({"track": output}, {"track": latents, "list": given.list_})
     shot.existing_repair(output, track, entries)
     plate = character = None
     if solved:
@@ -101,6 +103,7 @@ def repair(given: Options) -> None:
         {"track.latents": output},
         report,
         given.local,
+        {"list": given.list_},
     )
     report.result(
         f"{output}: repaired {facts['repaired'] or 'no codes'}", track=str(output), **facts

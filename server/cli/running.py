@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.media.outputs import check_outputs
 from server.cli import remote
 from server.cli.reporting import Report
 from server.jobs import registry
@@ -22,6 +23,7 @@ def run_task(
     outputs: Mapping[str, Path | None],
     report: Report,
     local: bool,
+    also_read: Mapping[str, Path | Clip | Sequence[Path] | None] | None = None,
 ) -> dict[str, Any]:
     """Has a task done.
 
@@ -31,18 +33,24 @@ def run_task(
         outputs: where results go, by name (`Kind.results`); None: not wanted.
         report: receives progress and notes.
         local: does it in this process.
+        also_read: what the command itself read: no output may be one of these either.
 
     Returns:
         The facts about the result, as plain values.
 
     Raises:
         BadOptionError: an option makes no sense; nothing was sent or read.
+        OverwritesInputError, NotWritableError: of the outputs; nothing was sent or written.
         JobFailedError: the server could not do it.
         ReenactError: the task could not be done here.
     """
     registry.check_task(task)
     given = {name: value for name, value in inputs.items() if value is not None}
     wanted = {name: path for name, path in outputs.items() if path is not None}
+    removed = registry.kind_of(task).removed if local else None
+    check_outputs(
+        wanted, {**given, **(also_read or {})}, [] if removed is None else [removed(wanted)]
+    )
     if local:
         files: dict[str, Path] = {}
         clips: dict[str, Clip] = {}

@@ -62,7 +62,7 @@ def solve(given: Options) -> None:
     if given.at and given.previous:
         raise typer.BadParameter("--previous needs no --at: it knows whose face was followed")
     report, output = Report(given.json), given.output
-    options.check_output(output, ".latents")
+    options.check_suffix(output, ".latents")
     clip = open_clip(given.plate, colour_space=given.colour_space)
     if given.handles:
         clip = with_handles(clip, given.handles)

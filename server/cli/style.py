@@ -59,7 +59,7 @@ def style(given: Options) -> None:
     from core.media.read import open_clip
 
     report, output = Report(given.json), given.output
-    options.check_output(output, ".style")
+    options.check_suffix(output, ".style")
     pictures = None if given.pictures is None else open_clip(given.pictures)
     preview = output.with_name(f"{output.stem}_preview.png")
     report.note(f"{preview} will show the style below the character, renewed during training")

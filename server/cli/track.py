@@ -13,6 +13,7 @@ from rich.progress import track as progress
 
 from core.media.errors import FrameError
 from core.media.numbering import format_numbers
+from core.media.outputs import check_outputs
 from server.cli import options
 from server.cli.reporting import Report, Terminal
 from server.jobs import common
@@ -38,7 +39,8 @@ def track(
 
     opened = open_clip(clip, colour_space=colour_space)
     sheet = sheet or Path(f"{Path(opened.path).name.split('.')[0]}_track.png")
-    options.check_sheet(sheet)  # before the work, not after it
+    options.check_sheet(sheet)
+    check_outputs({"sheet": sheet}, {"clip": opened})  # before the work, not after it
     track_clip(opened, sheet, common.point(options.point(at, opened), opened))
 
 

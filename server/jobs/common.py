@@ -105,6 +105,7 @@ class Kind:
         run: does a task, and returns the facts about its result as plain values. Safe to run again
             with the same outputs: what an earlier run finished is kept.
         check: raises `BadOptionError` where an option makes no sense; reads no file.
+        removed: returns the folder, given where results go, that is removed when a job is done.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Kind:
     results: Mapping[str, str]
     run: Callable[[Any, Context], dict[str, Any]]
     check: Callable[[Any], None] = no_check
+    removed: Callable[[Mapping[str, Path]], Path] | None = None
 
 
 def device() -> str:

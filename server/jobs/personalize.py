@@ -6,6 +6,7 @@ from typing import Any
 
 from reenact import protocol
 
+from core.base.files import work_folder
 from server.jobs.common import Context, Kind, device, point
 
 
@@ -55,4 +56,5 @@ KIND = Kind(
         "reconstruction.png": "result_reconstruction.png",
     },
     run=run,
+    removed=lambda outputs: work_folder(outputs["character"]),
 )

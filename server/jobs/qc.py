@@ -9,7 +9,7 @@ from typing import Any
 
 from reenact import __version__, protocol
 
-from core.base.files import atomic_write
+from core.base.files import atomic_write, printable, work_folder
 from server.jobs.common import BadOptionError, Context, Kind, device, require_complete
 
 FILES = ("report.html", "qc.csv", "qc.json", "repairs.json")
@@ -46,7 +46,7 @@ def run(task: protocol.Qc, context: Context) -> dict[str, Any]:
     character.generator.to(where)
     character = dataclasses.replace(character, anchors=character.anchors.to(where))
     folder = context.outputs["qc.json"].parent
-    work = folder.with_name(folder.name + ".work")
+    work = work_folder(folder)
     with context.report.stage("measuring") as progress:
         found = measure_shot(
             track,
@@ -87,7 +87,7 @@ def run(task: protocol.Qc, context: Context) -> dict[str, Any]:
         strict=True,
     ):
         with atomic_write(context.outputs[name]) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="")
+            temporary.write_text(printable(text), encoding="utf-8", newline="")
     shutil.rmtree(work, ignore_errors=True)
     for name in FILES:
         context.announce(name)
@@ -129,4 +129,5 @@ KIND = Kind(
     results={name: name for name in FILES},
     run=run,
     check=check,
+    removed=lambda outputs: work_folder(outputs["qc.json"].parent),
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 from reenact import protocol
 
+from core.base.files import work_folder
 from server.jobs.common import Context, Kind, device, summarise_track
 
 
@@ -31,7 +32,7 @@ def run(task: protocol.Repair, context: Context) -> dict[str, Any]:
             character = context.load_character(context.files["character"])
             generator = character.generator.to(device())
             character = dataclasses.replace(character, generator=generator)
-        work = output.with_name(output.name + ".work")
+        work = work_folder(output)
         with context.report.stage("repairing") as progress:
             repaired = shot.repair(
                 before,
@@ -62,4 +63,5 @@ KIND = Kind(
     version=1,
     results={"track.latents": "track.latents"},
     run=run,
+    removed=lambda outputs: work_folder(outputs["track.latents"]),
 )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from reenact import protocol
 
+from core.base.files import work_folder
 from server.jobs.common import BadOptionError, Context, Kind, device
 
 if TYPE_CHECKING:
@@ -106,4 +107,5 @@ KIND = Kind(
     results={"style": "result.style", "preview.png": "result_preview.png"},
     run=run,
     check=check,
+    removed=lambda outputs: work_folder(outputs["style"]),
 )
