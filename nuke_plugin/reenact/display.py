@@ -9,10 +9,10 @@ import dataclasses
 import re
 from typing import Iterator, List
 
-from reenact import host
+from reenact import host, older
 from reenact.errors import NodeError
 from reenact.host import Node
-from reenact.kinds import node_id
+from reenact.kinds import OLDER_INSIDE, kind_of, node_id, node_version
 from reenact.repairs import RepairLineError
 from reenact.runs import BUSY, NodeUpdate, Result
 from reenact.upstream import shown_version
@@ -49,6 +49,8 @@ def show_update(node: Node, update: NodeUpdate) -> None:
     for read, frames in update.result.reads.items():
         with contextlib.suppress(KeyError):
             host.show_files(host.inner(node, read), frames, quiet=read == "Preview")
+            if frames.older and read in OLDER_INSIDE.get(kind_of(node).name, ()):
+                read_older_layers(node, read)
     for knob, values in update.result.curves.items():
         if host.has(node, knob):
             host.put_curve(node, knob, values)
@@ -71,6 +73,21 @@ def show_update(node: Node, update: NodeUpdate) -> None:
         host.put(node, "tile_color", PLAIN, quiet=True)
     if not host.gui():
         host.say(f"{host.name(node)}: {update.text}")
+
+
+def read_older_layers(node: Node, inside: str) -> None:
+    """Has a node read frames of earlier versions, whose layers it does not declare by itself.
+
+    Args:
+        node: the node; one before version 4 reads them as it is.
+        inside: the node inside it that hands the frames on.
+    """
+    if node_version(node) < 4:
+        return
+    where = host.inner(node, inside)
+    x, y = (int(host.get(where, knob)) for knob in ("xpos", "ypos"))
+    names = older.first_name(inside), older.last_name(inside)
+    host.insert(node, inside, older.text(inside, x, y), *names)
 
 
 def approved_version(node: Node) -> str:

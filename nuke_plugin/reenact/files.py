@@ -20,6 +20,7 @@ class Frames:
         first, last: their range.
         complete: whether every frame of the range exists.
         still: whether it is one picture for all frames.
+        older: whether their layers have the names of earlier versions (`docs/layers.md`).
     """
 
     pattern: str
@@ -27,13 +28,15 @@ class Frames:
     last: int
     complete: bool = True
     still: bool = False
+    older: bool = False
 
     @classmethod
-    def of(cls, pattern: str, numbers: Iterable[int]) -> "Frames":
+    def of(cls, pattern: str, numbers: Iterable[int], older: bool = False) -> "Frames":
         """Returns the frames of some numbers, of which there is at least one."""
         existing = set(numbers)
         first, last = min(existing), max(existing)
-        return cls(pattern, first, last, len(existing) == last - first + 1)
+        complete = len(existing) == last - first + 1
+        return cls(pattern, first, last, complete, older=older)
 
 
 def frame_file(pattern: str, number: int) -> str:
@@ -109,8 +112,8 @@ def version_for(folder: Path, name: str, job: str) -> Path:
 def mark_version(version: Path, id: str) -> None:
     """Notes in a version folder that it belongs to a node."""
     mark = version / f".node-{id}"
-    if not mark.exists():
-        write_file(mark, b"")
+    if not mark.exists():  # `versions_of` asks when it was made
+        mark.touch()
 
 
 def is_marked(version: Path, id: str) -> bool:
@@ -129,14 +132,21 @@ def versions_of(folder: Path, id: str) -> List[str]:
     return [mark.parent.name for mark in marks]
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Writes a file atomically: readers see all of it or none."""
+def write_file(path: Path, content: bytes, durable: bool = True) -> None:
+    """Writes a file atomically: readers see all of it or none.
+
+    Args:
+        path: of the file.
+        content: of the file.
+        durable: waits until a power cut can't lose it any more, which takes a busy disk seconds.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):

@@ -4,7 +4,7 @@ Its functions are called on the main thread. Other modules treat a node as an op
 only these functions look into, so they can be read and tested without Nuke.
 
 While a script loads, root does not exist yet and a node's knobs arrive one after the other. What
-Nuke calls then (`nodes.on_create`, `nodes.knob_changed`) uses `is_ready` and `every` alone.
+Nuke calls then (`nodes.on_create`, `nodes.knob_changed`) uses `is_ready` and `after_this` alone.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import tempfile
 import traceback
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Optional, Union, cast
+from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Optional, Tuple, Union, cast
 
 import nuke
 
@@ -34,18 +34,8 @@ _INSIDE = {
     "Match": ("multiply", "add"),
 }
 
-# Knobs that hold a value; others are buttons, texts and tabs.
-_VALUES = (
-    nuke.String_Knob,
-    nuke.EvalString_Knob,
-    nuke.File_Knob,
-    nuke.Multiline_Eval_String_Knob,
-    nuke.Int_Knob,
-    nuke.Double_Knob,
-    nuke.Boolean_Knob,
-    nuke.Enumeration_Knob,
-    nuke.XY_Knob,
-)
+# Knobs that hold no value of a node's own.
+_NO_VALUES = (nuke.Script_Knob, nuke.Text_Knob, nuke.Tab_Knob, nuke.Link_Knob)
 
 READY = "ready"  # a knob that is not saved: whether the node is whole
 
@@ -131,9 +121,41 @@ def on_script_close(call: Callable[[], None]) -> None:
     nuke.addOnScriptClose(guarded(call))
 
 
-def on_create(call: Callable[[], None]) -> None:
-    """Calls a function whenever a node of any class was created, also while a script loads."""
-    nuke.addOnCreate(guarded(call))
+def on_script_load(call: Callable[[], None]) -> None:
+    """Calls a function whenever a script is loaded: its nodes are whole, and root exists."""
+    nuke.addOnScriptLoad(guarded(call))
+
+
+_signs: List[Any] = []  # that what `after_this` waits for has not returned
+
+
+def after_this(call: Callable[[], None]) -> None:
+    """Calls a function once what runs now has returned to the event loop that it was called from.
+
+    Neither events that are processed meanwhile nor windows that wait for an answer are taken for
+    that, however long they last, as while a script loads: Qt deletes an object no sooner after
+    `deleteLater` (https://doc.qt.io/qt-6/qobject.html#deleteLater). Before the program's own event
+    loop runs, Qt takes a window's for it: then nothing is called, and `on_script_load` has to do.
+    """
+    from reenact import qt  # not in `nuke -t`
+
+    early = qt.QtCore.QThread.currentThread().loopLevel() == 0
+    sign, timer = qt.QtCore.QObject(), qt.QtCore.QTimer()
+    _signs.append((sign, timer))
+
+    def look() -> None:  # Qt looks at what is to be deleted when something is posted
+        qt.QtCore.QCoreApplication.postEvent(timer, qt.QtCore.QEvent(qt.QtCore.QEvent.User))
+
+    def returned(*_: Any) -> None:
+        timer.stop()
+        _signs[:] = [both for both in _signs if both[1] is not timer]
+        if not (early and qt.QtWidgets.QApplication.activeModalWidget()):
+            call()
+
+    sign.destroyed.connect(guarded(returned))
+    timer.timeout.connect(look)
+    timer.start(100)
+    sign.deleteLater()
 
 
 def guarded(call: Callable[..., None]) -> Callable[..., None]:
@@ -237,6 +259,20 @@ def is_clone(node: Node) -> bool:
     return node.clones() > 0
 
 
+def are_clones(node: Node, other: Node) -> bool:
+    """Returns whether two nodes of ours are clones of each other: a change shows on both."""
+    if not (is_clone(node) and is_clone(other)):
+        return False
+    knob, seen = node["reenact_id"], other["reenact_id"]
+    before = knob.value()
+    with _own_change(quiet=True):
+        try:
+            knob.setValue("cloned?")
+            return bool(seen.value() == "cloned?")
+        finally:
+            knob.setValue(before)
+
+
 def get(node: Node, knob: str, at: Optional[int] = None, raw: bool = False) -> Any:
     """Returns a knob's value.
 
@@ -336,9 +372,28 @@ def source(node: Node, index: int) -> Optional[Node]:
 
 
 def above(node: Node) -> List[Node]:
-    """Returns the connected nodes in the order of the inputs: B of a Merge, then A."""
-    sources = [node.input(i) for i in range(node.inputs())]
+    """Returns what a node is connected to in the order of the inputs: B of a Merge, then A.
+
+    Above the Input of a Group is what the Group is connected to there.
+    """
+    if node.Class() == "Input":
+        sources = [node.parent().input(int(node["number"].value()))]
+    else:
+        sources = [node.input(i) for i in range(node.inputs())]
     return [source for source in sources if source is not None]
+
+
+def is_passage(node: Node) -> bool:
+    """Returns whether a node hands on one picture as it is: a Dot, or a Group's Input or Output."""
+    return node.Class() in ("Dot", "Input", "Output") or bool(inside(node))
+
+
+def inside(group: Node) -> List[Node]:
+    """Returns what feeds the Output of a Group; nothing for a disabled one and for other nodes."""
+    if not isinstance(group, nuke.Group) or isinstance(group, nuke.Precomp):
+        return []  # a Precomp may show the frames that were rendered of it
+    output = group.output()
+    return [] if output is None or group["disable"].value() else [output]
 
 
 def selected() -> List[Node]:
@@ -355,16 +410,23 @@ def replace(node: Node, gizmo: str, renamed: Dict[str, str], kept: FrozenSet[str
         renamed: old names of knobs and their new ones.
         kept: knobs of the new node that keep their own values.
     """
-    nuke.Undo.begin("Update node")
-    try:
+    with undo_step("Update node"):
         node.selectOnly()
         node.setSelected(False)
         with node.parent():
             made = nuke.createNode(gizmo, inpanel=False)
-        for name, knob in node.knobs().items():
-            target = made.knob(renamed.get(name, name))
-            if target is not None and name not in kept and type(target) in _VALUES:
-                target.fromScript(knob.toScript())
+        ours, added = {*made.knobs(), *renamed}, ""
+        for name, value in _written_knobs(node):
+            definition = name == "addUserKnob"
+            knob = nuke.tcl("lindex", value, "1") if definition else name
+            if knob not in ours:  # the artist has added it
+                added += f"{name} {nuke.tcl('list', value)}\n"
+            elif knob not in kept:
+                # A knob of ours has no value in a script if that is 0: not the new one's default.
+                given, target = node[knob].toScript(), made[renamed.get(knob, knob)]
+                if not isinstance(target, _NO_VALUES) and target.toScript() != given:
+                    target.fromScript(given)
+        made.readKnobs(added)
         for name, settings in _INSIDE.items():
             old, new = (cast("nuke.Group", one).node(name) for one in (node, made))
             if old is not None and new is not None:
@@ -386,8 +448,16 @@ def replace(node: Node, gizmo: str, renamed: Dict[str, str], kept: FrozenSet[str
         if gui():
             nuke.show(made)
         return made
-    finally:
-        nuke.Undo.end()
+
+
+def _written_knobs(node: Node) -> List[Tuple[str, str]]:
+    """Returns the names and values of the knobs that a node has in a saved script.
+
+    The definition of a user knob comes before its value, under the name `addUserKnob`.
+    """
+    text = node.writeKnobs(nuke.WRITE_USER_KNOB_DEFS | nuke.WRITE_NON_DEFAULT_ONLY | nuke.TO_SCRIPT)
+    words = [nuke.tcl("lindex", text, str(i)) for i in range(int(nuke.tcl("llength", text)))]
+    return list(zip(words[::2], words[1::2]))
 
 
 def put_read(above: Node, name: str, is_ours: Callable[[str], bool], label: str) -> str:
@@ -406,8 +476,7 @@ def put_read(above: Node, name: str, is_ours: Callable[[str], bool], label: str)
     read = cast("nuke.Group", above.parent()).node(name) if name else None
     if read is not None and not (read.Class() == "Read" and is_ours(read["file"].value() or "")):
         read = None
-    nuke.Undo.begin("Create Read")
-    try:
+    with undo_step("Create Read"):
         if read is None:
             above.selectOnly()
             above.setSelected(False)
@@ -420,22 +489,21 @@ def put_read(above: Node, name: str, is_ours: Callable[[str], bool], label: str)
             for knob, value in values.items():
                 read[knob].setValue(value)
         return read.name()
-    finally:
-        nuke.Undo.end()
 
 
-def paste(beside: Node, text: str, under: Optional[Node]) -> str:
-    """Pastes nodes from text.
+def paste(beside: Node, text: str, under: Optional[Node], step: str) -> str:
+    """Pastes nodes from text, in one step of the artist's undo.
 
     Args:
         beside: a node of ours, next to which the last pasted node is placed.
         text: of a Nuke script.
         under: the node that they are connected to; None for none.
+        step: what the artist's undo calls it.
 
     Returns:
         The name of the last pasted node.
     """
-    with tempfile.TemporaryDirectory() as folder, beside.parent():  # not inside ours
+    with tempfile.TemporaryDirectory() as folder, beside.parent(), undo_step(step):
         path = os.path.join(folder, "nodes.nk").replace("\\", "/")
         with open(path, "w") as file:
             file.write("set cut_paste_input [stack 0]\n")
@@ -447,9 +515,44 @@ def paste(beside: Node, text: str, under: Optional[Node]) -> str:
         pasted = nuke.nodePaste(path)
         if pasted is None:
             return ""
-        for knob, step in (("xpos", 150), ("ypos", 0)):
-            pasted[knob].setValue(beside[knob].value() + step)
+        for knob, away in (("xpos", 150), ("ypos", 0)):
+            pasted[knob].setValue(beside[knob].value() + away)
         return pasted.name()
+
+
+@contextlib.contextmanager
+def undo_step(name: str) -> Iterator[None]:
+    """Makes one step of the artist's undo of all changes in the block."""
+    nuke.Undo.begin(name)
+    try:
+        yield
+    finally:
+        nuke.Undo.end()
+
+
+def insert(group: Node, above: str, text: str, first: str, last: str) -> None:
+    """Puts nodes between a node inside one of ours and what it feeds, unless they are there.
+
+    Args:
+        group: one of ours.
+        above: name of the node inside.
+        text: of the nodes, which are connected with each other.
+        first: name of the node that `above` is connected to then.
+        last: name of the node that takes its place.
+    """
+    outside = cast("nuke.Group", group)
+    if outside.node(first) is not None:
+        return
+    read = inner(group, above)
+    with _own_change():
+        fed = read.dependent(nuke.INPUTS | nuke.HIDDEN_INPUTS)
+        with outside:
+            nuke.scriptReadText(text)
+        for below in fed:
+            for index in range(below.inputs()):
+                if below.input(index) == read:
+                    below.setInput(index, inner(group, last))
+        inner(group, first).setInput(0, read)
 
 
 # -- pictures ------------------------------------------------------------------------------------
@@ -463,9 +566,8 @@ def connected(node: Node) -> Optional[Extent]:
     return Extent(above.firstFrame(), above.lastFrame(), above.format().height())
 
 
-def plate(node: Node) -> Optional[Plate]:
-    """Returns the Read that is connected, if its files can be used instead of rendering it."""
-    above = source(node, 0)
+def plate(above: Optional[Node]) -> Optional[Plate]:
+    """Returns a node as a plate, if it is a Read whose files can be used as they are."""
     if above is None or above.Class() != "Read" or above["disable"].value():
         return None
     if above["frame_mode"].value() != "expression" or above["frame"].value():
@@ -479,23 +581,47 @@ def plate(node: Node) -> Optional[Plate]:
 
 
 def plate_files(plate: Plate, numbers: List[int], view: str) -> List[str]:
-    """Returns the source file of each frame, in a view; never a localised copy."""
-    context = nuke.OutputContext()
+    """Returns the source file of each frame, in a view; never a localised copy.
+
+    A Read's file evaluates to the copy where there is one, unless its policy is `off`. So frame and
+    view are filled in here. Only what this can't do, such as Tcl, takes the policy for a moment.
+    """
+    knob, policy = cast("nuke.File_Knob", plate.node["file"]), plate.node["localizationPolicy"]
+    pattern = str(knob.value() or "").replace("\\", "/")
+    evaluated = _evaluated(knob, numbers, view)
+    if policy.value() == "off":
+        files = evaluated
+    else:
+        files = [_filled_in(pattern, number, view) for number in numbers]
+        names = [os.path.basename(path) for path in files]  # a copy has the same
+        if re.search(r"[\[$]", pattern) or names != [os.path.basename(path) for path in evaluated]:
+            before = policy.value()
+            with _own_change(quiet=True):
+                try:
+                    policy.setValue("off")
+                    files = _evaluated(knob, numbers, view)
+                finally:
+                    policy.setValue(before)
+    return [_filtered(path) for path in files]
+
+
+def _evaluated(knob: "nuke.File_Knob", numbers: List[int], view: str) -> List[str]:
+    context, files = nuke.OutputContext(), []
     context.setView(context.viewFromName(view))
-    knob = cast("nuke.File_Knob", plate.node["file"])
-    policy = plate.node["localizationPolicy"]
-    before, files = policy.value(), []
-    with _own_change(quiet=True):
-        try:
-            if before != "off":  # else the knob evaluates to the copy
-                policy.setValue("off")
-            for number in numbers:
-                context.setFrame(number)
-                files.append(_filtered(knob.evaluate(context)))
-        finally:
-            if before != "off":
-                policy.setValue(before)
+    for number in numbers:
+        context.setFrame(number)
+        files.append(str(knob.evaluate(context) or ""))
     return files
+
+
+def _filled_in(pattern: str, number: int, view: str) -> str:
+    """Returns the file of a frame in a view: `####`, `%04d`, `%V` and `%v` are filled in."""
+    pattern = pattern.replace("%V", view).replace("%v", view[:1])
+    return re.sub(
+        r"#+|%0?(\d*)d",
+        lambda found: f"{number:0{int(found[1] or 1) if found[0][0] == '%' else len(found[0])}d}",
+        pattern,
+    )
 
 
 def render(write: Node, pattern: str, first: int, last: int, view: str) -> None:

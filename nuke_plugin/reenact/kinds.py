@@ -57,12 +57,20 @@ IDENTITY = frozenset(
     }
 )
 
-NODE_VERSION = 3  # of the gizmos beside this plugin
+NODE_VERSION = 4  # of the gizmos beside this plugin
 
 # Knobs that hold files or folders.
 PATHS = {
     *("character", "track", "run", "folder", "report", "style", "pictures"),
     *("directions", "extra_file"),
+}
+
+# Nodes inside ours that may hand on frames with older layers, by the kind of ours.
+OLDER_INSIDE = {
+    **dict.fromkeys(
+        (kind.name for kind in KINDS.values() if kind.has_track), ("Result", "Compare")
+    ),
+    COMP.name: ("face",),
 }
 
 # Nodes of version 1, in older scripts, don't carry their kind; each has a knob of its own.

@@ -15,13 +15,23 @@ from typing import Callable, Iterator, Optional, Tuple
 from reenact import bake as baking
 from reenact import host, launcher, queries, repairs, runs, shapes, thumbnails, tracks, versions
 from reenact import landmarks as marks
-from reenact.display import approved_version, errors_on, plain_text, show_text, show_update
+from reenact.display import (
+    PLAIN,
+    RED,
+    approved_version,
+    errors_on,
+    plain_text,
+    read_older_layers,
+    show_text,
+    show_update,
+)
 from reenact.errors import NodeError, ServerError
 from reenact.files import is_marked
 from reenact.host import Node
 from reenact.kinds import (
     IDENTITY,
     NODE_VERSION,
+    OLDER_INSIDE,
     PATHS,
     REENACT,
     RENAMED,
@@ -68,7 +78,7 @@ SESSION = Session()
 def register() -> None:
     """Called once by the plugin's menu.py, where Nuke has a GUI."""
     host.on_script_close(SESSION.close_script)
-    host.on_create(SESSION.note_creation)
+    host.on_script_load(SESSION.script_loaded)
 
 
 # -- callbacks -----------------------------------------------------------------------------------
@@ -191,7 +201,8 @@ def _update(node: Node) -> None:
     if refusal:
         host.put(node, "state" if host.has(node, "state") else "baked", refusal)
         return
-    older = node_version(node) < NODE_VERSION
+    older = node_version(node) < 4  # its text declares the older layers
+    renamed = node_version(node) < 3  # its next frames have other names of layers
     shown = shown_version(node)
     has_result = host.has(node, "has_result") and bool(host.get(node, "has_result"))
     if kind.has_track and not host.has(node, "shown_version"):  # node version 2
@@ -199,14 +210,22 @@ def _update(node: Node) -> None:
             has_result = shown != versions.UPSTREAM
         elif has_result:
             shown = Path(str(host.get(node, "track"))).parent.name
+    colour = host.get(node, "tile_color")
     made = host.replace(node, kind.gizmo, RENAMED, IDENTITY)
+    if colour not in (RED, PLAIN):  # the artist's
+        host.put(made, "tile_color", colour)
+    if host.has(made, "thumbnail") and host.get(made, "character"):
+        _show_person(made)
+    if older:
+        for inside in OLDER_INSIDE.get(kind.name, ()):  # it may show frames with older layers
+            read_older_layers(made, inside)
     if kind.has_track:
         host.put(made, "shown_version", shown)
         host.put(made, "has_result", has_result)
         if has_result:
             mark_shown(made)
     SESSION.complete(made)
-    if kind.has_track and older:  # its next frames have other names of layers
+    if kind.has_track and renamed:
         show_text(made, "Updated. Update ReenactComp nodes below it, too.")
 
 
@@ -297,7 +316,7 @@ def next_step(node: Node) -> None:
     elif step == "locate":
         found = host.choose_file("Locate the character", "*.character")
         if found:
-            host.put(node, "character", PurePath(found))
+            host.put(node, "character", PurePath(found), undo=True)
             _show_person(node)
             submit(node)
 
@@ -333,18 +352,24 @@ def approve(node: Node) -> None:
     """Approves the version that is shown: new ones do not take its place. Withdraws it if it is."""
     shown, before = _shown_here(node), approved_version(node)
     folder = versions.folder_of(str(host.get(node, "track")), shown)
-    try:
-        if before != shown:
-            versions.approve(folder, host.name(node), node_id(node))
-        if before:
-            versions.withdraw(folder.parent / before, node_id(node))
-    except OSError as error:
-        raise NodeError(f"{error.filename}: {error.strerror}. Nothing was approved.") from None
-    text = f"{shown} is approved: new versions leave it in its place."
-    if before == shown:
-        text = f"{shown} is not approved any more."
-    result = Result({"approved": "" if before == shown else shown})
-    show_update(node, NodeUpdate(node_id(node), "", text, result=result))
+    name, id = host.name(node), node_id(node)
+
+    def work() -> NodeUpdate:
+        try:
+            if before != shown:
+                versions.approve(folder, name, id)
+            if before:
+                versions.withdraw(folder.parent / before, id)
+        except OSError as error:
+            raise NodeError(f"{error.filename}: {error.strerror}. Nothing was approved.") from None
+        text = f"{shown} is approved: new versions leave it in its place."
+        if before == shown:
+            text = f"{shown} is not approved any more."
+        return NodeUpdate(
+            id, "", text, result=Result({"approved": "" if before == shown else shown})
+        )
+
+    SESSION.do(node, work)
 
 
 @_button
@@ -458,8 +483,9 @@ def input_range(node: Node) -> None:
     """Sets the range to that of the input."""
     extent = host.connected(node)
     if extent is not None:
-        host.put(node, "first", extent.first)
-        host.put(node, "last", extent.last)
+        with host.undo_step("Input range"):
+            host.put(node, "first", extent.first, undo=True)
+            host.put(node, "last", extent.last, undo=True)
 
 
 @_button
@@ -477,6 +503,16 @@ def open_sheet(node: Node) -> None:
         launcher.open_path(Path(run) / "selection.png")
 
 
+# What the artist's undo calls a baked node.
+BAKES = {
+    "corner_pin": "Bake CornerPin2D",
+    "transform": "Bake Transform",
+    "stmap": "Bake STMap",
+    "tracker": "Bake Tracker4",
+    "roto": "Bake Roto",
+}
+
+
 def bake(node: Node, kind: str) -> None:
     """Makes a native node with keys beside a ReenactComp.
 
@@ -490,6 +526,16 @@ def bake(node: Node, kind: str) -> None:
         text = str(error)
     except KeyError as error:
         text = f"The node {error} inside the face's node is missing. Make a new one."
+    host.put(node, "baked", plain_text(text))
+
+
+def older_frames(node: Node) -> None:
+    """Has a ReenactComp read frames of earlier versions, whose layers have other names."""
+    text = "The node reads frames of earlier versions, too."
+    try:
+        read_older_layers(node, "face")
+    except KeyError as error:
+        text = f"The node {error} inside this one is missing. Make a new one."
     host.put(node, "baked", plain_text(text))
 
 
@@ -517,7 +563,8 @@ def _bake(node: Node, kind: str) -> str:
     under: Optional[Node] = plate
     if crop and not inverse and kind != "stmap":
         under = host.source(node, 2)
-    name = host.paste(node, "push $cut_paste_input\n" + baking.KINDS[kind](warp), under)
+    text = "push $cut_paste_input\n" + baking.KINDS[kind](warp)
+    name = host.paste(node, text, under, BAKES[kind])
     return f"{name}: keys from {min(quads.corners)} to {max(quads.corners)}."
 
 
@@ -540,5 +587,5 @@ def _bake_points(node: Node, kind: str) -> str:
         text = shapes.tracker(landmarks, frames, points)
     else:
         text = shapes.roto(landmarks, frames, size)
-    name = host.paste(node, "push $cut_paste_input\n" + text, under)
+    name = host.paste(node, "push $cut_paste_input\n" + text, under, BAKES[kind])
     return f"{name}: keys from {min(landmarks)} to {max(landmarks)}."

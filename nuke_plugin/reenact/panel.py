@@ -1,22 +1,24 @@
-"""A panel for Nuke: lists the server's jobs, and shows the chosen one while it works."""
+"""A panel for Nuke: lists the servers' jobs, and shows the chosen one while it works."""
 
 import contextlib
 import dataclasses
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from reenact import launcher, nodes, protocol, qt
+from reenact.channel import server_at
 from reenact.client import Client, home
 from reenact.errors import ServerError
 from reenact.graph import Curve, Graph, Sheet
 from reenact.protocol import FINISHED, TRAINING, File
 from reenact.runs import CONNECT_SECONDS
 
-COLUMNS = ("Node", "Job", "State", "Progress", "Last change")
+COLUMNS = ("Node", "Job", "State", "Progress", "Last change", "Server")
 THUMBNAIL = 36  # px
 POLL_SECONDS = 2.0  # between two lists
 COLOURS = {"failed": "#d05050", "running": "#70b070", "done": "#909090", "cancelled": "#909090"}
@@ -55,14 +57,18 @@ class Refusal:
     text: str
 
 
-Answer = Union[List[Dict[str, Any]], Detail, Refusal, str]  # a text: why there is no list
+Job = Dict[str, Any]  # as the server lists it
+Content = Union[List[Job], Detail, Refusal, str]  # a text: why there is no list
+Answer = Tuple[str, Content]  # and which server it is from, as a node names it
 Request = Tuple[str, str]  # a command of the client's, or "" to look at a job; and the job's id
+Asked = Tuple["SimpleQueue[Request]", Event]  # what a thread is to do, and whether it ends
 
 
 class Jobs(qt.QtWidgets.QWidget):  # type: ignore[misc]  # Qt has no types here
-    """Lists the server's jobs, newest first, and shows figures and pictures of the chosen one.
+    """Lists the servers' jobs, newest first, and shows figures and pictures of the chosen one.
 
-    A thread asks the server while the panel is shown; nothing here waits.
+    The servers are those that the script's nodes use. A thread for each asks it while the panel is
+    shown; nothing here waits.
     """
 
     def __init__(self) -> None:
@@ -102,38 +108,57 @@ class Jobs(qt.QtWidgets.QWidget):  # type: ignore[misc]  # Qt has no types here
             self.buttons[label].clicked.connect(call)
             row.addWidget(self.buttons[label])
         row.addStretch()
-        self._jobs: List[Dict[str, Any]] = []
+        self._lists: Dict[str, Union[List[Job], str]] = {}  # by server: its jobs, or why not
+        self._rows: List[Tuple[str, Job]] = []  # of the table: a server and its job
         self._detail = Detail("", [])
         self._refused = ""  # why the server did not do the last command
         self._answers: "SimpleQueue[Answer]" = SimpleQueue()
-        self._requests: "SimpleQueue[Request]" = SimpleQueue()
-        self._closed = Event()
+        self._asked: Dict[str, Asked] = {}  # by server
         self._timer = qt.QtCore.QTimer(self)
         self._timer.timeout.connect(self.drain)
         self.table.itemSelectionChanged.connect(self._choose)
         self._show_detail()
 
     def showEvent(self, event: Any) -> None:
-        """Qt: the panel is shown; starts asking the server."""
-        self._closed.set()
-        self._closed, self._requests = Event(), SimpleQueue()
-        arguments = (self._answers, self._requests, self._closed)
-        self._requests.put(("", self.chosen()))
-        Thread(target=_work, args=arguments, daemon=True, name="jobs").start()
+        """Qt: the panel is shown; starts asking the servers."""
+        self._ask_servers()
         self._timer.start(300)
 
     def hideEvent(self, event: Any) -> None:
-        """Qt: the panel is hidden; stops asking the server."""
-        self._closed.set()
-        self._requests.put(("", ""))  # wakes the thread
+        """Qt: the panel is hidden; stops asking the servers."""
         self._timer.stop()
+        for server in list(self._asked):
+            self._forget(server)
+
+    def _ask_servers(self) -> None:
+        """Asks the servers that the script's nodes use by now, and no others."""
+        servers = nodes.SESSION.servers()
+        for server in [server for server in self._asked if server not in servers]:
+            self._forget(server)
+        for server in [server for server in servers if server not in self._asked]:
+            requests, closed = self._asked[server] = SimpleQueue(), Event()
+            if self._chosen_row()[0] == server:
+                requests.put(("", self.chosen()))
+            arguments = (server, self._answers, requests, closed)
+            Thread(target=_work, args=arguments, daemon=True, name="jobs").start()
+
+    def _forget(self, server: str) -> None:
+        requests, closed = self._asked.pop(server)
+        closed.set()
+        requests.put(("", ""))  # wakes the thread
 
     def drain(self) -> None:
         """Shows the newest answers; never waits."""
-        jobs: Union[List[Dict[str, Any]], str, None] = None
+        self._ask_servers()
+        gone = [server for server in self._lists if server not in self._asked]
+        for server in gone:
+            del self._lists[server]
+        news = bool(gone)
         with contextlib.suppress(Empty):
             while True:
-                answer = self._answers.get_nowait()
+                server, answer = self._answers.get_nowait()
+                if server not in self._asked:
+                    continue  # it was asked before the nodes named another one
                 if isinstance(answer, Refusal):
                     self._refused = answer.text
                 elif isinstance(answer, Detail):
@@ -142,29 +167,33 @@ class Jobs(qt.QtWidgets.QWidget):  # type: ignore[misc]  # Qt has no types here
                         answer = dataclasses.replace(answer, sheet=before.sheet, image=before.image)
                     self._detail = answer
                 else:
-                    jobs = answer
-        if isinstance(jobs, str):
-            self.message.setText(jobs)
-        elif jobs is not None:
-            self._show_jobs(jobs)
+                    self._lists[server], news = answer, True
+        if news:
+            self._show_jobs()
         self._show_detail()
 
     # -- the table
 
-    def _show_jobs(self, jobs: List[Dict[str, Any]]) -> None:
-        count = len(jobs)
-        text = f"{count} job{'s' * (count != 1)} on the server."
-        self.message.setText(f"{text} {self._refused}".rstrip())
-        job_nodes, chosen = nodes.SESSION.job_nodes(), self.chosen()
+    def _show_jobs(self) -> None:
+        job_nodes, (chosen_server, chosen) = nodes.SESSION.job_nodes(), self._chosen_row()
+        rows = _merged(self._lists, job_nodes)
+        troubles = {name: text for name, text in self._lists.items() if isinstance(text, str)}
+        texts = []
+        if len(troubles) < len(self._lists):
+            texts.append(_counted(len(rows), len(self._lists) - len(troubles)))
+        for server, trouble in sorted(troubles.items()):
+            texts.append(f"{server}: {trouble}" if server else trouble)
+        self.message.setText(" ".join([*texts, self._refused]).rstrip())
+        self.table.setColumnHidden(COLUMNS.index("Server"), len(self._lists) < 2)
         self.table.blockSignals(True)  # rows move below the selection: nothing else is chosen
-        self._jobs = jobs
+        self._rows = rows
         self.table.clearSelection()
-        self.table.setRowCount(count)
-        for row, job in enumerate(jobs):
+        self.table.setRowCount(len(rows))
+        for row, (server, job) in enumerate(rows):
             when = time.strftime("%d %b %H:%M", time.localtime(job["updated"]))
-            name, picture = job_nodes.get(job["id"], ("", None))
-            texts = (name, job["kind"], job["state"], _progress(job), when)
-            for column, text in enumerate(texts):
+            name, picture = job_nodes.get((server, job["id"]), ("", None))
+            cells = (name, job["kind"], job["state"], _progress(job), when, _shown_name(server))
+            for column, text in enumerate(cells):
                 item = qt.QtWidgets.QTableWidgetItem(text)
                 item.setToolTip(job["reason"] or text)
                 if column == 0 and picture is not None and picture.is_file():
@@ -172,29 +201,30 @@ class Jobs(qt.QtWidgets.QWidget):  # type: ignore[misc]  # Qt has no types here
                 if column == 2 and job["state"] in COLOURS:
                     item.setForeground(qt.QtGui.QColor(COLOURS[job["state"]]))
                 self.table.setItem(row, column, item)
-            if job["id"] == chosen:
+            if (server, job["id"]) == (chosen_server, chosen.get("id")):
                 self.table.selectRow(row)
         self.table.blockSignals(False)
 
     def chosen(self) -> str:
         """Returns the id of the selected job; empty if none is selected."""
-        return str(self._chosen_job().get("id", ""))
+        return str(self._chosen_row()[1].get("id", ""))
 
-    def _chosen_job(self) -> Dict[str, Any]:
+    def _chosen_row(self) -> Tuple[str, Job]:
+        """Returns the server and the job of the selected row; both are empty for none."""
         rows = self.table.selectionModel().selectedRows()
-        return self._jobs[rows[0].row()] if rows and rows[0].row() < len(self._jobs) else {}
+        return self._rows[rows[0].row()] if rows and rows[0].row() < len(self._rows) else ("", {})
 
     def _choose(self) -> None:
         """Another job was selected."""
-        self._refused = ""
-        self._requests.put(("", self.chosen()))
+        self._detail = Detail("", [])  # two servers may give a job the same id
+        self._request("")
         self._show_detail()
 
     # -- the chosen job
 
     def _show_detail(self) -> None:
         """Shows what is known of the chosen job, and which buttons make sense for it."""
-        job = self._chosen_job()
+        job = self._chosen_row()[1]
         state, kind, early = job.get("state", ""), job.get("kind", ""), job.get("finish")
         self.buttons["Show node"].setEnabled(bool(job))
         self.buttons["Cancel"].setEnabled(bool(job) and state not in FINISHED)
@@ -222,53 +252,61 @@ class Jobs(qt.QtWidgets.QWidget):  # type: ignore[misc]  # Qt has no types here
 
     def show_node(self) -> None:
         """Shows the node that the selected job belongs to."""
-        nodes.SESSION.reveal(self.chosen())
+        nodes.SESSION.reveal(self._chosen_row()[0], self.chosen())
 
     def cancel(self) -> None:
         """Stops the selected job."""
-        self._command("cancel")
+        self._request("cancel")
 
     def resume(self) -> None:
         """Resumes the selected job."""
-        self._command("resume")
+        self._request("resume")
 
     def finish(self) -> None:
         """Stops the selected job's training, and keeps a whole result of what it has."""
-        self._command("finish")
+        self._request("finish")
 
-    def _command(self, name: str) -> None:
+    def _request(self, command: str) -> None:
+        """Has a command carried out on the selected job; with an empty one, it is looked at."""
         self._refused = ""
-        job = self.chosen()
-        if job:
-            self._requests.put((name, job))
+        chosen, job = self._chosen_row()
+        for server, (requests, _) in self._asked.items():
+            if server == chosen and job:
+                requests.put((command, job["id"]))
+            elif not command:
+                requests.put(("", ""))  # its job is not looked at any more
 
 
 # -- the thread ----------------------------------------------------------------------------------
 
 
-def _work(answers: "SimpleQueue[Answer]", requests: "SimpleQueue[Request]", closed: Event) -> None:
-    """Asks for the jobs and the chosen one repeatedly, and carries out commands."""
+def _work(
+    server: str, answers: "SimpleQueue[Answer]", requests: "SimpleQueue[Request]", closed: Event
+) -> None:
+    """Asks a server for its jobs and the chosen one repeatedly, and carries out commands."""
     chosen, shown = "", None
     while not closed.is_set():
         try:
-            with Client("nuke", CONNECT_SECONDS) as client:
+            with Client("nuke", CONNECT_SECONDS, server_at(server)) as client:
                 while not closed.is_set():
                     for command, job in _taken(requests):
                         if command:
-                            _carry_out(client, command, job, answers)
+                            refused = _carry_out(client, command, job)
+                            if refused is not None:
+                                answers.put((server, refused))
                         else:
                             chosen, shown = job, None
                     if closed.is_set():
                         return
                     jobs = client.jobs()
-                    answers.put(jobs)
+                    answers.put((server, jobs))
                     found = [job for job in jobs if job["id"] == chosen]
                     now = {k: v for k, v in found[0].items() if k != "reason"} if found else None
                     if now is not None and now != shown:
-                        answers.put(_look(client, now))
+                        answers.put((server, _look(client, now)))
                         shown = now
         except ServerError as error:
-            answers.put(str(error))
+            answers.put((server, str(error)))
             closed.wait(POLL_SECONDS)
 
 
@@ -282,8 +320,8 @@ def _taken(requests: "SimpleQueue[Request]") -> List[Request]:
     return taken
 
 
-def _carry_out(client: Client, command: str, job: str, answers: "SimpleQueue[Answer]") -> None:
-    """Carries out a command of the client's on a job.
+def _carry_out(client: Client, command: str, job: str) -> Optional[Refusal]:
+    """Carries out a command of the client's on a job; returns why the server refused it.
 
     Raises:
         ServerError: the server does not answer.
@@ -293,10 +331,11 @@ def _carry_out(client: Client, command: str, job: str, answers: "SimpleQueue[Ans
     except ServerError as error:
         if error.code == "no_server":
             raise
-        answers.put(Refusal(str(error)))
+        return Refusal(str(error))
+    return None
 
 
-def _look(client: Client, job: Dict[str, Any]) -> Detail:
+def _look(client: Client, job: Job) -> Detail:
     """Asks for a job's figures and its newest pictures, which are downloaded once.
 
     Raises:
@@ -319,7 +358,7 @@ def _look(client: Client, job: Dict[str, Any]) -> Detail:
     return detail
 
 
-def _newest_sheet(client: Client, job: Dict[str, Any]) -> Optional[Path]:
+def _newest_sheet(client: Client, job: Job) -> Optional[Path]:
     """Returns the file of a job's newest pictures, in the user's folder; None without any."""
     names = SHEETS.get(job["kind"], ())
     if not names:
@@ -338,7 +377,33 @@ def _newest_sheet(client: Client, job: Dict[str, Any]) -> Optional[Path]:
     return path
 
 
-def _progress(job: Dict[str, Any]) -> str:
+def _merged(
+    lists: Dict[str, Union[List[Job], str]], job_nodes: Mapping[Tuple[str, str], Any]
+) -> List[Tuple[str, Job]]:
+    """Returns the jobs of all servers, newest first.
+
+    A server that nodes name in two ways lists its jobs twice: each is shown once, under the name
+    that its node uses.
+    """
+    rows: Dict[Tuple[str, float], Tuple[str, Job]] = {}
+    for server, jobs in lists.items():
+        for job in jobs if isinstance(jobs, list) else ():
+            key = job["id"], job["created"]
+            if key not in rows or (server, job["id"]) in job_nodes:
+                rows[key] = server, job
+    return sorted(rows.values(), key=lambda row: -row[1]["created"])
+
+
+def _shown_name(server: str) -> str:
+    return server or os.environ.get("REENACT_SERVER") or "this machine"
+
+
+def _counted(jobs: int, servers: int) -> str:
+    where = "the server" if servers == 1 else f"{servers} servers"
+    return f"{jobs} job{'s' * (jobs != 1)} on {where}."
+
+
+def _progress(job: Job) -> str:
     progress = job["progress"]
     if job["state"] in ("failed", "paused"):
         return str(job["reason"])

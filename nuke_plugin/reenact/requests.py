@@ -22,7 +22,7 @@ from reenact.kinds import (
 from reenact.repairs import RepairRequest
 from reenact.runs import RunRequest, Source
 from reenact.shots import Shot, ShotRequest
-from reenact.upstream import character_of, connected, shot_above, shots_above
+from reenact.upstream import character_of, connected, origin, shot_above, shots_above
 
 # Frames to choose and steps of tuning, by the quality of a ReenactPersonalize.
 QUALITIES = {"preview": (60, 300), "production": (250, 2000)}
@@ -196,7 +196,7 @@ def _source(
         raise NodeError(
             "Frames before 0 can't be used. Move the clip, or choose a later first frame."
         )
-    project, plate = host.project(), host.plate(node)
+    project, plate = host.project(), host.plate(origin(node, 0))
     how = str(host.get(node, "source"))
     if view:
         name = f"{name}.{view}"

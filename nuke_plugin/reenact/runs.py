@@ -14,7 +14,7 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 from reenact import launcher, ocio, protocol, thumbnails
 from reenact.address import server_at
@@ -179,7 +179,7 @@ class Run(Thread):
         super().__init__(daemon=True, name=f"reenact {id[:8]}")
         self.id, self.request, self.folder = id, request, folder
         self._on_update, self._resume, self._start_server = on_update, resume, start_server
-        self._server, self._of_view = server, view
+        self.server, self._of_view = server, view
         self._train_on = resume
         self._kept_steps: Optional[int] = None  # of the last job's training, if it stopped early
         self._last_progress = 0.0
@@ -205,7 +205,7 @@ class Run(Thread):
     def run(self) -> None:
         """Works until the result is there, or an update says why it isn't."""
         try:
-            with Client("nuke", server=server_at(self._server)) as client:
+            with Client("nuke", server=server_at(self.server)) as client:
                 if self._start_server:
                     self._update("starting", "Starting the server.")
                     launcher.start_server(client)
@@ -411,7 +411,7 @@ class Run(Thread):
         self,
         client: Client,
         folder: Path,
-        task: protocol.Task,
+        task: Union[protocol.Render, protocol.Frame],
         read: str,
         suffix: str,
         more: Optional[Result] = None,
@@ -441,7 +441,7 @@ class Run(Thread):
         def result() -> Result:
             nonlocal more
             knobs: Dict[str, Any] = {f"has_{read.lower()}": True}
-            reads = {read: Frames.of(pattern, numbers)}
+            reads = {read: Frames.of(pattern, numbers, older=task.layer_names == 1)}
             both = more or Result()
             more = dataclasses.replace(both, curves={})  # they are shown once
             if read != "Crops":
@@ -574,7 +574,7 @@ class Run(Thread):
 
     def _cancel_job(self, job: str) -> None:
         try:
-            with Client("nuke", server=server_at(self._server)) as client:
+            with Client("nuke", server=server_at(self.server)) as client:
                 client.cancel(job)
         except ServerError as error:
             self._update("lost", f"{error} The job could not be cancelled.", "start")
@@ -583,7 +583,7 @@ class Run(Thread):
         try:
             if not job:
                 raise ServerError("nothing_to_keep", "Nothing is trained yet. Wait, or Cancel.")
-            with Client("nuke", server=server_at(self._server)) as client:
+            with Client("nuke", server=server_at(self.server)) as client:
                 client.finish(job)
             text = "Stopping early: what is trained becomes a whole result."
         except ServerError as error:

@@ -7,6 +7,7 @@ import time
 import uuid
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from reenact import __version__, host, live, protocol, thumbnails
@@ -27,7 +28,6 @@ from reenact.views import ViewsRun, has_views
 
 POLL_SECONDS = 0.2
 SETTLE_SECONDS = 0.25  # without a change, after which a frame is rendered live
-WHOLE_SECONDS = 0.3  # without a new node, after which a script counts as loaded
 
 
 class Session:
@@ -44,19 +44,19 @@ class Session:
 
     Attributes:
         runs: the last run of each node in this session, by node id.
-        queries: queries that may be under way.
+        queries: queries, and work with files, that may be under way.
         live: what renders live previews, by server.
         updates: what threads report, not yet shown.
     """
 
     def __init__(self) -> None:
         self.runs: Dict[str, Run] = {}
-        self.queries: List[ServerQuery] = []
+        self.queries: List[Thread] = []
         self.live: Dict[str, LivePreview] = {}
         self.updates: "SimpleQueue[NodeUpdate]" = SimpleQueue()
         self._nodes: Dict[str, List[Node]] = {}  # by id: those seen in this session, and clones
-        self._created: List[Node] = []  # to be completed once the script is whole
-        self._created_at = 0.0
+        self._created: List[Node] = []  # not known to be whole yet
+        self._whole: List[Node] = []  # to be completed
         self._deferred: List[Callable[[], None]] = []  # what the timer is to do
         self._undelivered: Dict[str, List[NodeUpdate]] = {}  # of deleted nodes, until undo
         self._followed: Optional[Node] = None  # the live node that was changed last
@@ -69,16 +69,22 @@ class Session:
     def add(self, node: Node) -> None:
         """Adds a node that was created, loaded, pasted, or restored by undo.
 
-        The node is not whole yet, and its script may be loading: it is only noted.
+        The node is not whole yet, and its script may be loading: it is only noted. It is whole
+        once what creates it has returned.
         """
         if host.gui():
             self._created.append(node)
-            self.note_creation()
-            self._watch()
+            host.after_this(lambda: self._note_whole([node]))
 
-    def note_creation(self) -> None:
-        """Notes that some node was created: the script may be loading, and there is no root."""
-        self._created_at = time.monotonic()
+    def script_loaded(self) -> None:
+        """Notes that a script is loaded: the nodes that were created are whole."""
+        self._note_whole(list(self._created))
+
+    def _note_whole(self, nodes: List[Node]) -> None:
+        self._whole += [node for node in nodes if node in self._created]
+        self._created = [node for node in self._created if node not in nodes]
+        if self._whole:
+            self._watch()
 
     def complete(self, node: Node) -> None:
         """Prepares a node that is whole: by the timer, or earlier because a button is pressed.
@@ -86,15 +92,16 @@ class Session:
         A new node or a copy gets an id, and a node whose job went on is told what has happened.
         Clones share their knobs, and so they share id and job.
         """
-        self._created = [other for other in self._created if other != node]
+        for waiting in (self._created, self._whole):
+            waiting[:] = [other for other in waiting if other != node]
         if not host.name(node) or not host.has(node, "reenact_id"):
             return
         id = node_id(node)
         copied = any(
-            is_alive(known, id) and host.name(known) != host.name(node)
+            is_alive(known, id) and known != node and not host.are_clones(known, node)
             for known in self._nodes.get(id, ())
         )
-        if not id or (copied and not host.is_clone(node)):
+        if not id or copied:
             id = uuid.uuid4().hex
             host.put(node, "reenact_id", id)
             # Jobs, approval and Read belong to the node that was copied.
@@ -133,22 +140,30 @@ class Session:
         for known in self._nodes.values():
             known[:] = [other for other in known if other != node]
 
-    def job_nodes(self) -> Dict[str, Tuple[str, Optional[Path]]]:
-        """Returns the nodes of this session's jobs: job id -> the node's name, and the picture of
-        its character if it has one."""
+    def servers(self) -> List[str]:
+        """Returns the names of the servers that the script's nodes use, as far as nodes were seen
+        in this session; empty for the one that is found."""
+        alive = [node for id in self._nodes if (node := self._node(id)) is not None]
+        names = {server_of(node) for node in alive}
+        names |= {run.server for id, run in self.runs.items() if self._node(id) is not None}
+        return sorted(names) or [""]
+
+    def job_nodes(self) -> Dict[Tuple[str, str], Tuple[str, Optional[Path]]]:
+        """Returns the nodes of this session's jobs: server and job id -> the node's name, and the
+        picture of its character if it has one."""
         nodes = {id: self._node(id) for id in self.runs}
         return {
-            job: (host.name(node), _picture(node))
+            (self.runs[id].server, job): (host.name(node), _picture(node))
             for id, node in nodes.items()
             if node is not None
             for job in self.runs[id].jobs
         }
 
-    def reveal(self, job: str) -> None:
-        """Shows the node that a job belongs to."""
+    def reveal(self, server: str, job: str) -> None:
+        """Shows the node that a server's job belongs to."""
         for id, run in self.runs.items():
             node = self._node(id)
-            if job in run.jobs and node is not None:
+            if run.server == server and job in run.jobs and node is not None:
                 host.reveal(node)
 
     def _node(self, id: str) -> Optional[Node]:
@@ -196,6 +211,24 @@ class Session:
             self._watch()
         else:
             ServerQuery(id, self._deliver, work, server).run()
+
+    def do(self, node: Node, work: Callable[[], NodeUpdate]) -> None:
+        """Does work with files for a node, which a busy disk may hold up for seconds."""
+        id = node_id(node)
+
+        def run() -> None:
+            try:
+                update = work()
+            except NodeError as error:
+                update = NodeUpdate(id, "failed", str(error))
+            self.updates.put(update)
+
+        if host.gui():
+            self.queries.append(Thread(target=run, daemon=True, name="reenact files"))
+            self.queries[-1].start()
+            self._watch()
+        else:
+            self._deliver(work())
 
     # -- live previews
 
@@ -273,9 +306,9 @@ class Session:
         """
         if host.is_rendering():
             return
-        if self._created and time.monotonic() - self._created_at > WHOLE_SECONDS:
-            for node in list(self._created):
-                host.guarded(self.complete)(node)
+        for node in list(self._whole):
+            host.guarded(self.complete)(node)
+        self._whole.clear()
         while self._deferred:
             host.guarded(self._deferred.pop(0))()
         with contextlib.suppress(Empty):
@@ -286,7 +319,7 @@ class Session:
             for update in preview.drain():
                 host.guarded(self._deliver_live)(update)
         busy = any(thread.is_alive() for thread in (*self.runs.values(), *self.queries))
-        busy = busy or bool(self._created or self._deferred) or self._followed is not None
+        busy = busy or bool(self._whole or self._deferred) or self._followed is not None
         busy = busy or any(preview.busy() for preview in self.live.values())
         if not busy and self.updates.empty() and self._stop_timer is not None:
             self._stop_timer()
@@ -303,6 +336,7 @@ class Session:
         for state in (self.runs, self.live, self._nodes, self._undelivered):
             state.clear()
         self._created.clear()
+        self._whole.clear()
         self._deferred.clear()
 
     def _watch(self) -> None:

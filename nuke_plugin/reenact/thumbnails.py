@@ -28,7 +28,7 @@ def make_picture(character: PathLike) -> str:
         height, width, _ = header["thumbnail"]["shape"]
         rgb = read("thumbnail")
     path = picture_path(character)
-    write_file(path, _png(width, height, rgb))
+    write_file(path, _png(width, height, rgb), durable=False)  # it is made again whenever needed
     return f'<img src="{path.as_posix()}" width="128">'
 
 

@@ -1,12 +1,12 @@
 """Finds what a node works on: the latent track above it, the shot that it is of, and the plate."""
 
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Set
+from typing import Dict, List, Optional
 
 from reenact import host, shots
 from reenact.errors import NodeError
 from reenact.host import Node
-from reenact.kinds import PERSONALIZE, REENACT, REPAIR, kind_of
+from reenact.kinds import FOREIGN, PERSONALIZE, REENACT, REPAIR, kind_of
 from reenact.shots import Shot
 from reenact.versions import UPSTREAM
 
@@ -30,8 +30,9 @@ def upstream(node: Node, inputs: Optional[List[Node]] = None) -> Upstream:
     """Returns the nearest latent track above a node.
 
     A node hands on the track of the version that it shows, in its knob `track`. The search goes
-    through every other node, and through nodes of ours that are disabled or whose version is
-    `upstream`; of several inputs, it follows the first one to its end before the next.
+    through every other node, out of Groups and into them, and through nodes of ours that are
+    disabled or whose version is `upstream`; of several inputs, it follows the first one to its end
+    before the next.
 
     Args:
         node: where the search begins.
@@ -41,20 +42,19 @@ def upstream(node: Node, inputs: Optional[List[Node]] = None) -> Upstream:
         NodeError: there is no such node, or it has no track yet.
     """
     pending = list(host.above(node) if inputs is None else inputs)
-    seen: Set[str] = set()
+    seen: List[Node] = []  # clones have the same name
     passed = ""  # a Reenact that could have a track
     while pending:
         candidate = pending.pop(0)
-        name = host.name(candidate)
-        if name in seen:
+        if candidate in seen:
             continue
-        seen.add(name)
-        kind = kind_of(candidate)
+        seen.append(candidate)
+        name, kind = host.name(candidate), kind_of(candidate)
         passes = kind.has_track and shown_version(candidate) == UPSTREAM
         if passes and kind is REENACT:
             passed = name
         if not kind.has_track or passes or host.get(candidate, "disable"):
-            pending = host.above(candidate) + pending
+            pending = _feeding(candidate) + pending
             continue
         track, character = (str(host.get(candidate, knob)) for knob in ("track", "character"))
         if not track:
@@ -63,6 +63,23 @@ def upstream(node: Node, inputs: Optional[List[Node]] = None) -> Upstream:
     if passed:
         raise NodeError(f"{passed} shows what comes in. Choose one of its versions.")
     raise NodeError("There is no Reenact node above. Connect one: this node works on its track.")
+
+
+def _feeding(node: Node) -> List[Node]:
+    """Returns what a node takes its picture from: of a Group first what is in it."""
+    return (host.inside(node) if kind_of(node) is FOREIGN else []) + host.above(node)
+
+
+def origin(node: Node, index: int) -> Optional[Node]:
+    """Returns the node whose picture comes in at an input, past Dots, out of Groups and into them.
+
+    Returns:
+        None if nothing is connected.
+    """
+    found = host.source(node, index)
+    while found is not None and kind_of(found) is FOREIGN and host.is_passage(found):
+        found = next(iter(_feeding(found)), None)
+    return found
 
 
 def face_read(node: Node) -> Node:
@@ -78,7 +95,7 @@ def face_read(node: Node) -> Node:
     while found is not None and not kind_of(found).has_track:
         if host.has(found, "origfirst"):  # only a Read has it
             return found
-        found = next(iter(host.above(found)), None)
+        found = next(iter(_feeding(found)), None)
     if found is None:
         raise NodeError("There is no Reenact node and no Read above. Connect one to face.")
     return host.inner(upstream(node, [found]).node, "Result")
@@ -93,7 +110,7 @@ def character_of(reenact: Node) -> str:
     given = str(host.get(reenact, "character"))
     if given:
         return given
-    source = host.source(reenact, 1)
+    source = origin(reenact, 1)
     if source is None or kind_of(source) is not PERSONALIZE:
         raise NodeError(
             "Choose a character: a .character file, one of the server's, or connect a "

@@ -46,7 +46,11 @@ def version_frames(folder: Path, crops: bool = False) -> Frames:
         OSError, ValueError: the version is gone or damaged.
         ServerError: the version has no frames, or none of a view.
     """
-    views = json.loads((folder / "run.json").read_text()).get("views", [])
+    content = json.loads((folder / "run.json").read_text())
+    views = content.get("views", [])
+    if views:
+        content = json.loads((folder / views[0] / "run.json").read_text())
+    older = content.get("layer_names", 1) == 1  # folders of older plugins lack it
     below, suffix = ("crops", "_crop") if crops else ("", "")
 
     def pattern(view: str) -> str:
@@ -54,7 +58,7 @@ def version_frames(folder: Path, crops: bool = False) -> Frames:
         return str(folder / view / below / f"{name}{suffix}.####.exr")
 
     each = [set(existing_frames(pattern(view))) for view in views or [""]]
-    frames = Frames.of(pattern("%V" if views else ""), set().union(*each))
+    frames = Frames.of(pattern("%V" if views else ""), set().union(*each), older)
     same = all(numbers == each[0] for numbers in each)
     return dataclasses.replace(frames, complete=frames.complete and same)
 

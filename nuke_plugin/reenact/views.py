@@ -59,7 +59,7 @@ class ViewsRun(Run):
 
     def _cancel_jobs(self, jobs: List[str]) -> None:
         try:
-            with Client("nuke", server=server_at(self._server)) as client:
+            with Client("nuke", server=server_at(self.server)) as client:
                 for job in jobs:
                     with contextlib.suppress(ServerError):  # it has ended
                         client.cancel(job)
@@ -81,7 +81,7 @@ class ViewsRun(Run):
             on_update,
             folder=folder,
             resume=self._resume,
-            server=self._server,
+            server=self.server,
             view=view,
         )
         part._cancelled, part._detached, part.jobs = self._cancelled, self._detached, self.jobs

@@ -115,6 +115,8 @@ def what_nuke_calls_while_a_script_loads():
         nuke.scriptOpen(path)
     finally:
         nodes.on_create, nodes.knob_changed = before
+    # In the GUI, onScriptLoad has moved the node from the first list to the second.
+    calls["not whole, whole"] = [len(nodes.SESSION._created), len(nodes.SESSION._whole)]
     node = nuke.toNode("ReenactEdit1")
     assert not node["ready"].value(), "a knob that is not to be saved was saved"
     assert not nodes.SESSION.live
@@ -140,7 +142,74 @@ def a_clone_shares_its_knobs():
     id = node["reenact_id"].value()
     clone = complete(nuke.clone(node, inpanel=False))
     assert node["reenact_id"].value() == id
-    return {"clones": node.clones(), "same id": clone["reenact_id"].value() == id}
+    said = {"clones": node.clones(), "same id": clone["reenact_id"].value() == id}
+    said["same name"] = clone.name() == node.name()
+    path = os.path.join(tempfile.mkdtemp(), "clones.nk").replace("\\", "/")
+    node.selectOnly()
+    clone.setSelected(True)
+    nuke.nodeCopy(path)
+    nuke.nodePaste(path)
+    pasted = [complete(one) for one in nuke.selectedNodes()]
+    ids = [one["reenact_id"].value() for one in pasted]
+    assert node["reenact_id"].value() == clone["reenact_id"].value() == id
+    assert len(set(ids)) == 1, ids
+    assert id not in ids
+    said["clones that were pasted"] = [one.clones() for one in pasted]
+    with open(path) as file:
+        said["as Nuke saves them"] = [line for line in file if "clone" in line]
+    return said
+
+
+@check
+def new_nodes_declare_no_layer_that_a_show_may_have():
+    from reenact import display, host, older
+
+    names = set(older.LAYERS)
+    if names & set(nuke.layers()):
+        return {"skipped": "Start Nuke anew: a script of before has declared these layers."}
+    node, comp = made("Reenact"), made(COMP)
+    declared = set(nuke.layers())
+    assert not names & declared, names & declared
+    for one, inside in ((node, "Result"), (comp, "face")):
+        display.read_older_layers(one, inside)
+        last = host.inner(one, older.last_name(inside))
+        assert last.inputs() == 2
+        assert last["from0"].value() != "none", last["from0"].value()
+        assert host.inner(one, inside).dependent(nuke.INPUTS)[0] != last
+    assert names <= set(nuke.layers())
+    return {"added by new nodes": sorted(declared)}
+
+
+@check
+def the_search_goes_out_of_groups_and_into_them():
+    from reenact import upstream
+
+    reenact = made("Reenact", made("CheckerBoard2"))
+    for knob, value in (("track", "/a/t.latents"), ("shown_version", "a")):
+        reenact[knob].setValue(value)
+    group = nuke.createNode("Group", inpanel=False)
+    with group:
+        first = nuke.createNode("Input", inpanel=False)
+        edit = made("ReenactEdit", first)
+        last = nuke.createNode("Output", inpanel=False)
+        last.setInput(0, edit)
+    group.setInput(0, reenact)
+    assert upstream.upstream(edit).node == reenact
+    edit["track"].setValue("/b/t.latents")
+    edit["shown_version"].setValue("b")
+    found = upstream.upstream(made("ReenactStyle", group)).node
+    assert found == edit, found.fullName()
+
+
+@check
+def a_baked_node_is_one_step_of_undo():
+    from reenact import host
+
+    node = made(COMP)
+    text = "push $cut_paste_input\nBlur {\n name Baked1\n}\n"
+    assert host.paste(node, text, None, "Bake CornerPin2D") == "Baked1"
+    nuke.undo()
+    assert nuke.toNode("Baked1") is None
 
 
 @check
@@ -149,12 +218,14 @@ def an_update_is_one_step_of_undo():
 
     node = made("Reenact", made("CheckerBoard2"))
     node["handles"].setValue(7)
+    node.readKnobs("addUserKnob {20 User}\naddUserKnob {7 my_gain R 0 4}\nmy_gain {{handles*2}}")
     id = node["reenact_id"].value()
     nodes.update(node)
     nodes.SESSION.drain()  # as the timer does
     new = nuke.toNode("Reenact1")
     assert new["handles"].value() == 7
     assert new["reenact_id"].value() == id
+    assert new["my_gain"].value() == 14, "a knob of the artist's"
     assert new.input(0) is not None
     nuke.undo()
     return {"after undo": nuke.toNode("Reenact1") is not None}
@@ -259,7 +330,7 @@ def knobs_are_what_the_plugin_takes_them_for():
     read["last"].setValue(1010)
     node = nuke.createNode("Reenact", inpanel=False)
     node.setInput(0, read)
-    plate = host.plate(node)
+    plate = host.plate(read)
     assert plate is not None
     files = host.plate_files(plate, [1001, 1002], host.project().views[0])
     assert files == ["/plates/shot.1001.exr", "/plates/shot.1002.exr"], files
@@ -333,7 +404,7 @@ def pasted_nodes_are_beside_ours_and_not_inside():
 
     node = nuke.createNode(COMP, inpanel=False)
     with node:  # as a button of the node does
-        name = host.paste(node, "push $cut_paste_input\nBlur {\n size 3\n}\n", None)
+        name = host.paste(node, "push $cut_paste_input\nBlur {\n size 3\n}\n", None, "Bake")
     assert nuke.toNode(name) is not None
     assert nuke.toNode(node.name() + "." + name) is None
 

@@ -10,10 +10,10 @@ import nuke_standin
 import pytest
 from nk_script import BadScript, Statement, words
 from nuke_standin import user_knob
-from reenact import protocol
+from reenact import older, protocol
 from repository import ROOT
 
-from core.render.layers import ATTRIBUTE, CHANNELS, NEWEST, NUKES_OWN, PLAIN, in_file
+from core.render.layers import ATTRIBUTE, CHANNELS, NEWEST, NUKES_OWN, PLAIN, PREFIX, in_file
 from tools.tool_set import tool_set
 
 FOLDER = ROOT / "gizmos"
@@ -32,7 +32,7 @@ ENTRY_POINTS = {
     *("next_step", "make_style", "measure", "add_repair", "clear_repairs", "next_bad"),
     *("open_report", "list_characters", "list_styles", "input_range", "open_results"),
     *("open_sheet", "bake", "choose", "finish", "update", "approve", "create_read"),
-    "all_views",
+    *("all_views", "older_frames"),
 }
 KINDS = {
     "ReenactPersonalize": "personalize",
@@ -154,7 +154,7 @@ def test_a_node_says_which_kind_it_is(path: Path, version: int) -> None:
     assert ("reenact_kind" in text) == (version == 2)
     with nuke_standin.running() as session:
         kinds = importlib.import_module("reenact.kinds")
-        session._build(nk_script.parse(text), session._root)
+        session._read_text(text)
         assert kinds.kind_of(session.module.toNode(path.stem)).name == KINDS[path.stem]
         assert kinds.kind_of(session.module.createNode("Read")) is kinds.FOREIGN
 
@@ -163,7 +163,7 @@ def test_a_node_is_given_the_names_of_layers_that_it_reads() -> None:
     with nuke_standin.running() as session:
         kinds = importlib.import_module("reenact.kinds")
         text = (FOLDER.parent / "tests/nuke/scripts/before_layer_names.nk").read_text()
-        session._build(nk_script.parse(text), session._root)
+        session._read_text(text)
         for name in ("Reenact1", "ReenactEdit1"):
             assert kinds.layer_names(session.module.toNode(name)) == PLAIN
         for path in GIZMOS:
@@ -177,7 +177,7 @@ def test_a_node_of_a_newer_plugin_says_what_to_update() -> None:
     text = (FOLDER / "Reenact.gizmo").read_text()
     with nuke_standin.running() as session:
         newer = text.replace("reenact_kind reenact\n", "reenact_kind relight\n")
-        session._build(nk_script.parse(newer), session._root)
+        session._read_text(newer)
         node = session.module.toNode("Reenact")
         session.press(node, "submit")
         assert "Update the plugin." in node["state"].value()
@@ -285,39 +285,49 @@ def test_the_tool_set_has_the_nodes_as_they_are() -> None:
     assert path.read_text() == tool_set(), "Run tools/tool_set.py"
 
 
-@pytest.mark.parametrize("path", [*GIZMOS, *TOOLSETS], ids=lambda p: p.stem)
-def test_the_layers_are_those_of_the_frames(path: Path) -> None:
-    """Older names are only read where the frames' header says that they have them."""
-    text = path.read_text()
-    files = {
-        in_file(name, version): [in_file(f"{name}.{c}", version) for c in several]
-        for name, several in CHANNELS.items()
-        for version in (PLAIN, NEWEST)
-    }
-    declared = [words(layer) for layer in re.findall(r"^ *add_layer \{(.*)\}$", text, re.M)]
-    for layer, *channels in declared:
-        assert channels == (["mask.a"] if layer == "mask" else files[layer])
+def layers_of(nodes: list[Statement]) -> set[str]:
+    """Returns the layers of frames of any version that nodes name."""
+    known = {in_file(name, names) for name in CHANNELS for names in (PLAIN, NEWEST)}
     used: set[str] = set()
-    for node in flat(nk_script.parse(text)):
+    for node in nodes:
         own = {knob.name() for knob in own_knobs(node)}
         for knob, value in node.knobs:
-            if knob in ("addUserKnob", "name", "label", "help", *own):
-                continue
             if knob in ("channels", "uv", "in", "out"):
-                found = {value} & set(files)
-            else:
-                found = {c for c in re.findall(r"\w+\.\w+", value) if c.partition(".")[0] in files}
-                assert found <= {c for channels in files.values() for c in channels}
-                found = {channel.partition(".")[0] for channel in found}
-            first = {name for name in found if name in CHANNELS and name not in NUKES_OWN}
-            chosen = re.fullmatch(r"from\d", knob) and "Names.old" in node.knob("disable")
-            chosen = chosen or (re.match(r"expr\d", knob) and value.startswith("old ? "))
-            assert not first or chosen, f"{node.knob('name')} reads {first}"
-            used |= found
-    assert used == {layer for layer, *_ in declared} - {"mask"}
-    switches = re.findall(r"^ *old (.*)$", text, re.M)
-    assert len(set(switches)) <= 1
-    assert all(f"exr/{ATTRIBUTE}]" in switch for switch in switches)
+                used |= {value}
+            elif knob not in ("addUserKnob", "name", "label", "help", *own):
+                used |= {name.partition(".")[0] for name in re.findall(r"\w+\.\w+", value)}
+    return used & known
+
+
+@pytest.mark.parametrize("path", [*GIZMOS, *TOOLSETS], ids=lambda p: p.stem)
+def test_the_layers_are_those_of_the_frames(path: Path) -> None:
+    """Of layers with the older names, which a show may have, a new node declares and names none."""
+    declared: dict[str, str] = {}
+    nodes = flat(nk_script.parse(path.read_text(), layers=declared))
+    declared.pop("mask", None)  # Nuke's own
+    for layer, text in declared.items():
+        name = layer.removeprefix(PREFIX)
+        assert layer in NUKES_OWN or layer.startswith(PREFIX)
+        assert words(text) == [layer, *(f"{layer}.{channel}" for channel in CHANNELS[name])]
+    assert layers_of(nodes) == set(declared)
+
+
+def test_older_layers_are_declared_and_mapped_by_nodes_of_their_own() -> None:
+    declared: dict[str, str] = {}
+    nodes = nk_script.parse(older.text("Result", 0, 0), layers=declared)
+    mapped = [name for name in CHANNELS if name not in NUKES_OWN]
+    assert {*declared} == {in_file(name, names) for name in mapped for names in (PLAIN, NEWEST)}
+    first, *copies = nodes
+    assert (first.knob("name"), first.inputs) == (older.first_name("Result"), [])
+    assert copies[-1].knob("name") == older.last_name("Result")
+    pairs = {copy.knob(f"from{i}"): copy.knob(f"to{i}") for copy in copies for i in range(4)}
+    del pairs[""]
+    channels = [f"{name}.{channel}" for name in mapped for channel in CHANNELS[name]]
+    assert pairs == {in_file(name, PLAIN): in_file(name) for name in channels}
+    for below, copy in zip(nodes, copies, strict=False):
+        assert copy.inputs == [below, first]
+        assert copy.knob("disable") == "{1-ResultNames.old}"
+    assert f"exr/{ATTRIBUTE}]" in first.knob("old")
 
 
 def test_every_node_has_a_picture_of_its_properties() -> None:

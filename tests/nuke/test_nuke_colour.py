@@ -10,6 +10,7 @@ import sys
 import zipfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import OpenImageIO as oiio
@@ -296,15 +297,27 @@ def test_the_source_of_a_localised_plate_is_sent(
     session: Session, node: Node, given: tuple[Path, str], tmp_path: Path
 ) -> None:
     session.localised, read = tmp_path / "local", node.input(0)
-    session.localised.mkdir()
     real = given[1].replace("####", str(FIRST))
-    copy = session.localised / real.lstrip("/").replace("/", "_")
+    copy = (
+        session.localised / str(Path(real).parent).lstrip("/").replace("/", "_") / Path(real).name
+    )
+    copy.parent.mkdir(parents=True)
     shutil.copyfile(given[1].replace("####", str(FIRST + 1)), copy)  # a stale one
     assert read["file"].evaluate(FIRST) == str(copy)
+    policy = read["localizationPolicy"]
+    for pattern in (given[1], given[1].replace("####", "%04d"), given[1].replace("plate", "%V")):
+        read["file"]._value = pattern
+        with patch.object(policy, "_set", side_effect=AssertionError("the artist's knob")):
+            (path,) = request_of(node).source.paths
+        assert path == real.replace("plate", "main" if "%V" in pattern else "plate")
+    # Only Tcl can say what Tcl means: the policy is lifted for a moment, and nobody sees it.
+    read["file"]._value = f"[file dirname {given[1]}]/{Path(given[1]).name}"
+    session.module.scriptSaveAs(str(tmp_path / "shot.nk"), True)
     steps = len(session._undo)
+    assert read["file"].evaluate(FIRST) == str(copy)
     assert request_of(node).source.paths == [real]
-    assert read["localizationPolicy"].value() == "fromAutoLocalizePath"
-    assert len(session._undo) == steps
+    assert policy.value() == "fromAutoLocalizePath"
+    assert (len(session._undo), session.module.modified()) == (steps, False)
     session.module.addFilenameFilter(lambda path: path.replace(str(given[0].parent), "/filtered"))
     assert request_of(node).source.paths == [f"/filtered/plate.{FIRST}.png"]
 

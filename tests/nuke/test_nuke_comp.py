@@ -13,9 +13,10 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from nuke_session import plugin, read_node, under, work
+from nuke_session import plugin, read_node, under, whole, work
 from nuke_standin import Node, Picture, Session
 from reenact import bake, tracks
+from reenact.files import Frames
 from repository import ROOT
 from scipy.ndimage import binary_erosion
 
@@ -367,13 +368,133 @@ def test_a_script_with_older_names_renders_as_before(
         np.testing.assert_array_equal(shown[channel], face[in_file(f"render.{channel}")])
 
 
+# A plate, a Reenact and a ReenactComp as the plugin with node version 3 wrote them: their text
+# reads frames with either names of layers.
+VERSION_3 = ROOT / "tests/nuke/scripts/node_version_3.nk"
+VERSION_3_KNOBS = {
+    **{"erode": 1.5, "soften": 2.0, "mouth_amount": 0.7, "eyes_amount": 0.4, "hair_amount": 0.3},
+    **{"parts_grow": 2.0, "grain": 0.8, "match": 0.6},
+}
+SHOWS_OWN = {"matte", "parts", "stmap", "grain", "render"}  # layers that shows have, too
+
+
+@pytest.mark.parametrize("names", [PLAIN, NEWEST])
+def test_a_script_of_node_version_3_renders_as_before_and_so_do_updated_nodes(
+    session: Session, made: Made, tmp_path: Path, names: int
+) -> None:
+    new = comp(session, made.plate, made.face, **VERSION_3_KNOBS)
+    wanted = [session.look(new, number) for number in (FIRST, LAST)]
+    face = session.look(new.input(1), FIRST)
+    open_old_script(session, made, tmp_path)
+    for number, match in zip((FIRST, LAST), MATCHES, strict=True):
+        pattern = str(tmp_path / "face.####.exr")
+        write_patch(made, pattern, number, match, PatchOptions(), names)
+    path = tmp_path / "version_3.nk"
+    path.write_text(VERSION_3.read_text().replace("FOLDER", tmp_path.as_posix()))
+    nuke = session.module
+
+    def check() -> None:
+        reenact = nuke.toNode("Reenact1")
+        for number, picture in zip((FIRST, LAST), wanted, strict=True):
+            same(session.look(nuke.toNode("ReenactComp1"), number), picture)
+        reenact["output_as"].setValue("render")
+        shown = session.look(reenact, FIRST)
+        reenact["output_as"].setValue("RGBA premultiplied")
+        for channel in RGB:
+            np.testing.assert_array_equal(shown[channel], face[in_file(f"render.{channel}", 2)])
+
+    nuke.scriptOpen(str(path))
+    check()
+    for name in ("Reenact1", "ReenactComp1"):
+        nuke.toNode(name).setSelected(True)
+    plugin("nodes").update_selected()
+    session.pump(lambda: not work()._deferred, 10, "the update")
+    assert nuke.toNode("Reenact1")["node_version"].value() == 4
+    check()
+    nuke.scriptSaveAs(str(path), True)
+    nuke.scriptOpen(str(path))
+    check()
+
+
+def deliver(session: Session, node: Node, read: str, frames: Frames) -> None:
+    """Shows frames on a node, as a version that was chosen does."""
+    runs = plugin("runs")
+    knobs = {"has_result": True} if read == "Result" else {"has_compare": True}
+    result = runs.Result(knobs, reads={read: frames})
+    work().updates.put(runs.NodeUpdate(node["reenact_id"].value(), "", "", result=result))
+    work().drain()
+
+
+@pytest.mark.parametrize("kind", ["Reenact", "ReenactEdit", "ReenactStyle", "ReenactRepair"])
+def test_a_new_node_declares_older_layers_only_for_frames_that_have_them(
+    session: Session, made: Made, tmp_path: Path, kind: str
+) -> None:
+    """A show's own `matte` and `render` stay the show's, and 1,023 channels are not many."""
+    plate, old = read(session, made.plate), str(tmp_path / "old.####.exr")
+    for number, match in zip((FIRST, LAST), MATCHES, strict=True):
+        write_patch(made, old, number, match, PatchOptions(), PLAIN)
+    node = under(session, kind, plate)
+    below = under(session, "ReenactComp", plate, node)
+    for knob, value in VERSION_3_KNOBS.items():
+        below[knob].setValue(value)
+    deliver(session, node, "Result", Frames(made.face, FIRST, LAST))
+    wanted = session.look(below, FIRST)
+    node["output_as"].setValue("render")
+    drawn = session.look(node, FIRST)
+    assert drawn["red"].any()
+    assert not session.layers.keys() & SHOWS_OWN
+
+    deliver(session, node, "Result", Frames(old, FIRST, LAST, older=True))
+    assert session.layers.keys() > SHOWS_OWN
+    path = str(tmp_path / "saved.nk")
+    for _ in range(2):  # before and after saving
+        same(session.look(node, FIRST), drawn)
+        node["output_as"].setValue("RGBA premultiplied")
+        same(session.look(below, FIRST), wanted)
+        node["output_as"].setValue("render")
+        session.module.scriptSaveAs(path, True)
+        session.module.scriptOpen(path)
+        node, below = (session.module.toNode(f"{name}1") for name in (kind, "ReenactComp"))
+    whole(session, node)
+    count = len(node.nodes())
+    deliver(session, node, "Result", Frames(made.face, FIRST, LAST))
+    same(session.look(node, FIRST), drawn)
+    deliver(session, node, "Result", Frames(old, FIRST, LAST, older=True))
+    same(session.look(node, FIRST), drawn)
+    assert len(node.nodes()) == count
+
+
+@pytest.mark.parametrize("newer", ["Result", "Compare"])
+def test_a_wipe_between_older_and_newer_frames_has_a_picture_on_both_sides(
+    session: Session, made: Made, tmp_path: Path, newer: str
+) -> None:
+    old = str(tmp_path / "old.####.exr")
+    write_patch(made, old, FIRST, MATCHES[0], PatchOptions(), PLAIN)
+    node = under(session, "Reenact", read(session, made.plate))
+    for name in ("Result", "Compare"):
+        pattern = made.face if name == newer else old
+        deliver(session, node, name, Frames(pattern, FIRST, FIRST, older=pattern == old))
+    seen = {}
+    node["output_as"].setValue("render")
+    for wipe in (0.0, 0.5, 1.0):
+        node["wipe"].setValue(wipe)
+        seen[wipe] = session.look(node, FIRST)
+    assert seen[0.0]["red"].any()
+    same(seen[0.0], seen[1.0])  # the frames differ in the names of their layers alone
+    same(seen[0.5], seen[1.0])
+
+
 @pytest.mark.parametrize("source", ["ReenactEdit1", "Read"])
-def test_a_new_comp_reads_frames_with_older_names(
+def test_a_new_comp_reads_older_frames_once_it_is_told_to(
     session: Session, made: Made, tmp_path: Path, source: str
 ) -> None:
     def looks(face: Node) -> list[Picture]:
         node = under(session, "ReenactComp", read(session, made.plate), face)
         node.setInput(2, read(session, made.plate))
+        if face.name() == source or face["file"].value() != made.face:
+            for _ in range(2):
+                session.press(node, "older_frames")
+            assert node["baked"].value() == "The node reads frames of earlier versions, too."
         for knob, value in EVERYTHING.items():
             node[knob].setValue(value)
         found = [session.look(node, number) for number in (FIRST, LAST)]
@@ -386,23 +507,6 @@ def test_a_new_comp_reads_frames_with_older_names(
     old = session.module.toNode(source) or read(session, str(tmp_path / "face.####.exr"))
     for found, picture in zip(looks(old), wanted, strict=True):
         same(found, picture)
-
-
-@pytest.mark.parametrize("kind", ["Reenact", "ReenactEdit", "ReenactStyle", "ReenactRepair"])
-def test_a_new_node_shows_the_render_of_frames_of_both_names(
-    session: Session, made: Made, tmp_path: Path, kind: str
-) -> None:
-    open_old_script(session, made, tmp_path)
-    node = session.module.createNode(kind)
-    shown = []
-    for pattern in (made.face, str(tmp_path / "face.####.exr")):
-        result = node.node("Result")
-        for knob, value in {"file": pattern, "first": FIRST, "last": LAST}.items():
-            result[knob].setValue(value)
-        shown.append(session.look(node.node("Render"), FIRST))
-    assert shown[0]["red"].any()
-    same(*shown)
-    np.testing.assert_array_equal(shown[0]["alpha"], np.ones_like(shown[0]["alpha"]))
 
 
 @pytest.mark.parametrize("header", [True, False])

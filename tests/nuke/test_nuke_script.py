@@ -5,10 +5,12 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from unittest.mock import patch
 
+import nk_script
 import nuke_standin
 import numpy as np
 import OpenImageIO as oiio
@@ -19,12 +21,16 @@ from hypothesis import strategies as st
 from nk_script import substitute
 from nuke_session import copy_of, plugin, read_node, under, whole, work
 from nuke_standin import Node, Session
+from PySide6.QtCore import QTimer
+from PySide6.QtWidgets import QMessageBox
 from reenact import launcher
 from reenact.files import Frames
 from repository import ROOT
 from running_server import wait_for
+from small_character import small_character
 
 from core.media.write import write_exr
+from core.personalize.character import save_character
 
 FIRST, LAST = 1001, 1004
 SIZE = 16
@@ -68,26 +74,78 @@ def saved(session: Session, folder: Path) -> Path:
 # -- loading -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("slow", [0.0, 0.15])
+def events(session: Session, seconds: float) -> None:
+    """Processes events for a time, as what takes long while a script loads does."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        session._app.processEvents()
+        time.sleep(0.01)
+
+
+def window(session: Session) -> None:
+    """Asks the artist something, who takes a moment to answer."""
+    box = QMessageBox()
+    QTimer.singleShot(300, box.accept)
+    box.exec()
+
+
+@pytest.mark.parametrize("from_menu", [True, False], ids=["menu", "start"])
+@pytest.mark.parametrize("meanwhile", ["nothing", "events", "window"])
 def test_a_script_loads_without_root_and_with_a_call_for_every_knob(
-    session: Session, tmp_path: Path, slow: float
+    session: Session, tmp_path: Path, meanwhile: str, from_menu: bool
 ) -> None:
-    """Also where events are processed meanwhile: the plugin waits for the last node."""
+    """Also where much happens meanwhile: the plugin waits until the script is loaded."""
     nodes = [session.module.createNode(name) for name in JOB_NODES]
     whole(session, *nodes)
     ids = [node["reenact_id"].value() for node in nodes]
     assert len(set(ids)) == len(JOB_NODES)
     path = saved(session, tmp_path)
     assert "ready true" not in path.read_text()
-    session.slow_load = slow
-    session.module.scriptOpen(str(path))
-    nodes = [session.module.toNode(f"{name}1") for name in JOB_NODES]
-    assert not any(node["ready"].value() for node in nodes)
-    whole(session, *nodes)
+    completed: list[Node] = []
+    complete = work().complete
+
+    def note(node: Node) -> None:
+        assert not session._loading
+        completed.append(node)
+        complete(node)
+
+    steps = {"events": lambda: events(session, 0.5), "window": lambda: window(session)}
+    counts = iter(range(100))
+    if meanwhile != "nothing":  # long after one node, and before the next one
+        session.while_loading = lambda: next(counts) == 1 and steps[meanwhile]()
+    if from_menu:
+        session._load_calls.clear()  # without Nuke's word for it, too
+    with patch.object(work(), "complete", note):
+        opened = lambda: session.module.scriptOpen(str(path)) or True  # noqa: E731
+        session.in_event(opened) if from_menu else opened()
+        nodes = [session.module.toNode(f"{name}1") for name in JOB_NODES]
+        whole(session, *nodes)
+    assert not any("Traceback" in text for text in session.said), session.said
+    assert {*nodes} <= {*completed}
     assert [node["reenact_id"].value() for node in nodes] == ids
     assert not session.module.modified()  # opening a script does not change it
     assert not work().queries
     assert not work().live
+
+
+def test_a_node_that_is_pasted_while_a_script_loads_is_no_sign_that_it_is_loaded(
+    session: Session, tmp_path: Path
+) -> None:
+    whole(session, session.module.createNode("Reenact"))
+    path = saved(session, tmp_path)
+    session._load_calls.clear()
+    early: list[bool] = []
+
+    def nested() -> None:
+        session.while_loading = lambda: None
+        host = plugin("host")
+        QTimer.singleShot(0, lambda: host.after_this(lambda: early.append(session._loading)))
+        events(session, 0.4)
+
+    session.while_loading = nested
+    session.in_event(lambda: session.module.scriptOpen(str(path)) or True)
+    whole(session, session.module.toNode("Reenact1"))
+    assert early == [True]  # that event was over, and the script was still being loaded
 
 
 def test_a_slider_is_followed_once_its_node_is_whole_and_not_for_our_own_changes(
@@ -387,9 +445,9 @@ def test_pasting_selects_what_it_hangs_below_and_nothing_else(session: Session) 
     comp = under(session, "ReenactComp", read, read)
     other = nuke.createNode("Dot")
     other["selected"].setValue(True)
-    host.paste(comp, "push $cut_paste_input\nDot {\n name Baked1\n}\n", read)
+    host.paste(comp, "push $cut_paste_input\nDot {\n name Baked1\n}\n", read, "Bake")
     assert nuke.toNode("Baked1").input(0) is read
-    host.paste(comp, "push $cut_paste_input\nDot {\n name Baked2\n}\n", None)
+    host.paste(comp, "push $cut_paste_input\nDot {\n name Baked2\n}\n", None, "Bake")
     assert nuke.toNode("Baked2").input(0) is None
 
 
@@ -410,6 +468,62 @@ def test_a_copy_has_an_id_of_its_own_and_a_clone_shares_its_job(
     work().updates.put(update_of(node, text="Here."))
     work().drain()
     assert node["state"].value() == "Here."
+
+
+def test_clones_that_are_copied_together_share_an_id_and_not_that_of_the_originals(
+    session: Session, tmp_path: Path
+) -> None:
+    """Pasted they are clones of each other, and not of those that were copied."""
+    nuke = session.module
+    node = nuke.createNode("Reenact")
+    whole(session, node)
+    clone = session.clone(node)
+    id = node["reenact_id"].value()
+    node["run"].setValue("/shot/reenact/a_v001")
+    for one in (node, clone):
+        one["selected"].setValue(True)
+    nuke.nodeCopy(str(tmp_path / "clipboard.nk"))
+    before = list(session._root._children)
+    nuke.nodePaste(str(tmp_path / "clipboard.nk"))
+    pasted = [one for one in session._root._children if one not in before]
+    assert [one.clones() for one in pasted] == [1, 1]
+    whole(session, *pasted)
+    session.pump(lambda: not work()._created + work()._whole, 10, "all of them")
+    (new,) = {one["reenact_id"].value() for one in pasted}
+    assert node["reenact_id"].value() == clone["reenact_id"].value() == id != new
+    assert (node["run"].value(), pasted[0]["run"].value()) == ("/shot/reenact/a_v001", "")
+    work().updates.put(update_of(node, text="Of the originals."))
+    work().updates.put(update_of(pasted[1], text="Of the copies."))
+    work().drain()
+    assert [one["state"].value() for one in (clone, pasted[0])] == [
+        "Of the originals.",
+        "Of the copies.",
+    ]
+    path = saved(session, tmp_path)
+    nuke.scriptOpen(str(path))
+    opened = [one for one in session._root._children if one.Class() == "Group"]
+    whole(session, *opened)
+    assert [one["reenact_id"].value() for one in opened] == [id, id, new, new]
+
+
+def test_what_a_button_makes_is_one_named_step_of_undo(session: Session, frames: str) -> None:
+    nuke = session.module
+    read = read_node(session, frames, FIRST, LAST)
+    read["raw"].setValue(True)
+    comp = under(session, "ReenactComp", read, read)
+    steps = len(session._undo)
+    text = "push $cut_paste_input\nBlur {\n name Baked1\n}\nDot {\n name Baked2\n}\n"
+    plugin("host").paste(comp, text, read, "Bake Roto")
+    assert (len(session._undo), session.undo_names) == (steps + 1, ["Bake Roto"])
+    nuke.undo()
+    assert nuke.toNode("Baked1") is nuke.toNode("Baked2") is None
+    node = under(session, "Reenact", read)
+    steps = len(session._undo)
+    session.press(node, "input_range")
+    assert [node[knob].value() for knob in ("first", "last")] == [FIRST, LAST]
+    assert (len(session._undo), session.undo_names[1:]) == (steps + 1, ["Input range"])
+    nuke.undo()
+    assert [node[knob].value() for knob in ("first", "last")] == [0, 0]
 
 
 def test_the_tool_set_is_inserted_twice_and_each_chain_has_its_own_person(
@@ -470,7 +584,7 @@ def test_nodes_of_the_version_before_are_updated_and_render_the_same(
     new = [nuke.toNode(name) for name in kept]
     for node in new:
         assert node not in old
-        assert node["node_version"].value() == 3
+        assert node["node_version"].value() == 4
         for knob, value in kept[node.name()].items():
             assert node[knob]._text() == value, knob
     assert [node.node("Result")["file"].value() for node in new[:2]] == files
@@ -488,3 +602,205 @@ KEPT = {
     *("first", "last", "handles", "character", "smile", "track", "run", "reenact_id"),
     *("has_result", "amount", "erode", "match", "shutter", "result_name", "folder", "preset"),
 }
+
+
+# What an artist may add to a node: a tab, numbers with keys and an expression, texts, a button.
+ADDED = """
+addUserKnob {20 User}
+addUserKnob {7 my_gain l "my gain" t "Of the shot." R 0 4}
+my_gain {{curve L x1001 1 x1004 2.5}}
+addUserKnob {3 twice}
+twice {{handles*2}}
+addUserKnob {1 note l "" +STARTLINE}
+note "a {c} \\"d\\" 100 %"
+addUserKnob {4 take M {one two "take three"}}
+take "take three"
+addUserKnob {6 checked -STARTLINE}
+checked true
+addUserKnob {12 spot}
+spot {12.5 {curve L x1001 3 x1004 4}}
+addUserKnob {20 more n 1}
+addUserKnob {2 lut l LUT}
+lut /luts/a.cube
+addUserKnob {20 endGroup n -1}
+addUserKnob {22 say T "nuke.message('said')"}
+"""
+
+
+@pytest.mark.parametrize("kind", [*JOB_NODES, "ReenactComp"])
+def test_an_update_keeps_what_the_artist_has_done_to_a_node(session: Session, kind: str) -> None:
+    nuke = session.module
+    node = session.module.createNode(kind)
+    if kind != "ReenactComp":
+        whole(session, node)
+    node.readKnobs(ADDED if kind == "Reenact" else ADDED.replace("handles", "node_version"))
+    own = {"disable": "true", "note_font_size": "40", "hide_input": "true"}
+    for knob, value in own.items():
+        node[knob].fromScript(value)
+    session.set(node, "tile_color", 0x00FF00FF)
+    names = words_of(ADDED)
+    values = {name: node[name]._text() for name in names}
+    texts = {name: (node[name].label(), node[name].tooltip()) for name in names}
+    gain = node["my_gain"].valueAt(1002)
+    assert gain == 1.5
+    plugin("nodes").update(node)
+    session.pump(lambda: not work()._deferred, 10, "the update")
+    new = nuke.toNode(f"{kind}1")
+    assert new is not node
+    assert {name: new[name]._text() for name in names} == values
+    assert {name: (new[name].label(), new[name].tooltip()) for name in names} == texts
+    assert new["my_gain"].valueAt(1002) == gain
+    factor = new["handles" if kind == "Reenact" else "node_version"]
+    factor.setValue(7)
+    assert new["twice"].value() == 14
+    assert {knob: new[knob]._text() for knob in own} == own
+    assert new["tile_color"].value() == 0x00FF00FF
+    session.press(new, "say")
+    assert session.messages == ["said"]
+    assert [*new.knobs()].index("User") > [*new.knobs()].index("about")
+    order = [name for name in new.knobs() if name in {*names, "User", "more", "endGroup", "say"}]
+    assert order[:2] == ["User", "my_gain"]
+    assert order[-3:] == ["lut", "endGroup", "say"]
+    nuke.undo()
+    assert nuke.toNode(f"{kind}1")["note"]._text() == values["note"]
+
+
+def words_of(text: str) -> list[str]:
+    """Returns the names of the knobs that a text gives a value."""
+    flat = nk_script.words(text)
+    return [name for name in flat[::2] if name != "addUserKnob"]
+
+
+def test_an_update_keeps_a_number_that_the_artist_has_set_to_0(session: Session) -> None:
+    """Nuke writes no 0 of a user knob, whatever its gizmo begins with."""
+    comp = session.module.createNode("ReenactComp")
+    comp["amount"].setValue(0)
+    assert "amount" not in nk_script.words(comp.writeKnobs(1 | 4 | 8))
+    plugin("nodes").update(comp)
+    session.pump(lambda: not work()._deferred, 10, "the update")
+    assert session.module.toNode("ReenactComp1")["amount"].value() == 0
+
+
+# -- groups --------------------------------------------------------------------------------------
+
+INSIDE = """Group {
+ name Shot
+}
+ Input {
+  inputs 0
+  name Input1
+ }
+ Dot {
+  name Dot1
+ }
+CHILD
+ Output {
+  name Output1
+ }
+end_group
+"""
+
+
+def group_with(session: Session, child: str, source: Node | None) -> tuple[Node, Node]:
+    """Creates a Group around a node, which takes what comes in; returns both."""
+    text = (ROOT / "gizmos" / f"{child}.gizmo").read_text() if child else ""
+    session._read_text(INSIDE.replace("CHILD", text))
+    group = session._root._children[-1]
+    group.setInput(0, source)
+    made = group.node(child) if child else group
+    if child:
+        whole(session, made)
+    return group, made
+
+
+def test_the_search_goes_out_of_groups_and_into_them(session: Session, frames: str) -> None:
+    upstream = plugin("upstream").upstream
+    read = read_node(session, frames, FIRST, LAST)
+    reenact = under(session, "Reenact", read)
+    for knob, value in {"track": "/a/t.latents", "shown_version": "a", "character": "/a"}.items():
+        reenact[knob].setValue(value)
+    group, edit = group_with(session, "ReenactEdit", under(session, "Blur", reenact))
+    assert upstream(edit).node is reenact
+    below = under(session, "ReenactStyle", under(session, "Blur", group))
+    with pytest.raises(Exception, match=r"Shot.ReenactEdit has no latent track yet"):
+        upstream(below)
+    edit["track"].setValue("/b/t.latents")
+    assert upstream(below).node is edit
+    group["disable"].setValue(True)
+    assert upstream(below).node is reenact
+    group["disable"].setValue(False)
+    edit["disable"].setValue(True)  # in at the Output, out at the Input
+    assert upstream(below).node is reenact
+    # A clone has the name of the other one, and what is connected to it is its own.
+    reenact["track"].setValue("")
+    solved = under(session, "Reenact", read)
+    for knob, value in {"track": "/c/t.latents", "shown_version": "c"}.items():
+        solved[knob].setValue(value)
+    empty = session.module.createNode("Blur")
+    clone = session.clone(empty)
+    clone.setInput(0, solved)
+    merge = under(session, "Merge2", empty, clone)
+    assert upstream(under(session, "ReenactStyle", merge)).node is solved
+
+
+@pytest.mark.parametrize("where", ["Read outside", "Read inside", "both"])
+def test_the_files_of_a_plate_are_sent_through_groups(
+    session: Session, frames: str, tmp_path: Path, where: str
+) -> None:
+    nuke = session.module
+    read = read_node(session, frames, FIRST, LAST)
+    source = read
+    if where != "Read outside":
+        group, _ = group_with(session, "", None)
+        with group:
+            read = read_node(session, frames, FIRST, LAST)
+        group.output().setInput(0, read)
+        source = group
+    node = under(session, "Reenact", source)
+    if where != "Read inside":
+        _, node = group_with(session, "Reenact", source)
+    read["raw"].setValue(True)
+    nuke.scriptSaveAs(str(tmp_path / "shot.nk"))
+    for knob, value in {"character": "/a.character", "source": "files"}.items():
+        node[knob].setValue(value)
+    session.press(node, "input_range")
+    source = plugin("requests").build_request(node).source
+    assert source.paths == [frames.replace("####", str(n)) for n in range(FIRST, LAST + 1)]
+
+
+def test_the_character_comes_through_a_group(session: Session) -> None:
+    person = session.module.createNode("ReenactPersonalize")
+    person["character"].setValue("/anna.character")
+    group, _ = group_with(session, "", person)
+    node = under(session, "Reenact", None, group)
+    assert plugin("upstream").character_of(node) == "/anna.character"
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+def test_a_busy_disk_does_not_hold_nuke_up(
+    session: Session, frames: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is made durable takes seconds then."""
+    character = tmp_path / "small.character"
+    save_character(character, small_character())
+    node = session.module.createNode("Reenact")
+    whole(session, node)
+    folder = Path(frames).parent
+    (folder / "track.latents").write_bytes(b"a track")
+    show(session, node, "Result", frames, [1001, 1002, 1004])
+    for knob, value in {"track": folder / "track.latents", "shown_version": folder.name}.items():
+        node[knob].setValue(str(value))
+    slept: list[float] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (slept.append(0), time.sleep(1), fsync(file)))
+    session.longest = 0.0
+    session.set(node, "character", character.as_posix())
+    session.pump(lambda: "<img" in node["thumbnail"].value(), 10, "the picture")
+    session.press(node, "approve")
+    session.pump(lambda: node["approved"].value() == folder.name, 10, "the approval")
+    assert (folder / "approved.json").exists()
+    copy_of(session, node, tmp_path)
+    assert slept  # in a thread
+    assert session.longest < 0.5

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
-import nk_script
 import nuke_standin
 import numpy as np
 import OpenImageIO as oiio
@@ -300,7 +299,7 @@ def test_an_approved_version_stays_beside_new_ones(
     folder = tmp_path / "shot" / "reenact"
     approved, new = "ReenactEdit1_v002", "ReenactEdit1_v003"
     session.press(edit, "approve")
-    assert edit["state"].value().startswith(f"{approved} is approved")
+    until_said(session, edit, f"{approved} is approved")
     assert session.label(edit).startswith("approved\n")
     note = json.loads((folder / approved / "approved.json").read_text())
     track = folder / approved / "track.latents"
@@ -328,11 +327,12 @@ def test_an_approved_version_stays_beside_new_ones(
     shows(session, edit, new)
     assert not session.label(edit).startswith("approved")
     session.press(edit, "approve")
+    until_said(session, edit, f"{new} is approved")
     assert edit["approved"].value() == new
     assert not (folder / approved / "approved.json").exists()
     assert (folder / new / "approved.json").exists()
     session.press(edit, "approve")  # withdraws it
-    assert edit["state"].value() == f"{new} is not approved any more."
+    until_said(session, edit, f"{new} is not approved any more.")
     assert (edit["approved"].value(), [*folder.glob("*/approved.json")]) == ("", [])
     session.set(edit, "smile", 0.5)
     session.press(edit, "submit")
@@ -351,7 +351,7 @@ def test_only_a_version_can_be_approved(session: Session, shot: tuple[Node, Node
         )
     shutil.rmtree(Path(reenact["track"].value()).parent)
     session.press(reenact, "approve")
-    assert "Nothing was approved." in reenact["state"].value()
+    until_said(session, reenact, "Nothing was approved.")
     assert reenact["approved"].value() == ""
 
 
@@ -435,7 +435,7 @@ def test_nodes_of_version_2_work_as_they_did_and_are_updated(
     session: Session, server: Server, shot: tuple[Node, Node], tmp_path: Path
 ) -> None:
     nuke, (reenact, edit) = session.module, shot
-    session._build(nk_script.parse(as_version_2("ReenactEdit")), session._root)
+    session._read_text(as_version_2("ReenactEdit"))
     old = nuke.toNode("ReenactEdit")
     assert old.knob("version") is old.knob("shown_version") is None
     old.setInput(0, reenact)
@@ -464,7 +464,7 @@ def test_a_repair_of_version_2_shows_what_its_menu_says(
     session: Session, server: Server, shot: tuple[Node, Node], tmp_path: Path
 ) -> None:
     nuke, (reenact, _) = session.module, shot
-    session._build(nk_script.parse(as_version_2("ReenactRepair")), session._root)
+    session._read_text(as_version_2("ReenactRepair"))
     old = nuke.toNode("ReenactRepair")
     assert (old["version"].values(), old.knob("shown_version")) == (["upstream"], None)
     old.setInput(0, reenact)
@@ -488,5 +488,9 @@ def test_a_repair_of_version_2_shows_what_its_menu_says(
     new = nuke.toNode("ReenactRepair")
     assert new["version"].values() == ["upstream", "ReenactRepair_v001"]
     assert new["shown_version"].value() == new["version"].value() == "ReenactRepair_v001"
-    same(session.look(new, LAST), frames_of(session, version, LAST))
+    shown, read = session.look(new, LAST), frames_of(session, version, LAST)
+    same({channel: shown[channel] for channel in read}, read)
+    assert shown.keys() - read.keys() == {f"reenact_{c}" for c in read if "." in c} - {
+        f"reenact_{c}" for c in read if c.startswith("forward.")
+    }
     assert upstream(below).track == (version / "track.latents").as_posix()

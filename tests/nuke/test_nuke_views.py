@@ -172,6 +172,7 @@ def test_nodes_below_work_on_every_view(
 
     # A version of both views is compared, approved and read as one of one view.
     stereo.press(edit, "approve")
+    until_said(stereo, edit, "is approved")
     note = json.loads((edited / "approved.json").read_text())
     assert sorted(note["tracks"]) == ["left/track.latents", "right/track.latents"]
     stereo.press(edit, "create_read")

@@ -1,6 +1,8 @@
 """Tests the panel, offscreen: what it shows of a job while it works, and what its buttons do."""
 
 import importlib
+import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nuke_session import plugin, read_node, under, until, until_said
+from nuke_session import plugin, read_node, under, until, until_said, work
 from nuke_standin import Session
 from performer_faces import film_scan
 from PySide6.QtCore import Qt, qInstallMessageHandler
@@ -17,6 +19,7 @@ from PySide6.QtTest import QTest
 from running_server import FRAMES, Server, solve_task, wait_for
 
 from core.personalize.character import load_character
+from server.frontend import home
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -156,6 +159,63 @@ def test_a_solve_is_shown_by_frames(
     seen = pixels(panel.graph, tmp_path / "graph.png")
     assert drawn(seen, "loss") > 20
     assert drawn(seen, "keypoint_error") > 20
+
+
+def test_the_jobs_of_every_server_that_a_node_uses_are_listed(
+    session: Session, server: Server, own_server: Server, panel: Any, tmp_path: Path
+) -> None:
+    """`own_server` is found, and a node names the other one; later another node names it, too."""
+    own_server.start()
+    shutil.copyfile(server.folder / "keys/server.key", own_server.folder / "keys/remote.key")
+    home.add_key(server.folder, "panel", own_server.folder / "keys/client.key")
+    tasks = {}
+    for one in (server, own_server):
+        with one.client() as client:
+            tasks[one] = client.submit(solve_task(client, tmp_path, steps=5000))
+
+    def rows() -> list[tuple[str, str, str]]:
+        jobs = {(name, job["id"], job["state"]) for name, job in panel._rows}
+        return sorted(jobs, key=lambda row: (row[0], row[1] not in tasks.values()))
+
+    def shown(one: Server, state: str = "running") -> tuple[str, str, str]:
+        return ("" if one is own_server else name, tasks[one], state)
+
+    name = json.loads((server.folder / "server.json").read_text())["endpoint"]
+    name = name.removeprefix("tcp://")
+    session.pump(lambda: shown(own_server) in rows(), 60, "the server that is found")
+    assert panel.table.isColumnHidden(5)
+    assert panel.message.text() == "1 job on the server."
+    first = under(session, "Reenact")
+    session.pump(lambda: work().servers() == [""], 10, "the node")
+    session.set(first, "server", name)
+    session.pump(lambda: {row[0] for row in rows()} == {name}, 60, "the node's server alone")
+    under(session, "ReenactEdit")  # names none
+    session.pump(lambda: {row[0] for row in rows()} == {"", name}, 60, "both")
+    assert not panel.table.isColumnHidden(5)
+    assert "on 2 servers." in panel.message.text()
+
+    session._held(lambda: panel.table.selectRow([row[0] for row in panel._rows].index(name)))
+    while panel.chosen() != tasks[server]:
+        session._held(lambda: panel.table.selectRow(panel.table.currentRow() + 1))
+    session._held(panel.cancel)
+    session.pump(lambda: shown(server, "cancelled") in rows(), 60, "the end")
+    assert shown(own_server) in rows()
+    assert panel.chosen() == tasks[server]
+
+    # One that is named in two ways is listed once, and one that is gone is said to be.
+    found = json.loads((own_server.folder / "server.json").read_text())["endpoint"]
+    shutil.copyfile(own_server.folder / "keys/server.key", own_server.folder / "keys/remote.key")
+    session.set(first, "server", found.removeprefix("tcp://"))
+    both = {"", found.removeprefix("tcp://")}
+    session.pump(lambda: panel._lists.keys() == both, 60, "both names")
+    session.pump(lambda: all(isinstance(j, list) for j in panel._lists.values()), 60, "lists")
+    session.pump(lambda: [row[1] for row in rows()] == [tasks[own_server]], 60, "one row")
+    session.set(first, "server", "127.0.0.1:1")
+    said = "127.0.0.1:1: No Reenact server answers"
+    session.pump(lambda: said in panel.message.text(), 60, "the reason")
+    assert panel.message.text().startswith("1 job on the server. ")
+    assert shown(own_server) in rows()
+    assert session.longest < 0.5
 
 
 def test_a_hidden_panel_asks_nothing(session: Session, own_server: Server, panel: Any) -> None:

@@ -29,7 +29,7 @@ class Statement:
     knobs: list[tuple[str, str]]
     inputs: list[Statement | None] = field(default_factory=list)
     children: list[Statement] = field(default_factory=list)
-    layers: list[str] = field(default_factory=list)  # that the text declares inside it
+    clone_of: Statement | None = None
 
     def knob(self, name: str, default: str = "") -> str:
         return dict(self.knobs).get(name, default)
@@ -59,12 +59,15 @@ def _tcl() -> Any:
     return app
 
 
-def parse(text: str, pasted_under: Statement | None = None) -> list[Statement]:
+def parse(
+    text: str, pasted_under: Statement | None = None, layers: dict[str, str] | None = None
+) -> list[Statement]:
     """Parses a script; returns its nodes in order.
 
     Args:
         text: of a .nk or .gizmo file, or of the clipboard.
         pasted_under: the value of `$cut_paste_input`.
+        layers: receives the layers that the text declares: name -> text.
 
     Raises:
         BadScript: invalid Tcl, a group without an end, or a node with too few nodes on the stack.
@@ -98,8 +101,21 @@ def parse(text: str, pasted_under: Statement | None = None) -> list[Statement]:
         if kind == "Root":
             root.knobs = one.knobs
             return ""
+        take(one)
+        if kind in GROUPS:
+            open_groups.append(one)
+            stacks.append([])
+        return ""
+
+    def clone(key: str, knobs: str) -> str:
+        first, flat = made[key], words(knobs)
+        one = Statement(first.kind, list(zip(flat[::2], flat[1::2], strict=True)), clone_of=first)
+        take(one)
+        return ""
+
+    def take(one: Statement) -> None:
         count = sum(int(n) for n in one.knob("inputs", "1").split("+"))
-        stack = stacks[-1]
+        stack, kind = stacks[-1], one.kind
         if count > len(stack) and "inputs" in dict(one.knobs):
             raise BadScript(
                 f"{kind} {one.knob('name')} takes {count} inputs, the stack has {len(stack)}"
@@ -110,10 +126,6 @@ def parse(text: str, pasted_under: Statement | None = None) -> list[Statement]:
         made[key] = one
         stack.append(key)
         open_groups[-1].children.append(one)
-        if kind in GROUPS:
-            open_groups.append(one)
-            stacks.append([])
-        return ""
 
     def end_group() -> str:
         if len(open_groups) == 1:
@@ -136,7 +148,8 @@ def parse(text: str, pasted_under: Statement | None = None) -> list[Statement]:
         return ""
 
     def add_layer(layer: str) -> str:
-        open_groups[-1].layers.append(words(layer)[0])
+        if layers is not None:
+            layers.setdefault(words(layer)[0], layer)
         return ""
 
     commands = {
@@ -145,6 +158,7 @@ def parse(text: str, pasted_under: Statement | None = None) -> list[Statement]:
         "push": push,
         "stack": stack,
         "add_layer": add_layer,
+        "clone": clone,
         **{name: lambda *_: "" for name in IGNORED},
     }
     app.eval("interp eval script {catch {rename unknown {}}}")
@@ -162,18 +176,22 @@ def parse(text: str, pasted_under: Statement | None = None) -> list[Statement]:
     return [root] * bool(root.knobs) + root.children
 
 
-def write(nodes: Iterable[Statement], root: Statement | None = None, indent: str = "") -> str:
+def write(
+    nodes: Iterable[Statement],
+    root: Statement | None = None,
+    indent: str = "",
+    layers: Mapping[str, str] | None = None,
+) -> str:
     """Writes nodes as text that `parse` reads. Inputs come before the nodes that use them."""
     lines = []
     if root is not None:
         lines.append(_statement(root, indent))
+    lines += [f"add_layer {{{layer}}}" for layer in (layers or {}).values()]
     for one in ordered(nodes):
         for source in reversed(one.inputs):
             lines.append(f"{indent}push {'0' if source is None else '$' + _label(source)}")
         lines.append(_statement(one, indent))
-        if one.kind in GROUPS:
-            for layer in one.layers:
-                lines.append(f"{indent} add_layer {{{layer} {layer}.red}}")
+        if one.kind in GROUPS and one.clone_of is None:
             lines.append(write(one.children, indent=indent + " ") + f"{indent}end_group")
         lines.append(f"{indent}set {_label(one)} [stack 0]")
     return "\n".join(lines) + "\n"
@@ -187,7 +205,7 @@ def ordered(nodes: Iterable[Statement]) -> list[Statement]:
     def visit(one: Statement) -> None:
         if id(one) in done:
             return
-        for source in one.inputs:
+        for source in (*one.inputs, one.clone_of):
             if source is not None and any(source is n for n in inside):
                 visit(source)
         done[id(one)] = one
@@ -205,7 +223,13 @@ def _statement(one: Statement, indent: str) -> str:
     knobs = [("inputs", str(len(one.inputs)))] if one.kind != "Root" else []
     knobs += [(name, value) for name, value in one.knobs if name != "inputs"]
     body = "\n".join(f"{indent} {name} {quote(value)}" for name, value in knobs)
-    return f"{indent}{one.kind} {{\n{body}\n{indent}}}"
+    command = one.kind if one.clone_of is None else f"clone ${_label(one.clone_of)}"
+    return f"{indent}{command} {{\n{body}\n{indent}}}"
+
+
+def command(name: str, *arguments: str) -> str:
+    """Runs a command of Tcl on texts, as `nuke.tcl` does."""
+    return str(_lists().call(name, *arguments))
 
 
 def substitute(

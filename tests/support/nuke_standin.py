@@ -4,9 +4,11 @@ It is at least as strict as Nuke: unknown names raise AttributeError, nodes and 
 used off the main thread, and native nodes have the knobs of `nuke_knobs.json` and `DOCUMENTED`.
 Scripts are real text, parsed by Tcl; Write and Read use real files; Qt's event loop runs. A group's
 onCreate runs before its inside exists, since Nuke does not promise otherwise. While a script loads
-there is no root, knobs arrive one after the other, knobChanged is called for each, and whatever a
-callback raises is a fault of the test, even if somebody catches it. Every change of a knob is
-noted as a modification of the script. Labels are evaluated by Tcl, text in their knobs too.
+there is no root, knobs arrive one after the other, knobChanged is called for each, events may be
+processed (`while_loading`), and whatever a callback raises is a fault of the test, even if somebody
+catches it. Every change of a knob is noted as a modification of the script. Labels are evaluated by
+Tcl, text in their knobs too. Layers exist once a script declares them or a Read has read them, and
+no node is made that names another one of ours. Clones share their knobs, the name too.
 
 It can't show how Nuke draws, caches, schedules and licenses (`nuke_acceptance.py`).
 """
@@ -36,8 +38,10 @@ from nk_script import Statement, quote, words
 from repository import ROOT
 
 from core.media.write import write_exr
+from core.render.layers import CHANNELS, NEWEST, PLAIN, in_file
 
 _plain_import = builtins.__import__
+from PySide6.QtCore import QEventLoop, QTimer  # noqa: E402
 from PySide6.QtWidgets import QApplication  # noqa: E402
 
 builtins.__import__ = _plain_import  # without Qt's hook, which disturbs other tests
@@ -117,6 +121,9 @@ FLAGS = {
     "STARTLINE": 0x1000,
     "DO_NOT_WRITE": 0x200,
 }
+TO_SCRIPT, WRITE_NON_DEFAULT_ONLY, WRITE_USER_KNOB_DEFS = 1, 4, 8
+# Layers of our frames, of today and of earlier versions.
+OUR_LAYERS = {in_file(name, names) for name in CHANNELS for names in (PLAIN, NEWEST)}
 LABEL_LENGTH = 40  # characters of a line of a label, which Nuke does not wrap
 
 
@@ -249,7 +256,8 @@ class File_Knob(EvalString_Knob):
         node, folder = self._node, self._node._session.localised
         if folder is None or node._kind != "Read" or node["localizationPolicy"].value() == "off":
             return path
-        copy = folder / path.lstrip("/").replace("/", "_")
+        above, _, name = path.lstrip("/").rpartition("/")
+        copy = folder / above.replace("/", "_") / name
         return str(copy) if copy.exists() else path
 
 
@@ -504,6 +512,9 @@ def user_knob(definition: str) -> Knob:
         elif word == "R":
             knob._definition += rest[i : i + 3]
             i += 2
+        elif word == "n" and number == "20":  # begins or ends a group of knobs
+            knob._definition += rest[i : i + 2]
+            i += 1
         elif word in "ltTM" and len(word) == 1:
             i += 1
             if word == "l":
@@ -636,6 +647,28 @@ class Node:
     def clones(self):
         return len(self._clones)
 
+    def writeKnobs(self, flags=0):
+        assert flags == WRITE_NON_DEFAULT_ONLY | WRITE_USER_KNOB_DEFS | TO_SCRIPT
+        lines = []
+        for name, value in self._session._statement(self, {}).knobs:
+            knob = self._knobs.get(name)
+            if name in ("name", "xpos", "ypos", "selected"):
+                continue  # without WRITE_ALL
+            if knob is not None and value in (type(knob)(name)._text(), ""):
+                continue  # also a user knob that is 0, whatever its gizmo begins with
+            lines.append(f"{name} {quote(value)}")
+        return "\n".join(lines)
+
+    def readKnobs(self, text):
+        flat = words(text)
+        for name, value in zip(flat[::2], flat[1::2], strict=True):
+            if name == "addUserKnob":
+                knob = user_knob(value)
+                knob._node = self
+                self._knobs[knob._name] = knob
+            else:
+                self[name].fromScript(value)
+
     def setSelected(self, selected):
         self["selected"]._value = bool(selected)
 
@@ -711,7 +744,9 @@ class Group(Node):
     def __init__(self, *arguments) -> None:
         super().__init__(*arguments)
         self._children: list[Node] = []
-        self._layers: list[str] = []
+
+    def output(self):
+        return next((n for n in self._children if n._kind == "Output"), None)
 
     def __enter__(self):
         self._session._contexts.append(self)
@@ -741,6 +776,10 @@ class Format(_Main):
 
 
 class Root(Group):
+    pass
+
+
+class Precomp(Group):
     pass
 
 
@@ -792,13 +831,15 @@ class Session:
         self.faults: list[str] = []  # what nobody may do, even if the exception is caught
         self._labels: dict[Node, tuple[str, ...]] = {}  # the texts of those that were evaluated
         self.drive = ""  # where files lie on Windows, as "C:"
-        self.slow_load = 0.0  # s per node of a script that loads, in which events are processed
+        self.while_loading: Callable[[], object] = lambda: None  # called after each node
+        self.layers: dict[str, str] = {}  # of the script: name -> their text
         self._undo: list[Callable[[], object]] = []
         self._undo_off = 0
-        self._undo_begun: list[int] = []  # steps before each `begin`
+        self._undo_begun: list[tuple[str, int]] = []  # the name, and steps before each `begin`
+        self.undo_names: list[str] = []  # of the steps that had one
         self._this: list[tuple[Node, Knob | None]] = []
         self._running: list[Knob] = []
-        self._create_calls: list[tuple[Callable[[], None], str]] = []
+        self._load_calls: list[Callable[[], None]] = []
         self._close_calls: list[Callable[[], None]] = []
         self._main_calls: list[Callable[[], object]] = []
         self.plugin_path: list[Path] = []
@@ -828,7 +869,12 @@ class Session:
             "DO_NOT_WRITE": FLAGS["DO_NOT_WRITE"],
             "allNodes": self._all_nodes,
             "addOnScriptClose": self._close_calls.append,
-            "addOnCreate": self._on_create,
+            "addOnScriptLoad": self._load_calls.append,
+            "WRITE_NON_DEFAULT_ONLY": WRITE_NON_DEFAULT_ONLY,
+            "WRITE_USER_KNOB_DEFS": WRITE_USER_KNOB_DEFS,
+            "TO_SCRIPT": TO_SCRIPT,
+            "scriptReadText": self._read_text,
+            "tcl": nk_script.command,
             "clone": lambda node, args="", inpanel=None: self.clone(node),
             "addFilenameFilter": self._filters.append,
             "filenameFilter": self._filter,
@@ -839,6 +885,7 @@ class Session:
             "executeInMainThreadWithResult": self._now,
             "frame": self._at,
             "getFilename": lambda *_: self.picked or None,
+            "layers": lambda: list(self.layers),
             "menu": self._menu,
             "message": self._message,
             "modified": self._modified_flag,
@@ -862,7 +909,7 @@ class Session:
         }
         for name, value in names.items():
             setattr(module, name, self._guarded(name, value) if callable(value) else value)
-        for kind in (Node, Group, Root, Format, OutputContext, Menu, *_knob_classes()):
+        for kind in (Node, Group, Root, Precomp, Format, OutputContext, Menu, *_knob_classes()):
             setattr(module, kind.__name__, kind)
         module.Undo = type(
             "Undo",
@@ -906,11 +953,10 @@ class Session:
             self._by_artist = False
 
     def clone(self, node: Node) -> Node:
-        """Clones a node (Alt+K): it shares all knobs but its name and place."""
+        """Clones a node (Alt+K): it shares all knobs but its place, and so its name."""
         made = type(node)(self, node._kind, node._parent)
-        own = ("name", "xpos", "ypos", "selected")
+        own = ("xpos", "ypos", "selected")
         made._knobs = {name: knob for name, knob in node._knobs.items() if name not in own}
-        made["name"]._value = self._free_name(node._parent, node.name())
         made._inputs = list(node._inputs)
         for one in (node, *node._clones):
             one._clones.append(made)
@@ -936,11 +982,22 @@ class Session:
         until = time.monotonic() + seconds
         while not test():
             assert time.monotonic() < until, f"waited {seconds} s for {what}"
-            self._held(self._app.processEvents)
+            self._held(lambda: self.process(0.01))
             while self._main_calls:
                 self._held(self._main_calls.pop(0))
             self._check_labels()
-            time.sleep(0.01)
+
+    def process(self, seconds: float) -> None:
+        """Runs an event loop for a time, as Nuke's own or that of a window."""
+        loop = QEventLoop()
+        QTimer.singleShot(int(seconds * 1000), loop.quit)
+        loop.exec()
+
+    def in_event(self, call: Callable[[], object]) -> None:
+        """Calls a function from an event, as a menu of Nuke does."""
+        done: list[object] = []
+        QTimer.singleShot(0, lambda: done.append(call()))
+        self.pump(lambda: done, 60, "the event")
 
     def _check_labels(self) -> None:
         """Evaluates labels that may have changed, as their tiles do."""
@@ -1040,12 +1097,13 @@ class Session:
 
     def _begin_undo(self, name: str) -> None:
         _on_main("Undo")
-        self._undo_begun.append(len(self._undo))
+        self._undo_begun.append((name, len(self._undo)))
 
     def _end_undo(self) -> None:
-        begun = self._undo_begun.pop()
+        name, begun = self._undo_begun.pop()
         steps = self._undo[begun:]
-        self._undo[begun:] = [lambda: [step() for step in reversed(steps)]]
+        self._undo[begun:] = [lambda: [step() for step in reversed(steps)]] * bool(steps)
+        self.undo_names += [name] * bool(steps)
 
     def _undo_one(self) -> None:
         back = self._undo.pop()
@@ -1054,9 +1112,6 @@ class Session:
             back()
         finally:
             self._switch_undo(-1)
-
-    def _on_create(self, call: Callable[[], None], nodeClass: str = "*") -> None:
-        self._create_calls.append((call, nodeClass))
 
     # -- scripts
 
@@ -1068,14 +1123,16 @@ class Session:
     def _create_node(self, kind: str, knobs: str = "", inpanel: bool = True) -> Node:
         for folder in self.plugin_path:
             if (folder / f"{kind}.gizmo").exists():
-                statements = nk_script.parse((folder / f"{kind}.gizmo").read_text())
+                text = (folder / f"{kind}.gizmo").read_text()
+                statements = nk_script.parse(text, layers=self.layers)
                 break
         else:
             statements = [Statement(kind, [("name", kind)])]
         (statement,) = statements
-        name = self._free_name(self._root, kind + "1")
+        group = self._contexts[-1] if self._contexts else self._root
+        name = self._free_name(group, kind + "1")
         statement.knobs = [(k, v) for k, v in statement.knobs if k != "name"] + [("name", name)]
-        (made,) = self._build(statements, self._root)
+        (made,) = self._build(statements, group)
         flat = words(knobs)
         for name, value in zip(flat[::2], flat[1::2], strict=True):
             made[name].fromScript(value)
@@ -1094,6 +1151,14 @@ class Session:
                 continue
             if one.kind not in CLASSES and one.kind not in DOCUMENTED:
                 raise RuntimeError(f"{one.kind}: Unknown command")
+            if one.clone_of is not None:
+                node = made[id(one)] = self.clone(made[id(one.clone_of)])
+                node._inputs = [made.get(id(source)) for source in one.inputs]
+                for name, value in one.knobs:
+                    if name != "inputs":
+                        node[name]._set_text(value)
+                continue
+            self._check_layers(one)
             node = (Group if one.kind == "Group" else Node)(self, one.kind, parent)
             made[id(one)] = node
             node._inputs = [made.get(id(source)) for source in one.inputs]
@@ -1113,18 +1178,23 @@ class Session:
                 node["name"]._value = self._free_name(parent, node.name())
             parent._children.append(node)
             self._callback("onCreate", node)
-            if self._loading and self.slow_load:
-                time.sleep(self.slow_load)
-                self._app.processEvents()
-            for call, kind in self._create_calls:
-                if kind in ("*", node._kind):
-                    self._this.append((node, None))
-                    call()
-                    self._this.pop()
+            if self._loading and parent is self._root:
+                self.while_loading()
             if isinstance(node, Group):
-                node._layers = one.layers
                 self._build(one.children, node)
         return [node for key, node in made.items() if key not in above]
+
+    def _check_layers(self, one: Statement) -> None:
+        """Refuses a node that names a layer of our frames which the script does not have."""
+        for knob, value in one.knobs:
+            if knob in ("channels", "uv", "in", "out"):
+                named = {value}
+            elif re.fullmatch(r"(from|to|expr|temp_expr)\d", knob):
+                named = {name.partition(".")[0] for name in re.findall(r"\w+\.\w+", value)}
+            else:
+                continue
+            for layer in named & OUR_LAYERS - self.layers.keys():
+                raise RuntimeError(f"{one.kind} {one.knob('name')}: there is no layer {layer}")
 
     def _free_name(self, parent: Group, name: str) -> str:
         stem = name.rstrip("0123456789")
@@ -1148,12 +1218,18 @@ class Session:
         made[id(node)] = one
         if isinstance(node, Group) and node is not self._root:
             one.children = self._statements(node._children)
-            one.layers = node._layers
         return one
 
     def _statements(self, nodes: list[Node]) -> list[Statement]:
         made: dict[int, Statement] = {}
-        all_of_them = [self._statement(node, made) for node in nodes]
+        all_of_them = []
+        for node in nodes:
+            first = next((made[id(other)] for other in node._clones if id(other) in made), None)
+            one = self._statement(node, made)
+            if first is not None:
+                own = [(name, value) for name, value in one.knobs if name in ("xpos", "ypos")]
+                one = made[id(node)] = Statement(node._kind, own, clone_of=first)
+            all_of_them.append(one)
         for node, one in zip(nodes, all_of_them, strict=True):
             one.inputs = [made.get(id(source)) for source in node._inputs]
         return all_of_them
@@ -1164,7 +1240,8 @@ class Session:
         self._root["name"]._value = path
         self._modified = False
         root = self._statement(self._root, {})
-        Path(path).write_text(nk_script.write(self._statements(self._root._children), root))
+        nodes = self._statements(self._root._children)
+        Path(path).write_text(nk_script.write(nodes, root, layers=self.layers))
 
     def _clear(self) -> None:
         for call in self._close_calls:
@@ -1174,10 +1251,11 @@ class Session:
         self._root = self._new_root()
         self._undo.clear()
         self._labels.clear()
+        self.layers.clear()
 
     def _open(self, path: str) -> None:
-        statements = nk_script.parse(Path(path).read_text())
         self._clear()
+        statements = nk_script.parse(Path(path).read_text(), layers=self.layers)
         self._loading = True
         try:
             self._build(statements, self._root)
@@ -1185,18 +1263,27 @@ class Session:
             self._loading = False
         self._root["name"]._value = path
         self._modified = False
+        for call in self._load_calls:
+            call()
+
+    def _read_text(self, text: str) -> None:
+        group = self._contexts[-1] if self._contexts else self._root
+        made = self._build(nk_script.parse(text, layers=self.layers), group)
+        self._undoable(lambda: [self._remove(node) for node in made])
 
     def _copy(self, path: str) -> None:
         chosen = [n for n in self._root._children if n["selected"].value()]
-        Path(path).write_text(nk_script.write(self._statements(chosen)))
+        Path(path).write_text(nk_script.write(self._statements(chosen), layers=self.layers))
 
     def _paste(self, path: str) -> Node:
         group = self._contexts[-1] if self._contexts else self._root
         chosen = [n for n in group._children if n["selected"].value()]
         above = Statement("", []) if chosen else None
-        statements = nk_script.parse(Path(path).read_text(), above)
+        statements = nk_script.parse(Path(path).read_text(), above, self.layers)
         made = self._build(statements, group, {id(above): chosen[-1]} if chosen else {})
         self._undoable(lambda: [self._remove(node) for node in made])
+        for node in group._children:
+            node["selected"]._value = node in made
         return made[-1]
 
     def _delete(self, node: Node) -> None:
@@ -1307,7 +1394,12 @@ class Session:
     def _range(self, node: Node) -> tuple[int, int]:
         if node._kind == "Read":
             return node["first"].value(), node["last"].value()
-        for source in node._inputs:
+        sources = node._inputs
+        if node._kind == "Input":
+            sources = [node._parent.input(node["number"].value())]
+        elif isinstance(node, Group) and node.knob("reenact_kind") is None:
+            sources = [node.output()]
+        for source in sources:
             if source is not None:
                 return self._range(source)
         return self._root["first_frame"].value(), self._root["last_frame"].value()
@@ -1411,6 +1503,9 @@ class Session:
             layer, _, channel = name.rpartition(".")
             plain = short.get(channel, channel)
             channels[f"{layer}.{plain}" if layer else plain] = pixels[..., i]
+        for layer in {name.rpartition(".")[0] for name in channels} - {""}:
+            own = " ".join(name for name in channels if name.startswith(f"{layer}."))
+            self.layers.setdefault(layer, f"{layer} {own}")
         return channels
 
     def _black(self, node: Node) -> Picture:
