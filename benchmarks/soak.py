@@ -54,7 +54,9 @@ ANCHORS, FRAMES = 6, 12
 GROUPS = 5  # processes that the well-behaved clients share
 SETTLED = 2.0  # seconds after a restart for which requests still count as disturbed
 PROMPT = ("hello", "ping", "status", "held", "health")
-NO_TRACK = "0" * 64
+NO_SCAN = "0" * 64
+PORT = 17411
+TALKING = ("front end", "gateway")
 
 
 # -- what is drawn -----------------------------------------------------------------------------
@@ -69,7 +71,7 @@ def make_character(path: Path) -> Character:
     consent = {"who": "nobody: synthetic", "when": "2030-01-01", "scope": "benchmarks"}
     info = CharacterInfo("Soak", consent, selected=list(range(ANCHORS)))
     thumbnail = np.zeros((8, 8, 3), np.uint8)
-    save_character(path, Character(generator, anchors, keypoints, thumbnail, info, NO_TRACK))
+    save_character(path, Character(generator, anchors, keypoints, thumbnail, info, NO_SCAN))
     return the_character(path)
 
 
@@ -370,44 +372,90 @@ def keep_careless(folder: Path, count: int, seed: int, until: float) -> None:
 
 
 class Server:
-    """`reenact serve` at one port, started again when it has died.
+    """`reenact serve` at one port, started again whenever it has died, as service managers do.
+
+    A thread looks every tenth of a second at its processes.
 
     Args:
         folder: its home.
+
+    Attributes:
+        memory: of front end and gateway together: seconds (monotonic), MiB.
+        deaths: of front ends and gateways that nobody killed: when (monotonic), which.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.process: subprocess.Popen[bytes] | None = None
+        self.memory: list[tuple[float, float]] = []
+        self.deaths: list[tuple[float, str]] = []
+        self._killed: set[int] = set()
+        self._gateways: set[int] = set()
+        self._over = False
+        self._start()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
 
-    def start(self) -> None:
+    def _start(self) -> None:
         (self.folder / "server.json").unlink(missing_ok=True)
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "server.cli.main", "serve", "--bind", "127.0.0.1:17411"],
+                [sys.executable, "-m", "server.cli.main", "serve", "--bind", f"127.0.0.1:{PORT}"],
                 stdout=log,
                 stderr=log,
             )
         until = time.monotonic() + 60
-        while not (self.folder / "server.json").exists():
-            if time.monotonic() > until or self.process.poll() is not None:
-                sys.exit(f"the server does not start:\n{(self.folder / 'log').read_text()[-2000:]}")
+        while not (self.folder / "server.json").exists() and self.process.poll() is None:
+            if time.monotonic() > until:
+                break
             time.sleep(0.02)
+
+    def _watch(self) -> None:
+        while not self._over:
+            if self.process.poll() is not None:
+                self._note_death(self.process.pid, "front end")
+                self._start()
+            found = self.processes()
+            for pid in self._gateways - set(found.get("gateway", [])):
+                self._note_death(pid, "gateway")
+            self._gateways = set(found.get("gateway", []))
+            held = sum(resident(p) for kind in TALKING for p in found.get(kind, []))
+            self.memory.append((time.monotonic(), held))
+            time.sleep(0.1)
+
+    def _note_death(self, pid: int, kind: str) -> None:
+        front_end_died = kind == "gateway" and self._killed & {self.process.pid}
+        if pid not in self._killed and not front_end_died:
+            self.deaths.append((time.monotonic(), kind))
+            self._killed.add(pid)
 
     def processes(self) -> dict[str, list[int]]:
         """Returns the numbers of its processes that live, by what they are."""
-        assert self.process is not None
         found: dict[str, list[int]] = {"front end": [self.process.pid]}
         for path in Path("/proc").glob("[0-9]*/stat"):
             with suppress(OSError):
                 fields = path.read_text().rpartition(")")[2].split()
                 if int(fields[1]) == self.process.pid and fields[0] != "Z":
-                    words = (path.parent / "cmdline").read_text().split("\0")
-                    name = next(
-                        (n for n in ("gateway", "worker") if any(n in w for w in words)), ""
-                    )
-                    found.setdefault(name or "other", []).append(int(path.parent.name))
+                    words = (path.parent / "cmdline").read_text()
+                    kind = next((n for n in ("gateway", "worker") if n in words), "other")
+                    found.setdefault(kind, []).append(int(path.parent.name))
         return found
+
+    def kill(self, rng: random.Random) -> str:
+        """Kills one of its processes; returns of which kind it was."""
+        found = self.processes()
+        kind = rng.choice([k for k in (*TALKING, "worker") if k in found])
+        pid = rng.choice(found[kind])
+        self._killed |= {pid} if kind != "front end" else {pid, *self._gateways}
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return kind
+
+    def stop(self) -> None:
+        """Ends it as service managers do."""
+        self._over = True
+        self._thread.join()
+        self.process.terminate()
+        self.process.wait(90)
 
 
 def resident(pid: int) -> float:
@@ -435,29 +483,12 @@ def disturb(
         Of each kill the kind of process, when (monotonic), and seconds until the server answered.
     """
     done: list[tuple[str, float, float]] = []
-    memory: list[float] = []
     start = time.monotonic()
-    printed = start
     for i in range(kills):
-        time.sleep(
-            max(0.0, start + (until - start) * (i + rng.random()) / kills - time.monotonic())
-        )
-        found = server.processes()
-        memory.append(sum(resident(p) for k in ("front end", "gateway") for p in found.get(k, [])))
-        kind = rng.choice([k for k in ("front end", "gateway", "worker") if k in found])
+        moment = start + (until - start) * (i + rng.random()) / kills
+        time.sleep(max(0.0, moment - time.monotonic()))
         killed = time.monotonic()
-        os.kill(rng.choice(found[kind]), signal.SIGKILL)
-        if kind == "front end":
-            assert server.process is not None
-            server.process.wait()
-            server.start()
-        done.append((kind, killed, answers(client, killed)))
-        if time.monotonic() - printed > 60:
-            printed = time.monotonic()
-            print(
-                f"  {printed - start:4.0f} s: {len(done)} kills, {memory[-1]:.0f} MiB", flush=True
-            )
-    print(f"memory of front end and gateway, MiB: {memory[0]:.0f} first, {max(memory):.0f} at most")
+        done.append((server.kill(rng), killed, answers(client, killed)))
     return done
 
 
@@ -472,22 +503,41 @@ def read_diaries(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def report_answers(entries: list[dict[str, Any]], kills: list[tuple[str, float, float]]) -> None:
+def report_answers(
+    entries: list[dict[str, Any]], kills: list[tuple[str, float, float]], server: Server
+) -> None:
     """Prints the times of short requests, and how long the server was away."""
+    away = [(t, t + seconds + SETTLED) for kind, t, seconds in kills if kind != "worker"]
+    away += [(t - 1, t + 1 + SETTLED) for t, _ in server.deaths]
     disturbed, calm = [], []
     for e in entries:
         if "request" in e:
             end = e["start"] + e["seconds"]
-            during = any(end > t and e["start"] < t + away + SETTLED for _, t, away in kills)
+            during = any(end > since and e["start"] < until for since, until in away)
             (disturbed if during else calm).append(e["seconds"])
     for name, seconds in (("undisturbed", calm), ("during a restart", disturbed)):
         if seconds:
             parts = [f"{q} % {np.percentile(seconds, q) * 1e3:.0f}" for q in (50, 99, 99.9, 100)]
             print(f"{len(seconds)} short requests {name}, ms: {', '.join(parts)}")
-    for kind in ("front end", "gateway", "worker"):
-        away = [a for k, _, a in kills if k == kind]
-        if away:
-            print(f"{kind}: killed {len(away)} times, answered after at most {max(away):.2f} s")
+    for kind in (*TALKING, "worker"):
+        times = [seconds for k, _, seconds in kills if k == kind]
+        if times:
+            print(f"{kind}: killed {len(times)} times, answered after {max(times):.2f} s at most")
+
+
+def report_server(server: Server) -> None:
+    """Prints who died by himself, and memory over time."""
+    print(f"died though nobody killed them: {dict(Counter(kind for _, kind in server.deaths))}")
+    start = server.memory[0][0]
+    minutes: dict[int, float] = {}
+    for t, held in server.memory:
+        minute = int((t - start) // 60)
+        minutes[minute] = max(minutes.get(minute, 0.0), held)
+    print(
+        "memory of front end and gateway, MiB, at most in each minute: "
+        + ", ".join(f"{m:.0f}" for m in minutes.values())
+        + f"; {server.memory[-1][1]:.0f} at the end"
+    )
 
 
 def report_work(client: Client, entries: list[dict[str, Any]], seconds: float) -> bool:
@@ -496,19 +546,23 @@ def report_work(client: Client, entries: list[dict[str, Any]], seconds: float) -
     Returns:
         Whether nothing was lost.
     """
+    lost = 0
     jobs = {e["job"]: "" for e in entries if "job" in e}
     until = time.monotonic() + seconds
     for job in jobs:
-        while (state := client.status(job)["state"]) != "done" and time.monotonic() < until:
-            if state in ("failed", "paused", "cancelled"):
-                client.resume(job)
-            time.sleep(0.2)
-        jobs[job] = state
+        with suppress(NoServerError):
+            while (state := client.status(job)["state"]) != "done" and time.monotonic() < until:
+                if state in ("failed", "paused", "cancelled"):
+                    client.resume(job)
+                time.sleep(0.2)
+            jobs[job] = state
     told = {(e["file"], e["size"]) for e in entries if "file" in e}
-    lost = 0
     for hash, size in told:
-        whole = client.ask(protocol.Verify(hash), 60.0)["whole"]
-        lost += not whole or client.ask(protocol.Held([hash]))["bytes"] != [size]
+        try:
+            whole = client.ask(protocol.Verify(hash), 60.0)["whole"]
+            lost += not whole or client.ask(protocol.Held([hash]))["bytes"] != [size]
+        except (ServerError, NoServerError):
+            lost += 1
     frames: dict[str, set[tuple[int, str]]] = {}
     for e in entries:
         if "file" in e:
@@ -546,7 +600,6 @@ def main() -> None:
         home.add_key(folder, "careless", folder / "keys" / "careless.key")
         make_character(folder / "soak.character")
         server = Server(folder)
-        server.start()
         context = multiprocessing.get_context("spawn")
         until = time.monotonic() + 60 * options.minutes
         numbers = list(range(1, options.clients + 1))
@@ -566,14 +619,10 @@ def main() -> None:
             for group in groups:
                 group.join()
             entries = read_diaries(folder)
-            report_answers(entries, kills)
+            report_answers(entries, kills, server)
             whole = report_work(client, entries, 600.0)
-        found = server.processes()
-        for kind in ("front end", "gateway"):
-            print(f"{kind} at the end: {sum(map(resident, found.get(kind, []))):.0f} MiB")
-        assert server.process is not None
-        server.process.terminate()
-        server.process.wait(90)
+        report_server(server)
+        server.stop()
         sys.exit(0 if whole else 1)
 
 
