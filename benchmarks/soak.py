@@ -450,8 +450,10 @@ class Server:
             os.kill(pid, signal.SIGKILL)
         return kind
 
-    def stop(self) -> None:
-        """Ends it as service managers do."""
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._over = True
         self._thread.join()
         self.process.terminate()
@@ -599,30 +601,29 @@ def main() -> None:
         home.make_key(folder / "keys", "careless")
         home.add_key(folder, "careless", folder / "keys" / "careless.key")
         make_character(folder / "soak.character")
-        server = Server(folder)
-        context = multiprocessing.get_context("spawn")
-        until = time.monotonic() + 60 * options.minutes
-        numbers = list(range(1, options.clients + 1))
-        groups = [
-            context.Process(target=well_behaved_group, args=(folder, numbers[i::GROUPS], until))
-            for i in range(min(GROUPS, len(numbers)))
-        ]
-        for group in groups:
-            group.start()
-        bad = context.Process(
-            target=keep_careless, args=(folder, options.careless, options.seed, until)
-        )
-        bad.start()
-        with Client("soak", 120.0) as client:
-            kills = disturb(server, client, options.kills, until, random.Random(options.seed))
-            bad.join()
+        with Server(folder) as server:
+            context = multiprocessing.get_context("spawn")
+            until = time.monotonic() + 60 * options.minutes
+            numbers = list(range(1, options.clients + 1))
+            groups = [
+                context.Process(target=well_behaved_group, args=(folder, numbers[i::GROUPS], until))
+                for i in range(min(GROUPS, len(numbers)))
+            ]
             for group in groups:
-                group.join()
-            entries = read_diaries(folder)
-            report_answers(entries, kills, server)
-            whole = report_work(client, entries, 600.0)
-        report_server(server)
-        server.stop()
+                group.start()
+            bad = context.Process(
+                target=keep_careless, args=(folder, options.careless, options.seed, until)
+            )
+            bad.start()
+            with Client("soak", 120.0) as client:
+                kills = disturb(server, client, options.kills, until, random.Random(options.seed))
+                bad.join()
+                for group in groups:
+                    group.join()
+                entries = read_diaries(folder)
+                report_answers(entries, kills, server)
+                whole = report_work(client, entries, 600.0)
+            report_server(server)
         sys.exit(0 if whole else 1)
 
 
