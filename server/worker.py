@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -26,7 +28,7 @@ import time
 import traceback
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -54,6 +56,10 @@ class TooLittleMemoryError(ReenactError):
     """A job does not fit into memory, whatever its batch."""
 
 
+class NoFileError(ReenactError):
+    """A path names something else than a file."""
+
+
 class Stopped(KeyboardInterrupt):
     """The front end wants the job to stop; as after Ctrl-C, what is done is kept."""
 
@@ -74,6 +80,7 @@ class Front:
         self._stop = self._gone = False
         self._finish: int | None = None
         self.job = ""
+        self.client_text: Callable[[str], str] = str  # of what is said to the client
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
@@ -100,7 +107,9 @@ class Front:
             return None if self._gone else job
 
     def send(self, type: str, **body: object) -> None:
-        """Sends an event of the job."""
+        """Sends an event of the job; its `text` or `message` as the client may see it."""
+        for name in {"text", "message"} & set(body):
+            body[name] = self.client_text(str(body[name]))
         line = json.dumps({"job": self.job, "type": type, **body}) + "\n"
         with self._lock:
             try:
@@ -215,10 +224,7 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
     (folder / "out").mkdir(parents=True, exist_ok=True)
     registry.check_configs(task)  # of jobs from before a server or its OCIO variable changed
     parts = dict(protocol.parts(task))
-    with (
-        exclusive_lock(folder / "lock", "Another worker is still busy with this job.", 60),
-        _configs_by_title(task, folder / "in"),
-    ):
+    with exclusive_lock(folder / "lock", "Another worker is still busy with this job.", 60):
         paths = {name: _fetch(root, folder / "in", name, part) for name, part in parts.items()}
         report = EventReport(front)
         front.send("started", device=common.device())
@@ -262,22 +268,46 @@ def run(root: Path, job: dict[str, Any], front: Front, characters: Characters) -
         return _run_in_memory(task, context)
 
 
-@contextmanager
-def _configs_by_title(task: Any, folder: Path) -> Iterator[None]:
-    """Has errors call OCIO configs that were sent as people do, not by their paths in a folder."""
-    from core.media.colour import ColourError
+def client_text(text: str, root: Path, job: dict[str, Any]) -> str:
+    """Returns a text with files called as the client knows them, and no folder of the server's.
 
-    try:
-        yield
-    except ColourError as error:
-        text, titles = str(error), {"config_file": getattr(task, "config", "")}
-        for name, part in protocol.parts(task):
-            if isinstance(part, protocol.Clip):
-                titles[f"{name}.config_file"] = part.config
-        for name, title in titles.items():
-            for path in (folder / f"{name}.d" / CONFIG_NAME, folder / name):
-                text = text.replace(str(path), title or "that was sent")
-        raise ColourError(text) from error
+    Args:
+        text: an error, a note or a stack trace.
+        root: the store's folder.
+        job: `id`, `kind` and `task`.
+    """
+    folders = dict.fromkeys(str(path) for path in (root, root.absolute(), root.resolve()))
+    titles = {}
+    for name, part in protocol.parts(protocol.build(registry.KINDS[job["kind"]].task, job["task"])):
+        if isinstance(part, protocol.Clip):
+            titles[name], titles[f"{name}.config_file"] = part.name or name, part.config
+    titles["config_file"] = job["task"].get("config", "")
+
+    def title(match: re.Match[str]) -> str:
+        called = titles.get(match["name"], match["name"])
+        if not match["number"]:
+            return called or "that was sent"
+        first, hashes, last = re.sub(r"%0?\d*d", "####", called).rpartition("####")
+        if hashes and match["number"].isdigit():
+            return f"{first.rstrip('#')}{match['number']}{last}"
+        return called if hashes else f"{called}, frame {match['number']}"
+
+    for folder in folders:
+        place = re.escape(os.path.join(folder, "jobs", job["id"]) + os.sep)
+        # A frame of a clip; an unpacked config; a movie or another file, with its suffix.
+        name = r"(?P<name>\w+(?:\.\d+)?(?:\.config_file)?)"
+        text = re.sub(
+            rf"{place}in/{name}(?:/(?P=name)\.(?P<number>[0-9]+|#+)\.\w+|\.d/[^\s:'\"]*\w|\.[a-z]\w*)?",
+            title,
+            text,
+        )
+        text = re.sub(rf"{place}(?:out/)?", "", text)
+    program = Path(__file__).parents[1]
+    places = [*folders, *(str(Path(f).parent) for f in folders), str(program), *sys.path]
+    places += [sys.prefix, sys.base_prefix]
+    for place in sorted({p for p in places if len(p) > 1}, key=len, reverse=True):
+        text = text.replace(place + os.sep, "").replace(place, "the server's folder")
+    return text.replace(str(Path.home()), "~")
 
 
 def _run_in_memory(task: Any, context: common.Context) -> dict[str, Any]:
@@ -371,7 +401,10 @@ def _unpacked(file: Path, folder: Path) -> Path:
 def _fetch(root: Path, folder: Path, name: str, part: protocol.File | protocol.Clip) -> Path:
     """Returns where a part of a task can be read, after it was put there if need be."""
     if part.path:
-        return Path(part.path)  # the front end has checked it
+        path = Path(part.path)  # the front end has checked where it lies
+        if path.exists() and not path.is_file():  # a pipe would never end
+            raise NoFileError(f"{path} is a folder, a pipe or a device. Name a file.")
+        return path
     if isinstance(part, protocol.File):
         path = folder / name
         if not path.exists():
@@ -397,6 +430,7 @@ def work(root: Path, front: Front) -> None:
     characters = Characters()
     while (job := front.next()) is not None:
         front.job = job["id"]
+        front.client_text = functools.partial(client_text, root=root, job=job)
         try:
             facts = run(root, job, front, characters)
             front.send("done", facts=facts)

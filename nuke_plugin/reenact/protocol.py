@@ -18,10 +18,20 @@ VERSION = 1
 CHUNK = 1 << 20  # bytes of a chunk; only the last of a file is smaller
 CREDIT = 16  # unanswered chunk requests at most, per connection
 MAX_HEADER = 1 << 20  # bytes
+HEADER = {"reenact", "type", "id", "body"}  # its fields
 MAX_TEXT = 4096  # characters of any text in a header
 MAX_ITEMS = 10_000  # of any list in a request
 MAX_DIRECTIONS = 16  # files of an edit
 MAX_MOVES = 256  # of an edit
+
+# Values of fields that any kind of job calls so: words, and numbers from 0.
+CHOICES = {
+    "preset": ("default", "paper"),
+    "layers": ("all", "basic"),
+    "edge": ("continue", "stop", "project"),
+}
+GREATEST = {"match": 1, "grain": 1, "motion_blur": 720}
+MAX_LIMIT = 1e6  # of a measure
 
 HASH = re.compile(r"[0-9a-f]{64}")
 REQUEST_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
@@ -436,7 +446,7 @@ def decode(header: bytes) -> Tuple[str, Request]:
     Raises:
         ProtocolError: `version`, `too_large` or `malformed`.
     """
-    kind, id, body = _open(header, "plugin", "server")
+    kind, id, body = _open(header, "plugin", "server", strict=True)
     if not id:
         raise ProtocolError("malformed", _WRONG, "no valid id")
     if kind not in REQUESTS:
@@ -495,6 +505,21 @@ def read_task(submit: Submit) -> Task:
         for name, most in (("directions", MAX_DIRECTIONS), ("moves", MAX_MOVES)):
             if len(getattr(task, name)) > most:
                 raise ProtocolError("bad_value", f"An edit has {most} {name} at most.")
+    for name, choices in CHOICES.items():
+        value = getattr(task, name, None)
+        if value is not None and value not in choices:
+            listed = ", ".join(choices)
+            raise ProtocolError("bad_value", f"{name} must be one of {listed}, not {value[:40]}.")
+    for name, greatest in GREATEST.items():
+        value = getattr(task, name, None)
+        if value is not None and not 0 <= value <= greatest:
+            raise ProtocolError("bad_value", f"{name} must be 0 to {greatest}, not {value:g}.")
+    if isinstance(task, Render) and task.plate is None and (task.movie or task.sheet):
+        raise ProtocolError("bad_value", "A movie or a sheet shows the plate: choose one.")
+    for name, value in task.limits.items() if isinstance(task, Qc) else ():
+        if type(value) not in (int, float) or not 0 <= value <= MAX_LIMIT:
+            detail = f"The limit of {name[:40]} must be a number from 0, not {value!r:.40}."
+            raise ProtocolError("bad_value", detail)
     at = getattr(task, "at", None)
     if at is not None and len(at) != 2:
         raise ProtocolError("bad_value", f"at must be x and y, not {len(at)} numbers.")
@@ -558,13 +583,16 @@ def _dump(value: Dict[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _open(header: bytes, theirs: str, ours: str) -> Tuple[str, str, Dict[str, Any]]:
+def _open(
+    header: bytes, theirs: str, ours: str, strict: bool = False
+) -> Tuple[str, str, Dict[str, Any]]:
     """Opens a header; returns its type, id and body.
 
     Args:
         header: the frame.
         theirs: what to update if the other side's version is older.
         ours: what to update if this side's version is older.
+        strict: refuses fields that no header has.
     """
     if len(header) > MAX_HEADER:
         raise ProtocolError(
@@ -591,6 +619,9 @@ def _open(header: bytes, theirs: str, ours: str) -> Tuple[str, str, Dict[str, An
         )
     if not isinstance(kind, str) or not isinstance(body, dict):
         raise ProtocolError("malformed", _WRONG, "type or body is missing", id)
+    if strict and (unknown := set(value) - HEADER):
+        detail = f"the header has an unknown {sorted(unknown)[0][:40]!r}"
+        raise ProtocolError("malformed", _WRONG, detail, id)
     return kind, id, body
 
 
@@ -659,8 +690,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
 
 
 def _check_file(file: File, where: str) -> None:
-    if bool(file.path) == bool(file.hash):
-        raise ProtocolError("malformed", _WRONG, f"{where} needs a hash or a path")
+    if bool(file.path) == bool(file.hash) or (file.path and file.size):
+        raise ProtocolError("malformed", _WRONG, f"{where} needs a hash and size, or a path")
     if file.hash and not (HASH.fullmatch(file.hash) and file.size > 0):
         raise ProtocolError("malformed", _WRONG, f"{where}: hash or size")
 
@@ -671,6 +702,8 @@ def _check_clip(clip: Clip, where: str) -> None:
     if clip.frames and not re.fullmatch(r"[0-9]{1,9}(-[0-9]{1,9})?", clip.frames):
         raise ProtocolError("malformed", _WRONG, f"{where}: frames must be like 1-50")
     if clip.path:
+        if clip.numbers:
+            raise ProtocolError("malformed", _WRONG, f"{where}: numbers of a path")
         return
     for file in clip.files:
         _check_file(file, where)

@@ -21,7 +21,7 @@ import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ log = logging.getLogger("reenact")
 
 SCHEMA = 3
 MAX_EVENT_BYTES = 1 << 19  # of the events in one answer, approximately
-PARTIAL_SECONDS = 7 * 86_400.0  # for which an abandoned upload is kept
+PARTIAL_SECONDS = 7 * 86_400.0  # for which an abandoned upload is kept, if there is room
+UPLOAD_SECONDS = 600.0  # after which an upload counts as given up
 RESERVE_BYTES = 2 << 20  # set aside so that a full disk can still be written down
 MAX_PROGRESS_EVENTS = 2000  # of a job; older ones are dropped, other types stay
 MAX_POINTS = 400  # of a figure over a job's steps or frames; a longer curve is thinned evenly
@@ -122,10 +123,17 @@ class Database:
                 f"{root} was written by another version of Reenact (format {version}, this one "
                 f"knows {SCHEMA}). Start that version, or choose another folder with REENACT_HOME."
             )
+        self._sizes: dict[str, int] = {}  # of stored files
+        self._stored = 0  # their sum
         self._migrate()
         self.db.executescript(_TABLES)
         self.db.execute(f"PRAGMA user_version={SCHEMA}")
         self._recover()
+        self._load_index()
+        self._partial: dict[str, tuple[int, float]] = {}  # bytes of uploads, and when they grew
+        for path in (root / "partial").iterdir():
+            stat = path.stat()
+            self._partial[path.name] = stat.st_size, stat.st_mtime
         self.reserve_space()
 
     def close(self) -> None:
@@ -154,6 +162,8 @@ class Database:
             yield
         except BaseException:
             self.db.execute("ROLLBACK")
+            with contextlib.suppress(sqlite3.Error):
+                self._load_index()
             raise
         self.db.execute("COMMIT")
 
@@ -186,12 +196,20 @@ class Database:
 
     # -- files
 
+    def _load_index(self) -> None:
+        """Reads which files there are: clients ask for thousands at a time."""
+        self._sizes = dict(self.db.execute("SELECT hash, size FROM files").fetchall())
+        self._stored = sum(self._sizes.values())
+
     def _record_file(self, hash: str, size: int) -> None:
         self.db.execute(
             "INSERT INTO files (hash, size, used) VALUES (?, ?, ?) "
             "ON CONFLICT (hash) DO UPDATE SET used=excluded.used",
             (hash, size, time.time()),
         )
+        if hash not in self._sizes:
+            self._sizes[hash] = size
+            self._stored += size
 
     def record_file(self, hash: str, size: int) -> list[str]:
         """Records a complete file, and queues the jobs that waited for nothing else.
@@ -212,21 +230,24 @@ class Database:
                     queued.append(str(id))
         return queued
 
-    def has(self, hash: str) -> bool:
-        """Returns whether a file is stored, completely."""
-        return self.db.execute("SELECT 1 FROM files WHERE hash=?", (hash,)).fetchone() is not None
+    def size(self, hash: str) -> int | None:
+        """Returns a stored file's size in bytes; None if it is not stored, or not completely."""
+        return self._sizes.get(hash)
 
     def received(self, hash: str) -> int:
         """Returns how many bytes of a file are stored."""
-        row = self.db.execute("SELECT size FROM files WHERE hash=?", (hash,)).fetchone()
-        if row is not None:
-            return int(row["size"])
-        try:
-            size = (self.root / "partial" / hash).stat().st_size
-            # The last chunk is always sent: it is what completes the file.
-            return max(size - 1, 0) // protocol.CHUNK * protocol.CHUNK
-        except FileNotFoundError:
-            return 0
+        if hash in self._sizes:
+            return self._sizes[hash]
+        size, _ = self._partial.get(hash, (0, 0.0))
+        # The last chunk is always sent: it is what completes the file.
+        return max(size - 1, 0) // protocol.CHUNK * protocol.CHUNK
+
+    def set_partial(self, hash: str, size: int) -> None:
+        """Notes how much of an upload has arrived; 0: there is no file of it any more."""
+        if size and hash not in self._sizes:
+            self._partial[hash] = size, time.time()
+        else:
+            self._partial.pop(hash, None)
 
     def missing(self, job: str) -> list[str]:
         """Returns the hashes of the files that a job needs and that are not stored."""
@@ -237,51 +258,68 @@ class Database:
 
     def used(self) -> int:
         """Returns the bytes that all files take, uploads included."""
-        (total,) = self.db.execute("SELECT COALESCE(SUM(size), 0) FROM files").fetchone()
-        return int(total) + sum(size for _, size, _ in self._partial_files())
+        return self._stored + sum(size for size, _ in self._partial.values())
 
-    def _partial_files(self) -> Iterator[tuple[Path, int, float]]:
-        """Yields the uploads that are not complete, their sizes and when they last grew."""
-        for path in (self.root / "partial").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # it has just been completed
-                stat = path.stat()
-                yield path, stat.st_size, stat.st_mtime
+    def remove_uploads(self, seconds: float, keep: Container[str]) -> int:
+        """Removes uploads that have not grown for some seconds, but for some hashes.
 
-    def remove_abandoned_uploads(self, keep: Iterable[str]) -> None:
-        """Removes uploads that have not grown for `PARTIAL_SECONDS`, but for some hashes."""
-        for path, _, grown in self._partial_files():
-            if time.time() - grown > PARTIAL_SECONDS and path.name not in keep:
-                path.unlink()
+        Returns:
+            Bytes freed.
+        """
+        freed = 0
+        for hash, (size, grown) in list(self._partial.items()):
+            if time.time() - grown > seconds and hash not in keep:
+                (self.root / "partial" / hash).unlink(missing_ok=True)
+                del self._partial[hash]
+                freed += size
+        return freed
 
-    def make_room(self, size: int) -> None:
-        """Makes room in the budget for a file of `size` bytes.
+    def make_room(self, size: int, keep: Container[str] = ()) -> None:
+        """Makes room in the budget for `size` bytes that have arrived.
 
-        Files that clients sent and can send again are removed, the longest unused first; never
-        results, nor the inputs of unfinished jobs.
+        What clients can send again is removed: first uploads that were given up, then files, the
+        longest unused first; never results, nor the inputs of unfinished jobs.
+
+        Args:
+            size: bytes.
+            keep: hashes of uploads that are going on.
 
         Raises:
             StoreFullError: there is not enough to remove.
         """
         excess = self.used() + size - self.budget
         if excess > 0:
+            excess -= self.remove_uploads(UPLOAD_SECONDS, keep)
+        if excess > 0:
             excess -= self._collect(excess)
         if excess > 0:
-            raise StoreFullError(
-                f"The server's store is full ({self.budget >> 20} MiB). Delete jobs that are no "
-                "longer needed, or let its owner allow it more: reenact serve --store-limit."
-            )
+            raise self.full()
 
-    def _collect(self, size: int) -> int:
-        freed = 0
+    def full(self) -> StoreFullError:
+        """Returns the error that says that there is no room."""
+        return StoreFullError(
+            f"The server's store is full ({self.budget >> 20} MiB). Delete jobs that are no "
+            "longer needed, or let its owner allow it more: reenact serve --store-limit."
+        )
+
+    def can_hold(self, size: int) -> bool:
+        """Returns whether there could be room for `size` bytes, if all were removed that may be."""
+        excess = self.used() + size - self.budget
+        return excess <= 0 or excess <= sum(row["size"] for row in self._removable())
+
+    def _removable(self) -> list[sqlite3.Row]:
         placeholders = ",".join("?" * len(FINISHED))
-        rows = self.db.execute(
+        return self.db.execute(
             "SELECT hash, size FROM files WHERE NOT pinned "
             "AND hash NOT IN (SELECT hash FROM results) "
             "AND hash NOT IN (SELECT hash FROM inputs JOIN jobs ON id=job "
             f"WHERE state NOT IN ({placeholders})) ORDER BY used",
             FINISHED,
         ).fetchall()
-        for row in rows:
+
+    def _collect(self, size: int) -> int:
+        freed = 0
+        for row in self._removable():
             if freed >= size:
                 break
             self.remove_file(row["hash"])
@@ -299,16 +337,17 @@ class Database:
     def remove_file(self, hash: str) -> None:
         """Removes a file, and sends back the jobs that depend on it.
 
-        Unfinished jobs that need it wait for it; finished ones that made it run again.
+        Unfinished jobs that need it wait for it; finished ones that made it run again. It stays
+        recorded as their result, so that it is not told of again when they have made it.
         """
         with self._transaction():
             self.db.execute("DELETE FROM files WHERE hash=?", (hash,))
+            self._stored -= self._sizes.pop(hash, 0)
             file_path(self.root, hash).unlink(missing_ok=True)
             makers = self.db.execute(
                 "SELECT DISTINCT id FROM jobs JOIN results ON job=id WHERE hash=? AND state='done'",
                 (hash,),
             ).fetchall()
-            self.db.execute("DELETE FROM results WHERE hash=?", (hash,))
             for (id,) in makers:
                 self._set_state(id, "waiting" if self.missing(id) else "queued")
             for (id,) in self.db.execute(
@@ -613,9 +652,11 @@ class Database:
         return found
 
     def results(self, id: str) -> list[dict[str, Any]]:
-        """Returns the files that a job has made so far."""
+        """Returns the files that a job has made so far, and that are still there."""
         rows = self.db.execute(
-            "SELECT name, number, hash, size FROM results WHERE job=? ORDER BY name, number", (id,)
+            "SELECT name, number, hash, size FROM results WHERE job=? "
+            "AND hash IN (SELECT hash FROM files) ORDER BY name, number",
+            (id,),
         )
         return [dict(r) for r in rows]
 

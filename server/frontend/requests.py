@@ -10,18 +10,20 @@ import logging
 import os
 import re
 import sqlite3
+import stat
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import reenact
 from reenact import protocol
-from reenact.protocol import FINISHED, TRAINING, ProtocolError
+from reenact.protocol import CREDIT, FINISHED, TRAINING, ProtocolError
 
 from core.base.errors import ReenactError
 from server.frontend.database import Database, Job, StoreFullError
-from server.frontend.peers import Limits, Peer, Peers, Reply, check_hash
+from server.frontend.peers import Limits, Message, Peer, Peers, Reply, check_hash
 from server.frontend.scheduler import Scheduler
 from server.frontend.transfers import Transfers
 from server.jobs import registry
@@ -29,6 +31,7 @@ from server.jobs import registry
 log = logging.getLogger("reenact")
 
 MAX_WAIT_SECONDS = 30.0  # that a request for events may wait
+MAX_LOOKING = 8  # threads that look at files named by path, at once
 MAX_LISTED = 500  # jobs, characters or styles in one answer
 
 
@@ -70,6 +73,13 @@ class EventPolls:
     def _answer(self, job: str, now: float) -> None:
         left = []
         for poll in self._polls.pop(job, []):
+            if poll.peer.gone:
+                poll.peer.polls -= 1
+                continue
+            if not poll.peer.reads:
+                poll.until = min(poll.until, now)  # as soon as it takes what it was sent before
+                left.append(poll)
+                continue
             events = self._database.events(job, poll.after)
             if events or poll.until <= now:
                 poll.reply.answer({"events": events})
@@ -91,6 +101,7 @@ class Requests:
         polls: takes requests for events that wait.
         scheduler: does the jobs.
         transfers: takes requests for chunks.
+        post: called from any thread with a function that the loop is to call.
     """
 
     def __init__(
@@ -102,33 +113,51 @@ class Requests:
         polls: EventPolls,
         scheduler: Scheduler,
         transfers: Transfers,
+        post: Callable[[Callable[[], None]], None],
     ) -> None:
+        self._post = post
+        self._looking = 0  # threads that look at files named by path
         self._database, self._limits = database, limits
         self._allow_paths = [path.resolve() for path in allow_paths]
         self._peers, self._polls = peers, polls
         self._scheduler, self._transfers = scheduler, transfers
         self._started = time.monotonic()
 
-    def handle(self, reply: Reply, key: str, parts: Sequence[Any]) -> None:
+    def handle(self, reply: Reply, message: Message) -> None:
         """Answers a request; whatever it is, nothing is raised.
 
         Args:
             reply: the way back, without the request's id.
-            key: the name of the key that the connection was made with.
-            parts: the message's frames, without the connection's identity.
+            message: the request.
         """
+        peer, parts = reply.peer, message.parts
         try:
-            peer = self._peers.admit(reply.identity, key)
+            self._peers.admit(peer)
+            if peer.overrun:
+                peer.overrun = False
+                reply.refuse("rate", "More requests at once than are kept. Slow down.")
             if len(parts) not in (1, 2):
                 raise ProtocolError("malformed", "The request has too many parts.")
-            if not self._peers.charge(peer, 1 + len(parts[0].buffer) // 1024):
+            if not self._peers.charge(peer, 1 + len(parts[0]) // 1024):
                 return
-            id, request = protocol.decode(parts[0].bytes)
+            id, request = protocol.decode(bytes(parts[0]))
+            if not peer.begin(id, message.place):
+                return  # a repeat
             reply = dataclasses.replace(reply, id=id)
             if (len(parts) == 2) != isinstance(request, protocol.Upload):
                 raise ProtocolError("malformed", "The request has a chunk too many or too few.")
-            chunk = parts[1].buffer if len(parts) == 2 else None
-            body = self._dispatch(peer, reply, request, chunk)
+            if message.no_room:
+                raise ProtocolError("credit", f"More than {CREDIT} chunks are under way.")
+        except ProtocolError as error:
+            reply.error(error)
+            return
+        chunk = parts[1] if len(parts) == 2 else None
+        self._answer(reply, lambda: self._dispatch(peer, reply, request, chunk))
+
+    def _answer(self, reply: Reply, function: Callable[[], dict[str, Any] | None]) -> None:
+        """Answers with what a function returns, if not None, or with the error that it raises."""
+        try:
+            body = function()
             if body is not None:
                 reply.answer(body)
         except ProtocolError as error:
@@ -138,11 +167,11 @@ class Requests:
         except sqlite3.OperationalError as error:
             reply.refuse("no_space", "The server's disk is full.", str(error))
         except Exception as error:  # no client's message ends the server
-            log.exception("a request went wrong inside", extra={"facts": {"key": key}})
+            log.exception("a request went wrong inside", extra={"facts": {"key": reply.peer.name}})
             reply.refuse(
                 "internal",
                 "Something went wrong inside the server; see its log.",
-                repr(error)[:300],
+                type(error).__name__,
             )
 
     def _dispatch(
@@ -155,14 +184,15 @@ class Requests:
             case protocol.Ping():
                 return {"time": time.time()}
             case protocol.Bye():
-                self._peers.remove(reply.identity)
+                self._peers.dismiss(peer)
+                peer.end(reply.id)
                 return None
             case protocol.Health():
                 return self._health()
             case protocol.List_():
                 return {"jobs": [_public(job) for job in self._database.jobs()[:MAX_LISTED]]}
             case protocol.Submit():
-                return self._submit(request, peer)
+                return self._submit(peer, reply, request)
             case protocol.Status():
                 job = self._database.job(request.job)
                 return {
@@ -207,7 +237,7 @@ class Requests:
                 f"Plugin and server don't speak the same protocol. Update the {older}.",
                 f"server {protocol.VERSION}, client {request.versions[:9]}",
             )
-        log.info("hello", extra={"facts": {"client": request.client[:100], "key": peer.key}})
+        log.info("hello", extra={"facts": {"client": request.client[:100], "key": peer.name}})
         results = [
             (job.task, f, {"name": job.task["name"][:200], "hash": f["hash"], "size": f["size"]})
             for job in self._database.jobs()
@@ -250,13 +280,12 @@ class Requests:
 
     # -- jobs
 
-    def _submit(self, request: protocol.Submit, peer: Peer) -> dict[str, Any]:
+    def _submit(self, peer: Peer, reply: Reply, request: protocol.Submit) -> dict[str, Any] | None:
         task = protocol.read_task(request)
         try:
             registry.check_configs(task)
         except ReenactError as error:
             raise ProtocolError("bad_value", str(error)) from None
-        state = ""
         for name, part in protocol.parts(task):
             if isinstance(part, protocol.Clip) and len(part.files) > self._limits.frames:
                 raise ProtocolError(
@@ -264,24 +293,65 @@ class Requests:
                     f"{name} has {len(part.files)} frames, {self._limits.frames} are allowed. "
                     "Choose a shorter range.",
                 )
-            if part.path:
-                state += path_state(part.path, self._allow_paths)
         for file in protocol.files(task):
             self._transfers.check_size(file.size)
-            if self._database.has(file.hash) and self._database.received(file.hash) != file.size:
+            if self._database.size(file.hash) not in (None, file.size):
                 raise ProtocolError("bad_value", "A file's size is wrong.", file.hash)
-        existing = self._database.find_job(request.kind, task, state)
-        if existing is None and self._database.unfinished() >= self._limits.jobs:
+        paths = [part.path for _, part in protocol.parts(task) if part.path]
+        if not paths:
+            return self._add_job(peer, request.kind, task, "")
+        if self._looking >= MAX_LOOKING:
+            raise ProtocolError(
+                "path",
+                "The disks that hold the files do not answer the server. Try again later, or send "
+                "the files.",
+            )
+        self._looking += 1
+
+        def look() -> None:
+            try:
+                state = "".join(path_state(path, self._allow_paths) for path in paths)
+            except ProtocolError as error:
+                self._post(lambda error=error: finish(error))  # type: ignore[misc]
+            else:
+                self._post(lambda: finish(state))
+
+        def finish(found: str | ProtocolError) -> None:
+            self._looking -= 1
+            if isinstance(found, ProtocolError):
+                reply.error(found)
+            else:
+                self._answer(reply, lambda: self._add_job(peer, request.kind, task, found))
+
+        # A network disk that hangs holds up nobody else.
+        threading.Thread(target=look, daemon=True, name="paths").start()
+        return None
+
+    def _add_job(
+        self, peer: Peer, kind: str, task: protocol.Task, path_state: str
+    ) -> dict[str, Any]:
+        existing = self._database.find_job(kind, task, path_state)
+        if existing is None or self._database.job(existing).state in ("failed", "cancelled"):
+            self._check_jobs()
+        id = self._database.submit(kind, task, peer.name, path_state)
+        self._polls.notify(id)
+        return {**_public(self._database.job(id)), "missing": self._database.missing(id)}
+
+    def _check_jobs(self) -> None:
+        """
+        Raises:
+            ProtocolError: `too_many_jobs`, there may be no further unfinished one.
+        """
+        if self._database.unfinished() >= self._limits.jobs:
             raise ProtocolError(
                 "too_many_jobs",
                 f"{self._limits.jobs} jobs are waiting or running, more are not allowed. Let some "
                 "finish, or cancel them.",
             )
-        id = self._database.submit(request.kind, task, peer.key, state)
-        self._polls.notify(id)
-        return {**_public(self._database.job(id)), "missing": self._database.missing(id)}
 
     def _events(self, peer: Peer, reply: Reply, request: protocol.Events) -> dict[str, Any] | None:
+        if request.after < 0 or request.wait < 0:
+            raise ProtocolError("malformed", "Events before the first one, or a wait below 0.")
         self._database.job(request.job)
         events = self._database.events(request.job, request.after)
         if events or request.wait <= 0:
@@ -296,15 +366,18 @@ class Requests:
         job = self._database.job(id)
         if state == "cancelled" and job.state not in FINISHED:
             self._database.set_finish(id, None)  # when it is resumed it is to train on
+        reason = f"by {peer.name}"
         if job.state == "running":
-            self._scheduler.stop(id, state)
-        elif job.state in ("waiting", "queued", "paused"):
-            self._database.set_state(id, state, f"by {peer.key}")
+            self._scheduler.stop(id, state, reason)
+        elif job.state in ("waiting", "queued", "paused") and job.state != state:
+            self._database.set_state(id, state, reason)
             self._polls.notify(id)
         return _public(self._database.job(id))
 
     def _resume(self, request: protocol.Resume) -> dict[str, Any]:
         job = self._database.job(request.job)
+        if job.state in ("failed", "cancelled") or (job.state == "done" and job.finish is not None):
+            self._check_jobs()
         if job.state == "done" and job.finish is not None:
             note = f"it was stopped early after {job.finish} steps, and goes on"
             self._database.set_finish(job.id, None, note)
@@ -324,7 +397,7 @@ class Requests:
         job = self._database.job(request.job)
         if job.finish is None:
             steps = self._steps_to_keep(job)
-            note = f"to be stopped early and kept, {steps} steps or a few more, by {peer.key}"
+            note = f"to be stopped early and kept, {steps} steps or a few more, by {peer.name}"
             self._database.set_finish(job.id, steps, note)
             if job.state == "paused":
                 self._database.resume(job.id)
@@ -370,7 +443,7 @@ def path_state(path: str, allowed: Sequence[Path]) -> str:
         allowed: folders under which the files must lie, links resolved.
 
     Raises:
-        ProtocolError: `path`: a file lies elsewhere.
+        ProtocolError: `path`: a file lies elsewhere; `bad_value`: it is none.
     """
     named = Path(path)
     real = Path(os.path.realpath(named.parent)) / named.name
@@ -391,8 +464,16 @@ def path_state(path: str, allowed: Sequence[Path]) -> str:
     for found in sorted(glob.glob(pattern)):
         if not any(Path(os.path.realpath(found)).is_relative_to(p) for p in allowed):
             raise ProtocolError("path", "A link leads out of the allowed folders.", found[:200])
-        stat = os.stat(found)
-        sha.update(f"{found}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        try:
+            facts = os.stat(found)
+        except OSError as error:
+            why = f"The server can't read {found[:200]}: {error.strerror}."
+            raise ProtocolError("bad_value", why) from None
+        if not stat.S_ISREG(facts.st_mode):
+            raise ProtocolError(
+                "bad_value", f"{found[:200]} is a folder, a pipe or a device. Name a file."
+            )
+        sha.update(f"{found}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
     return sha.hexdigest()
 
 

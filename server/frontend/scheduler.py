@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,10 @@ from server.jobs import registry
 log = logging.getLogger("reenact")
 
 MAX_CRASHES = 3  # of a worker at one position, before its job fails
+STUCK_SECONDS = 8.0  # after which a worker that was asked to stop, and computes nothing, is killed
+STEP_SECONDS = 60.0  # after which one that computes is
+IDLE = 0.05  # share of that time in which a worker that waits for a disk computes at most
+KILL_SECONDS = 3.0  # after which a lane gives up a process that can't even be killed
 EARLIER_JOBS = 4  # in which a render looks for frames that it need not draw
 
 Post = Callable[[Callable[[], None]], None]
@@ -42,6 +48,15 @@ def gpu_count() -> int:
     except (OSError, subprocess.TimeoutExpired):
         return 0
     return listed.stdout.count("GPU ")
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """Returns how long a process has computed; None where the system does not say."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Worker:
@@ -67,7 +82,10 @@ class Worker:
     ) -> None:
         self.lane = lane
         self.job = ""  # its id
-        self.next_state = ""  # the job's, once it has stopped on request
+        self.next_state = self.reason = ""  # the job's, once it has stopped on request
+        self.stopped = 0.0  # when it was asked to stop first, monotonic seconds; 0: it was not
+        self.killed = 0.0  # when it was killed, as it did not stop
+        self._cpu = 0.0  # seconds that the process had computed when it was asked
         self.position = ""  # how far the job is: its stage, and a twentieth of it
         self.log = root / "logs" / f"{lane}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +114,7 @@ class Worker:
     def run(self, job: Job, earlier: dict[int, list[str]]) -> None:
         """Starts a job; `earlier` holds hashes of frames by number, see `server.worker`."""
         self.job, self.next_state, self.position = job.id, "", ""
+        self.reason, self.stopped = "", 0.0
         message = {"id": job.id, "kind": job.kind, "task": job.task, "earlier": earlier}
         self._send({"run": message | ({} if job.finish is None else {"finish": job.finish})})
 
@@ -103,10 +122,20 @@ class Worker:
         """Has the job's training end after some steps, and keep what it has."""
         self._send({"finish": steps})
 
-    def stop(self, next_state: str) -> None:
+    def stop(self, next_state: str, reason: str) -> None:
         """Asks the process to stop its job, which will then be in another state."""
-        self.next_state = next_state
+        self.next_state, self.reason = next_state, reason
+        if not self.stopped:
+            self.stopped, self._cpu = time.monotonic(), cpu_seconds(self.process.pid) or 0.0
         self._send({"stop": self.job})
+
+    def is_stuck(self, now: float) -> bool:
+        """Returns whether it does not stop: it waits in a read, or takes longer than any step."""
+        if not (self.job and self.stopped) or now - self.stopped < STUCK_SECONDS:
+            return False
+        computed = cpu_seconds(self.process.pid)
+        idle = computed is not None and computed - self._cpu < IDLE * (now - self.stopped)
+        return idle or now - self.stopped > STEP_SECONDS
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self.process.stdin is not None
@@ -162,7 +191,9 @@ class Scheduler:
         """Kills the workers."""
         for worker in self._workers.values():
             worker.process.kill()
-            worker.process.wait()
+        for worker in self._workers.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):  # its disk hangs
+                worker.process.wait(KILL_SECONDS)
 
     @property
     def busy(self) -> bool:
@@ -174,10 +205,11 @@ class Scheduler:
         return {w.lane: {"pid": w.process.pid, "job": w.job} for w in self._workers.values()}
 
     def schedule(self) -> None:
-        """Starts the next job of every lane that is idle."""
+        """Starts the next job of every lane that is idle, and ends workers that do not stop."""
+        self.end_stuck()
         for lane, kinds, gpu in self._lanes:
             worker = self._workers.get(lane)
-            if worker is not None and worker.job:
+            if worker is not None and (worker.job or worker.killed):
                 continue
             try:
                 job = self._database.next_job(kinds)
@@ -194,11 +226,24 @@ class Scheduler:
             log.info("job starts", extra={"facts": {"job": job.id, "kind": job.kind}})
             self._notify(job.id)
 
-    def stop(self, job: str, next_state: str) -> None:
+    def end_stuck(self) -> None:
+        """Kills workers that were asked to stop and do not; the jobs keep what they have saved."""
+        now = time.monotonic()
+        for worker in list(self._workers.values()):
+            if worker.killed:
+                if now - worker.killed > KILL_SECONDS:  # its disk hangs: the lane goes on without
+                    self._on_exit(worker)
+            elif worker.is_stuck(now):
+                worker.killed = now
+                worker.process.kill()
+                facts = {"job": worker.job, "lane": worker.lane}
+                log.error("worker did not stop and is killed", extra={"facts": facts})
+
+    def stop(self, job: str, next_state: str, reason: str) -> None:
         """Asks whichever worker does a job to stop it; it will then be in another state."""
         for worker in self._workers.values():
             if worker.job == job:
-                worker.stop(next_state)
+                worker.stop(next_state, reason)
 
     def end_early(self, job: str, steps: int) -> None:
         """Has whichever worker does a job end its training after some steps."""
@@ -210,7 +255,7 @@ class Scheduler:
         """Asks all workers to stop after the frame or step that they are at."""
         for worker in self._workers.values():
             if worker.job and not worker.next_state:
-                worker.stop("")
+                worker.stop("queued", "server stopped")
 
     def _earlier_frames(self, job: Job) -> dict[int, list[str]]:
         """Returns the hashes, by frame number, of frames that the newest jobs have drawn and that
@@ -271,8 +316,7 @@ class Scheduler:
                 self._database.remove_picture(job)
                 self._finish(worker, "done")
             case "stopped":
-                reason = "" if worker.next_state else "server stopped"
-                self._finish(worker, worker.next_state or "queued", reason)
+                self._finish(worker, worker.next_state or "queued", worker.reason)
             case "failed":
                 self._finish(worker, "failed", body["message"])
             case "no_space":
@@ -302,7 +346,7 @@ class Scheduler:
             return
         how = worker.exit_reason()
         if worker.next_state:
-            self._database.set_state(job, worker.next_state)
+            self._database.set_state(job, worker.next_state, worker.reason)
         else:
             crashes = self._database.add_crash(job, worker.position)
             where = worker.position.rpartition(" ")[0] or "the start"

@@ -1,75 +1,55 @@
-"""The server's loop and sockets: one thread that reads requests and calls what answers them.
+"""The server's loop: one thread that takes requests and calls what answers them.
 
 The parts that it composes each keep their own state: `Requests` and `EventPolls` (what clients
 ask), `Transfers` (chunks, in threads of their own), `Scheduler` (jobs, in worker processes), and
-`Database`. No part here reads a picture, so no client's file can crash the front end.
+`Database`. No part here reads a picture, so no client's file can crash the front end; nor has it a
+socket that clients reach, which is the gateway's (`server.frontend.gateway`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import queue
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import zmq
 import zmq.auth
-from reenact import protocol
-from reenact.protocol import CHUNK, CREDIT
-from zmq.auth.thread import ThreadAuthenticator
 
 from server.frontend import home
 from server.frontend.database import Database, WriteQueue
-from server.frontend.peers import Limits, Peers, Reply
+from server.frontend.gateway import Gateway
+from server.frontend.peers import Limits, Message, Peer, Peers, Reply
 from server.frontend.requests import EventPolls, Requests
 from server.frontend.scheduler import Scheduler
 from server.frontend.transfers import Transfers
 
 log = logging.getLogger("reenact")
 
-TICK_MILLISECONDS = 100  # after which the loop looks at clocks, whatever arrives
-BATCH = 64  # requests read before the workers' events are looked at again
+TICK_SECONDS = 0.1  # after which the loop looks at clocks, whatever arrives
+TURN_SECONDS = 0.01  # of requests, after which the loop looks at everything else again
 TIDY_SECONDS = 10.0
 STOP_SECONDS = 60.0  # that workers have to stop in
 
 
 class Mailbox:
-    """Functions that other threads hand to the loop; each one wakes it.
+    """Functions that other threads hand to the loop; each one wakes it."""
 
-    Args:
-        context: of the socket on which the loop is woken.
-    """
-
-    def __init__(self, context: zmq.Context) -> None:
-        self._context = context
+    def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._woken = False
-        self._local = threading.local()
-        self.socket = context.socket(zmq.PULL)
-        self.socket.bind("inproc://wake")
+        self.post = self._queue.put
 
-    def post(self, function: Callable[[], None]) -> None:
-        """Has the loop call a function; from any thread."""
-        self._queue.put(function)
-        if self._woken:
-            return  # the loop has not looked yet
-        self._woken = True
-        if not hasattr(self._local, "socket"):
-            self._local.socket = self._context.socket(zmq.PUSH)
-            self._local.socket.connect("inproc://wake")
-        with contextlib.suppress(zmq.ZMQError):  # the socket is full, or closed at the end
-            self._local.socket.send(b"", zmq.DONTWAIT)
+    def deliver(self, seconds: float) -> None:
+        """Calls what was posted, after waiting at most some seconds for the first; from the loop.
 
-    def deliver(self) -> None:
-        """Calls what was posted; from the loop."""
-        while self.socket.poll(0):
-            self.socket.recv()
-        self._woken = False  # before the queue is read: what comes later wakes again
-        while not self._queue.empty():
-            self._queue.get()()
+        What is posted meanwhile is left for the next call.
+        """
+        try:
+            self._queue.get(timeout=seconds)()
+            for _ in range(self._queue.qsize()):
+                self._queue.get_nowait()()
+        except queue.Empty:
+            pass
 
 
 class Service:
@@ -102,19 +82,12 @@ class Service:
         home.make_keys(folder)
         self._database = Database(folder / "store", limits.store_bytes)
         self._writes = WriteQueue(self._database)
-        self._context = zmq.Context()
-        self._mailbox = Mailbox(self._context)
+        self._mailbox = Mailbox()
+        post = self._mailbox.post
         self._allow_list = home.AllowList(folder)
-        self._authenticator = ThreadAuthenticator(self._context)
-        self._authenticator.start()
-        self._authenticator.configure_curve_callback("reenact", self._allow_list)
-        public, secret = zmq.auth.load_certificate(folder / "keys" / "server.key_secret")
-        self._router = _router(self._context, public, secret or b"")
-        self._router.bind(bind)
-        self.endpoint = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
-
-        self._peers, self._polls = Peers(limits), EventPolls(self._database)
-        post, notify = self._mailbox.post, self._polls.notify
+        self._peers = Peers(limits, lambda: post(lambda: None))
+        self._polls = EventPolls(self._database)
+        notify = self._polls.notify
         self._scheduler = Scheduler(self._database, self._writes, post, notify, gpus)
         self._transfers = Transfers(self._database, self._writes, post, notify, limits)
         self._requests = Requests(
@@ -125,10 +98,15 @@ class Service:
             self._polls,
             self._scheduler,
             self._transfers,
+            post,
         )
+        self._gateway = Gateway(folder, bind, self._on_record, lambda: post(self._peers.end_all))
+        self.endpoint = self._gateway.endpoint
         self._busy = time.monotonic()  # when there was a client or a job last
         self._tidied = 0.0
+        self._more = False  # whether requests wait that there was no time for
         self._stopping = False
+        public, _ = zmq.auth.load_certificate(folder / "keys" / "server.key")
         home.write_server_file(folder, self.endpoint, public.decode())
 
     def stop(self) -> None:
@@ -137,20 +115,18 @@ class Service:
 
     def serve(self) -> None:
         """Serves until it is stopped; jobs that run then continue at the next start."""
-        poller = zmq.Poller()
-        poller.register(self._router, zmq.POLLIN)
-        poller.register(self._mailbox.socket, zmq.POLLIN)
         log.info("serving", extra={"facts": {"endpoint": self.endpoint}})
         try:
             while not self._stopping:
-                self._step(poller)
+                self._step()
                 now = time.monotonic()
                 self._scheduler.schedule()
                 self._tidy(now)
             self._scheduler.stop_all()
             until = time.monotonic() + STOP_SECONDS
             while self._scheduler.busy and time.monotonic() < until:
-                self._step(poller, accept=False)
+                self._step(accept=False)
+                self._scheduler.end_stuck()
         finally:
             self.close()
 
@@ -159,42 +135,41 @@ class Service:
         home.remove_server_file(self._folder)
         self._scheduler.close()
         self._transfers.close()
-        self._authenticator.stop()
-        self._context.destroy(linger=500)
+        self._gateway.close()
         self._database.close()
 
-    def _step(self, poller: zmq.Poller, accept: bool = True) -> None:
+    def _on_record(self, record: list[bytearray]) -> None:
+        """Takes what the gateway tells; called from its thread."""
+        kind, identity, *rest = record
+        name = bytes(identity)
+        if kind == b"message":
+            key, *parts = rest
+            self._peers.arrive(name, key.decode(), parts)
+        elif kind == b"sent":
+            size = int(rest[0])
+            self._mailbox.post(lambda: self._peers.sent(name, size))
+        else:
+            self._mailbox.post(lambda: self._peers.end(name))
+
+    def _step(self, accept: bool = True) -> None:
         """Handles what has arrived, or waits for it for a moment.
 
         Args:
-            poller: of the router and the mailbox.
-            accept: whether requests are read.
+            accept: whether requests are taken.
         """
-        ready = dict(poller.poll(TICK_MILLISECONDS))
-        self._mailbox.deliver()
+        self._mailbox.deliver(0 if accept and self._more else TICK_SECONDS)
         self._writes.flush()
-        if accept and self._router in ready:
-            for _ in range(BATCH):
-                # While the disk is behind, clients wait in ZeroMQ's bounded queues.
-                if self._transfers.overloaded or not self._router.poll(0):
-                    break
-                self._receive()
-        self._polls.expire(time.monotonic())
+        now = time.monotonic()
+        self._more = accept
+        while self._more and time.monotonic() - now < TURN_SECONDS:
+            self._more = self._peers.serve_next(self._handle, not self._transfers.overloaded)
+        self._polls.expire(now)
 
-    def _receive(self) -> None:
-        identity, *parts = self._router.recv_multipart(copy=False)
-        try:
-            key = self._allow_list.name(str((parts or [identity])[-1].get("User-Id")))
-        except zmq.ZMQError:
-            key = None
-        if key is not None:  # it has not been revoked
-            self._requests.handle(Reply(self._send, identity.bytes), key, parts)
-
-    def _send(self, identity: bytes, header: bytes, chunk: bytes | None) -> None:
-        parts = [identity, header] if chunk is None else [identity, header, chunk]
-        # A client that is gone, or does not read, asks again if it still wants the answer.
-        with contextlib.suppress(zmq.ZMQError):
-            self._router.send_multipart(parts, zmq.DONTWAIT, copy=chunk is None)
+    def _handle(self, peer: Peer, message: Message) -> None:
+        name = self._allow_list.name(peer.key)
+        if name is not None:  # it has not been revoked
+            peer.name = name
+            self._requests.handle(Reply(self._gateway.send, peer), message)
 
     def _tidy(self, now: float) -> None:
         """Forgets clients that are gone, frees what is abandoned, and ends when idle for long."""
@@ -207,19 +182,3 @@ class Service:
             self._busy = now
         if self._idle_exit is not None and now - self._busy > self._idle_exit:
             self.stop()
-
-
-def _router(context: zmq.Context, public: bytes, secret: bytes) -> zmq.Socket:
-    """Returns the socket that clients connect to, encrypted and with bounded queues."""
-    router = context.socket(zmq.ROUTER)
-    router.curve_publickey, router.curve_secretkey = public, secret
-    router.curve_server = True
-    router.setsockopt(zmq.ZAP_DOMAIN, b"reenact")
-    router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-    router.setsockopt(zmq.MAXMSGSIZE, max(CHUNK, protocol.MAX_HEADER) + 1024)
-    router.setsockopt(zmq.RCVHWM, 2 * CREDIT)
-    router.setsockopt(zmq.SNDHWM, 4 * CREDIT)
-    router.setsockopt(zmq.LINGER, 500)
-    router.setsockopt(zmq.HEARTBEAT_IVL, 10_000)
-    router.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
-    return router

@@ -9,6 +9,7 @@ import os
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,11 +19,10 @@ from reenact import protocol
 from reenact.protocol import CHUNK, CREDIT, ProtocolError
 
 from server.blobs import file_path
-from server.frontend.database import Database, WriteQueue
+from server.frontend.database import PARTIAL_SECONDS, UPLOAD_SECONDS, Database, WriteQueue
 from server.frontend.peers import Limits, Peer, Reply, check_hash
 
-UPLOAD_SECONDS = 600.0  # of silence, after which no room is kept for an upload
-MAX_BACKLOG = 4 * CREDIT  # tasks that wait for the disk, beyond which no request is read
+MAX_BACKLOG = 4 * CREDIT  # tasks that wait for the disk, beyond which no chunk is taken
 
 Callback = Callable[[], None]
 
@@ -146,15 +146,95 @@ class Disk:
         """Reads a chunk of a stored file.
 
         Returns:
-            The file's size, and the chunk.
+            The file's size, and the chunk; none past the end.
 
         Raises:
             FileNotFoundError: the file is not stored.
         """
         with file_path(self.root, request.hash).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
+            if request.offset >= size:  # perhaps further than a file system counts
+                return size, b""
             file.seek(request.offset)
             return size, file.read(CHUNK)
+
+
+# -- checks --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class _Check:
+    """A file to be compared with its hash, and who asked for that."""
+
+    hash: str
+    askers: list[tuple[Peer, Callable[[bool], None]]]
+
+
+class Checks:
+    """Compares files with their hashes, one after the other, in a thread of its own.
+
+    A file that several clients ask for is read once; one whose askers have all gone is not read any
+    further. The next one is that of the client whose last check is longest ago.
+
+    Args:
+        root: the store's folder.
+        post: called from the thread with a function that the loop is to call.
+    """
+
+    def __init__(self, root: Path, post: Callable[[Callback], None]) -> None:
+        self._root, self._post = root, post
+        self._checks: dict[str, _Check] = {}  # that wait or are being done, by hash
+        self._begun: weakref.WeakKeyDictionary[Peer, int] = weakref.WeakKeyDictionary()
+        self._count = 0
+        self._changed = threading.Condition()
+        threading.Thread(target=self._work, daemon=True, name="checks").start()
+
+    def add(self, hash: str, peer: Peer, on_checked: Callable[[bool], None]) -> None:
+        """Has a file checked; `on_checked` is called in the loop, with whether it is whole."""
+        with self._changed:
+            check = self._checks.setdefault(hash, _Check(hash, []))
+            check.askers.append((peer, on_checked))
+            self._changed.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._checks)
+                check = min(self._checks.values(), key=self._last)
+                self._count += 1
+                for peer, _ in check.askers:
+                    self._begun[peer] = self._count
+            whole = self._is_whole(check)
+            with self._changed:
+                if whole is None and self._wanted(check):
+                    continue  # somebody else asked in the last moment
+                del self._checks[check.hash]
+            self._post(lambda check=check, whole=whole: self._finish(check, whole))  # type: ignore[misc]
+
+    def _last(self, check: _Check) -> int:
+        return min(self._begun.get(peer, 0) for peer, _ in check.askers)
+
+    @staticmethod
+    def _wanted(check: _Check) -> bool:
+        return any(not peer.gone for peer, _ in check.askers)
+
+    def _is_whole(self, check: _Check) -> bool | None:
+        """Returns whether a file matches its hash; None once nobody wants to know."""
+        sha = hashlib.blake2b(digest_size=32)
+        try:
+            with file_path(self._root, check.hash).open("rb") as file:
+                while self._wanted(check):
+                    if not (chunk := file.read(CHUNK)):
+                        return sha.hexdigest() == check.hash
+                    sha.update(chunk)
+        except OSError:
+            return False
+        return None
+
+    @staticmethod
+    def _finish(check: _Check, whole: bool | None) -> None:
+        for _, on_checked in check.askers:
+            on_checked(whole is not False)
 
 
 # -- requests for chunks -------------------------------------------------------------------------
@@ -165,7 +245,6 @@ class _Upload:
     """An upload that is not complete."""
 
     size: int
-    left: int  # bytes, for which room is kept
     seen: float  # monotonic seconds
 
 
@@ -191,7 +270,9 @@ class Transfers:
         self._database, self._limits, self._writes = database, limits, writes
         self._post, self._notify = post, notify
         self._uploads: dict[str, _Upload] = {}
+        self._arriving = 0  # bytes that the disk's thread has yet to write
         self._disk = Disk(database.root, post)
+        self._checks = Checks(database.root, post)
 
     def close(self) -> None:
         """Does what is queued, and ends the threads."""
@@ -199,15 +280,15 @@ class Transfers:
 
     @property
     def overloaded(self) -> bool:
-        """Whether the disk is so far behind that requests are to wait in ZeroMQ's queues."""
+        """Whether the disk is so far behind that chunks are to wait."""
         return self._disk.queue.qsize() > MAX_BACKLOG
 
     def expire(self, now: float) -> None:
-        """Frees the room and the files of uploads that nobody continues."""
+        """Forgets uploads that nobody continues, and removes their files when they are old."""
         for hash, upload in list(self._uploads.items()):
             if now - upload.seen > UPLOAD_SECONDS:
                 del self._uploads[hash]
-        self._database.remove_abandoned_uploads(keep=self._uploads)
+        self._database.remove_uploads(PARTIAL_SECONDS, self._uploads)
 
     def check_size(self, size: int) -> None:
         """Refuses a file that is too large.
@@ -235,21 +316,27 @@ class Transfers:
         """
         check_hash(request.hash)
         self.check_size(request.size)
-        if self._database.has(request.hash):
-            return {"received": request.size}
         offset, size = request.offset, request.size
+        stored = self._database.size(request.hash)
+        upload = self._uploads.get(request.hash)
+        if size != (stored or (upload.size if upload else size)):
+            raise ProtocolError("bad_value", "A file's size is wrong.", request.hash)
         if not 0 <= offset < size or offset % CHUNK or len(chunk) != min(CHUNK, size - offset):
             raise ProtocolError("malformed", "A chunk is not where, or not what it should be.")
+        if stored is not None:
+            return {"received": size}
         _check_credit(peer)
-        upload = self._uploads.get(request.hash)
         if upload is None:
-            left = size - self._database.received(request.hash)
-            self._database.make_room(left + sum(u.left for u in self._uploads.values()))
-            self._uploads[request.hash] = upload = _Upload(size, left, 0)
-        elif upload.size != size:
-            raise ProtocolError("bad_value", "A file's size is wrong.", request.hash)
+            # What is announced takes no room, but a file that can't fit is not begun.
+            if not self._database.can_hold(size - self._database.received(request.hash)):
+                raise self._database.full()
+            upload = _Upload(size, 0)
+        # What has arrived takes room at once, whether or not it is written yet.
+        self._database.make_room(self._arriving + len(chunk), self._uploads)
+        self._uploads[request.hash] = upload
         upload.seen = time.monotonic()
         peer.chunks += 1
+        self._arriving += len(chunk)
 
         def write() -> Callback | None:
             try:
@@ -271,7 +358,8 @@ class Transfers:
 
         def succeed(received: int, complete: bool) -> None:
             peer.chunks -= 1
-            upload.left = size - received
+            self._arriving -= len(chunk)
+            self._database.set_partial(request.hash, 0 if received >= size else received)
             if received >= size:
                 self._uploads.pop(request.hash, None)
             if complete:
@@ -280,21 +368,24 @@ class Transfers:
 
         def fail(error: OSError | ProtocolError) -> None:
             peer.chunks -= 1
+            self._arriving -= len(chunk)
             self._uploads.pop(request.hash, None)
             if isinstance(error, ProtocolError):
+                self._database.set_partial(request.hash, 0)
                 reply.error(error)
             else:
                 reply.refuse(
                     "no_space",
                     "The server could not keep the file: its disk is full, or may not be written "
                     "to.",
-                    str(error),
+                    error.strerror or "",
                 )
 
         self._disk.queue.put(write)
         return None
 
     def _record(self, hash: str, size: int) -> None:
+        self._database.set_partial(hash, 0)
         for job in self._database.record_file(hash, size):
             self._notify(job)
 
@@ -309,6 +400,7 @@ class Transfers:
             raise ProtocolError("malformed", "A chunk before the first one.")
         _check_credit(peer)
         peer.chunks += 1
+        peer.unsent += CHUNK  # so that no more are read than the client takes
 
         def read() -> Callback:
             try:
@@ -319,11 +411,13 @@ class Transfers:
 
         def succeed(size: int, chunk: bytes) -> None:
             peer.chunks -= 1
+            peer.unsent -= CHUNK
             reply.answer({"offset": request.offset, "size": size}, chunk)
 
         def fail(error: OSError) -> None:
             peer.chunks -= 1
-            reply.refuse("no_such_file", "The server has no such file any more.", str(error))
+            peer.unsent -= CHUNK
+            reply.refuse("no_such_file", "The server has no such file any more.", request.hash)
 
         self._disk.queue.put(read)
 
@@ -337,22 +431,13 @@ class Transfers:
         _check_credit(peer)
         peer.chunks += 1
 
-        def read() -> None:
-            path = file_path(self._database.root, request.hash)
-            try:
-                whole = protocol.file_hash(path)[0] == request.hash
-            except OSError:
-                whole = False
-            self._post(lambda: finish(whole))
-
         def finish(whole: bool) -> None:
             peer.chunks -= 1
             if not whole:
                 self._writes.append(lambda: self._database.remove_file(request.hash))
             reply.answer({"whole": whole})
 
-        # Not in the disk's thread: a large file would hold up every chunk.
-        threading.Thread(target=read, daemon=True).start()
+        self._checks.add(request.hash, peer, finish)
 
 
 def _check_credit(peer: Peer) -> None:

@@ -32,6 +32,7 @@ from running_server import (
     finish,
     inputs,
     render_task,
+    resident,
     same_track,
     solve_task,
     wait_for,
@@ -441,13 +442,6 @@ def test_fifty_clients_at_once(server: Server, folder: Path, local: Path) -> Non
     assert not failed
     assert len(found) == 50
     assert len(set(found)) == 1  # they asked for the same
-
-
-def resident(server: Server) -> int:
-    """Bytes of memory that the front end holds."""
-    assert server.process is not None
-    text = Path(f"/proc/{server.process.pid}/status").read_text()
-    return int(text.split("VmRSS:")[1].split()[0]) * 1024
 
 
 def test_a_client_that_never_reads_costs_a_stated_amount(

@@ -243,16 +243,16 @@ def test_room_is_made_of_what_can_be_sent_again_and_of_nothing_else(tmp_path: Pa
     assert books.pin(pinned.hash)
     books.budget = books.used() + 100
     books.make_room(2000)
-    assert not books.has(old.hash)  # unused for longest
-    assert all(books.has(f.hash) for f in (needed, made, pinned, new))
+    assert books.size(old.hash) is None  # unused for longest
+    assert all(books.size(f.hash) for f in (needed, made, pinned, new))
     with pytest.raises(database.StoreFullError, match="store is full"):
         books.make_room(60_000)
-    assert not books.has(new.hash)
-    assert all(books.has(f.hash) for f in (needed, made, pinned))
+    assert books.size(new.hash) is None
+    assert all(books.size(f.hash) for f in (needed, made, pinned))
     books.set_state(job, "cancelled")
     books.make_room(10_000)
-    assert not books.has(needed.hash)
-    assert books.has(made.hash)  # what was computed is never lost
+    assert books.size(needed.hash) is None
+    assert books.size(made.hash)  # what was computed is never lost
 
 
 def test_what_a_crash_left_is_put_right(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_what_a_crash_left_is_put_right(tmp_path: Path) -> None:
     blobs.file_path(tmp_path, orphan).with_name(f".{orphan}.123").write_bytes(b"torso")
     again = made_store(tmp_path)
     assert again.job(job).state == "queued"
-    assert again.has(orphan)
+    assert again.size(orphan)
     assert len(list((tmp_path / "files").rglob(".*"))) == 0
     again.close()
     blobs.file_path(tmp_path, clip.files[0].hash).unlink()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -146,3 +147,26 @@ def kill_worker(client: Client, lane: str = "long") -> int:
     pid = client.ask(protocol.Health())["workers"][lane]["pid"]
     os.kill(pid, signal.SIGKILL)
     return pid
+
+
+def gateway_of(server: Server) -> int:
+    """The number of the process that holds the server's sockets."""
+    assert server.process is not None
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            (parent,) = re.findall(r"PPid:\s+(\d+)", (folder / "status").read_text())
+            command = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if int(parent) == server.process.pid and b"server.frontend.gateway" in command:
+            return int(folder.name)
+    raise AssertionError("there is no gateway")
+
+
+def resident(server: Server) -> int:
+    """Bytes of memory that the front end and its gateway hold."""
+    assert server.process is not None
+    pages = 0
+    for pid in (server.process.pid, gateway_of(server)):
+        pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
