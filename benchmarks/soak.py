@@ -579,8 +579,8 @@ def report_work(client: Client, entries: list[dict[str, Any]], seconds: float) -
     changed = len(made) - len({(job, number) for job, number, _, _ in made})
     states = Counter(jobs.values())
     print(
-        f"{len(jobs)} jobs: {dict(states)}; {len(made)} frames, {early} of them told of between the "
-        f"kills: {lost} lost, {changed} changed"
+        f"{len(jobs)} jobs: {dict(states)}; {len(made)} frames, {early} of them told of while "
+        f"processes died: {lost} lost, {changed} changed"
     )
     troubles = Counter(e["trouble"] for e in entries if "trouble" in e)
     failures = Counter(e["failed"] for e in entries if "failed" in e)
