@@ -11,7 +11,7 @@ from threading import Event, Thread
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from reenact import launcher, nodes, protocol, qt
-from reenact.channel import server_at
+from reenact.address import server_at
 from reenact.client import Client, home
 from reenact.errors import ServerError
 from reenact.graph import Curve, Graph, Sheet
