@@ -314,10 +314,11 @@ def _has_sound_times(container: Any, stream: Any, packets: _Packets) -> bool:
     """Returns whether each picture has one packet with a time of its own."""
     if None in packets.pts or len(set(packets.pts)) < len(packets.pts) or not packets.keys:
         return False
-    name = container.format.name.split(",")[0]
-    if name == "mpegts" and stream.codec_context.name == "h264":
-        return bool(stream.codec_context.field_order == 1)  # else a packet may be a field
-    return name in _TIMED or len(packets.keys) == packets.stored
+    name, context = container.format.name.split(",")[0], stream.codec_context
+    if name == "mpegts" and context.name == "h264":
+        return bool(context.field_order == 1)  # else a packet may be a field
+    # Not by the flags: in an AVI without its index every packet passes for a key frame.
+    return name in _TIMED or context.codec.intra_only
 
 
 def _open_timed(

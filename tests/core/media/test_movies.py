@@ -403,6 +403,19 @@ def test_damage_stays_in_its_group(tmp_path: Path, suffix: str) -> None:
         assert spelled(read_frame(clip, number).pixels) == number
 
 
+@pytest.mark.parametrize(
+    ("codec", "options"), [("flv", {"g": "8"}), ("mpeg4", {"bf": "2", "g": "8"}), ("mjpeg", {})]
+)
+def test_an_avi_without_its_index_is_read_in_any_order(tmp_path: Path, codec, options) -> None:
+    form = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    encode(tmp_path / "a.avi", pictures(24, form), codec, options)
+    data = (tmp_path / "a.avi").read_bytes()
+    (tmp_path / "a.avi").write_bytes(data[: data.rindex(b"idx1")])
+    clip = open_clip(tmp_path / "a.avi")
+    assert shown(clip) == list(range(1, 25))
+    check_any_order(clip, list(range(1, 25)))
+
+
 def test_hidden_pictures_are_no_frames(tmp_path: Path) -> None:
     def hide(place: int, packet: av.Packet) -> av.Packet:
         if place not in (3, 7):
