@@ -29,7 +29,7 @@ from core.media.errors import (
     check_finite,
     first_sentence,
 )
-from core.media.movie_geometry import clean_aperture, orientation
+from core.media.movie_geometry import Orientation, clean_aperture, orientation
 from core.media.movie_pixels import to_rgb
 from core.media.sequences import check_file, clip_range
 
@@ -129,8 +129,8 @@ def open_movie(
         notes.append(f"The movie is cut off: {packets.stored} of {promised} frames are there.")
     if dropped:
         notes.append(
-            f"The movie's first {_count(dropped, 'picture')} can't be decoded, because it was cut "
-            "before them without encoding it again: frame 1 is the first that can."
+            f"The movie's first {dropped} picture{'s' * (dropped != 1)} can't be decoded: it was "
+            "cut without being encoded again. Frame 1 is the first picture that can."
         )
     numbers, first, last = clip_range(path, range(1, len(movie.pts) + 1), first, last)
     if not movie.even:
@@ -139,20 +139,8 @@ def open_movie(
         notes.append(f"The movie has {tracks} picture tracks: the default one is read.")
 
     shown = _shown(picture, movie, path, 1)
-    if movie.crop is not None:
-        notes.append(
-            f"Only the clean aperture is read, as players show it: {movie.crop.width}x"
-            f"{movie.crop.height} of {picture.width}x{picture.height} pixels. Where your plate in "
-            "Nuke shows all of them, export the movie without a clean aperture."
-        )
     turn = orientation(picture)
-    if turn.note:
-        notes.append(turn.note)
-    if field_order > 1 or picture.interlaced_frame:
-        notes.append(
-            "The movie is interlaced: its frames are read as they are, both fields at once. "
-            "Deinterlace it first for clean edges."
-        )
+    notes += _picture_notes(picture, movie, turn, field_order)
     notes += _colour_notes(picture) if colour_space is None else []
     return Clip(
         path=path,
@@ -170,6 +158,25 @@ def open_movie(
         notes=tuple(notes),
         movie=movie,
     )
+
+
+def _picture_notes(picture: Any, movie: Movie, turn: Orientation, field_order: int) -> list[str]:
+    """Returns what is to be said of how a movie's pictures are shown."""
+    notes = []
+    if movie.crop is not None:
+        notes.append(
+            f"Only the clean aperture is read, as players show it: {movie.crop.width}x"
+            f"{movie.crop.height} of {picture.width}x{picture.height} pixels. Where your plate in "
+            "Nuke shows all of them, export the movie without a clean aperture."
+        )
+    if turn.note:
+        notes.append(turn.note)
+    if field_order > 1 or picture.interlaced_frame:
+        notes.append(
+            "The movie is interlaced: its frames are read as they are, both fields at once. "
+            "Deinterlace it first for clean edges."
+        )
+    return notes
 
 
 def _colour_notes(picture: Any) -> list[str]:
@@ -277,6 +284,8 @@ def _read_packets(container: Any, stream: Any, path: str) -> _Packets:
     keys = []
     stored = 0
     container.flags &= ~av.container.Flags.gen_pts.value  # times that FFmpeg guesses
+    # These two seek by pts: with a key frame's dts they find the one before.
+    by_pts = container.format.name.startswith(("mov", "matroska"))
     hidden = stream.codec_context.name in ("vp8", "libvpx")  # its packets may show nothing
     try:
         for packet in container.demux(stream):
@@ -286,7 +295,8 @@ def _read_packets(container: Any, stream: Any, path: str) -> _Packets:
                 continue
             stored += 1
             if packet.is_keyframe and packet.pts is not None:
-                keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
+                time = packet.pts if by_pts or packet.dts is None else packet.dts
+                keys.append((packet.pts, time))
             if not packet.is_discard:
                 pts.append(packet.pts)
     except av.FFmpegError as error:
@@ -304,10 +314,11 @@ def _has_sound_times(container: Any, stream: Any, packets: _Packets) -> bool:
     """Returns whether each picture has one packet with a time of its own."""
     if None in packets.pts or len(set(packets.pts)) < len(packets.pts) or not packets.keys:
         return False
-    name = container.format.name.split(",")[0]
-    if name == "mpegts" and stream.codec_context.name == "h264":
-        return bool(stream.codec_context.field_order == 1)  # else a packet may be a field
-    return name in _TIMED or len(packets.keys) == packets.stored
+    name, context = container.format.name.split(",")[0], stream.codec_context
+    if name == "mpegts" and context.name == "h264":
+        return bool(context.field_order == 1)  # else a packet may be a field
+    # Not by the flags: in an AVI without its index every packet passes for a key frame.
+    return name in _TIMED or context.codec.intra_only
 
 
 def _open_timed(
@@ -499,7 +510,3 @@ def _texts(picture: Any) -> dict[str, str]:
         return dict(picture.metadata)
     except UnicodeDecodeError:
         return {}
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"

@@ -424,6 +424,13 @@ def test_a_plate_in_a_space_of_a_lut_is_read_as_ocio_does(
     assert np.abs(np.divide(gains[2], gains[0]) - 1).max() > 0.2  # in the wrong space
 
 
+def test_a_movie_of_a_kind_that_is_not_read_is_never_sent(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "A001.R3D").write_bytes(b"REDCODE")
+    source = runs.Source([str(tmp_path / "A001.R3D")] * 2, [1, 2], "", "", "plate")
+    with server.client() as client, pytest.raises(ServerError, match=r"\.r3d .*ProRes"):
+        runs.Run("a", lambda update: None)._send_clip(client, source)
+
+
 def test_a_config_that_the_server_has_lost_is_sent_again(
     server: Server, given: tuple[Path, str], tmp_path: Path
 ) -> None:

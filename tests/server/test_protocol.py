@@ -361,6 +361,7 @@ def edit(**changes: Any) -> dict[str, Any]:
         ("solve", solve(plate={**STILL, "files": [NAMED]}), "malformed"),
         ("solve", solve(plate={**STILL, "suffix": ".mov"}), "bad_value"),
         ("solve", solve(plate={**STILL, "suffix": ".PNG"}), "bad_value"),
+        ("solve", solve(plate={**STILL, "numbers": [], "suffix": ".r3d"}), "bad_value"),
         ("solve", solve(plate={**MOVIE, "files": MOVIE["files"] * 2}), "malformed"),
         ("solve", solve(plate={**MOVIE, "frames": "1-50;"}), "malformed"),
         ("solve", solve(plate={**MOVIE, "frames": "1-\u0665"}), "malformed"),

@@ -16,7 +16,7 @@ from av.stream import Disposition
 from numbered_movies import encode, numbered, spelled
 
 from core.media.clip import MOVIES, Clip
-from core.media.errors import ClipError, ClipNotReadableError
+from core.media.errors import ClipError, ClipNotReadableError, UnreadableFrameError
 from core.media.read import open_clip, read_frame, read_frames
 
 X264 = "keyint=8:min-keyint=8:scenecut=0:bframes=3:b-pyramid=normal"
@@ -382,6 +382,38 @@ def test_a_cut_within_a_group_starts_at_the_next_key_frame(tmp_path: Path, suffi
     assert sequence == list(range(9, 25))
     assert "can't be decoded" in clip.notes[0]
     check_any_order(clip, sequence)
+
+
+@pytest.mark.parametrize("suffix", ["mov", "mkv"])
+def test_damage_stays_in_its_group(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    encode(path, pictures(24), "libx264", {"x264-params": X264})
+    with av.open(str(path)) as container:
+        packet = [p for p in container.demux(video=0) if p.size][11]
+        place, size = packet.pos, packet.size
+    data = bytearray(path.read_bytes())
+    start = data.index(bytes(packet)[4:], place) if suffix == "mkv" else place + 4
+    data[start : start + size - 4] = b"\xaa" * (size - 4)
+    path.write_bytes(data)
+    clip = open_clip(path)
+    with pytest.raises(UnreadableFrameError, match="Export the movie again"):
+        shown(clip)
+    whole = [*range(1, 9), *range(17, 25)]
+    for number in whole:
+        assert spelled(read_frame(clip, number).pixels) == number
+
+
+@pytest.mark.parametrize(
+    ("codec", "options"), [("flv", {"g": "8"}), ("mpeg4", {"bf": "2", "g": "8"}), ("mjpeg", {})]
+)
+def test_an_avi_without_its_index_is_read_in_any_order(tmp_path: Path, codec, options) -> None:
+    form = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    encode(tmp_path / "a.avi", pictures(24, form), codec, options)
+    data = (tmp_path / "a.avi").read_bytes()
+    (tmp_path / "a.avi").write_bytes(data[: data.rindex(b"idx1")])
+    clip = open_clip(tmp_path / "a.avi")
+    assert shown(clip) == list(range(1, 25))
+    check_any_order(clip, list(range(1, 25)))
 
 
 def test_hidden_pictures_are_no_frames(tmp_path: Path) -> None:
