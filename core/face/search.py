@@ -209,7 +209,10 @@ def _proposals(
             if not len(found.score):
                 continue
             if target is None:
-                for i in found.roi[:, 2].argsort(descending=True, stable=True)[:_MAX_BOXES]:
+                # The largest first, then those that the detector is surest of.
+                rank = found.score.clone()
+                rank[found.roi[:, 2].argmax()] = math.inf
+                for i in rank.argsort(descending=True, stable=True)[:_MAX_BOXES]:
                     yield _Proposal(found.roi[i][None], len(found.score), False, usual)
                 continue
             there = contain(found.roi, target.point)

@@ -242,7 +242,7 @@ class _Follower:
             self.lost -= 1  # the frame was counted before
             return
         self.observations[-1] = observation
-        roi = self.roi
+        roi = roi_from_landmarks(torch.from_numpy(observation.landmarks)[None].to(self.device))
         for i in reversed(range(len(pictures))):
             image = self._tensor(pictures[i] / np.float32(255))
             face = read_mesh(self.mesh, image, roi)
