@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "core.base": set(),
     "core.media": {"core.base"},
     "core.generator": {"core.base"},
-    "core.face": {"core.base", "core.media"},
+    "core.face": {"core.base", "core.media", "core.generator"},
     "core.synthetic": {"core.base", "core.media", "core.generator", "core.face"},
     "core.personalize": {
         "core.base",

@@ -24,6 +24,7 @@ from core.base.files import atomic_write, file_size
 from core.base.text import printable
 
 MAX_HEADER = 8 << 20  # bytes; the largest known has a tenth of it
+MAX_BRACKETS = 400_000  # of JSON: a few bytes of it take a hundred of memory
 MAX_ARRAYS = 20_000
 MAX_NAME = 400  # characters of an array's name
 
@@ -69,10 +70,21 @@ def read_header(path: str | Path) -> tuple[dict[str, str], dict[str, Entry]]:
         raise ValueError("its header's entries are no strings")
     if len(table) > MAX_ARRAYS:
         raise ValueError(f"it has more than {MAX_ARRAYS} arrays")
-    return strings, {name: _entry(name, value, size) for name, value in table.items()}
+    entries, spans = {}, []
+    for name, value in table.items():
+        entries[name], span = _entry(name, value)
+        spans.append(span)
+    at = 0
+    for begin, end in sorted(spans):  # else one part of the file could be many arrays
+        if begin != at:
+            raise ValueError("its arrays overlap, or leave gaps")
+        at = end
+    if at != size - 8 - length:
+        raise ValueError(f"it has {size - 8 - length} bytes of arrays instead of {at}")
+    return strings, entries
 
 
-def _entry(name: str, value: object, size: int) -> Entry:
+def _entry(name: str, value: object) -> tuple[Entry, tuple[int, int]]:
     if len(name) > MAX_NAME:
         raise ValueError(f"an array's name has {len(name)} characters")
     match value:
@@ -80,8 +92,8 @@ def _entry(name: str, value: object, size: int) -> Entry:
             if len(shape) <= 16 and all(type(n) is int and 0 <= n < 2**48 for n in shape):
                 bits = _ITEM_BITS.get(dtype)
                 fits = bits is None or math.prod(shape) * bits == 8 * (end - begin)
-                if fits and 0 <= begin <= end <= size:
-                    return Entry(dtype, tuple(shape))
+                if fits and 0 <= begin <= end:
+                    return Entry(dtype, tuple(shape)), (begin, end)
     raise ValueError(f"its array {printable(name)[:80]} is not described as it should be")
 
 
@@ -95,6 +107,8 @@ def parse(text: str) -> Any:
     def no_number(name: str) -> NoReturn:
         raise ValueError(f"{name} where a number was expected")
 
+    if text.count("[") + text.count("{") > MAX_BRACKETS:
+        raise ValueError("it has more lists and tables than any file here has")
     try:
         return json.loads(text, parse_constant=no_number)
     except RecursionError as error:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from core.base import container
@@ -231,8 +231,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             if (kind := _no_checkpoint(head)) is not None:
                 raise _Wrong(kind)
             draft = _safetensors(path) if head[8:9] == b"{" else _unpickled(path, read_pickle(path))
-            _check(draft)
             _check_size(draft, size)
+            _check(draft)
         except _Wrong as wrong:
             raise NotAGeneratorError(f"{path} is {wrong}") from wrong
         return _loaded(draft)
@@ -396,8 +396,10 @@ def _loaded(draft: _Draft) -> Checkpoint:
     path = draft.path
     try:
         checkpoint = draft.load()
-    except (UnreadableCheckpointError, OSError) as error:
-        raise UnreadableCheckpointError(f"{path} can't be read to its end: {error}") from error
+    except (UnreadableCheckpointError, SafetensorError, OSError) as error:
+        raise UnreadableCheckpointError(
+            f"{path} can't be read to its end: {printable(str(error))}"
+        ) from error
     for name, tensor in checkpoint.tensors.items():
         if (problem := weight_problem(name, tensor)) is not None:
             raise UnreadableCheckpointError(
