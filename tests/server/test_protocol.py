@@ -18,13 +18,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zmq
+import zmq.auth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpreters import interpreter
-from reenact import protocol
+from reenact import channel, protocol
 from reenact.files import safe_name
 from reenact.protocol import (
     MAX_HEADER,
+    MAX_ITEMS,
     MAX_TEXT,
     MOVIES,
     REQUESTS,
@@ -57,7 +60,10 @@ from reenact.protocol import (
 )
 from repository import ROOT
 
+from core.edit import repair
 from core.media import clip
+from core.quality.definitions import MEASURES
+from server.frontend import database, gateway, home, peers, requests, transfers
 
 PLUGIN = ROOT / "nuke_plugin"
 DOCUMENT = ROOT / "docs" / "protocol.md"
@@ -765,10 +771,13 @@ def test_a_full_header_does_not_hold_the_server_up(
 # -- the document --------------------------------------------------------------------------------
 
 
+def document() -> str:
+    return DOCUMENT.read_text(encoding="utf-8")
+
+
 def section(title: str) -> str:
     """A section of the document, up to the next one."""
-    text = DOCUMENT.read_text(encoding="utf-8")
-    found = re.search(rf"^### {re.escape(title)}$(.*?)(?=^##)", text, re.M | re.S)
+    found = re.search(rf"^### {re.escape(title)}$(.*?)(?=^##)", document(), re.M | re.S)
     assert found, f"docs/protocol.md has no section {title}"
     return found[1]
 
@@ -810,6 +819,110 @@ def test_the_document_has_every_word_and_number() -> None:
         assert f"`{word}`" in text
     for number in (protocol.CHUNK, protocol.CREDIT, MAX_HEADER, MAX_TEXT):
         assert re.search(rf"\b{number:,}\b", text), number
+
+
+def test_the_documents_hashes_are_those_of_files(tmp_path: Path) -> None:
+    rows = re.findall(r"^\| (nothing|`\w+`) \| `([0-9a-f]{64})` \|$", document(), re.M)
+    assert [content for content, _ in rows] == ["nothing", "`abc`"]
+    for content, hash in rows:
+        text = "" if content == "nothing" else content.strip("`")
+        (tmp_path / "file").write_text(text)
+        assert protocol.file_hash(tmp_path / "file") == (hash, len(text))
+
+
+def test_the_documents_key_file_is_one_that_the_server_makes(tmp_path: Path) -> None:
+    (example,) = re.findall(r"^```text\n(#.*?secret-key.*?)^```$", document(), re.M | re.S)
+    (tmp_path / "example").write_text(example)
+    public, secret = zmq.auth.load_certificate(tmp_path / "example")
+    assert secret is not None
+    assert zmq.curve_public(secret) == public
+    assert b"#" in secret  # what a careless reader takes for a comment
+    made = home.make_key(tmp_path, "made")
+
+    def lines(text: str) -> list[str]:
+        """Those that say something, without the keys."""
+        kept = [line for line in text.splitlines() if line and not line.startswith("#")]
+        return [re.sub('"[^"]{40}"', '"KEY"', line) for line in kept]
+
+    assert lines(made.read_text()) == lines(example)
+    assert lines(made.with_suffix(".key").read_text()) == lines(example)[:-1]
+
+
+def test_the_document_has_the_servers_numbers() -> None:
+    text = " ".join(document().split())
+    for sentence in (
+        f"may have at most {gateway.FRAME_BYTES:,} bytes; the {gateway.CURVE_BYTES} that",
+        f"at most {MAX_ITEMS:,} items",
+        f"more than {requests.MAX_WAIT_SECONDS:g} counts as",
+        f"may have {protocol.CREDIT} chunk requests unanswered",
+        f"wait to be read pass {peers.ALL_CHUNK_BYTES >> 20} MiB",
+        f"While more than {transfers.MAX_BACKLOG} chunks wait",
+        f"A connection of which {peers.UNREAD_BYTES >> 20} MiB of answers",
+        f"reads nothing for about {gateway.UNREAD_SECONDS} s",
+        f"at most {peers.MAX_WAITING:,} of a connection and {peers.HEADER_BYTES >> 20} MiB",
+        f"are kept for {database.PARTIAL_SECONDS / 86400:g} days, "
+        f"or, while room is needed, for {database.UPLOAD_SECONDS:g} s",
+        f"silent for {peers.CLIENT_SECONDS:g} s",
+        f"If there is no answer for {channel.RESEND_SECONDS:g} s",
+    ):
+        assert sentence in text, sentence
+
+
+def test_the_document_has_every_limit_of_the_server() -> None:
+    text = document()
+    limits = text[text.index("\n## Limits") : text.index("\n## Security")]
+    for field in dataclasses.fields(peers.Limits):
+        assert f"`{field.name}`" in limits
+
+
+def test_the_document_has_every_measure_and_repair() -> None:
+    limited = {name for name, measure in MEASURES.items() if measure.bad}
+    _, _, measures = section("`qc`").partition("Measures: ")
+    assert set(re.findall(r"`(\w+)`", measures.partition(".")[0])) == limited
+    text = section("`repair`")
+    for kind, fields in repair._FIELDS.items():
+        (row,) = re.findall(rf"^\| `{kind}` \| (.*?) \|", text, re.M)
+        assert set(re.findall(r"`(\w+)`", row)) == set(fields)
+    for name in repair._WEIGHTS:
+        assert f"`{name}`" in text
+
+
+def test_the_document_has_what_submit_checks() -> None:
+    text = section("What is checked when")
+    for name, words in protocol.CHOICES.items():
+        assert f"`{name}`" in text
+        kinds = [kind for kind, task in TASKS.items() if name in typing.get_type_hints(task)]
+        assert any(all(f"`{w}`" in section(f"`{kind}`") for w in words) for kind in kinds)
+    for name, most in protocol.GREATEST.items():
+        assert re.search(rf"`{name}`[^;]* outside 0 to {most}\b", " ".join(text.split()))
+    assert f"outside 0 to {protocol.MAX_LIMIT:,.0f}" in " ".join(text.split())
+
+
+DRAWN: dict[str, Any] = {"track": NAMED, "character": NAMED}
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "task"),
+    [
+        ("solve", "neutral", solve(neutral="sideways")),
+        ("solve", "at", solve(at=[-5, 1e9])),
+        ("render", "style_amount", {**DRAWN, "style_amount": "much"}),
+        ("render", "layer_names", {**DRAWN, "layer_names": 99}),
+        ("frame", "layer_names", {**DRAWN, "number": 1, "layer_names": 99}),
+        ("edit", "rows", edit(moves=[{"direction": "a", "amount": "1", "rows": "some"}])),
+        ("repair", "repairs", {"track": NAMED, "repairs": []}),
+        ("stylize", "program", {"character": NAMED, "name": "a", "program": "dots"}),
+        ("stylize", "clip", {"character": NAMED, "name": "a", "prompt": "b", "clip": ["none"]}),
+        ("personalize", "metric", {"scan": STILL, "name": "a", "who": "b", "metric": "none"}),
+    ],
+)
+def test_what_submit_does_not_check_is_documented(
+    kind: str, field: str, task: dict[str, Any]
+) -> None:
+    """What comes to nothing only when the job runs."""
+    protocol.check_values(read_task(Submit(kind, task)))
+    _, _, later = section("What is checked when").partition("All else")
+    assert f"`{field}`" in later
 
 
 # -- where it runs -------------------------------------------------------------------------------
