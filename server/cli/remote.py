@@ -127,7 +127,9 @@ def run(
     """
     kind = registry.kind_of(task)
     results = kind.results
-    texts = {name: printable(value) for name, value in vars(task).items() if isinstance(value, str)}
+    texts: dict[str, Any] = {
+        name: printable(value) for name, value in vars(task).items() if isinstance(value, str)
+    }
     task = dataclasses.replace(task, **texts)  # messages are Unicode, names of files need not be
     job = client.submit(task)
     facts: dict[str, Any] = {}
