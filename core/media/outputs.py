@@ -146,9 +146,10 @@ class _Place:
 
     def same_name(self, other: _Place) -> bool:
         """Returns whether two places have the same name, or patterns that differ in # alone."""
-        if self.folder != other.folder or self.is_pattern != other.is_pattern:
+        if self.folder != other.folder:
             return False
-        return self.parts == other.parts if self.is_pattern else self.name == other.name
+        both = self.is_pattern and other.is_pattern
+        return self.name == other.name or (both and self.parts == other.parts)
 
     def overwrites(self, source: _Place) -> bool:
         """Returns whether writing here changes what is read there."""
@@ -172,8 +173,9 @@ class _Place:
     @cached_property
     def files(self) -> set[tuple[int, int]]:
         """Returns device and inode of each file that exists here, of links of what they lead to."""
+        own = set(_identity(self.path))
         if not self.is_pattern:
-            return set(_identity(self.path))
+            return own
         head, _, tail = split_pattern(os.path.basename(self.path))
         expected = re.compile(
             re.escape(head) + r"(-?\d+)" + re.escape(tail), re.DOTALL | re.IGNORECASE
@@ -181,10 +183,10 @@ class _Place:
         try:
             names = os.listdir(os.path.dirname(self.path) or ".")
         except OSError:
-            return set()
+            return own
         found = (expected.fullmatch(name) for name in names)
         paths = {frame_path(self.path, int(match[1])) for match in found if match}
-        return {identity for path in paths for identity in _identity(path)}
+        return own | {identity for path in paths for identity in _identity(path)}
 
 
 def _identity(path: str) -> Iterator[tuple[int, int]]:

@@ -289,10 +289,10 @@ def check_scan(track: FaceTrack, screening: Screening, minimum: int = MIN_FRAMES
     kept, total = len(screening.kept), len(track.numbers)
     if kept < minimum:
         counts = Counter(reason.split(" (")[0] for reason in screening.rejected.values())
-        why = "".join(f", {n} {reason}" for reason, n in counts.most_common())
+        why = ", ".join(f"{reason}: {n}" for reason, n in counts.most_common())
         raise UnusableScanError(
-            f"Of the scan's {total} frames {kept} can be used{why}; at least {minimum} are "
-            f"needed. {RECORD}"
+            f"Of the scan's {total} frames {kept} can be used{why and f' ({why})'}; at least "
+            f"{minimum} are needed. {RECORD}"
         )
     measures = measure(track.landmarks[screening.kept])
     ranges = {name: np.subtract(*np.percentile(measures[name], (98, 2))) for name in _VARIETY}

@@ -52,7 +52,7 @@ def directions(given: Options) -> None:
     options.check_suffix(output, core_directions.SUFFIX)
     options.check_sheet(given.sheet)
     if source is not None and core_directions.is_foreign(source):
-        check_outputs({"directions": output}, {"source": source})
+        check_outputs({"directions": output, "sheet": given.sheet}, {"source": source})
         facts = convert(source, output, report)
     else:
         is_character = source is not None and source.suffix == ".character"

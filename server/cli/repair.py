@@ -90,16 +90,17 @@ def repair(given: Options) -> None:
     solved = [r.frames for r in shot.check(entries, track) if isinstance(r, shot.Solve)]
     output = given.output or next_version(latents)
     options.check_suffix(output, ".latents")
-    check_outputs({"track": output}, {"track": latents, "list": given.list_})
-    shot.existing_repair(output, track, entries)
     plate = character = None
     if solved:
         plate = _open_plate(given, track, solved)
         character = given.character or options.find_character(track.character, latents)
+    inputs = {"track": latents, "plate": plate, "character": character}
+    check_outputs({"track": output}, {**inputs, "list": given.list_})
+    shot.existing_repair(output, track, entries)
     task = protocol.Repair(protocol.File(), entries, batch=given.batch)
     facts = run_task(
         task,
-        {"track": latents, "plate": plate, "character": character},
+        inputs,
         {"track.latents": output},
         report,
         given.local,
