@@ -5,11 +5,12 @@
 A performer stands in a larger frame: 900 figures about upright (roll within 12 degrees), of 3 to
 60 % of its height, 120 more of 3 to 10 %, 180 rolled by every second degree, and 60 pictures
 without a face (the same backgrounds, and photographs of scikit-image). Size is the height of the
-head, from chin to crown, over that of the frame, and uniformly distributed. Places, turning (40 degrees either way), people, light, exposure,
-blur, noise, formats and backgrounds are drawn. The baseline is the search as MediaPipe makes it,
-with our squares: whatever the detector finds first is given to the mesh network, which accepts it
-or not. A mesh is right if eyes and mouth corners are off by less than 15 % of the distance from
-the eyes to the chin, on average. Milliseconds are of processor time.
+head, from chin to crown, over that of the frame, and uniformly distributed. Places, turning (40
+degrees either way), people, light, exposure, blur, noise, formats and backgrounds are drawn. The
+baseline is the search as MediaPipe makes it, with our squares: whatever the detector finds first is
+given to the mesh network, which accepts it or not. A mesh is right if eyes and mouth corners are
+off by less than 15 % of the distance from the eyes to the chin, on average. Milliseconds are of
+processor time.
 
 FOLDER keeps the results; what is there is not measured again. `--part 1/2` measures one half of
 them, so that two processes share the work; `--table` only prints. All takes half an hour on one
