@@ -1,15 +1,20 @@
 """Faces found in single frames: figures of any size and roll, and pictures without a face.
 
     python benchmarks/faces.py FOLDER [--part I/N] [--table]
+    python benchmarks/faces.py FOLDER --clips
 
 A performer stands in a larger frame: 900 figures about upright (roll within 12 degrees), of 3 to
 60 % of its height, 120 more of 3 to 10 %, 180 rolled by every second degree, and 60 pictures
 without a face (the same backgrounds, and photographs of scikit-image). Size is the height of the
-head, from chin to crown, over that of the frame, and uniformly distributed. Places, turning (40 degrees either way), people, light, exposure,
-blur, noise, formats and backgrounds are drawn. The baseline is the search as MediaPipe makes it,
-with our squares: whatever the detector finds first is given to the mesh network, which accepts it
-or not. A mesh is right if eyes and mouth corners are off by less than 15 % of the distance from
-the eyes to the chin, on average. Milliseconds are of processor time.
+head, from chin to crown, over that of the frame, and uniformly distributed. Places, turning (40
+degrees either way), people, light, exposure, blur, noise, formats and backgrounds are drawn. The
+baseline is the search as MediaPipe makes it, with our squares: whatever the detector finds first is
+given to the mesh network, which accepts it or not. A mesh is right if eyes and mouth corners are
+off by less than 15 % of the distance from the eyes to the chin, on average. Milliseconds are of
+processor time.
+
+`--clips` tracks 24 frames of a performer, where the baseline is the mesh network alone in the ROI
+of the frame before, and 36 without a face, where it is the search as it was in each frame.
 
 FOLDER keeps the results; what is there is not measured again. `--part 1/2` measures one half of
 them, so that two processes share the work; `--table` only prints. All takes half an hour on one
@@ -28,8 +33,9 @@ import skimage.data
 import torch
 
 from core.face.alignment import ffhq_points
-from core.face.network import MESH_SCORE, face_detector, face_mesh
+from core.face.network import MESH_SCORE, face_detector, face_mesh, roi_from_landmarks
 from core.face.search import Face, find_face, read_mesh
+from core.face.tracking import track_face
 from core.synthetic import performer
 from core.synthetic.performer import INDEX
 
@@ -203,7 +209,7 @@ def measure(kind: str, index: int) -> dict[str, object]:
     if aspect != 1:
         size = (round(picture.shape[1] * aspect), len(picture))
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
-    image = torch.from_numpy(picture).permute(2, 0, 1)[None].contiguous()
+    image = tensor(picture)
     result: dict[str, object] = {"kind": kind, "index": index, **facts}
     for name, search in (
         ("baseline", baseline),
@@ -220,6 +226,41 @@ def measure(kind: str, index: int) -> dict[str, object]:
                 error = float(np.hypot(*(points - truth).T).mean()) / facts["length"]
         result[name] = error
     return result
+
+
+def clips() -> None:
+    """Prints milliseconds a frame of tracking, with a face and without."""
+    print(f"{'1280 x 720, ms a frame':28s} baseline   ours")
+    rng = np.random.default_rng(27)
+    identity = performer.random_identity(4)
+    heads = [performer.render(p, 400) for p in performer.performance(identity, 24)]
+    wall = developed(rng, background(rng, 1280, 720), 1280)
+    frames = []
+    for head in heads:
+        frames.append(wall.copy())
+        frames[-1][160:560, 400:800] = head.astype(np.float32) / 255
+
+    def follow(image: torch.Tensor) -> None:
+        nonlocal roi
+        roi = roi_from_landmarks(read_mesh(face_mesh(), image, roi).landmarks)
+
+    roi = face_detector()(tensor(frames[0])).roi[:1]
+    search_rng = np.random.default_rng(28)
+    walls = [developed(search_rng, background(search_rng, 1280, 720), 1280)] * 36
+    for title, pictures, search in (("a performer", frames, follow), ("no face", walls, baseline)):
+        times = []
+        for run in (
+            lambda search=search, pictures=pictures: [search(tensor(p)) for p in pictures],
+            lambda pictures=pictures: track_face(enumerate(pictures)),
+        ):
+            start = time.process_time()
+            run()
+            times.append(1e3 * (time.process_time() - start) / len(pictures))
+        print(f"{title:28s} {times[0]:8.0f} {times[1]:6.0f}")
+
+
+def tensor(picture: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(picture).permute(2, 0, 1)[None].contiguous()
 
 
 def table(results: list[dict]) -> None:
@@ -259,8 +300,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--part", default="1/1")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--clips", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.clips:
+        clips()
+        return
     options.folder.mkdir(parents=True, exist_ok=True)
     part, parts = map(int, options.part.split("/"))
 

@@ -62,7 +62,7 @@ def test_a_lost_face_is_a_state_and_is_found_again() -> None:
 
 
 def test_a_clip_without_any_face_is_tracked_too() -> None:
-    result = track_face(clip([grey()] * 3))
+    result = track_face(clip([grey(320, 180)] * 3))
     assert result.state.tolist() == [NONE] * 3
     assert result.faces.tolist() == [0] * 3
 
