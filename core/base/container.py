@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -22,6 +24,8 @@ from safetensors.numpy import save
 from core.base.errors import ReenactError, reading
 from core.base.files import atomic_write, file_size
 from core.base.text import printable
+
+T = TypeVar("T")
 
 MAX_HEADER = 8 << 20  # bytes; the largest known has a tenth of it
 MAX_BRACKETS = 400_000  # of JSON: a few bytes of it take a hundred of memory
@@ -113,6 +117,42 @@ def parse(text: str) -> Any:
         return json.loads(text, parse_constant=no_number)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def record(kind: type[T], fields: Mapping[str, Any]) -> T:
+    """Makes a dataclass of what a header says.
+
+    Raises:
+        TypeError: there are fields that it has not, or some are missing.
+        ValueError: a field is of another type than it says.
+    """
+    made = kind(**fields)
+    for name, hint in typing.get_type_hints(kind).items():
+        if not _fits(getattr(made, name), hint):
+            raise ValueError(f"its {name} is {type(getattr(made, name)).__name__}")
+    return made
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value is of a type; of what it contains, strings and whole numbers count."""
+    kind, parts = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if kind in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if kind is None:
+        if hint in (int, float) and isinstance(value, bool):
+            return False
+        return isinstance(value, (int, float) if hint is float else hint)
+    if not isinstance(value, kind):
+        return False
+    inner = [part for part in parts if part is not Ellipsis]
+    if inner[-1] not in (str, int):
+        return True
+    if kind is tuple and Ellipsis not in parts and len(parts) != len(typing.cast("tuple", value)):
+        return False
+    members: Any = value.values() if isinstance(value, Mapping) else value
+    return all(_fits(member, inner[-1]) for member in members)
 
 
 def write(

@@ -794,9 +794,10 @@ def _tensorflow_value(name: str, value: Tensor) -> Tensor:
         case "mod_weight":
             return value.T
         case "mod_bias":
-            return value + 1
+            return value if value.is_meta else value + 1  # which has no numbers to add to
         case "weight" if value.ndim == 4:
-            return (value.flip(0, 1) if "/Conv0_up/" in name else value).permute(3, 2, 0, 1)
+            flipped = "/Conv0_up/" in name and not value.is_meta
+            return (value.flip(0, 1) if flipped else value).permute(3, 2, 0, 1)
         case "weight":
             return value.T
         case last if last.startswith("noise") and value.ndim == 4:

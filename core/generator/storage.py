@@ -157,16 +157,37 @@ def describe(architecture: Architecture) -> str:
 
 
 def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of a generator's tensors by name, and takes no memory for them.
+    """Returns the shapes of a generator's tensors by name, without making it.
 
     Raises:
         ValueError: it would be larger than any generator is.
     """
-    with torch.device("meta"):
-        state = Generator(architecture).state_dict()
-    if sum(v.numel() for v in state.values()) > MAX_WEIGHTS:
+    a = architecture
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def layer(name: str, inputs: int, outputs: int, *kernel: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (outputs, inputs, *kernel), (outputs,)
+
+    for i in range(a.mapping_layers):
+        layer(f"mapping.fc{i}", a.w_dim if i else a.z_dim, a.w_dim)
+    shapes["mapping.w_avg"] = (a.w_dim,)
+    below = 0
+    for r in a.resolutions:
+        block, channels = f"synthesis.b{r}", a.channels[r]
+        for name, inputs in (("conv0", below), ("conv1", channels), ("torgb", channels)):
+            if not inputs:  # the first block starts from a constant
+                shapes[f"{block}.const"] = (channels, r, r)
+                continue
+            kernel, outputs = (1, 3) if name == "torgb" else (3, channels)
+            layer(f"{block}.{name}", inputs, outputs, kernel, kernel)
+            layer(f"{block}.{name}.affine", a.w_dim, inputs)
+            if name != "torgb":
+                shapes[f"{block}.{name}.noise_strength"] = ()
+                shapes[f"{block}.{name}.noise_const"] = (r, r)
+        below = channels
+    if sum(map(math.prod, shapes.values())) > MAX_WEIGHTS:
         raise ValueError(f"it has more than {MAX_WEIGHTS >> 20} million weights")
-    return {name: tuple(value.shape) for name, value in state.items()}
+    return shapes
 
 
 def weight_problem(name: str, tensor: Tensor) -> str | None:

@@ -135,7 +135,7 @@ def load_character(path: str | Path) -> Character:
     """
     header, tensors = _read(path)
     try:
-        info = CharacterInfo(**container.parse(header["info"]))
+        info = container.record(CharacterInfo, container.parse(header["info"]))
         _check(info, tensors)
         generator = build(
             header["architecture"],
@@ -145,7 +145,7 @@ def load_character(path: str | Path) -> Character:
                 if name.startswith(_GENERATOR)
             },
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise NotACharacterError(f"{path} is damaged: {error}. Copy or make it again.") from error
     return Character(
         generator.requires_grad_(False),

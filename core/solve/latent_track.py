@@ -208,8 +208,8 @@ def load_track(path: str | Path, character: str | None = None) -> LatentTrack:
             }
             for table in _TABLES
         }
-        track = LatentTrack(**plain)
-    except (KeyError, TypeError, ValueError) as error:
+        track = container.record(LatentTrack, plain)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise NotATrackError(f"{path} is damaged: {error}. Solve it again.") from error
     if character is not None and character != track.character:
         raise CharacterMismatchError(

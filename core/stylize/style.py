@@ -257,8 +257,8 @@ def _load_own(path: str | Path, character: Character, sibling: bool) -> Style:
 
 def _info(path: str | Path, header: dict[str, str]) -> StyleInfo:
     try:
-        return StyleInfo(**container.parse(header["info"]))
-    except (KeyError, TypeError, ValueError) as error:
+        return container.record(StyleInfo, container.parse(header["info"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise NotAStyleError(f"{path} is damaged: {error}. Copy or make it again.") from error
 
 

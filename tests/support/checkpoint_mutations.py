@@ -5,16 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
-import os
 import pickletools
 import resource
-import signal
-import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -175,32 +174,25 @@ def read(path: Path) -> str:
     return outcome
 
 
-def _serve(seed: int, first: int, last: int, results: multiprocessing.SimpleQueue) -> None:
+def _serve(seed: int, first: int, last: int, results: Connection) -> None:
     """Reads the mutations of numbers [first, last), and tells what became of each."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+    files = bodies()
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
-    limit = used + MEGABYTES * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the process's life
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEGABYTES * 2**20,) * 2)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x"
-        for number, data in enumerate(mutations(bodies(), seed)):
-            if number < first:
-                continue
-            if number >= last:
-                break
+        for data in itertools.islice(mutations(files, seed), first, last):
             path.write_bytes(data)
-            results.put((number, "began"))
             began = time.process_time()
             outcome = read(path)
-            if time.process_time() - began > SECONDS:
-                outcome = f"over the limit: {time.process_time() - began:.1f} s"
+            if (took := time.process_time() - began) > SECONDS:
+                outcome = f"over the limit: {took:.1f} s"
             if CANARY.exists():
                 outcome = "code run"
                 CANARY.unlink()
-            results.put((number, outcome))
+            results.send(outcome)
 
 
 def run(count: int, seed: int = 0, keep: Path | None = None) -> tuple[Counter, list[str]]:
@@ -209,7 +201,7 @@ def run(count: int, seed: int = 0, keep: Path | None = None) -> tuple[Counter, l
     Args:
         count: of mutations.
         seed: of their sequence.
-        keep: a folder for the files that were no sentence.
+        keep: a folder for the files that were neither opened nor refused.
 
     Returns:
         How many had each of `OUTCOMES`, or were told by the last net only ("net"), and what was
@@ -217,36 +209,29 @@ def run(count: int, seed: int = 0, keep: Path | None = None) -> tuple[Counter, l
     """
     context = multiprocessing.get_context("fork")
     counts: Counter = Counter()
-    problems = []
+    problems: dict[int, str] = {}
     number = 0
     while number < count:
-        results = context.SimpleQueue()
-        child = context.Process(target=_serve, args=(seed, number, count, results))
+        results, ours = context.Pipe(duplex=False)
+        child = context.Process(target=_serve, args=(seed, number, count, ours))
         child.start()
-        began, reading = time.monotonic(), number
-        while child.is_alive() or not results.empty():
-            if results.empty():
-                time.sleep(0.001)
-                if time.monotonic() - began > 60:  # of a busy machine's
-                    child.kill()
-                continue
-            number, outcome = results.get()
-            began, reading = time.monotonic(), number
-            if outcome == "began":
-                continue
-            number += 1
-            kind = outcome.partition(":")[0]
-            counts[kind] += 1
-            if kind not in ("opened", "refused"):
-                problems.append(f"{seed}/{reading}: {outcome}")
-        child.join()
-        if number < count:  # killed, or out of memory, in the midst of a file
+        ours.close()
+        with suppress(EOFError):
+            while number < count and results.poll(60):  # s, of a busy machine's
+                outcome = results.recv()
+                kind = outcome.partition(":")[0]
+                counts[kind] += 1
+                if kind not in ("opened", "refused"):
+                    problems[number] = outcome
+                number += 1
+        if number < count:
             counts["over the limit"] += 1
-            problems.append(f"{seed}/{reading}: the process ended with {child.exitcode}")
-            number = reading + 1
+            problems[number] = "the process hung, or died"
+            number += 1
+        child.kill()
+        child.join()
     if keep is not None and problems:
-        numbers = {int(p.partition("/")[2].partition(":")[0]) for p in problems}
-        for i, data in zip(range(max(numbers) + 1), mutations(bodies(), seed), strict=False):
-            if i in numbers:
+        for i, data in enumerate(itertools.islice(mutations(bodies(), seed), max(problems) + 1)):
+            if i in problems:
                 (keep / f"{seed}_{i}").write_bytes(data)
-    return counts, problems
+    return counts, [f"{seed}/{i}: {problem}" for i, problem in problems.items()]

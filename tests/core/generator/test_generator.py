@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from core.generator import Architecture, Generator, config_f, half_precision
+from core.generator.storage import expected_shapes
 
 SMALL = Architecture(64, {4: 24, 8: 20, 16: 16, 32: 12, 64: 8}, z_dim=32, w_dim=40)
 
@@ -282,3 +283,11 @@ def test_wrong_shapes_are_named(generator: Generator) -> None:
         Architecture(100, {4: 8})
     with pytest.raises(ValueError, match="Channels"):
         Architecture(16, {4: 8, 8: 8})
+
+
+@pytest.mark.parametrize("resolution", [8, 64, 256])
+def test_the_shapes_of_a_generator_are_known_without_it(resolution: int) -> None:
+    sizes = [2**i for i in range(2, resolution.bit_length())]
+    a = Architecture(resolution, {r: 3 + i for i, r in enumerate(sizes)}, 5, 7, 2)
+    state = Generator(a).state_dict()
+    assert expected_shapes(a) == {name: tuple(value.shape) for name, value in state.items()}
