@@ -98,8 +98,7 @@ export class Client {
    */
   constructor({home = homeFolder(), repeatMs = REPEAT_MS, renewMs = RENEW_MS, deadlineMs = 60000}) {
     Object.assign(this, {home, repeatMs, renewMs, deadlineMs})
-    this.stray = 0 // answers to nothing that waits
-    this.refusedCredit = 0
+    this.refusedCredit = 0 // how often
   }
 
   static async open(options = {}) {
@@ -206,10 +205,7 @@ export class Client {
       return
     }
     const request = this.#waiting.get(id)
-    if (!request) {
-      this.stray += 1
-      return
-    }
+    if (!request) return // answered before
     if (error?.code === "credit") {
       setTimeout(() => this.#waiting.has(id) && this.#post(request), CREDIT_MS)
       this.refusedCredit += 1

@@ -109,7 +109,9 @@ async function refusals(client, files) {
     "a finish of what is no training": await ask("finish", {job}),
   }
   report.verified = await client.request("verify", {hash: nothing})
-  report.pastTheEnd = (await client.request("download", {hash: files.track.hash, offset: 2 ** 53 - 1})).chunk.length
+  const far = {hash: files.track.hash, offset: 2 ** 53 - 1}
+  const past = client.request("download", far)
+  report.pastTheEnd = await past.then(({chunk}) => chunk.length, error => error.code)
 }
 
 /** What the server can't read: an error without an id, or none at all. */
