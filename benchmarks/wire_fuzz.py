@@ -47,7 +47,7 @@ TASKS: tuple[protocol.Task, ...] = (
     protocol.Qc(A_FILE, A_FILE, A_CLIP),
     protocol.Stylize(A_FILE, "ink", program="sketch"),
     protocol.Edit(A_FILE, A_FILE, [A_FILE], [Move("smile", "1")]),
-    protocol.FitDirections(),
+    protocol.FitDirections(base=A_FILE),
 )
 REQUESTS: tuple[protocol.Request, ...] = (
     protocol.Hello("fuzz", [1]),
