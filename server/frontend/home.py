@@ -183,22 +183,30 @@ class AllowList:
         self._folder = folder
         self._names: dict[str, str] = {}
         self._read = -1e9  # monotonic seconds
+        self._changed = 0  # when the folder had changed last, as it was read
 
     def callback(self, domain: str, key: bytes) -> bool:
         """Returns whether the holder of a key may connect.
 
         ZAP: pyzmq's authenticator calls this from its own thread, for every connection.
         """
-        known = key.decode() in allowed(self._folder)
-        if known:
-            self._read = -1e9  # it may have been added since the names were read
-        return known
+        return key.decode() in allowed(self._folder)
 
     def name(self, key: str) -> str | None:
         """Returns a key's name, None if it is no longer allowed."""
-        if time.monotonic() - self._read > ALLOW_LIST_SECONDS:
+        if time.monotonic() - self._read > ALLOW_LIST_SECONDS or (
+            key not in self._names and self._folder_changed() != self._changed
+        ):
+            self._changed = self._folder_changed()
             self._names, self._read = allowed(self._folder), time.monotonic()
         return self._names.get(key)
+
+    def _folder_changed(self) -> int:
+        """Returns when a key was added or revoked last, in nanoseconds."""
+        try:
+            return (self._folder / "keys" / "clients").stat().st_mtime_ns
+        except OSError:
+            return 0
 
 
 def write_server_file(folder: Path, endpoint: str, public_key: str) -> None:
