@@ -513,22 +513,31 @@ class Database:
         )
         self._add_event(id, "state", {"state": state, "reason": reason})
 
-    def add_crash(self, id: str, position: str) -> int:
-        """Counts a crash of a job's worker.
+    def record_crash(self, id: str, position: str, how: str, most: int) -> None:
+        """Counts a crash of a job's worker, and queues the job again or lets it fail.
 
         Args:
             id: the job's.
-            position: how far the job was; crashes are counted as long as it stays the same.
-
-        Returns:
-            The number of crashes at this position.
+            position: how far the job was, its stage first; crashes are counted as long as it stays
+                the same.
+            how: the worker ended, in words.
+            most: crashes at one position with which the job fails.
         """
-        row = self.db.execute("SELECT crashes, crashed_at FROM jobs WHERE id=?", (id,)).fetchone()
-        crashes = row["crashes"] + 1 if row["crashed_at"] == position else 1
-        self.db.execute(
-            "UPDATE jobs SET crashes=?, crashed_at=? WHERE id=?", (crashes, position, id)
-        )
-        return int(crashes)
+        where = position.rpartition(" ")[0] or "the start"
+        with self._transaction():  # on a full disk all of it is done again later, or nothing
+            row = self.db.execute(
+                "SELECT crashes, crashed_at FROM jobs WHERE id=?", (id,)
+            ).fetchone()
+            crashes = row["crashes"] + 1 if row["crashed_at"] == position else 1
+            self.db.execute(
+                "UPDATE jobs SET crashes=?, crashed_at=? WHERE id=?", (crashes, position, id)
+            )
+            self._add_event(id, "note", {"text": f"the worker died at {where} ({how})"})
+            if crashes >= most:
+                reason = f"The worker died {crashes} times at {where} ({how})."
+                self._set_state(id, "failed", reason)
+            else:
+                self._set_state(id, "queued")
 
     def delete(self, id: str) -> None:
         """Removes a job, its events and its folder; its files stay until room is needed."""

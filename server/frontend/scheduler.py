@@ -339,25 +339,19 @@ class Scheduler:
         log.info("job ends", extra={"facts": {"job": job, "state": state, "reason": reason}})
 
     def _apply_exit(self, worker: Worker) -> None:
+        job = worker.job
+        if job and worker.next_state:
+            self._database.set_state(job, worker.next_state, worker.reason)
+        elif job:
+            how = worker.exit_reason()
+            self._database.record_crash(job, worker.position, how, MAX_CRASHES)
+            facts = {"job": job, "how": how, "at": worker.position}
+            log.error("worker died", extra={"facts": facts})
+        worker.job = ""  # after what may fail on a full disk, and is then done again
         if self._workers.get(worker.lane) is worker:
             del self._workers[worker.lane]
-        job, worker.job = worker.job, ""
-        if not job:
-            return
-        how = worker.exit_reason()
-        if worker.next_state:
-            self._database.set_state(job, worker.next_state, worker.reason)
-        else:
-            crashes = self._database.add_crash(job, worker.position)
-            where = worker.position.rpartition(" ")[0] or "the start"
-            log.error("worker died", extra={"facts": {"job": job, "how": how, "at": where}})
-            self._database.add_event(job, "note", {"text": f"the worker died at {where} ({how})"})
-            if crashes >= MAX_CRASHES:
-                reason = f"The worker died {crashes} times at {where} ({how})."
-                self._database.set_state(job, "failed", reason)
-            else:
-                self._database.set_state(job, "queued")
-        self._notify(job)
+        if job:
+            self._notify(job)
 
 
 def _without_track(render: dict[str, Any]) -> dict[str, Any]:

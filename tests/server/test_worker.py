@@ -5,10 +5,13 @@ import io
 import itertools
 import json
 import os
+import queue
+import signal
 import sqlite3
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from core.solve import preview
 from core.solve.latent_track import load_track
 from server import blobs, jobs, worker
 from server.cli.reporting import Report
-from server.frontend import database
+from server.frontend import database, scheduler
 from server.jobs import registry
 from server.jobs.common import Context
 
@@ -398,7 +401,31 @@ def test_a_database_of_the_version_before_opens(tmp_path: Path, version: int) ->
         assert due.id == "b"
         assert books.db.execute("PRAGMA user_version").fetchone()[0] == database.SCHEMA
         books.close()
-    assert made_store(tmp_path).add_crash("b", "solving 7") == 3
+    books = made_store(tmp_path)
+    books.record_crash("b", "solving 7", "signal 9", 3)
+    assert (books.job("b").crashes, books.job("b").state) == (3, "failed")
+    assert "3 times at solving (signal 9)" in books.job("b").reason
+
+
+def test_a_worker_that_dies_on_a_full_disk_leaves_its_job_queued(tmp_path: Path) -> None:
+    books, posted = made_store(tmp_path), queue.SimpleQueue[Callable[[], None]]()
+    writes = database.WriteQueue(books)
+    job = books.submit("fit_directions", protocol.FitDirections(), "me")
+    front = scheduler.Scheduler(books, writes, posted.put, lambda id: None, gpus=0)
+    try:
+        front.schedule()
+        (busy,) = front.workers().values()
+        books.db.execute("PRAGMA query_only=ON")  # what can't be written is an OperationalError
+        os.kill(busy["pid"], signal.SIGKILL)
+        posted.get(timeout=60)()
+        writes.flush()
+        assert books.job(job).state == "running"
+        books.db.execute("PRAGMA query_only=OFF")
+        writes.flush()
+        assert (books.job(job).state, books.job(job).crashes) == ("queued", 1)
+        assert not front.workers()
+    finally:
+        front.close()
 
 
 def test_a_stored_file_is_only_given_out_whole(tmp_path: Path) -> None:
