@@ -50,8 +50,8 @@ FORMATS = (  # width, height, pixel aspect
 )
 COUNTS = {"upright": 900, "small": 120, "rolled": 180, "empty": 60}
 PHOTOGRAPHS = (
-    "coffee", "chelsea", "rocket", "hubble_deep_field", "immunohistochemistry", "coins", "page",
-    "text", "clock", "brick", "grass", "gravel",
+    "coffee", "chelsea", "rocket", "hubble_deep_field", "immunohistochemistry", "page", "text",
+    "clock", "brick", "grass", "gravel",
 )  # fmt: skip
 TOLERANCE = 0.15
 

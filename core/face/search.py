@@ -30,7 +30,7 @@ from core.face.network import (
 
 # A face is sure if the closer looks of the detector and the mesh network reach these scores. Small
 # faces are blurred, but look like faces whichever way they are turned; textures do not.
-LOOK_SCORE = 0.78
+LOOK_SCORE = 0.8
 _SMALL, _SMALL_LOOK_SCORE = 80, 0.7  # ROI side, px
 _TURNED_LOOKS_SCORE = 0.65  # mean of the best three of four turns
 SURE_SCORE = 0.99
@@ -99,28 +99,32 @@ def find_face(
         detector: the detector.
         target: where the face is expected. One elsewhere is taken where the detector sees none
             there.
-        thorough: whether very small and rolled faces are searched, if no other is found. This
-            takes several times as long as all else. Most rolled ones are found without.
+        thorough: whether to search on, with finer squares and for rolled faces, when nothing that
+            the detector proposed first is a face. It takes several times as long.
     """
     unsure: Face | None = None
     score, faces, faces_with_unsure = 0.0, 0, 0
     seen: list[Tensor] = []
-    for proposal in _proposals(image, detector, target, thorough):
-        faces = faces or proposal.faces
-        if target is not None and _distance(proposal.roi, target) > target.reach:
-            continue
-        if any(_alike(proposal.roi, roi) for roi in seen):
-            continue
-        own = None
-        if not seen and proposal.usual:
-            own = read_mesh(mesh, image, proposal.roi)
-            score = own.score
-            if score > MESH_SCORE:  # accepted, as by MediaPipe, unless there is a better one
-                unsure, faces_with_unsure = own, proposal.faces
-        seen.append(proposal.roi)
-        face = _confirm(image, mesh, detector, proposal.roi, own)
-        if face is not None and (target is None or _meets(face.roi, target, proposal.at_target)):
+    for proposals in _proposals(image, detector, target, thorough):
+        for proposal in proposals:
+            faces = faces or proposal.faces
+            if target is not None and _distance(proposal.roi, target) > target.reach:
+                continue
+            if any(_alike(proposal.roi, roi) for roi in seen):
+                continue
+            own = None
+            if not seen and proposal.usual:
+                own = read_mesh(mesh, image, proposal.roi)
+                score = own.score
+                if score > MESH_SCORE:  # accepted, as by MediaPipe, unless there is a better one
+                    unsure, faces_with_unsure = own, proposal.faces
+            seen.append(proposal.roi)
+            face = _confirm(image, mesh, detector, proposal.roi, own)
+            if face is None or (target and not _meets(face.roi, target, proposal.at_target)):
+                continue
             return Found(face, face.score, proposal.faces)
+        if not thorough:
+            break
     return Found(unsure, score, faces_with_unsure if unsure else faces)
 
 
@@ -198,11 +202,10 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 def _proposals(
     image: Tensor, detector: FaceDetector, target: Target | None, thorough: bool
-) -> Iterator[_Proposal]:
-    """Yields what the detector finds, the likeliest first; searches as far as it is asked to."""
+) -> Iterator[list[_Proposal]]:
+    """Yields what the detector finds in sets of squares, the likeliest first."""
     at_target = False
     for number, stage in enumerate(_stages(image.shape[3], image.shape[2], target, thorough)):
-        usual = number == 0
         elsewhere: list[Detections] = []
         for squares, turns in stage:
             found = detector.search(image, squares, turns)
@@ -212,8 +215,8 @@ def _proposals(
                 # The largest first, then those that the detector is surest of.
                 rank = found.score.clone()
                 rank[found.roi[:, 2].argmax()] = math.inf
-                for i in rank.argsort(descending=True, stable=True)[:_MAX_BOXES]:
-                    yield _Proposal(found.roi[i][None], len(found.score), False, usual)
+                order = rank.argsort(descending=True, stable=True)[:_MAX_BOXES].tolist()
+                yield _listed(found, order, False, number)
                 continue
             there = contain(found.roi, target.point)
             if not bool(there.any()):
@@ -221,13 +224,16 @@ def _proposals(
                 continue
             at_target = True
             nearest, *others = _nearest_first(found, target)
-            for i in [nearest, *(i for i in others if there[i])]:
-                yield _Proposal(found.roi[i][None], len(found.score), True, usual)
+            yield _listed(found, [nearest, *(i for i in others if there[i])], True, number)
         # Somebody who is there, though the mesh network does not see the face, is not another.
         if target is not None and not at_target:
             for found in elsewhere:
-                for i in _nearest_first(found, target):
-                    yield _Proposal(found.roi[i][None], len(found.score), False, usual)
+                yield _listed(found, _nearest_first(found, target), False, number)
+
+
+def _listed(found: Detections, order: list[int], at_target: bool, stage: int) -> list[_Proposal]:
+    faces = len(found.score)
+    return [_Proposal(found.roi[i][None], faces, at_target, stage == 0) for i in order]
 
 
 def _nearest_first(found: Detections, target: Target) -> list[int]:
@@ -262,5 +268,3 @@ def _stages(width: int, height: int, target: Target | None, thorough: bool) -> I
         yield iter([(tiling(width, height, finest, _FINEST_STEP), 0)])
     if fine >= SMALLEST_SQUARE:
         yield ((tiling(width, height, fine), k) for k in rolled)
-    if finest >= SMALLEST_SQUARE:
-        yield ((tiling(width, height, finest, _FINEST_STEP), k) for k in rolled)

@@ -4,9 +4,9 @@ The first face is searched; from then on the ROI comes from the landmarks of the
 search runs again only after a cut, or when the mesh network finds no face in the ROI. A frame
 without a face is a state, not an error.
 
-A search for very small and rolled faces takes many times as long as the rest, so without a face it
-is made at the start of a shot, then at every twelfth frame, and at its end. What it finds is
-followed back through the frames between.
+A thorough search takes ten times as long as a simple one, so without a face it is made at the start
+of a shot, then at every sixteenth frame, and at its end. What it finds is followed back through the
+frames between.
 """
 
 import math
@@ -34,8 +34,8 @@ CUT_RATIO = 2.0
 # In a shot with several faces a lost one is searched within one ROI side of its last position, and
 # this many sides further per frame, so that it is not confused with another.
 REACH_GROWTH = 1 / 6
-# Frames without a face of which one is searched for very small and rolled ones.
-THOROUGH_EVERY = 12
+# Frames without a face of which one is searched thoroughly. As many are held in memory, as bytes.
+THOROUGH_EVERY = 16
 _THUMBNAIL = (48, 27)  # px
 _RECENT = 8  # frames over which a shot's usual difference is averaged
 
