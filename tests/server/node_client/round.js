@@ -147,7 +147,7 @@ async function revoked(client) {
   report.revoked.push(await outcome(client.request("ping")))
   await rename(join(keys, "owner.key.away"), join(keys, "owner.key"))
   report.revoked.push(await outcome(client.request("ping"))) // the refused socket stays so
-  await client.connect()
+  Object.assign(client, {deadlineMs: 30000, renewMs: 1000}) // a new one by itself, after silence
   report.revoked.push(await outcome(client.request("ping")))
 }
 
