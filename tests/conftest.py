@@ -39,7 +39,14 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with a longer timeout come first: begun last, one would leave other cores idle."""
+    """Marks tests by their room, and puts files with a longer timeout first.
+
+    Begun last, one of these would leave other cores idle.
+    """
+    for item in items:
+        room = item.path.relative_to(Path(__file__).parent).parts[0]
+        if room in ("server", "nuke"):
+            item.add_marker(room)
     longest: dict[Path, float] = {}
     for item in items:
         marker = item.get_closest_marker("timeout")
