@@ -71,7 +71,7 @@ def file_size(path: str | Path) -> int:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(status.st_mode):
         kind = "pipe" if stat.S_ISFIFO(status.st_mode) else "device or socket"
-        raise OSError(errno.EINVAL, f"it is a {kind}, not a file", str(path))
+        raise OSError(errno.EINVAL, f"it is a {kind}, not a file; name a file", str(path))
     return status.st_size
 
 

@@ -140,8 +140,8 @@ def _other(path: str | Path, reason: str) -> str:
         head = file.read(9)
     if head.startswith((b"\x80", b"PK")) or head[8:] == b"{":
         return (
-            f"{path} {printable(reason)}; it may be another tool's checkpoint. Convert it first "
-            f"(reenact models import {path}), and give the .safetensors file that this writes."
+            f"{path} is not one of Reenact's generators, but may be another tool's. Convert it "
+            f"first (reenact models import {path}), and name the .safetensors file that this writes."
         )
     return f"{path} {printable(reason)}. Choose a file that `reenact models import` wrote."
 

@@ -1,11 +1,14 @@
 """The user's networks see what they were taught on: against other fits, and in known pictures."""
 
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from performer_faces import acted, aligned
 from skimage.transform import SimilarityTransform
 from small_networks import coefficient_network, pooling_network
@@ -18,6 +21,31 @@ from core.quality.recognition import (
     load_face_model,
     load_recogniser,
 )
+
+
+def test_networks_of_other_inputs_are_sentences(tmp_path: Path) -> None:
+    entry = helper.make_tensor_value_info("input", TensorProto.DOUBLE, [1, 3, 112, 112])
+    result = helper.make_tensor_value_info("output", TensorProto.DOUBLE, [1, 3, 112, 112])
+    node = helper.make_node("Identity", ["input"], ["output"])
+    constant = helper.make_tensor("c", TensorProto.FLOAT, [1], [1.0])
+    single = helper.make_tensor_value_info("output", TensorProto.FLOAT, [1])
+    for name, graph in (
+        ("double", helper.make_graph([node], "x", [entry], [result])),
+        (
+            "none",
+            helper.make_graph(
+                [helper.make_node("Constant", [], ["output"], value=constant)], "x", [], [single]
+            ),
+        ),
+    ):
+        path = tmp_path / f"{name}.onnx"
+        opset = [helper.make_opsetid("", 13)]
+        onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), str(path))
+        with pytest.raises(ModelNotUsableError, match="not pictures"):
+            load_recogniser(path)
+    os.mkfifo(tmp_path / "pipe.onnx")
+    with pytest.raises(ModelNotUsableError, match="a pipe"):
+        load_recogniser(tmp_path / "pipe.onnx")
 
 
 @pytest.fixture(scope="module")
