@@ -1,9 +1,10 @@
 """Builds what a node asks the server for, from its knobs and its inputs."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple, TypeVar
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple, TypeVar
 
 from reenact import host, ocio, protocol, repairs
 from reenact.errors import NodeError
@@ -218,6 +219,7 @@ def _source(
             files = host.plate_files(plate, inside, view)
             return Source(files, inside, space, config, files[0], **more)
     rendered = folder / "sources" / f"{name}_{node_id(node)[:8]}"
+    _check_apart(node, rendered)
     rendered.mkdir(parents=True, exist_ok=True)
     pattern = (rendered / f"{name}.%04d.exr").as_posix()
     try:
@@ -226,6 +228,30 @@ def _source(
         raise NodeError(f"The input could not be rendered: {error}") from error
     files = [pattern % n for n in numbers]
     return Source(files, numbers, working, config, host.name(node), **more)
+
+
+def _check_apart(node: Node, folder: Path) -> None:
+    """
+    Raises:
+        NodeError: a Read above reads files from the folder that the node's input is rendered to.
+    """
+    pending = host.above(node)
+    seen: Set[str] = set()
+    while pending:
+        candidate = pending.pop()
+        name = host.name(candidate)
+        if name in seen:
+            continue
+        seen.add(name)
+        pending += host.above(candidate)
+        if not host.has(candidate, "origfirst"):  # only a Read has it
+            continue
+        read = os.path.dirname(str(host.get(candidate, "file")))
+        if read and os.path.realpath(read) == os.path.realpath(str(folder)):
+            raise NodeError(
+                f"{name} reads {read}, which this node's input would be rendered over. Copy these "
+                "files to another folder, and read them there."
+            )
 
 
 def _plate_space(label: str, config: str, working: str, required: bool) -> str:

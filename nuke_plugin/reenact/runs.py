@@ -295,10 +295,21 @@ class Run(Thread):
         Args:
             folder: where.
             name: of the frames; empty for the folder's.
+
+        Raises:
+            NodeError: the input's files lie there.
         """
         assert self._first is not None
-        self.folder, self._resume = str(folder), True
         content = {**self._first[-1], "name": name or folder.name}
+        own = Path(os.path.realpath(str(folder)))
+        for read in {os.path.dirname(path) for path in content.get("source", {}).get("paths", [])}:
+            real = Path(os.path.realpath(read))
+            if own in (real, *real.parents):
+                raise NodeError(
+                    f"The input is read from {read}, where its own result goes. Choose another "
+                    "folder or name for the results."
+                )
+        self.folder, self._resume = str(folder), True
         write_file(folder / "run.json", json.dumps(content).encode())
 
     def _send_clip(self, client: Client, source: Source) -> Clip:

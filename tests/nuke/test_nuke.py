@@ -30,6 +30,7 @@ from OpenImageIO import UINT8, ImageBuf
 from performer_faces import film_scan
 from reenact import __version__, client, launcher, protocol, runs, thumbnails
 from reenact import channel as channel_module
+from reenact.errors import NodeError
 from reenact.files import Frames
 from repository import ROOT
 from running_server import FRAMES, Server, inputs, wait_for
@@ -312,6 +313,32 @@ def test_what_is_upstream_is_rendered_at_full_size_as_raw_half(
     session.press(node, "submit")
     assert node["state"].value() == "Connect the input."
     assert node["tile_color"].value() == plugin("display").RED
+
+
+def test_the_files_of_an_input_are_not_written_over(
+    session: Session, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    node = shot(session, given, tmp_path, first=FIRST, last=FIRST)
+    session.set(node, "source", "render")
+    (rendered,) = request_of(node).source.paths
+    before = Path(rendered).read_bytes()
+    node.input(0)["file"].setValue(rendered.replace(str(FIRST), "####"))  # read back
+    node.input(0)["raw"].setValue(True)
+    session.press(node, "submit")
+    assert "would be rendered over" in node["state"].value()
+    assert Path(rendered).read_bytes() == before
+
+    run = runs.Run("a node", lambda update: None)
+    run._first = (
+        protocol.Solve(protocol.Clip(), protocol.File()),
+        "",
+        {"source": {"paths": [str(tmp_path / "v" / "shot_v001" / "crops" / "a.1001.exr")]}},
+    )
+    (tmp_path / "v" / "shot_v001").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("v")
+    with pytest.raises(NodeError, match="where its own result goes"):
+        run.enter(tmp_path / "link" / "shot_v001")
+    assert not list((tmp_path / "v" / "shot_v001").iterdir())
 
 
 def test_the_chosen_view_is_used(given: tuple[Path, str], tmp_path: Path) -> None:

@@ -122,9 +122,14 @@ def test_a_part_is_solved_again_and_the_rest_kept(demo: Demo, tmp_path: Path) ->
 def test_handles_are_solved_too(demo: Demo, tmp_path: Path) -> None:
     folder = demo.folder
     (character,) = (folder / "demo").glob("*.character")
-    plate, track = folder / "demo/driving/driving.####.exr 1003-1003", tmp_path / "shot.latents"
+    # All that the server is told must be Unicode; names of files need not be.
+    here = tmp_path / (os.fsdecode(b"n\xe9") if sys.platform == "linux" else "n\xe9")
+    here.mkdir()
+    (here / "driving").symlink_to(folder / "demo/driving")
+    plate = here / "driving/driving.####.exr 1003-1003"
+    track = here / f"{here.name}.latents"
     solve = ("solve", plate, "--character", character, "--steps", 1, "-o", track)
-    done = reenact(*solve, "--handles", 1, "--neutral", "off", cwd=tmp_path)
+    done = reenact(*solve, "--handles", 1, "--neutral", "off", cwd=here)
     assert done.returncode == 0, done.stderr
     assert load_track(track).numbers.tolist() == [1002, 1003, 1004]
     assert not load_track(track).neutral_offset.any()
@@ -143,10 +148,10 @@ def test_handles_are_solved_too(demo: Demo, tmp_path: Path) -> None:
         "a.png",
         "--truth",
         folder / "demo/truth/truth.####.exr 1003-1004",
-        cwd=tmp_path,
+        cwd=here,
     )
     assert drawn.returncode == 0, drawn.stderr
-    assert [p.name for p in tmp_path.glob("*.exr")] == ["out.1003.exr"]  # handles are not
+    assert [p.name for p in here.glob("*.exr")] == ["out.1003.exr"]  # handles are not
     elsewhere = folder / "demo/driving/driving.####.exr 1001-1001"
     nothing = reenact_here(
         "render",
@@ -157,12 +162,12 @@ def test_handles_are_solved_too(demo: Demo, tmp_path: Path) -> None:
         elsewhere,
         "--character",
         character,
-        cwd=tmp_path,
+        cwd=here,
     )
     assert nothing.returncode == 1
     assert "1002-1004" in nothing.stderr
     for wrong in (("--handles", 1, "--previous", track), ("--neutral", "1001")):
-        refused = reenact_here(*solve, *wrong, cwd=tmp_path)
+        refused = reenact_here(*solve, *wrong, cwd=here)
         assert refused.returncode == 2
         assert wrong[0].strip("-") in refused.stderr
 
