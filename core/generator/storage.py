@@ -141,7 +141,7 @@ def _other(path: str | Path, reason: str) -> str:
     if head.startswith((b"\x80", b"PK")) or head[8:] == b"{":
         return (
             f"{path} is not one of Reenact's generators, but may be another tool's. Convert it "
-            f"first (reenact models import {path}), and name the .safetensors file that this writes."
+            f"first (reenact models import {path}), and name the .safetensors that this writes."
         )
     return f"{path} {printable(reason)}. Choose a file that `reenact models import` wrote."
 
