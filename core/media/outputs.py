@@ -111,14 +111,16 @@ class _Place:
         return not self.literal and is_pattern(self.path)
 
     @cached_property
+    def real(self) -> str:
+        """The path with the folder's real name: "new/../in" is "in", before "new" exists."""
+        folder, name = os.path.split(self.path)
+        return os.path.join(os.path.realpath(folder), name)
+
+    @cached_property
     def folder(self) -> object:
         """What tells the folder from others, whatever it is called."""
-        folder = os.path.dirname(self.path) or "."
-        try:
-            status = os.stat(folder)
-        except OSError:  # still to be made
-            return os.path.realpath(folder)
-        return status.st_dev, status.st_ino
+        folder = os.path.dirname(self.real)
+        return next(_identity(folder), folder)  # still to be made: by its name
 
     @cached_property
     def parts(self) -> tuple[str, str]:
@@ -129,8 +131,8 @@ class _Place:
     @cached_property
     def name(self) -> str:
         """The name, by which the disk tells files of one folder."""
-        name = os.path.basename(self.path)
-        return name.casefold() if _ignores_case(os.path.dirname(self.path)) else name
+        folder, name = os.path.split(self.real)
+        return name.casefold() if _ignores_case(folder) else name
 
     def includes(self, other: _Place) -> bool:
         """Returns whether another place, not a pattern, has the name of one of the pattern's."""
@@ -173,7 +175,7 @@ class _Place:
     @cached_property
     def files(self) -> set[tuple[int, int]]:
         """Returns device and inode of each file that exists here, of links of what they lead to."""
-        own = set(_identity(self.path))
+        own = set(_identity(self.real))
         if not self.is_pattern:
             return own
         head, _, tail = split_pattern(os.path.basename(self.path))
@@ -181,11 +183,11 @@ class _Place:
             re.escape(head) + r"(-?\d+)" + re.escape(tail), re.DOTALL | re.IGNORECASE
         )
         try:
-            names = os.listdir(os.path.dirname(self.path) or ".")
+            names = os.listdir(os.path.dirname(self.real))
         except OSError:
             return own
         found = (expected.fullmatch(name) for name in names)
-        paths = {frame_path(self.path, int(match[1])) for match in found if match}
+        paths = {frame_path(self.real, int(match[1])) for match in found if match}
         return own | {identity for path in paths for identity in _identity(path)}
 
 
@@ -199,8 +201,12 @@ def _identity(path: str) -> Iterator[tuple[int, int]]:
 
 
 def _ignores_case(folder: str) -> bool:
-    """Returns whether a disk takes names in other case for the same, as far as can be told."""
-    path = os.path.realpath(folder or ".")
+    """Returns whether a disk takes names in other case for the same, as far as can be told.
+
+    Args:
+        folder: its real path; it need not exist.
+    """
+    path = folder
     while not os.path.exists(path) or os.path.basename(path).swapcase() == os.path.basename(path):
         if os.path.dirname(path) == path:
             return False

@@ -18,6 +18,7 @@ from core.base.keyframes import KeyframeError
 from core.edit.directions import Direction, Directions, load_directions, save_directions
 from core.edit.editing import EditError
 from core.face.measures import MEASURES
+from core.media.outputs import OverwritesInputError
 from core.personalize.character import Character, load_character, save_character
 from core.render.geometry import deciding_frames
 from core.solve.latent_track import LatentTrack, load_track, save_track
@@ -276,7 +277,7 @@ def test_an_edit_that_can_not_be_made_says_what_to_do(folder: Path, tmp_path: Pa
     }
     with pytest.raises(typer.BadParameter, match="--set or --moves"):
         edit_cli.edit(**given)
-    with pytest.raises(typer.BadParameter, match="overwrite"):
+    with pytest.raises(OverwritesInputError, match="the track, which is read"):
         edit_cli.edit(**given | {"output": folder / "shot.latents"}, set_=["grin=1"])
     with pytest.raises(EditError, match="There are: grin, turn"):
         edit_cli.edit(**given, set_=["smirk=1"])

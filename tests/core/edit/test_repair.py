@@ -571,7 +571,7 @@ def test_a_repair_is_a_new_version(reenact: Reenact, folder: Path, tmp_path: Pat
         (
             ("--do", "hold", "--frames", "1003", "--from", "1001", "-o", "FOLDER/shot.latents"),
             1,
-            "no version is overwritten",
+            "the track, which is read",
         ),
         (("--do", "solve", "--frames", "1003"), 2, "give the driving clip with --plate"),
         (("--do", "solve", "--frames", "1003", "--weight", "mouth"), 2, "NAME=NUMBER"),

@@ -35,6 +35,8 @@ def plate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clip:
         "in/p.##.png",
         "in/p.0###.png",
         "./in/../in/p.####.png",
+        "new/../in/p.####.png",
+        "new/deep/../../other/p.0002.png",
         "other/p.####.png",
         "in/p.0001.png",
         "in/p.0003.png",  # a gap of it
