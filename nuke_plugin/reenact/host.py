@@ -37,6 +37,9 @@ _INSIDE = {
 # Knobs that hold no value of a node's own.
 _NO_VALUES = (nuke.Script_Knob, nuke.Text_Knob, nuke.Tab_Knob, nuke.Link_Knob)
 
+# Knobs in which Nuke keeps something for itself.
+_NUKES_OWN = ("indicators", "panelDropped", "rootNodeUpdated")
+
 READY = "ready"  # a knob that is not saved: whether the node is whole
 
 _ours = 0  # how many changes of ours are under way
@@ -421,7 +424,7 @@ def replace(node: Node, gizmo: str, renamed: Dict[str, str], kept: FrozenSet[str
             knob = nuke.tcl("lindex", value, "1") if definition else name
             if knob not in ours:  # the artist has added it
                 added += f"{name} {nuke.tcl('list', value)}\n"
-            elif knob not in kept:
+            elif knob not in kept and knob not in _NUKES_OWN:
                 # A knob of ours has no value in a script if that is 0: not the new one's default.
                 given, target = node[knob].toScript(), made[renamed.get(knob, knob)]
                 if not isinstance(target, _NO_VALUES) and target.toScript() != given:

@@ -634,9 +634,14 @@ def test_an_update_keeps_what_the_artist_has_done_to_a_node(session: Session, ki
     if kind != "ReenactComp":
         whole(session, node)
     node.readKnobs(ADDED if kind == "Reenact" else ADDED.replace("handles", "node_version"))
-    own = {"disable": "true", "note_font_size": "40", "hide_input": "true"}
+    own = {
+        **{"disable": "{frame>1002}", "note_font_size": "40", "note_font": "Verdana Bold"},
+        **{"hide_input": "true", "useLifetime": "true", "lifetimeEnd": "1003"},
+        **{"lifetimeStart": "1001", "note_font_color": "0xff00ff", "gl_color": "0xff"},
+    }
     for knob, value in own.items():
         node[knob].fromScript(value)
+    node["indicators"].fromScript("5")  # Nuke's own: what its tile shows
     session.set(node, "tile_color", 0x00FF00FF)
     names = words_of(ADDED)
     values = {name: node[name]._text() for name in names}
@@ -654,6 +659,7 @@ def test_an_update_keeps_what_the_artist_has_done_to_a_node(session: Session, ki
     factor.setValue(7)
     assert new["twice"].value() == 14
     assert {knob: new[knob]._text() for knob in own} == own
+    assert new["indicators"].value() == 0
     assert new["tile_color"].value() == 0x00FF00FF
     session.press(new, "say")
     assert session.messages == ["said"]

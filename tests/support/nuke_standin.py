@@ -94,7 +94,7 @@ def knows(kind: str, knob: str) -> bool:
     """Returns whether a native node of a class is known to have a knob."""
     seen = CLASSES.get(kind, {})
     names = {*seen.get("knobs", ()), *seen.get("also_seen_in_scripts", ())}
-    return knob in names or knob in EVERYWHERE or knob in DOCUMENTED.get(kind, {})
+    return knob in names or knob in EVERYWHERE or knob in _COMMON or knob in DOCUMENTED.get(kind, {})
 
 
 class _Main:
@@ -369,6 +369,14 @@ class Boolean_Knob(Array_Knob):
         return text if text.startswith("{") else text.lower()  # an expression keeps its names
 
 
+class Disable_Knob(Boolean_Knob):
+    pass
+
+
+class Font_Knob(Knob):
+    pass
+
+
 class XY_Knob(Array_Knob):
     _default = ("0", "0")  # each axis as text: a number, or a curve
 
@@ -473,7 +481,7 @@ class _Colorspace_Knob(Enumeration_Knob):
         )
 
 
-class Color_Knob(Unsigned_Knob):  # tile_color: one number
+class ColorChip_Knob(Unsigned_Knob):  # tile_color and the like: one number
     def _text(self) -> str:
         return hex(self._value)
 
@@ -544,6 +552,19 @@ def _user_definition(knob: Knob) -> str:
     return " ".join(map(quote, made))
 
 
+# Knobs of every node whose types matter: Nuke's stubs, and `Node.knobs` of Nuke 17 in _SCAN. The
+# last ones hold what Nuke keeps for itself.
+_COMMON: dict[str, type[Knob]] = {
+    "disable": Disable_Knob,
+    **dict.fromkeys(("selected", "hide_input", "useLifetime", "dope_sheet"), Boolean_Knob),
+    **dict.fromkeys(("postage_stamp", "cached", "bookmark"), Boolean_Knob),
+    **dict.fromkeys(("lifetimeStart", "lifetimeEnd"), Array_Knob),
+    **dict.fromkeys(("tile_color", "gl_color", "note_font_color"), ColorChip_Knob),
+    "note_font": Font_Knob,
+    **dict.fromkeys(("xpos", "ypos"), Int_Knob),
+    "indicators": Unsigned_Knob,
+}
+
 # Types and defaults of native knobs that are used; others keep their text.
 _NATIVE: dict[str, dict[str, Callable[[str], Knob]]] = {
     "Read": {
@@ -568,7 +589,6 @@ _NATIVE: dict[str, dict[str, Callable[[str], Knob]]] = {
     "Write": {
         "file": File_Knob,
         **dict.fromkeys(("raw", "create_directories", "use_limit"), Boolean_Knob),
-        "disable": Boolean_Knob,
     },
     "Switch": {"which": Double_Knob},
     "Tracker4": {"tracks": _TracksKnob},
@@ -623,20 +643,15 @@ class Node:
             return self._knobs[name]
         if not knows(self._kind, name) or name == "inputs":
             return None
-        knob = _NATIVE.get(self._kind, {}).get(name, String_Knob)(name)
-        if name == "tile_color":
-            knob = Color_Knob(name)
-        elif name in ("disable", "selected", "hide_input"):
-            knob = Boolean_Knob(name)
-        elif name in ("xpos", "ypos"):
-            knob = Int_Knob(name)
+        knob = {**_COMMON, **_NATIVE.get(self._kind, {})}.get(name, String_Knob)(name)
         knob._value = _DEFAULTS.get((self._kind, name), knob._value)
         knob._node = self
         self._knobs[name] = knob
         return knob
 
     def knobs(self):
-        return dict(self._knobs)
+        common = {n: kind(n) for n, kind in _COMMON.items() if n not in self._knobs}
+        return {**common, **self._knobs}  # also those that nobody has asked for yet
 
     def addKnob(self, knob):
         (number,) = [n for n, kind in _USER.items() if type(knob) is kind]
