@@ -488,6 +488,7 @@ def put_read(above: Node, name: str, is_ours: Callable[[str], bool], label: str)
             read.setXYpos(above.xpos(), above.ypos() + 100)
         values = {knob: shown[knob].value() for knob in _FRAMES}
         values.update(origset=True, before="black", after="black", raw=True, label=label)
+        values["localizationPolicy"] = "off"  # as inside: a new version is no stale local copy
         with _own_change(undo=True):
             for knob, value in values.items():
                 read[knob].setValue(value)

@@ -134,8 +134,8 @@ def _show_version(node: Node) -> None:
     """Shows the chosen version, or what comes in."""
     with errors_on(node):
         version = str(host.get(node, "version"))
-        nothing = {"track": "", "has_result": False, "shown_version": versions.UPSTREAM}
-        result = Result({**nothing, "show": "result"}, {"keypoint_error": {}})
+        nothing = {"track": "", "shown_version": versions.UPSTREAM, "show": "result"}
+        result = Result({**nothing, "has_result": False, "has_crops": False}, {"keypoint_error": {}})
         if version != versions.UPSTREAM:
             with _gone_is_said(node, version):
                 result = versions.version_result(results_folder(node) / version)

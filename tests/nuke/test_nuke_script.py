@@ -1,6 +1,7 @@
 """Tests what Nuke does with a script around our nodes: loads, renders, copies, clones, updates."""
 
 import ast
+import itertools
 import os
 import re
 import subprocess
@@ -229,6 +230,66 @@ def test_a_preview_is_seen_on_its_frame_only_and_never_rendered(
     session.set(node, "output_as", "RGBA premultiplied")
     session.module.execute(write_of(session, node, tmp_path / "out"), 1002, 1002)
     assert oiio.ImageBuf(str(tmp_path / "out" / "comp.1002.exr")).getpixel(0, 0)[0] == 1002
+
+
+def without_disabled_reads(text: str) -> str:
+    """Returns the text of a gizmo of node version 4, whose Reads are never disabled."""
+    text = re.sub(r"^  disable \{\{1-parent\.has_.*\n", "", text, flags=re.M)
+    return text.replace("node_version 5", "node_version 4")
+
+
+STATES = {
+    **{"has_result": (False, True), "has_preview": (False, True), "show": (0, 1)},
+    **{"has_compare": (False, True), "has_crops": (False, True), "output_as": (0, 3)},
+}
+SHEETS = {"has_result": (False, True), "show": (0, 1, 2)}
+
+
+@pytest.mark.parametrize("kind", JOB_NODES)
+def test_no_read_that_is_not_shown_offers_pictures_of_a_person(
+    session: Session, frames: str, tmp_path: Path, kind: str
+) -> None:
+    """Submitters to farms upload the files of every node, in groups too, that is not disabled."""
+    text = (ROOT / "gizmos" / f"{kind}.gizmo").read_text()
+    states = SHEETS if kind == "ReenactPersonalize" else STATES
+    nodes = []
+    for one in (text, without_disabled_reads(text)):
+        session._read_text(one.replace(f" name {kind}\n", f" name {kind}{len(nodes) + 1}\n", 1))
+        nodes.append(session._root._children[-1])
+        whole(session, nodes[-1])
+        for i in range(2):
+            nodes[-1].setInput(i, read_node(session, frames, FIRST, FIRST))
+            nodes[-1].input(i)["raw"].setValue(True)
+    now, before = nodes
+    reads = [child for child in now.nodes() if child.Class() == "Read"]
+    for i, read in enumerate(reads):
+        path, grey = tmp_path / f"{read.name()}.exr", np.full((SIZE, SIZE, 4), i + 2, np.float32)
+        write_exr(path, grey, half=False, layers={"reenact_render": grey[..., :3] + 10})
+        for node in nodes:
+            one = node.node(read.name())
+            plugin("host").show_files(one, Frames(str(path), FIRST, FIRST + 1, still=True))
+            one["raw"].setValue(True)
+    drawn: list[Node] = []
+    draw = session._read
+    with patch.object(session, "_read", lambda one, frame: drawn.append(one) or draw(one, frame)):
+        for state in itertools.product(*states.values()):
+            for node in nodes:
+                for knob, value in zip(states, state, strict=True):
+                    node[knob].setValue(value)
+                if node.knob("preview_frame"):
+                    node["preview_frame"].setValue(FIRST)
+            drawn.clear()
+            for frame in (FIRST, FIRST + 1):
+                seen, wanted = session.look(now, frame), session.look(before, frame)
+                assert sorted(seen) == sorted(wanted)
+                for channel, pixels in seen.items():
+                    np.testing.assert_array_equal(pixels, wanted[channel], f"{state} {channel}")
+            offered = {read for read in reads if not read["disable"].value()}
+            assert {read for read in reads if read in drawn} <= offered, state
+            crops = now.node("Crops")
+            if crops in drawn:  # instead of the others, which are of the same person
+                offered &= {crops}
+            assert offered <= {*drawn}, state
 
 
 def test_outside_its_range_and_in_its_gaps_a_result_is_black(session: Session, frames: str) -> None:
@@ -584,7 +645,7 @@ def test_nodes_of_the_version_before_are_updated_and_render_the_same(
     new = [nuke.toNode(name) for name in kept]
     for node in new:
         assert node not in old
-        assert node["node_version"].value() == 4
+        assert node["node_version"].value() == 5
         for knob, value in kept[node.name()].items():
             assert node[knob]._text() == value, knob
     assert [node.node("Result")["file"].value() for node in new[:2]] == files

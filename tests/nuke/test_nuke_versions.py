@@ -373,6 +373,7 @@ def test_a_read_of_the_version_is_put_below_and_set_again(
         **dict.fromkeys(("last", "origlast"), LAST),
         **dict.fromkeys(("before", "after"), "black"),
         **dict.fromkeys(("raw", "origset"), True),
+        "localizationPolicy": "off",
         "label": "ReenactEdit1\nReenactEdit1_v002",
     }
     assert {knob: read[knob].value() for knob in values} == values

@@ -124,6 +124,7 @@ FLAGS = {
 TO_SCRIPT, WRITE_NON_DEFAULT_ONLY, WRITE_USER_KNOB_DEFS = 1, 4, 8
 # Layers of our frames, of today and of earlier versions.
 OUR_LAYERS = {in_file(name, names) for name in CHANNELS for names in (PLAIN, NEWEST)}
+FORMAT = (1080, 1920)  # of root, which what has no input has
 LABEL_LENGTH = 40  # characters of a line of a label, which Nuke does not wrap
 
 
@@ -749,7 +750,7 @@ class Node:
         try:
             return Format(self._session._picture(self, self._session._frame)["red"].shape)
         except RuntimeError:  # no such file
-            return Format((1080, 1920))
+            return Format(FORMAT)
 
     def metadata(self):
         return self._session._metadata(self)
@@ -1399,7 +1400,7 @@ class Session:
             else:
                 which = int(node["which"].value()) if node._kind == "Switch" else 0
                 node = node.input(which)
-        if node is None:
+        if node is None or node["disable"].value():
             return {}
         spec = oiio.ImageBuf(node["file"].evaluate(self._frame)).spec()
         return {f"exr/{a.name}": a.value for a in spec.extra_attribs}
@@ -1460,6 +1461,8 @@ class Session:
     def _draw(self, node: Node, frame: int) -> Picture:
         kind, sources = node._kind, node._inputs
         if kind == "Read":
+            if node["disable"].value():
+                return dict.fromkeys(("red", "green", "blue", "alpha"), np.zeros(FORMAT))
             return self._read(node, frame)
         if node["disable"].value():
             return self._picture(sources[0], frame)
@@ -1529,7 +1532,7 @@ class Session:
         paths = (node["file"].evaluate(number) for number in range(first, last + 1))
         existing = next((path for path in paths if path and Path(path).exists()), None)
         full = oiio.ImageBuf(existing).roi_full if existing else None
-        shape = (full.height, full.width) if full is not None else (1080, 1920)
+        shape = (full.height, full.width) if full is not None else FORMAT
         return {c: np.zeros(shape, np.float32) for c in ("red", "green", "blue", "alpha")}
 
 
