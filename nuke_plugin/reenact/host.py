@@ -129,6 +129,11 @@ def on_script_load(call: Callable[[], None]) -> None:
     nuke.addOnScriptLoad(guarded(call))
 
 
+def on_script_save(call: Callable[[], None]) -> None:
+    """Calls a function before a script is saved."""
+    nuke.addOnScriptSave(guarded(call))
+
+
 _signs: List[Any] = []  # that what `after_this` waits for has not returned
 
 
@@ -304,13 +309,16 @@ def put(node: Node, knob: str, value: Any, undo: bool = False, quiet: bool = Fal
     Args:
         node: has the knob.
         knob: its name.
-        value: a `Path` is written with slashes, and so that Tcl reads it as it is.
+        value: a `Path` is written with slashes, and so that Tcl reads it as it is. Frame numbers
+            of files are written as `%04d`, which Nuke gives for `####`, too.
         undo: makes it a step of the artist's undo.
         quiet: leaves an unmodified script unmodified.
     """
     found = node[knob]
     if isinstance(value, PurePath):
         value = _tcl_path(value)
+    if isinstance(found, nuke.File_Knob):
+        value = re.sub(r"#+", lambda hashes: f"%0{len(hashes[0])}d", value)
     if found.value() != value or _is_animated(found):
         with _own_change(undo, quiet):
             found.setValue(value)
@@ -657,8 +665,8 @@ def render(write: Node, pattern: str, first: int, last: int, view: str) -> None:
 
 
 def is_rendering() -> bool:
-    """Returns whether `render` is under way."""
-    return _rendering
+    """Returns whether Nuke renders: for `render`, or what the artist has started."""
+    return _rendering or bool(nuke.executing())
 
 
 def show_files(read: Node, frames: Frames, quiet: bool = False) -> None:

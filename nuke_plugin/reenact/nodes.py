@@ -79,6 +79,7 @@ def register() -> None:
     """Called once by the plugin's menu.py, where Nuke has a GUI."""
     host.on_script_close(SESSION.close_script)
     host.on_script_load(SESSION.script_loaded)
+    host.on_script_save(SESSION.forget_files)
 
 
 # -- callbacks -----------------------------------------------------------------------------------
@@ -116,7 +117,7 @@ def knob_changed(node: Node, knob: str) -> None:
     elif knob in ("characters", "styles"):
         label = str(host.get(node, knob))
         if label != queries.NO_CHOICE:
-            host.put(node, knob, queries.NO_CHOICE)
+            host.put_choices(node, knob, [queries.NO_CHOICE])
             _fetch(node, knob, label)
 
 

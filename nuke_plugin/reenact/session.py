@@ -18,7 +18,7 @@ from reenact.files import mark_version, versions_of
 from reenact.host import Node
 from reenact.kinds import NODE_VERSION, is_alive, kind_of, node_id, node_version
 from reenact.live import LivePreview
-from reenact.queries import ServerQuery
+from reenact.queries import NO_CHOICE, ServerQuery
 from reenact.requests import build_request, results_folder
 from reenact.runs import BUSY, NodeUpdate, Run, RunRequest
 from reenact.shots import ShotRequest
@@ -126,6 +126,14 @@ class Session:
         if host.gui():
             self._restore(node)
         restore_menu(node)
+
+    def forget_files(self) -> None:
+        """Empties the menus of the server's files: a script would keep everybody's names."""
+        for id in self._nodes:
+            node = self._node(id)
+            for knob in ("characters", "styles"):
+                if node is not None and host.has(node, knob):
+                    host.put_choices(node, knob, [NO_CHOICE])
 
     def defer(self, call: Callable[[], None]) -> None:
         """Calls a function from the timer: not inside a callback of the node that it changes."""
@@ -302,7 +310,7 @@ class Session:
         """Shows on the nodes what has happened. Called by the timer.
 
         What goes wrong with one node or message is printed, and the others are shown. Nothing is
-        changed while Nuke renders for us, which may call timers.
+        changed while Nuke renders, which may call timers: a render is of one state of the script.
         """
         if host.is_rendering():
             return

@@ -491,7 +491,7 @@ def test_a_new_comp_reads_older_frames_once_it_is_told_to(
     def looks(face: Node) -> list[Picture]:
         node = under(session, "ReenactComp", read(session, made.plate), face)
         node.setInput(2, read(session, made.plate))
-        if face.name() == source or face["file"].value() != made.face:
+        if face.name() == source or face["file"].toScript() != made.face:
             for _ in range(2):
                 session.press(node, "older_frames")
             assert node["baked"].value() == "The node reads frames of earlier versions, too."

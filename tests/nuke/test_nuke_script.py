@@ -20,7 +20,7 @@ from hypothesis import given as examples_of
 from hypothesis import settings
 from hypothesis import strategies as st
 from nk_script import substitute
-from nuke_session import copy_of, plugin, read_node, under, whole, work
+from nuke_session import copy_of, plugin, read_node, under, until_said, whole, work
 from nuke_standin import Node, Session
 from PySide6.QtCore import QTimer
 from PySide6.QtWidgets import QMessageBox
@@ -290,6 +290,68 @@ def test_no_read_that_is_not_shown_offers_pictures_of_a_person(
             if crops in drawn:  # instead of the others, which are of the same person
                 offered &= {crops}
             assert offered <= {*drawn}, state
+
+
+def test_what_happens_while_the_artist_renders_is_shown_afterwards(
+    session: Session, frames: str, tmp_path: Path
+) -> None:
+    """A render processes events, and timers with them."""
+    node = under(session, "Reenact", read_node(session, frames, FIRST, FIRST))
+    node.input(0)["raw"].setValue(True)
+    show(session, node, "Result", frames, [1001, 1002, 1004])
+    write = write_of(session, node, tmp_path / "out")
+    late, seen = update_of(node, text="Late.", knobs={"has_result": False}), []
+    rendered = session._picture
+
+    def picture(*of: object) -> object:
+        if not seen:
+            work().updates.put(late)
+            work()._watch()
+        time.sleep(0.15)  # two frames take longer than the timer's interval
+        session._app.processEvents()
+        seen.append((session.module.executing(), node["state"].value()))
+        return rendered(*of)
+
+    with patch.object(session, "_picture", picture):
+        session.module.execute(write, 1001, 1002)
+    assert len(seen) > 3
+    assert {*seen} == {(True, "Not submitted.")}
+    values = []
+    for number in (1001, 1002):
+        values.append(oiio.ImageBuf(str(tmp_path / f"out/comp.{number}.exr")).getpixel(0, 0)[0])
+    assert values == [1001, 1002]
+    until_said(session, node, "Late.")
+    assert not node["has_result"].value()
+
+
+def test_the_same_frames_again_change_nothing(
+    session: Session, frames: str, tmp_path: Path
+) -> None:
+    node = under(session, "Reenact", read_node(session, frames, FIRST, LAST))
+    show(session, node, "Result", frames, [1001, 1002, 1004])
+    file = node.node("Result")["file"]
+    assert file.value() == frames.replace("####", "%04d")
+    for written in (file.toScript(), frames):  # as today's plugin writes it, and as older ones did
+        file.fromScript(written)
+        saved(session, tmp_path)
+        show(session, node, "Result", frames, [1001, 1002, 1004])
+        assert not session.module.modified()
+        assert file.toScript() == written
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_script_names_nobody_whom_the_server_knows(
+    session: Session, tmp_path: Path, keeps: bool
+) -> None:
+    session.keeps_items = keeps
+    nodes = [under(session, "Reenact"), under(session, "ReenactStyle")]
+    for node, knob in zip(nodes, ("characters", "styles"), strict=True):
+        choices = {knob: ["on the server...", "Jane Roe (12ab34cd)"]}
+        work().updates.put(update_of(node, choices=choices))
+    work().drain()
+    assert nodes[0]["characters"].values()[1:] == ["Jane Roe (12ab34cd)"]
+    assert "Jane" not in saved(session, tmp_path).read_text()
+    assert not session.module.modified()
 
 
 def test_outside_its_range_and_in_its_gaps_a_result_is_black(session: Session, frames: str) -> None:

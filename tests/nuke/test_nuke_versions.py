@@ -131,10 +131,11 @@ def same(a: Picture, b: Picture) -> None:
 # -- choosing ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize(("which", "keeps"), [(0, True), (1, True), (1, False)])
 def test_each_version_is_shown_and_handed_on_also_after_opening(
-    session: Session, shot: tuple[Node, Node], tmp_path: Path, which: int
+    session: Session, shot: tuple[Node, Node], tmp_path: Path, which: int, keeps: bool
 ) -> None:
+    session.keeps_items = keeps
     node, path = shot[which], tmp_path / "shot" / "shot.nk"
     names = [f"{node.name()}_v001", f"{node.name()}_v002"]
     assert node["version"].values() == ["upstream", *names]
@@ -161,9 +162,11 @@ def test_each_version_is_shown_and_handed_on_also_after_opening(
     shows(session, node, names[0])
 
 
+@pytest.mark.parametrize("keeps", [True, False])
 def test_upstream_passes_on_what_comes_in(
-    session: Session, shot: tuple[Node, Node], tmp_path: Path
+    session: Session, shot: tuple[Node, Node], tmp_path: Path, keeps: bool
 ) -> None:
+    session.keeps_items = keeps
     reenact, edit = shot
     below = under(session, "ReenactStyle", edit)
     upstream = plugin("upstream")
@@ -249,6 +252,7 @@ def test_a_copy_lists_what_it_shows_and_makes_versions_of_its_own(
 def test_two_versions_are_compared_in_the_viewer_and_not_in_a_render(
     session: Session, shot: tuple[Node, Node], tmp_path: Path, which: int
 ) -> None:
+    session.keeps_items = which == 0
     node, folder = shot[which], tmp_path / "shot" / "reenact"
     old, new = (f"{node.name()}_v00{n}" for n in (1, 2))
     assert node["compare"].values() == ["nothing", old, new]

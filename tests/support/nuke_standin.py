@@ -10,6 +10,10 @@ catches it. Every change of a knob is noted as a modification of the script. Lab
 Tcl, text in their knobs too. Layers exist once a script declares them or a Read has read them, and
 no node is made that names another one of ours. Clones share their knobs, the name too.
 
+While a script renders, events are processed. A File knob's value has `%04d` for `####`. Nuke's
+documentation does not settle whether a script keeps the items that a menu was given (`keeps_items`)
+and whether knobChanged is called for changes by a program (`calls_for_programs`): tests do both.
+
 It can't show how Nuke draws, caches, schedules and licenses (`nuke_acceptance.py`).
 """
 
@@ -250,7 +254,8 @@ class EvalString_Knob(String_Knob):
 
 
 class File_Knob(EvalString_Knob):
-    pass
+    def value(self):
+        return re.sub(r"#+", lambda found: f"%0{len(found[0])}d", self._value)
 
     def _localised(self, path: str) -> str:
         """A Read's file evaluates to the local copy once there is one, and it may be used."""
@@ -430,7 +435,7 @@ class Enumeration_Knob(Unsigned_Knob):
     _default: object = ""
 
     def __init__(self, name: str, label: str = "", items: tuple[str, ...] = ()) -> None:
-        self._items = list(items)
+        self._items, self._given = list(items), list(items)  # _given: by its definition
         super().__init__(name, label)
         self._value = self._items[0] if self._items else ""
 
@@ -457,7 +462,7 @@ class Enumeration_Knob(Unsigned_Knob):
         return self._items.index(self._value)
 
     def _set_text(self, text: str) -> None:
-        # A script does not keep the items that were set later: Nuke then shows the first.
+        # Where the script has not kept the items that were set later, Nuke shows the first.
         self._value = text if text in self._items else self._items[0]
 
     def _text(self) -> str:
@@ -535,6 +540,7 @@ def user_knob(definition: str) -> Knob:
             else:
                 knob._items = words(rest[i])
                 knob._value = knob._items[0]
+                knob._given = list(knob._items)
         else:
             raise nk_script.BadScript(f"{name}: what is {word}?")
         i += 1
@@ -548,7 +554,8 @@ def _user_definition(knob: Knob) -> str:
     if isinstance(knob, (PyScript_Knob, Text_Knob, Link_Knob)):
         made += ["T", str(knob._value)]
     if isinstance(knob, Enumeration_Knob):
-        made += ["M", " ".join(map(quote, knob._items))]
+        items = knob._items if _session.keeps_items else knob._given
+        made += ["M", " ".join(map(quote, items))]
     made += rest + [f"+{flag}" for flag in sorted(knob._flags)]
     return " ".join(map(quote, made))
 
@@ -857,6 +864,8 @@ class Session:
         self._running: list[Knob] = []
         self._load_calls: list[Callable[[], None]] = []
         self._close_calls: list[Callable[[], None]] = []
+        self._save_calls: list[Callable[[], None]] = []
+        self.keeps_items = True  # whether scripts have the items that menus of a user were given
         self._main_calls: list[Callable[[], object]] = []
         self.plugin_path: list[Path] = []
         self.said: list[str] = []  # on the terminal
@@ -896,7 +905,9 @@ class Session:
             "filenameFilter": self._filter,
             "createNode": self._create_node,
             "delete": self._delete,
+            "addOnScriptSave": self._save_calls.append,
             "execute": self._execute,
+            "executing": lambda: self._rendering,
             "executeInMainThread": self._later,
             "executeInMainThreadWithResult": self._now,
             "frame": self._at,
@@ -1253,6 +1264,8 @@ class Session:
     def _save(self, path: str, overwrite: bool = False) -> None:
         if Path(path).exists() and not overwrite:
             raise RuntimeError(f"{path} exists")
+        for call in self._save_calls:
+            call()
         self._root["name"]._value = path
         self._modified = False
         root = self._statement(self._root, {})
@@ -1445,6 +1458,8 @@ class Session:
                     rgb = rgb[::2, ::2]
                 half = write["datatype"].value() == "16 bit half"
                 write_exr(path, np.ascontiguousarray(rgb), half=half)
+                if self._gui:
+                    self._app.processEvents()  # as for Nuke's progress bar
         finally:
             self._frame, self._drawn, self._rendering = before, None, False
             self._view = self._views[0]
