@@ -335,11 +335,16 @@ def put_expression(node: Node, knob: str, expression: str) -> None:
         node[knob].fromScript(f"{{{expression}}}")
 
 
-def put_curve(node: Node, knob: str, values: Dict[int, float]) -> None:
+def put_curve(node: Node, knob: str, values: Dict[int, float], undo: bool = False) -> None:
     """Sets a knob's keys, one per frame, with linear interpolation; no values reset it to 0."""
     keys = " ".join(f"x{number} {value:.6g}" for number, value in sorted(values.items()))
-    with _own_change():
+    with _own_change(undo):
         node[knob].fromScript(f"{{curve L {keys}}}" if values else "0")
+
+
+def choices(node: Node, knob: str) -> List[str]:
+    """Returns the items of an enumeration."""
+    return list(cast("nuke.Enumeration_Knob", node[knob]).values())
 
 
 def put_choices(node: Node, knob: str, choices: List[str], value: str = "") -> None:
@@ -669,12 +674,13 @@ def is_rendering() -> bool:
     return _rendering or bool(nuke.executing())
 
 
-def show_files(read: Node, frames: Frames, quiet: bool = False) -> None:
+def show_files(read: Node, frames: Frames, undo: bool = False, quiet: bool = False) -> None:
     """Points a Read inside one of our nodes to files, and reloads it.
 
     Args:
         read: the Read.
         frames: the files.
+        undo: makes it steps of the artist's undo.
         quiet: leaves an unmodified script unmodified.
     """
     knobs = {
@@ -687,7 +693,7 @@ def show_files(read: Node, frames: Frames, quiet: bool = False) -> None:
         "on_error": "error" if frames.complete else "black",
     }
     for knob, value in knobs.items():
-        put(read, knob, value, quiet=quiet)
+        put(read, knob, value, undo, quiet)
     with _own_change(quiet=True):
         cast("nuke.Script_Knob", read["reload"]).execute()
 

@@ -842,18 +842,25 @@ def group_with(session: Session, child: str, source: Node | None) -> tuple[Node,
     return group, made
 
 
+def hands_on(node: Node, track: str, version: str) -> None:
+    """Has a node show a version."""
+    for knob, value in {"track": track, "shown_version": version}.items():
+        node[knob].setValue(value)
+    plugin("display").fill_menus(node, [version])
+
+
 def test_the_search_goes_out_of_groups_and_into_them(session: Session, frames: str) -> None:
     upstream = plugin("upstream").upstream
     read = read_node(session, frames, FIRST, LAST)
     reenact = under(session, "Reenact", read)
-    for knob, value in {"track": "/a/t.latents", "shown_version": "a", "character": "/a"}.items():
-        reenact[knob].setValue(value)
+    hands_on(reenact, "/a/t.latents", "a")
+    reenact["character"].setValue("/a")
     group, edit = group_with(session, "ReenactEdit", under(session, "Blur", reenact))
     assert upstream(edit).node is reenact
     below = under(session, "ReenactStyle", under(session, "Blur", group))
     with pytest.raises(Exception, match=r"Shot.ReenactEdit has no latent track yet"):
         upstream(below)
-    edit["track"].setValue("/b/t.latents")
+    hands_on(edit, "/b/t.latents", "b")
     assert upstream(below).node is edit
     group["disable"].setValue(True)
     assert upstream(below).node is reenact
@@ -863,8 +870,7 @@ def test_the_search_goes_out_of_groups_and_into_them(session: Session, frames: s
     # A clone has the name of the other one, and what is connected to it is its own.
     reenact["track"].setValue("")
     solved = under(session, "Reenact", read)
-    for knob, value in {"track": "/c/t.latents", "shown_version": "c"}.items():
-        solved[knob].setValue(value)
+    hands_on(solved, "/c/t.latents", "c")
     empty = session.module.createNode("Blur")
     clone = session.clone(empty)
     clone.setInput(0, solved)
@@ -919,8 +925,7 @@ def test_a_busy_disk_does_not_hold_nuke_up(
     folder = Path(frames).parent
     (folder / "track.latents").write_bytes(b"a track")
     show(session, node, "Result", frames, [1001, 1002, 1004])
-    for knob, value in {"track": folder / "track.latents", "shown_version": folder.name}.items():
-        node[knob].setValue(str(value))
+    hands_on(node, str(folder / "track.latents"), folder.name)
     slept: list[float] = []
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: (slept.append(0), time.sleep(1), fsync(file)))

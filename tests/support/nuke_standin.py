@@ -53,7 +53,17 @@ builtins.__import__ = _plain_import  # without Qt's hook, which disturbs other t
 Picture = dict[str, np.ndarray]  # channel -> [H, W], over the format
 
 # The plugin's modules that import Nuke, directly or through each other.
-KNOW_NUKE = ("host", "kinds", "upstream", "requests", "display", "session", "nodes", "panel")
+KNOW_NUKE = (
+    "host",
+    "kinds",
+    "chosen",
+    "upstream",
+    "requests",
+    "display",
+    "session",
+    "nodes",
+    "panel",
+)
 
 CLASSES = json.loads((Path(__file__).parent / "nuke_knobs.json").read_text())
 
@@ -98,7 +108,9 @@ def knows(kind: str, knob: str) -> bool:
     """Returns whether a native node of a class is known to have a knob."""
     seen = CLASSES.get(kind, {})
     names = {*seen.get("knobs", ()), *seen.get("also_seen_in_scripts", ())}
-    return knob in names or knob in EVERYWHERE or knob in _COMMON or knob in DOCUMENTED.get(kind, {})
+    return (
+        knob in names or knob in EVERYWHERE or knob in _COMMON or knob in DOCUMENTED.get(kind, {})
+    )
 
 
 class _Main:
@@ -191,20 +203,33 @@ class Knob(_Main):
         return self._text()
 
     def fromScript(self, text):
+        self._undoable()
         self._set_text(text)
         self._modify()
+
+    def _undoable(self) -> None:
+        """Notes how it is now, for undo."""
+        before = self._value, self._keys, self._expression
+
+        def back() -> None:
+            self._value, self._keys, self._expression = before
+            if self._node._session.calls_for_programs:
+                self._node._session._knob_changed(self._node, self)
+
+        if self._node is not None:
+            self._node._session._undoable(back)
 
     def _checked(self, value):
         return value
 
     def _set(self, value) -> None:
         before = self._value
+        self._undoable()
         self._value, self._keys, self._expression = value, {}, ""
         if self._node is not None:
             session = self._node._session
             session._modified = True  # also if the value is the same
-            session._undoable(lambda: setattr(self, "_value", before))
-            if value != before:
+            if value != before and (session._by_artist or session.calls_for_programs):
                 session._knob_changed(self._node, self)
 
     def _set_text(self, text: str) -> None:
@@ -865,6 +890,7 @@ class Session:
         self._load_calls: list[Callable[[], None]] = []
         self._close_calls: list[Callable[[], None]] = []
         self._save_calls: list[Callable[[], None]] = []
+        self.calls_for_programs = True  # whether knobChanged is called for those, and for undo
         self.keeps_items = True  # whether scripts have the items that menus of a user were given
         self._main_calls: list[Callable[[], object]] = []
         self.plugin_path: list[Path] = []
@@ -974,10 +1000,12 @@ class Session:
     def set(self, node: Node, knob: str, value: object) -> None:
         """Changes a knob as the artist does."""
         self._by_artist = True
+        self._begin_undo("")
         try:
             self._held(lambda: node[knob].setValue(value))
         finally:
             self._by_artist = False
+            self._end_undo()
 
     def clone(self, node: Node) -> Node:
         """Clones a node (Alt+K): it shares all knobs but its place, and so its name."""
@@ -1130,7 +1158,7 @@ class Session:
         name, begun = self._undo_begun.pop()
         steps = self._undo[begun:]
         self._undo[begun:] = [lambda: [step() for step in reversed(steps)]] * bool(steps)
-        self.undo_names += [name] * bool(steps)
+        self.undo_names += [name] * bool(steps and name)
 
     def _undo_one(self) -> None:
         back = self._undo.pop()
@@ -1362,10 +1390,12 @@ class Session:
         text = node["knobChanged"].value() if node.knob("knobChanged") else ""
         if text and knob not in self._running and knob._name not in ("knobChanged", "onCreate"):
             self._running.append(knob)
+            by_artist, self._by_artist = self._by_artist, False
             try:
                 self._run(text, node, knob)
             finally:
                 self._running.pop()
+                self._by_artist = by_artist
 
     def _tcl_values(self, node: Node) -> dict[str, str]:
         root = self._root["name"].value()
