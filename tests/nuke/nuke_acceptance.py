@@ -187,9 +187,8 @@ def nuke_says_that_it_renders_and_whether_it_calls_timers_meanwhile():
     for knob, value in (("file", path), ("file_type", "exr"), ("raw", True)):
         write[knob].setValue(value)
     stop = host.every(0.01, lambda: said.append(host.is_rendering())) if nuke.GUI else None
-    write["beforeFrameRender"].setValue("import time; time.sleep(0.05)")
     try:
-        nuke.execute(write, 1, 5)
+        nuke.execute(write, 1, 20)
     finally:
         if stop:
             stop()
