@@ -1,7 +1,7 @@
 """Shows on a node what has happened: its state, its button, its results, and errors.
 
-What is shown and handed on is in hidden knobs (`shown_version`, `compared_version`): the menus
-`version` and `compare` lose their items when a script is saved.
+What is shown and handed on is in hidden knobs (`shown_version`, `compared_version`): whether a
+script keeps the items of the menus `version` and `compare` is not documented.
 """
 
 import contextlib
@@ -12,10 +12,9 @@ from typing import Iterator, List
 from reenact import host, older
 from reenact.errors import NodeError
 from reenact.host import Node
-from reenact.kinds import OLDER_INSIDE, kind_of, node_id, node_version
+from reenact.kinds import OLDER_INSIDE, kind_of, node_id, node_version, shown_version
 from reenact.repairs import RepairLineError
 from reenact.runs import BUSY, NodeUpdate, Result
-from reenact.upstream import shown_version
 from reenact.versions import NOTHING, UPSTREAM
 
 RED, PLAIN = 0xAA2222FF, 0x4C5A7AFF  # tile colours
@@ -34,10 +33,15 @@ LABELS = {
 TILE_LENGTH = 39  # characters of a label; Nuke does not wrap longer ones
 
 
-def show_update(node: Node, update: NodeUpdate) -> None:
+def show_update(node: Node, update: NodeUpdate, undo: bool = False) -> None:
     """Puts an update on a node. Its state alone does not make a saved script a modified one.
 
     An approved version that is shown stays, with its track and curves, beside new ones.
+
+    Args:
+        node: the node.
+        update: the update.
+        undo: makes it steps of the artist's undo.
     """
     if "suggested" in update.result.knobs:
         update = _with_suggestions(node, update)
@@ -48,19 +52,19 @@ def show_update(node: Node, update: NodeUpdate) -> None:
         host.put_choices(node, knob, choices)
     for read, frames in update.result.reads.items():
         with contextlib.suppress(KeyError):
-            host.show_files(host.inner(node, read), frames, quiet=read == "Preview")
+            host.show_files(host.inner(node, read), frames, undo, read == "Preview")
             if frames.older and read in OLDER_INSIDE.get(kind_of(node).name, ()):
                 read_older_layers(node, read)
     for knob, values in update.result.curves.items():
         if host.has(node, knob):
-            host.put_curve(node, knob, values)
+            host.put_curve(node, knob, values, undo)
     for knob, value in update.result.knobs.items():
         if host.has(node, knob):  # a node of an older script may lack it
-            host.put(node, knob, value, quiet="Preview" in update.result.reads)
-    if update.result.versions:
+            host.put(node, knob, value, undo, "Preview" in update.result.reads)
+    if update.result.versions or "shown_version" in update.result.knobs:
         fill_menus(node, update.result.versions, update.result.version)
     if update.text:
-        show_text(node, update.text)
+        show_text(node, update.text, undo)
     if not update.state:
         return
     host.put(node, "job_state", update.state, quiet=True)
@@ -100,7 +104,7 @@ def fill_menus(node: Node, versions: List[str], shown: str = "") -> None:
 
     Args:
         node: the node.
-        versions: those that it has made, oldest first.
+        versions: those that it has made, oldest first; empty for those that are listed.
         shown: the one that it shows; empty for what the node's hidden knob says.
     """
     if host.has(node, "shown_version") or not shown:  # a node of version 2 has only the menu
@@ -109,17 +113,17 @@ def fill_menus(node: Node, versions: List[str], shown: str = "") -> None:
     for knob, first, chosen in (("version", UPSTREAM, shown), ("compare", NOTHING, compared)):
         if host.has(node, knob):
             chosen = chosen or first
-            choices = [first, *versions]
+            choices = [first, *(versions or host.choices(node, knob)[1:])]
             gone = [] if chosen in choices else [chosen]
             host.put_choices(node, knob, [*choices, *gone], chosen)
 
 
-def show_text(node: Node, text: str) -> None:
+def show_text(node: Node, text: str, undo: bool = False) -> None:
     """Shows a text as a node's state, and its beginning on the tile."""
     text = plain_text(text)
-    host.put(node, "state", text, quiet=True)
+    host.put(node, "state", text, undo, quiet=True)
     if host.has(node, "tile"):
-        host.put(node, "tile", tile_text(text), quiet=True)
+        host.put(node, "tile", tile_text(text), undo, quiet=True)
 
 
 def plain_text(text: str) -> str:

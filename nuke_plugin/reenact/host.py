@@ -37,6 +37,9 @@ _INSIDE = {
 # Knobs that hold no value of a node's own.
 _NO_VALUES = (nuke.Script_Knob, nuke.Text_Knob, nuke.Tab_Knob, nuke.Link_Knob)
 
+# Knobs in which Nuke keeps something for itself.
+_NUKES_OWN = ("indicators", "panelDropped", "rootNodeUpdated")
+
 READY = "ready"  # a knob that is not saved: whether the node is whole
 
 _ours = 0  # how many changes of ours are under way
@@ -124,6 +127,11 @@ def on_script_close(call: Callable[[], None]) -> None:
 def on_script_load(call: Callable[[], None]) -> None:
     """Calls a function whenever a script is loaded: its nodes are whole, and root exists."""
     nuke.addOnScriptLoad(guarded(call))
+
+
+def on_script_save(call: Callable[[], None]) -> None:
+    """Calls a function before a script is saved."""
+    nuke.addOnScriptSave(guarded(call))
 
 
 _signs: List[Any] = []  # that what `after_this` waits for has not returned
@@ -301,13 +309,16 @@ def put(node: Node, knob: str, value: Any, undo: bool = False, quiet: bool = Fal
     Args:
         node: has the knob.
         knob: its name.
-        value: a `Path` is written with slashes, and so that Tcl reads it as it is.
+        value: a `Path` is written with slashes, and so that Tcl reads it as it is. Frame numbers
+            of files are written as `%04d`, which Nuke gives for `####`, too.
         undo: makes it a step of the artist's undo.
         quiet: leaves an unmodified script unmodified.
     """
     found = node[knob]
     if isinstance(value, PurePath):
         value = _tcl_path(value)
+    if isinstance(found, nuke.File_Knob):
+        value = re.sub(r"#+", lambda hashes: f"%0{len(hashes[0])}d", value)
     if found.value() != value or _is_animated(found):
         with _own_change(undo, quiet):
             found.setValue(value)
@@ -324,11 +335,16 @@ def put_expression(node: Node, knob: str, expression: str) -> None:
         node[knob].fromScript(f"{{{expression}}}")
 
 
-def put_curve(node: Node, knob: str, values: Dict[int, float]) -> None:
+def put_curve(node: Node, knob: str, values: Dict[int, float], undo: bool = False) -> None:
     """Sets a knob's keys, one per frame, with linear interpolation; no values reset it to 0."""
     keys = " ".join(f"x{number} {value:.6g}" for number, value in sorted(values.items()))
-    with _own_change():
+    with _own_change(undo):
         node[knob].fromScript(f"{{curve L {keys}}}" if values else "0")
+
+
+def choices(node: Node, knob: str) -> List[str]:
+    """Returns the items of an enumeration."""
+    return list(cast("nuke.Enumeration_Knob", node[knob]).values())
 
 
 def put_choices(node: Node, knob: str, choices: List[str], value: str = "") -> None:
@@ -421,7 +437,7 @@ def replace(node: Node, gizmo: str, renamed: Dict[str, str], kept: FrozenSet[str
             knob = nuke.tcl("lindex", value, "1") if definition else name
             if knob not in ours:  # the artist has added it
                 added += f"{name} {nuke.tcl('list', value)}\n"
-            elif knob not in kept:
+            elif knob not in kept and knob not in _NUKES_OWN:
                 # A knob of ours has no value in a script if that is 0: not the new one's default.
                 given, target = node[knob].toScript(), made[renamed.get(knob, knob)]
                 if not isinstance(target, _NO_VALUES) and target.toScript() != given:
@@ -485,6 +501,7 @@ def put_read(above: Node, name: str, is_ours: Callable[[str], bool], label: str)
             read.setXYpos(above.xpos(), above.ypos() + 100)
         values = {knob: shown[knob].value() for knob in _FRAMES}
         values.update(origset=True, before="black", after="black", raw=True, label=label)
+        values["localizationPolicy"] = "off"  # as inside: a new version is no stale local copy
         with _own_change(undo=True):
             for knob, value in values.items():
                 read[knob].setValue(value)
@@ -653,16 +670,17 @@ def render(write: Node, pattern: str, first: int, last: int, view: str) -> None:
 
 
 def is_rendering() -> bool:
-    """Returns whether `render` is under way."""
-    return _rendering
+    """Returns whether Nuke renders: for `render`, or what the artist has started."""
+    return _rendering or bool(nuke.executing())
 
 
-def show_files(read: Node, frames: Frames, quiet: bool = False) -> None:
+def show_files(read: Node, frames: Frames, undo: bool = False, quiet: bool = False) -> None:
     """Points a Read inside one of our nodes to files, and reloads it.
 
     Args:
         read: the Read.
         frames: the files.
+        undo: makes it steps of the artist's undo.
         quiet: leaves an unmodified script unmodified.
     """
     knobs = {
@@ -675,7 +693,7 @@ def show_files(read: Node, frames: Frames, quiet: bool = False) -> None:
         "on_error": "error" if frames.complete else "black",
     }
     for knob, value in knobs.items():
-        put(read, knob, value, quiet=quiet)
+        put(read, knob, value, undo, quiet)
     with _own_change(quiet=True):
         cast("nuke.Script_Knob", read["reload"]).execute()
 

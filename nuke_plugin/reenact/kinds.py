@@ -12,6 +12,7 @@ from reenact.host import Node
 from reenact.repairs import RepairRun
 from reenact.runs import Run
 from reenact.shots import ShotRun
+from reenact.versions import UPSTREAM
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ IDENTITY = frozenset(
     }
 )
 
-NODE_VERSION = 4  # of the gizmos beside this plugin
+NODE_VERSION = 5  # of the gizmos beside this plugin
 
 # Knobs that hold files or folders.
 PATHS = {
@@ -96,6 +97,19 @@ def kind_of(node: Node) -> Kind:
 def node_version(node: Node) -> int:
     """Returns the version of a node's text: 2 or less before nodes carried it."""
     return int(host.get(node, "node_version")) if host.has(node, "node_version") else 2
+
+
+def shown_version(node: Node) -> str:
+    """Returns the version that a node shows: `upstream` for what comes in, empty for none yet.
+
+    A menu may have lost its items, so this is not what the menu shows.
+    """
+    shown = ""
+    if host.has(node, "shown_version"):
+        shown = str(host.get(node, "shown_version"))
+    elif kind_of(node) is REPAIR:  # node version 2
+        shown = str(host.get(node, "version"))
+    return shown or (UPSTREAM if kind_of(node) is REPAIR else "")
 
 
 def layer_names(node: Node) -> int:

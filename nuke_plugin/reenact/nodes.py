@@ -5,16 +5,15 @@ text. So names and parameters here stay, and each function is called on the main
 `session.py` does the work, `requests.py` builds what a node asks for.
 """
 
-import contextlib
-import dataclasses
 import functools
 import re
 from pathlib import Path, PurePath
-from typing import Callable, Iterator, Optional, Tuple
+from typing import Callable, Optional, Tuple
 
 from reenact import bake as baking
 from reenact import host, launcher, queries, repairs, runs, shapes, thumbnails, tracks, versions
 from reenact import landmarks as marks
+from reenact.chosen import results_folder, show_chosen, show_version
 from reenact.display import (
     PLAIN,
     RED,
@@ -25,7 +24,7 @@ from reenact.display import (
     show_text,
     show_update,
 )
-from reenact.errors import NodeError, ServerError
+from reenact.errors import NodeError
 from reenact.files import is_marked
 from reenact.host import Node
 from reenact.kinds import (
@@ -39,6 +38,7 @@ from reenact.kinds import (
     kind_of,
     node_id,
     node_version,
+    shown_version,
 )
 from reenact.requests import (
     ALL_VIEWS,
@@ -47,12 +47,11 @@ from reenact.requests import (
     new_entry,
     new_style_request,
     qc_request,
-    results_folder,
 )
 from reenact.runs import NodeUpdate, Result
-from reenact.session import Session, mark_shown, restore_menu
+from reenact.session import Session, mark_shown
 from reenact.shots import ShotRequest
-from reenact.upstream import face_read, shot_above, shown_version, upstream
+from reenact.upstream import face_read, shot_above, upstream
 
 # Knobs whose change is rendered live.
 LIVE_KNOBS = {
@@ -79,6 +78,7 @@ def register() -> None:
     """Called once by the plugin's menu.py, where Nuke has a GUI."""
     host.on_script_close(SESSION.close_script)
     host.on_script_load(SESSION.script_loaded)
+    host.on_script_save(SESSION.forget_files)
 
 
 # -- callbacks -----------------------------------------------------------------------------------
@@ -109,14 +109,14 @@ def knob_changed(node: Node, knob: str) -> None:
         SESSION.defer(lambda: _show_person(node))
     if knob in LIVE_KNOBS and kind.is_live and host.gui():
         SESSION.follow(node)
-    elif knob == "version" and kind.has_track:
-        _show_version(node)
-    elif knob == "compare" and kind.has_track:
-        _compare(node)
+    elif knob in ("version", "compare") and host.has(node, "shown_version"):
+        show_chosen(node)
+    elif knob == "version" and kind.has_track:  # node version 2
+        show_version(node)
     elif knob in ("characters", "styles"):
         label = str(host.get(node, knob))
         if label != queries.NO_CHOICE:
-            host.put(node, knob, queries.NO_CHOICE)
+            host.put_choices(node, knob, [queries.NO_CHOICE])
             _fetch(node, knob, label)
 
 
@@ -130,54 +130,18 @@ def _fetch(node: Node, kind: str, label: str) -> None:
         )
 
 
-def _show_version(node: Node) -> None:
-    """Shows the chosen version, or what comes in."""
-    with errors_on(node):
-        version = str(host.get(node, "version"))
-        nothing = {"track": "", "has_result": False, "shown_version": versions.UPSTREAM}
-        result = Result({**nothing, "show": "result"}, {"keypoint_error": {}})
-        if version != versions.UPSTREAM:
-            with _gone_is_said(node, version):
-                result = versions.version_result(results_folder(node) / version)
-        # Not as a version that was made just now: an approved one does not stay beside it.
-        result = dataclasses.replace(result, version="")
-        show_update(node, NodeUpdate(node_id(node), "", f"Shows {version}.", result=result))
-
-
-def _compare(node: Node) -> None:
-    """Shows the chosen version right of the wipe, or nothing there."""
-    with errors_on(node):
-        version, text = str(host.get(node, "compare")), "Compares with nothing."
-        result = Result({"has_compare": False, "compared_version": ""})
-        if version != versions.NOTHING:
-            with _gone_is_said(node, version):
-                frames = versions.version_frames(results_folder(node) / version)
-            knobs = {"has_compare": True, "compared_version": version}
-            result = Result(knobs, reads={"Compare": frames})
-            text = f"Right of the wipe: {version}."
-        show_update(node, NodeUpdate(node_id(node), "", text, result=result))
-
-
-@contextlib.contextmanager
-def _gone_is_said(node: Node, version: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError, ServerError):
-        restore_menu(node)
-        text = f"There is no {version} in {results_folder(node)} any more. Choose another version."
-        raise NodeError(text) from None
-
-
 Button = Callable[[Node], None]
 
 
 def _button(press: Button) -> Button:
-    """Completes the node first, which may be so new that the timer hasn't; shows errors on it."""
+    """Completes the node first, which may be so new that the timer hasn't, and shows what its
+    menus choose; shows errors on it."""
 
     @functools.wraps(press)
     def run(node: Node) -> None:
         SESSION.complete(node)
         with errors_on(node):
+            show_chosen(node)
             press(node)
 
     return run
@@ -193,6 +157,7 @@ def update(node: Node) -> None:
 
 def _update(node: Node) -> None:
     SESSION.complete(node)
+    show_chosen(node)
     kind, refusal = kind_of(node), ""
     if not kind.gizmo or node_version(node) > NODE_VERSION:
         refusal = "The node is newer than the plugin. Update the plugin."

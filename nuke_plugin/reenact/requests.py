@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple, TypeVar
 
 from reenact import host, ocio, protocol, repairs
+from reenact.chosen import results_folder
 from reenact.errors import NodeError
 from reenact.host import Node
 from reenact.keyframes import TOLERANCE, keyframes
@@ -508,20 +509,6 @@ def version_name(node: Node) -> str:
     """Returns the name of a node's versions: the node's own unless the artist gave one."""
     given = str(host.get(node, "result_name")).strip() or host.name(node)
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in given)
-
-
-def results_folder(node: Node) -> Path:
-    """Returns the folder of a node's versions.
-
-    Raises:
-        NodeError: the folder is relative to a script that was never saved.
-    """
-    folder = Path(str(host.get(node, "folder")))
-    if not folder.is_absolute():
-        raise NodeError("Save the script first, or choose a folder for the results.")
-    if re.search(r"#|%0?\d*[dvV]", folder.as_posix()):
-        raise NodeError(f"Nuke takes the # or % in {folder} for numbers. Choose another folder.")
-    return folder
 
 
 BUILDERS: Dict[str, Callable[[Node, Optional[int]], RunRequest]] = {

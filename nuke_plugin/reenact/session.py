@@ -11,18 +11,18 @@ from threading import Thread
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from reenact import __version__, host, live, protocol, thumbnails
+from reenact.chosen import restore_menu, show_chosen
 from reenact.client import Client
-from reenact.display import fill_menus, show_update
+from reenact.display import show_update
 from reenact.errors import NodeError
-from reenact.files import mark_version, versions_of
+from reenact.files import mark_version
 from reenact.host import Node
-from reenact.kinds import NODE_VERSION, is_alive, kind_of, node_id, node_version
+from reenact.kinds import NODE_VERSION, is_alive, kind_of, node_id, node_version, shown_version
 from reenact.live import LivePreview
-from reenact.queries import ServerQuery
-from reenact.requests import build_request, results_folder
+from reenact.queries import NO_CHOICE, ServerQuery
+from reenact.requests import build_request
 from reenact.runs import BUSY, NodeUpdate, Run, RunRequest
 from reenact.shots import ShotRequest
-from reenact.upstream import shown_version
 from reenact.versions import folder_of
 from reenact.views import ViewsRun, has_views
 
@@ -116,6 +116,7 @@ class Session:
             known.append(node)
         if host.has(node, "ready") and host.get(node, "ready"):
             return
+        show_chosen(node)
         host.set_ready(node)
         host.put(node, "versions", versions_text(node), quiet=True)
         if node_version(node) < 3 and kind_of(node).has_track:
@@ -126,6 +127,14 @@ class Session:
         if host.gui():
             self._restore(node)
         restore_menu(node)
+
+    def forget_files(self) -> None:
+        """Empties the menus of the server's files: a script would keep everybody's names."""
+        for id in self._nodes:
+            node = self._node(id)
+            for knob in ("characters", "styles"):
+                if node is not None and host.has(node, knob):
+                    host.put_choices(node, knob, [NO_CHOICE])
 
     def defer(self, call: Callable[[], None]) -> None:
         """Calls a function from the timer: not inside a callback of the node that it changes."""
@@ -302,7 +311,7 @@ class Session:
         """Shows on the nodes what has happened. Called by the timer.
 
         What goes wrong with one node or message is printed, and the others are shown. Nothing is
-        changed while Nuke renders for us, which may call timers.
+        changed while Nuke renders, which may call timers: a render is of one state of the script.
         """
         if host.is_rendering():
             return
@@ -370,13 +379,6 @@ class Session:
 def server_of(node: Node) -> str:
     """Returns the server that a node names; empty for the one that is found."""
     return str(host.get(node, "server")).strip() if host.has(node, "server") else ""
-
-
-def restore_menu(node: Node) -> None:
-    """Fills the menus of a node's versions: a script does not keep their items."""
-    if host.has(node, "shown_version"):
-        with contextlib.suppress(NodeError, OSError):  # never saved, or a folder that is gone
-            fill_menus(node, versions_of(results_folder(node), node_id(node)))
 
 
 def mark_shown(node: Node) -> None:

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Dict, List, Optional
 
 from reenact import host, shots
+from reenact.chosen import show_chosen
 from reenact.errors import NodeError
 from reenact.host import Node
-from reenact.kinds import FOREIGN, PERSONALIZE, REENACT, REPAIR, kind_of
+from reenact.kinds import FOREIGN, PERSONALIZE, REENACT, kind_of, shown_version
 from reenact.shots import Shot
 from reenact.versions import UPSTREAM
 
@@ -50,6 +51,7 @@ def upstream(node: Node, inputs: Optional[List[Node]] = None) -> Upstream:
             continue
         seen.append(candidate)
         name, kind = host.name(candidate), kind_of(candidate)
+        show_chosen(candidate)
         passes = kind.has_track and shown_version(candidate) == UPSTREAM
         if passes and kind is REENACT:
             passed = name
@@ -120,19 +122,6 @@ def character_of(reenact: Node) -> str:
     if not made:
         raise NodeError(f"{host.name(source)} has no character yet. Submit it first.")
     return made
-
-
-def shown_version(node: Node) -> str:
-    """Returns the version that a node shows: `upstream` for what comes in, empty for none yet.
-
-    A menu may have lost its items, so this is not what the menu shows.
-    """
-    shown = ""
-    if host.has(node, "shown_version"):
-        shown = str(host.get(node, "shown_version"))
-    elif kind_of(node) is REPAIR:  # node version 2
-        shown = str(host.get(node, "version"))
-    return shown or (UPSTREAM if kind_of(node) is REPAIR else "")
 
 
 def shot_above(node: Node) -> Shot:

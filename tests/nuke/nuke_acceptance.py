@@ -124,6 +124,92 @@ def what_nuke_calls_while_a_script_loads():
 
 
 @check
+def nuke_says_when_it_calls_knob_changed():
+    """The report says what the plugin must not rely on; it works either way."""
+    from reenact import nodes
+
+    said, heard = {}, []
+    before = nodes.knob_changed
+    node = made("Reenact")
+    nodes.knob_changed = lambda one, knob: heard.append(knob)
+    try:
+        node["version"].setValues(["upstream", "a_v001"])
+        node["version"].setValue("a_v001")
+        said["by a program"] = [heard.count("version"), node["version"].value()]
+        heard.clear()
+        nuke.undo()
+        said["by undo"] = [heard.count("version"), node["version"].value()]
+    finally:
+        nodes.knob_changed = before
+    return said
+
+
+@check
+def a_script_says_whether_it_keeps_the_items_of_menus():
+    node = made("Reenact")
+    node["version"].setValues(["upstream", "a_v001"])
+    node["version"].setValue("a_v001")
+    node["characters"].setValues(["on the server...", "Jane Roe (12ab34cd)"])
+    path = script_path()
+    nuke.scriptSaveAs(path, 1)  # calls what the plugin has set for onScriptSave, in the GUI
+    with open(path) as file:
+        text = file.read()
+    if nuke.GUI:
+        assert "Jane Roe" not in text, "the names of characters were saved"
+    lines = [line for line in text.splitlines() if " version " in line or "Jane" in line]
+    nuke.scriptClear()
+    nuke.scriptOpen(path)
+    menu = nuke.toNode("Reenact1")["version"]
+    return {"lines": lines, "items": menu.values(), "value": menu.value()}
+
+
+@check
+def a_file_has_its_frame_number_as_the_plugin_takes_it():
+    from reenact import host
+    from reenact.files import Frames
+
+    read = host.inner(made("Reenact"), "Result")
+    pattern = frames(2)
+    host.show_files(read, Frames(pattern, 1, 2))
+    nuke.scriptSaveAs(script_path(), 1)
+    host.show_files(read, Frames(pattern, 1, 2))
+    assert not nuke.modified(), "the same file was written again"
+    read["file"].setValue("/a/b.####.exr")
+    return {"value": read["file"].value(), "as saved": read["file"].toScript()}
+
+
+@check
+def nuke_says_that_it_renders_and_whether_it_calls_timers_meanwhile():
+    from reenact import host
+
+    write, said = made("Write", made("CheckerBoard2")), []
+    path = os.path.join(tempfile.mkdtemp(), "out.%04d.exr").replace("\\", "/")
+    for knob, value in (("file", path), ("file_type", "exr"), ("raw", True)):
+        write[knob].setValue(value)
+    stop = host.every(0.01, lambda: said.append(host.is_rendering())) if nuke.GUI else None
+    try:
+        nuke.execute(write, 1, 20)
+    finally:
+        if stop:
+            stop()
+    assert all(said), "nuke.executing() is False while a Write renders"
+    return {"timers called while Nuke renders": len(said)}
+
+
+@check
+def reads_that_are_not_shown_are_disabled():
+    node, said = made("Reenact"), {}
+    for knob in ("has_result", "has_preview"):
+        node[knob].setValue(True)
+    for show in ("result", "preview"):
+        node["show"].setValue(show)
+        reads = [nuke.toNode(node.name() + "." + n) for n in ("Result", "Preview", "Crops")]
+        said[show] = [bool(read["disable"].value()) for read in reads]
+    assert said == {"result": [False, True, True], "preview": [False, False, True]}, said
+    return {"class of disable": type(node["disable"]).__name__}
+
+
+@check
 def our_progress_does_not_modify_a_script():
     from reenact import host
 
@@ -182,11 +268,12 @@ def new_nodes_declare_no_layer_that_a_show_may_have():
 
 @check
 def the_search_goes_out_of_groups_and_into_them():
-    from reenact import upstream
+    from reenact import display, upstream
 
     reenact = made("Reenact", made("CheckerBoard2"))
     for knob, value in (("track", "/a/t.latents"), ("shown_version", "a")):
         reenact[knob].setValue(value)
+    display.fill_menus(reenact, ["a"])
     group = nuke.createNode("Group", inpanel=False)
     with group:
         first = nuke.createNode("Input", inpanel=False)
@@ -197,6 +284,7 @@ def the_search_goes_out_of_groups_and_into_them():
     assert upstream.upstream(edit).node == reenact
     edit["track"].setValue("/b/t.latents")
     edit["shown_version"].setValue("b")
+    display.fill_menus(edit, ["b"])
     found = upstream.upstream(made("ReenactStyle", group)).node
     assert found == edit, found.fullName()
 

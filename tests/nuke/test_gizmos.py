@@ -144,6 +144,15 @@ def test_a_farm_gets_what_a_render_needs(path: Path) -> None:
                 assert "(frame==parent.preview_frame)" in value
 
 
+@pytest.mark.parametrize("path", [*GIZMOS, *TOOLSETS], ids=lambda p: p.stem)
+def test_no_label_is_longer_than_a_tile(path: Path) -> None:
+    """Also of the nodes inside. Labels with Tcl are measured as they are shown, in the stand-in."""
+    for node in flat(nk_script.parse(path.read_text())):
+        label = node.knob("label")
+        if "[" not in label:
+            assert all(len(line) < nuke_standin.LABEL_LENGTH for line in label.split("\n")), label
+
+
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("path", GIZMOS, ids=lambda p: p.stem)
 def test_a_node_says_which_kind_it_is(path: Path, version: int) -> None:

@@ -117,7 +117,7 @@ def test_a_plate_becomes_frames_under_the_node(
         assert node["keypoint_error"].valueAt(number) == pytest.approx(float(error), rel=1e-5)
     made = sorted(p.name for p in run.glob("*.exr"))
     assert made == [f"anna_v001.{n}.exr" for n in range(FIRST, FIRST + 3)]
-    assert node.node("Result")["file"].value() == f"{run.as_posix()}/anna_v001.####.exr"
+    assert node.node("Result")["file"].value() == f"{run.as_posix()}/anna_v001.%04d.exr"
 
     exr = ImageBuf(str(run / made[0]))
     # The plate is an sRGB file; the result is in the script's working space.
@@ -205,6 +205,7 @@ def test_a_scan_becomes_a_character_that_the_next_node_finds(
     session.press(driving, "list_characters")
     session.pump(lambda: len(driving["characters"].values()) > 1, 60, "the list")
     session.set(driving, "characters", driving["characters"].values()[1])
+    assert driving["characters"].values() == ["on the server..."]  # and nobody's name is saved
     session.pump(lambda: "is here" in driving["state"].value(), 60, "the character")
     fetched = Path(driving["character"].value())
     assert fetched.parent == tmp_path / "reenact" / "characters"

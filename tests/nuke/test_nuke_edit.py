@@ -225,7 +225,7 @@ def test_keys_of_sliders_become_amounts_of_frames_and_edits_stack(
     assert not moved[:, 8:].any()
 
     plain, over = session.look(node, 1003), node.node("Result")["file"].value()
-    assert over == f"{run.as_posix()}/ReenactEdit1_v001.####.exr"
+    assert over == f"{run.as_posix()}/ReenactEdit1_v001.%04d.exr"
     assert not np.array_equal(plain["red"], session.look(reenact, 1003)["red"])
     session.set(node, "output_as", "over the plate")
     outside, merged = plain["alpha"] == 0, session.look(node, 1003)

@@ -1,6 +1,7 @@
 """Tests what Nuke does with a script around our nodes: loads, renders, copies, clones, updates."""
 
 import ast
+import itertools
 import os
 import re
 import subprocess
@@ -19,7 +20,7 @@ from hypothesis import given as examples_of
 from hypothesis import settings
 from hypothesis import strategies as st
 from nk_script import substitute
-from nuke_session import copy_of, plugin, read_node, under, whole, work
+from nuke_session import copy_of, plugin, read_node, under, until_said, whole, work
 from nuke_standin import Node, Session
 from PySide6.QtCore import QTimer
 from PySide6.QtWidgets import QMessageBox
@@ -229,6 +230,128 @@ def test_a_preview_is_seen_on_its_frame_only_and_never_rendered(
     session.set(node, "output_as", "RGBA premultiplied")
     session.module.execute(write_of(session, node, tmp_path / "out"), 1002, 1002)
     assert oiio.ImageBuf(str(tmp_path / "out" / "comp.1002.exr")).getpixel(0, 0)[0] == 1002
+
+
+def without_disabled_reads(text: str) -> str:
+    """Returns the text of a gizmo of node version 4, whose Reads are never disabled."""
+    text = re.sub(r"^  disable \{\{1-parent\.has_.*\n", "", text, flags=re.M)
+    return text.replace("node_version 5", "node_version 4")
+
+
+STATES = {
+    **{"has_result": (False, True), "has_preview": (False, True), "show": (0, 1)},
+    **{"has_compare": (False, True), "has_crops": (False, True), "output_as": (0, 3)},
+}
+SHEETS = {"has_result": (False, True), "show": (0, 1, 2)}
+
+
+@pytest.mark.parametrize("kind", JOB_NODES)
+def test_no_read_that_is_not_shown_offers_pictures_of_a_person(
+    session: Session, frames: str, tmp_path: Path, kind: str
+) -> None:
+    """Submitters to farms upload the files of every node, in groups too, that is not disabled."""
+    text = (ROOT / "gizmos" / f"{kind}.gizmo").read_text()
+    states = SHEETS if kind == "ReenactPersonalize" else STATES
+    nodes = []
+    for one in (text, without_disabled_reads(text)):
+        session._read_text(one.replace(f" name {kind}\n", f" name {kind}{len(nodes) + 1}\n", 1))
+        nodes.append(session._root._children[-1])
+        whole(session, nodes[-1])
+        for i in range(2):
+            nodes[-1].setInput(i, read_node(session, frames, FIRST, FIRST))
+            nodes[-1].input(i)["raw"].setValue(True)
+    now, before = nodes
+    reads = [child for child in now.nodes() if child.Class() == "Read"]
+    for i, read in enumerate(reads):
+        path, grey = tmp_path / f"{read.name()}.exr", np.full((SIZE, SIZE, 4), i + 2, np.float32)
+        write_exr(path, grey, half=False, layers={"reenact_render": grey[..., :3] + 10})
+        for node in nodes:
+            one = node.node(read.name())
+            plugin("host").show_files(one, Frames(str(path), FIRST, FIRST + 1, still=True))
+            one["raw"].setValue(True)
+    drawn: list[Node] = []
+    draw = session._read
+    with patch.object(session, "_read", lambda one, frame: drawn.append(one) or draw(one, frame)):
+        for state in itertools.product(*states.values()):
+            for node in nodes:
+                for knob, value in zip(states, state, strict=True):
+                    node[knob].setValue(value)
+                if node.knob("preview_frame"):
+                    node["preview_frame"].setValue(FIRST)
+            drawn.clear()
+            for frame in (FIRST, FIRST + 1):
+                seen, wanted = session.look(now, frame), session.look(before, frame)
+                assert sorted(seen) == sorted(wanted)
+                for channel, pixels in seen.items():
+                    np.testing.assert_array_equal(pixels, wanted[channel], f"{state} {channel}")
+            offered = {read for read in reads if not read["disable"].value()}
+            assert {read for read in reads if read in drawn} <= offered, state
+            crops = now.node("Crops")
+            if crops in drawn:  # instead of the others, which are of the same person
+                offered &= {crops}
+            assert offered <= {*drawn}, state
+
+
+def test_what_happens_while_the_artist_renders_is_shown_afterwards(
+    session: Session, frames: str, tmp_path: Path
+) -> None:
+    """A render processes events, and timers with them."""
+    node = under(session, "Reenact", read_node(session, frames, FIRST, FIRST))
+    node.input(0)["raw"].setValue(True)
+    show(session, node, "Result", frames, [1001, 1002, 1004])
+    write = write_of(session, node, tmp_path / "out")
+    late, seen = update_of(node, text="Late.", knobs={"has_result": False}), []
+    rendered = session._picture
+
+    def picture(*of: object) -> object:
+        if not seen:
+            work().updates.put(late)
+            work()._watch()
+        time.sleep(0.15)  # two frames take longer than the timer's interval
+        session._app.processEvents()
+        seen.append((session.module.executing(), node["state"].value()))
+        return rendered(*of)
+
+    with patch.object(session, "_picture", picture):
+        session.module.execute(write, 1001, 1002)
+    assert len(seen) > 3
+    assert {*seen} == {(True, "Not submitted.")}
+    values = []
+    for number in (1001, 1002):
+        values.append(oiio.ImageBuf(str(tmp_path / f"out/comp.{number}.exr")).getpixel(0, 0)[0])
+    assert values == [1001, 1002]
+    until_said(session, node, "Late.")
+    assert not node["has_result"].value()
+
+
+def test_the_same_frames_again_change_nothing(
+    session: Session, frames: str, tmp_path: Path
+) -> None:
+    node = under(session, "Reenact", read_node(session, frames, FIRST, LAST))
+    show(session, node, "Result", frames, [1001, 1002, 1004])
+    file = node.node("Result")["file"]
+    assert file.value() == frames.replace("####", "%04d")
+    for written in (file.toScript(), frames):  # as today's plugin writes it, and as older ones did
+        file.fromScript(written)
+        saved(session, tmp_path)
+        show(session, node, "Result", frames, [1001, 1002, 1004])
+        assert not session.module.modified()
+        assert file.toScript() == written
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_script_names_nobody_whom_the_server_knows(
+    session: Session, tmp_path: Path, keeps: bool
+) -> None:
+    session.keeps_items = keeps
+    nodes = [under(session, "Reenact"), under(session, "ReenactStyle")]
+    for node, knob in zip(nodes, ("characters", "styles"), strict=True):
+        choices = {knob: ["on the server...", "Jane Roe (12ab34cd)"]}
+        work().updates.put(update_of(node, choices=choices))
+    work().drain()
+    assert nodes[0]["characters"].values()[1:] == ["Jane Roe (12ab34cd)"]
+    assert "Jane" not in saved(session, tmp_path).read_text()
+    assert not session.module.modified()
 
 
 def test_outside_its_range_and_in_its_gaps_a_result_is_black(session: Session, frames: str) -> None:
@@ -584,7 +707,7 @@ def test_nodes_of_the_version_before_are_updated_and_render_the_same(
     new = [nuke.toNode(name) for name in kept]
     for node in new:
         assert node not in old
-        assert node["node_version"].value() == 4
+        assert node["node_version"].value() == 5
         for knob, value in kept[node.name()].items():
             assert node[knob]._text() == value, knob
     assert [node.node("Result")["file"].value() for node in new[:2]] == files
@@ -634,9 +757,14 @@ def test_an_update_keeps_what_the_artist_has_done_to_a_node(session: Session, ki
     if kind != "ReenactComp":
         whole(session, node)
     node.readKnobs(ADDED if kind == "Reenact" else ADDED.replace("handles", "node_version"))
-    own = {"disable": "true", "note_font_size": "40", "hide_input": "true"}
+    own = {
+        **{"disable": "{frame>1002}", "note_font_size": "40", "note_font": "Verdana Bold"},
+        **{"hide_input": "true", "useLifetime": "true", "lifetimeEnd": "1003"},
+        **{"lifetimeStart": "1001", "note_font_color": "0xff00ff", "gl_color": "0xff"},
+    }
     for knob, value in own.items():
         node[knob].fromScript(value)
+    node["indicators"].fromScript("5")  # Nuke's own: what its tile shows
     session.set(node, "tile_color", 0x00FF00FF)
     names = words_of(ADDED)
     values = {name: node[name]._text() for name in names}
@@ -654,6 +782,7 @@ def test_an_update_keeps_what_the_artist_has_done_to_a_node(session: Session, ki
     factor.setValue(7)
     assert new["twice"].value() == 14
     assert {knob: new[knob]._text() for knob in own} == own
+    assert new["indicators"].value() == 0
     assert new["tile_color"].value() == 0x00FF00FF
     session.press(new, "say")
     assert session.messages == ["said"]
@@ -713,18 +842,25 @@ def group_with(session: Session, child: str, source: Node | None) -> tuple[Node,
     return group, made
 
 
+def hands_on(node: Node, track: str, version: str) -> None:
+    """Has a node show a version."""
+    for knob, value in {"track": track, "shown_version": version}.items():
+        node[knob].setValue(value)
+    plugin("display").fill_menus(node, [version])
+
+
 def test_the_search_goes_out_of_groups_and_into_them(session: Session, frames: str) -> None:
     upstream = plugin("upstream").upstream
     read = read_node(session, frames, FIRST, LAST)
     reenact = under(session, "Reenact", read)
-    for knob, value in {"track": "/a/t.latents", "shown_version": "a", "character": "/a"}.items():
-        reenact[knob].setValue(value)
+    hands_on(reenact, "/a/t.latents", "a")
+    reenact["character"].setValue("/a")
     group, edit = group_with(session, "ReenactEdit", under(session, "Blur", reenact))
     assert upstream(edit).node is reenact
     below = under(session, "ReenactStyle", under(session, "Blur", group))
     with pytest.raises(Exception, match=r"Shot.ReenactEdit has no latent track yet"):
         upstream(below)
-    edit["track"].setValue("/b/t.latents")
+    hands_on(edit, "/b/t.latents", "b")
     assert upstream(below).node is edit
     group["disable"].setValue(True)
     assert upstream(below).node is reenact
@@ -734,8 +870,7 @@ def test_the_search_goes_out_of_groups_and_into_them(session: Session, frames: s
     # A clone has the name of the other one, and what is connected to it is its own.
     reenact["track"].setValue("")
     solved = under(session, "Reenact", read)
-    for knob, value in {"track": "/c/t.latents", "shown_version": "c"}.items():
-        solved[knob].setValue(value)
+    hands_on(solved, "/c/t.latents", "c")
     empty = session.module.createNode("Blur")
     clone = session.clone(empty)
     clone.setInput(0, solved)
@@ -790,8 +925,7 @@ def test_a_busy_disk_does_not_hold_nuke_up(
     folder = Path(frames).parent
     (folder / "track.latents").write_bytes(b"a track")
     show(session, node, "Result", frames, [1001, 1002, 1004])
-    for knob, value in {"track": folder / "track.latents", "shown_version": folder.name}.items():
-        node[knob].setValue(str(value))
+    hands_on(node, str(folder / "track.latents"), folder.name)
     slept: list[float] = []
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: (slept.append(0), time.sleep(1), fsync(file)))

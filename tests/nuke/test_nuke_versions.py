@@ -131,10 +131,11 @@ def same(a: Picture, b: Picture) -> None:
 # -- choosing ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize(("which", "keeps"), [(0, True), (1, True), (1, False)])
 def test_each_version_is_shown_and_handed_on_also_after_opening(
-    session: Session, shot: tuple[Node, Node], tmp_path: Path, which: int
+    session: Session, shot: tuple[Node, Node], tmp_path: Path, which: int, keeps: bool
 ) -> None:
+    session.keeps_items = keeps
     node, path = shot[which], tmp_path / "shot" / "shot.nk"
     names = [f"{node.name()}_v001", f"{node.name()}_v002"]
     assert node["version"].values() == ["upstream", *names]
@@ -161,9 +162,11 @@ def test_each_version_is_shown_and_handed_on_also_after_opening(
     shows(session, node, names[0])
 
 
+@pytest.mark.parametrize("keeps", [True, False])
 def test_upstream_passes_on_what_comes_in(
-    session: Session, shot: tuple[Node, Node], tmp_path: Path
+    session: Session, shot: tuple[Node, Node], tmp_path: Path, keeps: bool
 ) -> None:
+    session.keeps_items = keeps
     reenact, edit = shot
     below = under(session, "ReenactStyle", edit)
     upstream = plugin("upstream")
@@ -184,6 +187,108 @@ def test_upstream_passes_on_what_comes_in(
     new = under(session, "ReenactEdit", under(session, "ReenactEdit", edit))
     with pytest.raises(NodeError, match="ReenactEdit2 has no latent track yet"):
         upstream.upstream(new)
+
+
+def whole_state(session: Session, node: Node) -> dict[str, object]:
+    """Returns what a node shows and says."""
+    knobs = ("version", "shown_version", "track", "state", "tile", "has_crops", "compare")
+    inside = {n: node.node(n)["file"].toScript() for n in ("Result", "Crops", "Compare")}
+    return {k: node[k]._text() for k in (*knobs, "compared_version", "has_compare")} | inside
+
+
+@pytest.mark.parametrize("calls", [True, False])
+def test_undo_takes_back_all_that_follows_a_choice(
+    session: Session, shot: tuple[Node, Node], calls: bool
+) -> None:
+    node = shot[0]
+    session.calls_for_programs = calls
+    errors = node["keypoint_error"]._text()
+    states = [whole_state(session, node)]
+    for knob, value in (
+        *(("version", "Reenact1_v001"), ("compare", "Reenact1_v002")),
+        *(("version", "upstream"), ("version", "Reenact1_v002"), ("compare", "nothing")),
+    ):
+        steps = len(session._undo)
+        session.set(node, knob, value)
+        assert len(session._undo) == steps + 1
+        states.append(whole_state(session, node))
+        assert states[-1] != states[-2]
+    for state in reversed(states[:-1]):
+        steps = len(session._undo)
+        session.module.undo()
+        assert whole_state(session, node) == state
+        assert len(session._undo) == steps - 1
+    assert node["keypoint_error"]._text() == errors
+    shows(session, node, "Reenact1_v002")
+
+
+@pytest.mark.parametrize("calls", [True, False])
+def test_a_choice_that_nuke_does_not_tell_of_is_shown_where_it_matters(
+    session: Session, shot: tuple[Node, Node], calls: bool
+) -> None:
+    """A program may set the menus, and an undo of the menu alone does the same."""
+    reenact, edit = shot
+    session.calls_for_programs = calls
+    folder = Path(reenact["track"].value()).parents[1]
+    reenact["version"].setValue("Reenact1_v001")
+    assert (reenact["shown_version"].value() == "Reenact1_v001") == calls
+    above = plugin("upstream").upstream(edit)  # as every request of a node below asks for it
+    assert above.track == (folder / "Reenact1_v001" / "track.latents").as_posix()
+    shows(session, reenact, "Reenact1_v001")
+    edit["version"].setValue("ReenactEdit1_v001")
+    edit["compare"].setValue("ReenactEdit1_v002")
+    session.press(edit, "create_read")
+    assert edit["compared_version"].value() == "ReenactEdit1_v002"
+    edit["compare"].setValue("nothing")
+    session.press(edit, "create_read")
+    shows(session, edit, "ReenactEdit1_v001")
+    read = session.module.toNode(edit["read_name"].value())
+    assert "ReenactEdit1_v001" in read["file"].value()
+    reenact["version"].setValue("upstream")
+    with pytest.raises(NodeError, match="Reenact1 shows what comes in"):
+        plugin("upstream").upstream(reenact, [reenact])
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_terminal_shows_what_a_program_chooses(made: Path, tmp_path: Path, keeps: bool) -> None:
+    open_folder = tmp_path / "shot"
+    for gui in (True, False):
+        with nuke_standin.running(gui) as session:
+            session.keeps_items = keeps
+            if gui:
+                open_copy(session, made, open_folder)
+                ready(session, session.module.toNode("ReenactEdit1"))
+                session.module.scriptSaveAs(str(open_folder / "shot.nk"), True)
+                continue
+            session.module.scriptOpen(str(open_folder / "shot.nk"))
+            reenact, edit = (session.module.toNode(n) for n in ("Reenact1", "ReenactEdit1"))
+            track = reenact["track"].value()
+            assert plugin("upstream").upstream(edit).track == track  # no menu says otherwise
+            if keeps:
+                reenact["version"].setValue("Reenact1_v001")
+                track = track.replace("Reenact1_v002", "Reenact1_v001")
+            session.press(edit, "create_read")
+            assert plugin("upstream").upstream(edit).track == track
+            assert edit["version"].value() == "ReenactEdit1_v002"
+
+
+@pytest.mark.parametrize("which", ["gone", "never saved"])
+def test_a_menu_says_what_is_shown_where_the_versions_are_not_to_be_had(
+    session: Session, shot: tuple[Node, Node], tmp_path: Path, which: str
+) -> None:
+    """Otherwise the next button would show what comes in."""
+    session.keeps_items = False
+    path, edit = tmp_path / "shot" / "shot.nk", shot[1]
+    if which == "gone":
+        edit["folder"].setValue((tmp_path / "offline").as_posix())
+    else:
+        edit["folder"].setValue("relative")
+    track = edit["track"].value()
+    edit["version"]._given = ["upstream"]  # as its gizmo defines it
+    edit = reopened(session, edit, path)
+    assert edit["version"].values() == ["upstream", "ReenactEdit1_v002"]
+    session.press(edit, "create_read")
+    assert (edit["version"].value(), edit["track"].value()) == ("ReenactEdit1_v002", track)
 
 
 @pytest.mark.parametrize("knob", ["version", "compare"])
@@ -249,6 +354,7 @@ def test_a_copy_lists_what_it_shows_and_makes_versions_of_its_own(
 def test_two_versions_are_compared_in_the_viewer_and_not_in_a_render(
     session: Session, shot: tuple[Node, Node], tmp_path: Path, which: int
 ) -> None:
+    session.keeps_items = which == 0
     node, folder = shot[which], tmp_path / "shot" / "reenact"
     old, new = (f"{node.name()}_v00{n}" for n in (1, 2))
     assert node["compare"].values() == ["nothing", old, new]
@@ -373,6 +479,7 @@ def test_a_read_of_the_version_is_put_below_and_set_again(
         **dict.fromkeys(("last", "origlast"), LAST),
         **dict.fromkeys(("before", "after"), "black"),
         **dict.fromkeys(("raw", "origset"), True),
+        "localizationPolicy": "off",
         "label": "ReenactEdit1\nReenactEdit1_v002",
     }
     assert {knob: read[knob].value() for knob in values} == values

@@ -119,7 +119,7 @@ def test_both_views_are_one_version_and_each_is_seen_in_its_own(
     node, version = shot
     assert sorted(p.name for p in version.iterdir() if p.is_dir()) == ["left", "right"]
     file = node.node("Result")["file"].value()
-    assert file == f"{version.as_posix()}/%V/Reenact1_v001.%V.####.exr"
+    assert file == f"{version.as_posix()}/%V/Reenact1_v001.%V.%04d.exr"
     assert node["version"].values() == ["upstream", "Reenact1_v001"]
     assert Path(node["track"].value()) == version / "left" / "track.latents"
     for view in VIEWS:

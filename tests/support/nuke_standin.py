@@ -10,6 +10,10 @@ catches it. Every change of a knob is noted as a modification of the script. Lab
 Tcl, text in their knobs too. Layers exist once a script declares them or a Read has read them, and
 no node is made that names another one of ours. Clones share their knobs, the name too.
 
+While a script renders, events are processed. A File knob's value has `%04d` for `####`. Nuke's
+documentation does not settle whether a script keeps the items that a menu was given (`keeps_items`)
+and whether knobChanged is called for changes by a program (`calls_for_programs`): tests do both.
+
 It can't show how Nuke draws, caches, schedules and licenses (`nuke_acceptance.py`).
 """
 
@@ -49,7 +53,17 @@ builtins.__import__ = _plain_import  # without Qt's hook, which disturbs other t
 Picture = dict[str, np.ndarray]  # channel -> [H, W], over the format
 
 # The plugin's modules that import Nuke, directly or through each other.
-KNOW_NUKE = ("host", "kinds", "upstream", "requests", "display", "session", "nodes", "panel")
+KNOW_NUKE = (
+    "host",
+    "kinds",
+    "chosen",
+    "upstream",
+    "requests",
+    "display",
+    "session",
+    "nodes",
+    "panel",
+)
 
 CLASSES = json.loads((Path(__file__).parent / "nuke_knobs.json").read_text())
 
@@ -94,7 +108,9 @@ def knows(kind: str, knob: str) -> bool:
     """Returns whether a native node of a class is known to have a knob."""
     seen = CLASSES.get(kind, {})
     names = {*seen.get("knobs", ()), *seen.get("also_seen_in_scripts", ())}
-    return knob in names or knob in EVERYWHERE or knob in DOCUMENTED.get(kind, {})
+    return (
+        knob in names or knob in EVERYWHERE or knob in _COMMON or knob in DOCUMENTED.get(kind, {})
+    )
 
 
 class _Main:
@@ -124,6 +140,7 @@ FLAGS = {
 TO_SCRIPT, WRITE_NON_DEFAULT_ONLY, WRITE_USER_KNOB_DEFS = 1, 4, 8
 # Layers of our frames, of today and of earlier versions.
 OUR_LAYERS = {in_file(name, names) for name in CHANNELS for names in (PLAIN, NEWEST)}
+FORMAT = (1080, 1920)  # of root, which what has no input has
 LABEL_LENGTH = 40  # characters of a line of a label, which Nuke does not wrap
 
 
@@ -186,20 +203,33 @@ class Knob(_Main):
         return self._text()
 
     def fromScript(self, text):
+        self._undoable()
         self._set_text(text)
         self._modify()
+
+    def _undoable(self) -> None:
+        """Notes how it is now, for undo."""
+        before = self._value, self._keys, self._expression
+
+        def back() -> None:
+            self._value, self._keys, self._expression = before
+            if self._node._session.calls_for_programs:
+                self._node._session._knob_changed(self._node, self)
+
+        if self._node is not None:
+            self._node._session._undoable(back)
 
     def _checked(self, value):
         return value
 
     def _set(self, value) -> None:
         before = self._value
+        self._undoable()
         self._value, self._keys, self._expression = value, {}, ""
         if self._node is not None:
             session = self._node._session
             session._modified = True  # also if the value is the same
-            session._undoable(lambda: setattr(self, "_value", before))
-            if value != before:
+            if value != before and (session._by_artist or session.calls_for_programs):
                 session._knob_changed(self._node, self)
 
     def _set_text(self, text: str) -> None:
@@ -249,7 +279,8 @@ class EvalString_Knob(String_Knob):
 
 
 class File_Knob(EvalString_Knob):
-    pass
+    def value(self):
+        return re.sub(r"#+", lambda found: f"%0{len(found[0])}d", self._value)
 
     def _localised(self, path: str) -> str:
         """A Read's file evaluates to the local copy once there is one, and it may be used."""
@@ -369,6 +400,14 @@ class Boolean_Knob(Array_Knob):
         return text if text.startswith("{") else text.lower()  # an expression keeps its names
 
 
+class Disable_Knob(Boolean_Knob):
+    pass
+
+
+class Font_Knob(Knob):
+    pass
+
+
 class XY_Knob(Array_Knob):
     _default = ("0", "0")  # each axis as text: a number, or a curve
 
@@ -421,7 +460,7 @@ class Enumeration_Knob(Unsigned_Knob):
     _default: object = ""
 
     def __init__(self, name: str, label: str = "", items: tuple[str, ...] = ()) -> None:
-        self._items = list(items)
+        self._items, self._given = list(items), list(items)  # _given: by its definition
         super().__init__(name, label)
         self._value = self._items[0] if self._items else ""
 
@@ -448,7 +487,7 @@ class Enumeration_Knob(Unsigned_Knob):
         return self._items.index(self._value)
 
     def _set_text(self, text: str) -> None:
-        # A script does not keep the items that were set later: Nuke then shows the first.
+        # Where the script has not kept the items that were set later, Nuke shows the first.
         self._value = text if text in self._items else self._items[0]
 
     def _text(self) -> str:
@@ -473,7 +512,7 @@ class _Colorspace_Knob(Enumeration_Knob):
         )
 
 
-class Color_Knob(Unsigned_Knob):  # tile_color: one number
+class ColorChip_Knob(Unsigned_Knob):  # tile_color and the like: one number
     def _text(self) -> str:
         return hex(self._value)
 
@@ -526,6 +565,7 @@ def user_knob(definition: str) -> Knob:
             else:
                 knob._items = words(rest[i])
                 knob._value = knob._items[0]
+                knob._given = list(knob._items)
         else:
             raise nk_script.BadScript(f"{name}: what is {word}?")
         i += 1
@@ -539,10 +579,24 @@ def _user_definition(knob: Knob) -> str:
     if isinstance(knob, (PyScript_Knob, Text_Knob, Link_Knob)):
         made += ["T", str(knob._value)]
     if isinstance(knob, Enumeration_Knob):
-        made += ["M", " ".join(map(quote, knob._items))]
+        items = knob._items if _session.keeps_items else knob._given
+        made += ["M", " ".join(map(quote, items))]
     made += rest + [f"+{flag}" for flag in sorted(knob._flags)]
     return " ".join(map(quote, made))
 
+
+# Knobs of every node whose types matter: Nuke's stubs, and `Node.knobs` of Nuke 17 in _SCAN. The
+# last ones hold what Nuke keeps for itself.
+_COMMON: dict[str, type[Knob]] = {
+    "disable": Disable_Knob,
+    **dict.fromkeys(("selected", "hide_input", "useLifetime", "dope_sheet"), Boolean_Knob),
+    **dict.fromkeys(("postage_stamp", "cached", "bookmark"), Boolean_Knob),
+    **dict.fromkeys(("lifetimeStart", "lifetimeEnd"), Array_Knob),
+    **dict.fromkeys(("tile_color", "gl_color", "note_font_color"), ColorChip_Knob),
+    "note_font": Font_Knob,
+    **dict.fromkeys(("xpos", "ypos"), Int_Knob),
+    "indicators": Unsigned_Knob,
+}
 
 # Types and defaults of native knobs that are used; others keep their text.
 _NATIVE: dict[str, dict[str, Callable[[str], Knob]]] = {
@@ -568,7 +622,6 @@ _NATIVE: dict[str, dict[str, Callable[[str], Knob]]] = {
     "Write": {
         "file": File_Knob,
         **dict.fromkeys(("raw", "create_directories", "use_limit"), Boolean_Knob),
-        "disable": Boolean_Knob,
     },
     "Switch": {"which": Double_Knob},
     "Tracker4": {"tracks": _TracksKnob},
@@ -623,20 +676,15 @@ class Node:
             return self._knobs[name]
         if not knows(self._kind, name) or name == "inputs":
             return None
-        knob = _NATIVE.get(self._kind, {}).get(name, String_Knob)(name)
-        if name == "tile_color":
-            knob = Color_Knob(name)
-        elif name in ("disable", "selected", "hide_input"):
-            knob = Boolean_Knob(name)
-        elif name in ("xpos", "ypos"):
-            knob = Int_Knob(name)
+        knob = {**_COMMON, **_NATIVE.get(self._kind, {})}.get(name, String_Knob)(name)
         knob._value = _DEFAULTS.get((self._kind, name), knob._value)
         knob._node = self
         self._knobs[name] = knob
         return knob
 
     def knobs(self):
-        return dict(self._knobs)
+        common = {n: kind(n) for n, kind in _COMMON.items() if n not in self._knobs}
+        return {**common, **self._knobs}  # also those that nobody has asked for yet
 
     def addKnob(self, knob):
         (number,) = [n for n, kind in _USER.items() if type(knob) is kind]
@@ -734,7 +782,7 @@ class Node:
         try:
             return Format(self._session._picture(self, self._session._frame)["red"].shape)
         except RuntimeError:  # no such file
-            return Format((1080, 1920))
+            return Format(FORMAT)
 
     def metadata(self):
         return self._session._metadata(self)
@@ -841,6 +889,9 @@ class Session:
         self._running: list[Knob] = []
         self._load_calls: list[Callable[[], None]] = []
         self._close_calls: list[Callable[[], None]] = []
+        self._save_calls: list[Callable[[], None]] = []
+        self.calls_for_programs = True  # whether knobChanged is called for those, and for undo
+        self.keeps_items = True  # whether scripts have the items that menus of a user were given
         self._main_calls: list[Callable[[], object]] = []
         self.plugin_path: list[Path] = []
         self.said: list[str] = []  # on the terminal
@@ -880,7 +931,9 @@ class Session:
             "filenameFilter": self._filter,
             "createNode": self._create_node,
             "delete": self._delete,
+            "addOnScriptSave": self._save_calls.append,
             "execute": self._execute,
+            "executing": lambda: self._rendering,
             "executeInMainThread": self._later,
             "executeInMainThreadWithResult": self._now,
             "frame": self._at,
@@ -947,10 +1000,12 @@ class Session:
     def set(self, node: Node, knob: str, value: object) -> None:
         """Changes a knob as the artist does."""
         self._by_artist = True
+        self._begin_undo("")
         try:
             self._held(lambda: node[knob].setValue(value))
         finally:
             self._by_artist = False
+            self._end_undo()
 
     def clone(self, node: Node) -> Node:
         """Clones a node (Alt+K): it shares all knobs but its place, and so its name."""
@@ -1103,7 +1158,7 @@ class Session:
         name, begun = self._undo_begun.pop()
         steps = self._undo[begun:]
         self._undo[begun:] = [lambda: [step() for step in reversed(steps)]] * bool(steps)
-        self.undo_names += [name] * bool(steps)
+        self.undo_names += [name] * bool(steps and name)
 
     def _undo_one(self) -> None:
         back = self._undo.pop()
@@ -1237,6 +1292,8 @@ class Session:
     def _save(self, path: str, overwrite: bool = False) -> None:
         if Path(path).exists() and not overwrite:
             raise RuntimeError(f"{path} exists")
+        for call in self._save_calls:
+            call()
         self._root["name"]._value = path
         self._modified = False
         root = self._statement(self._root, {})
@@ -1333,10 +1390,12 @@ class Session:
         text = node["knobChanged"].value() if node.knob("knobChanged") else ""
         if text and knob not in self._running and knob._name not in ("knobChanged", "onCreate"):
             self._running.append(knob)
+            by_artist, self._by_artist = self._by_artist, False
             try:
                 self._run(text, node, knob)
             finally:
                 self._running.pop()
+                self._by_artist = by_artist
 
     def _tcl_values(self, node: Node) -> dict[str, str]:
         root = self._root["name"].value()
@@ -1384,7 +1443,7 @@ class Session:
             else:
                 which = int(node["which"].value()) if node._kind == "Switch" else 0
                 node = node.input(which)
-        if node is None:
+        if node is None or node["disable"].value():
             return {}
         spec = oiio.ImageBuf(node["file"].evaluate(self._frame)).spec()
         return {f"exr/{a.name}": a.value for a in spec.extra_attribs}
@@ -1429,6 +1488,8 @@ class Session:
                     rgb = rgb[::2, ::2]
                 half = write["datatype"].value() == "16 bit half"
                 write_exr(path, np.ascontiguousarray(rgb), half=half)
+                if self._gui:
+                    self._app.processEvents()  # as for Nuke's progress bar
         finally:
             self._frame, self._drawn, self._rendering = before, None, False
             self._view = self._views[0]
@@ -1445,6 +1506,8 @@ class Session:
     def _draw(self, node: Node, frame: int) -> Picture:
         kind, sources = node._kind, node._inputs
         if kind == "Read":
+            if node["disable"].value():
+                return dict.fromkeys(("red", "green", "blue", "alpha"), np.zeros(FORMAT))
             return self._read(node, frame)
         if node["disable"].value():
             return self._picture(sources[0], frame)
@@ -1514,7 +1577,7 @@ class Session:
         paths = (node["file"].evaluate(number) for number in range(first, last + 1))
         existing = next((path for path in paths if path and Path(path).exists()), None)
         full = oiio.ImageBuf(existing).roi_full if existing else None
-        shape = (full.height, full.width) if full is not None else (1080, 1920)
+        shape = (full.height, full.width) if full is not None else FORMAT
         return {c: np.zeros(shape, np.float32) for c in ("red", "green", "blue", "alpha")}
 
 
