@@ -144,7 +144,8 @@ def _confirm(
     turned[:, 4] += torch.arange(4, device=roi.device) * (math.pi / 2)
     looks = _looks(image, detector, turned)
     like_face = looks.score.topk(3).values.mean() >= _TURNED_LOOKS_SCORE
-    enough = torch.where(looks.roi[:, 2] < _SMALL, _SMALL_LOOK_SCORE, LOOK_SCORE)
+    small = (looks.roi[:, 2] < _SMALL) & (looks.score > 0).all()
+    enough = torch.where(small, _SMALL_LOOK_SCORE, LOOK_SCORE)
     sure = (looks.score >= enough) & like_face
     if own is None or own.score <= MESH_SCORE:
         best = _best(mesh, image, looks.roi[sure])
