@@ -106,11 +106,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
-        temporary.touch()  # with the mode of the umask
-        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
-        if stat.S_IMODE(temporary.stat().st_mode) != mode:  # safetensors writes private files
-            temporary.chmod(mode)
         _flush(temporary, os.O_RDWR)
         os.replace(temporary, path)
     except BaseException:
@@ -118,11 +114,6 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         raise
     if os.name == "posix":  # Windows has no handle for a folder
         _flush(path.parent, os.O_RDONLY)
-
-
-def printable(text: str) -> str:
-    """Returns text that may hold names of files as Unicode: bytes that are none become escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def next_version(path: str | Path) -> Path:

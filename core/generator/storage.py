@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from core.base import container
@@ -60,7 +60,7 @@ def save_generator(
     }
     check_for_writing(path, tensors)
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, entries)
+        temporary.write_bytes(save(tensors, entries))  # save_file's files are private
 
 
 def load_generator(path: str | Path) -> tuple[Generator, dict[str, str]]:

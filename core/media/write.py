@@ -15,7 +15,8 @@ import numpy as np
 import OpenImageIO as oiio
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
-from core.base.files import atomic_write, printable
+from core.base.files import atomic_write
+from core.base.text import printable
 from core.media.clip import Window
 from core.media.errors import WriteFailedError, check_finite, first_sentence
 from core.media.headers import encoded, last_error
@@ -252,7 +253,7 @@ def _write_exr(path: Path, spec: oiio.ImageSpec, pixels: np.ndarray) -> None:
 def _set_attribute(spec: oiio.ImageSpec, name: str, value: object) -> None:
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, str):  # names of files need not be Unicode
-        spec.attribute(name, printable(value))
+        spec.attribute(name, printable(value, lines=True))
     elif isinstance(value, (bool, int, float)):
         spec.attribute(name, int(value) if isinstance(value, bool) else value)
     elif name in _ATTRIBUTE_TYPES:

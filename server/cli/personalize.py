@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from reenact import protocol
 
+from core.media.outputs import check_outputs
 from server.cli import options
 from server.cli.reporting import Report
 from server.cli.running import run_task
@@ -64,13 +65,20 @@ def personalize(given: Options) -> None:
 
     report, output = Report(given.json), given.output
     options.check_suffix(output, ".character")
+    clip = open_clip(given.scan, colour_space=given.colour_space)
+    reconstruction = output.with_name(f"{output.stem}_reconstruction.png")
+    inputs = {"scan": clip, "base": given.base, "encoder": given.encoder}
+    outputs = {
+        "character": output,
+        "selection.png": output.with_name(f"{output.stem}_selection.png"),
+        "reconstruction.png": reconstruction,
+    }
+    check_outputs(outputs, inputs)
     if given.base is not None:
         from core.generator.storage import read_generator_header
 
         read_generator_header(given.base)  # before the scan is read, and anything is sent
-    clip = open_clip(given.scan, colour_space=given.colour_space)
     common.note_clip(clip, report)
-    reconstruction = output.with_name(f"{output.stem}_reconstruction.png")
     report.note(
         f"{reconstruction} will show frames of the scan above their reconstructions, renewed "
         "during tuning"
@@ -90,12 +98,8 @@ def personalize(given: Options) -> None:
     )
     facts = run_task(
         task,
-        {"scan": clip, "base": given.base, "encoder": given.encoder},
-        {
-            "character": output,
-            "selection.png": output.with_name(f"{output.stem}_selection.png"),
-            "reconstruction.png": reconstruction,
-        },
+        inputs,
+        outputs,
         report,
         given.local,
     )

@@ -12,7 +12,8 @@ import typer
 from reenact import protocol
 
 from core.base.errors import ReenactError
-from core.base.files import atomic_write, printable
+from core.base.files import atomic_write
+from core.base.text import printable
 from core.media.errors import ClipError
 from core.media.outputs import check_outputs
 from server.cli import options

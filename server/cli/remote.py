@@ -16,7 +16,7 @@ from reenact.client import Client, ServerError
 from reenact.launcher import answers, launch
 
 from core.base.errors import ReenactError
-from core.base.files import printable
+from core.base.text import printable
 from core.media.numbering import frame_path
 from server import start
 from server.cli.reporting import Report
@@ -131,7 +131,9 @@ def run(
     kind = registry.kind_of(task)
     results = kind.results
     texts: dict[str, Any] = {
-        name: printable(value) for name, value in vars(task).items() if isinstance(value, str)
+        name: printable(value, lines=True)
+        for name, value in vars(task).items()
+        if isinstance(value, str)
     }
     task = dataclasses.replace(task, **texts)  # messages are Unicode, names of files need not be
     job = client.submit(task)

@@ -9,7 +9,7 @@ from typing import Any
 
 from reenact import __version__, protocol
 
-from core.base.files import atomic_write, printable, work_folder
+from core.base.files import atomic_write, work_folder
 from server.jobs.common import BadOptionError, Context, Kind, device, require_complete
 
 FILES = ("report.html", "qc.csv", "qc.json", "repairs.json")
@@ -87,7 +87,8 @@ def run(task: protocol.Qc, context: Context) -> dict[str, Any]:
         strict=True,
     ):
         with atomic_write(context.outputs[name]) as temporary:
-            temporary.write_text(printable(text), encoding="utf-8", newline="")
+            # Names of files need not be Unicode.
+            temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
     shutil.rmtree(work, ignore_errors=True)
     for name in FILES:
         context.announce(name)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from core.base.digest import digest
@@ -139,7 +139,7 @@ def distill(folder: Path, recipe: Recipe) -> None:
     save_generator(folder / "base.safetensors", generator, header, torch.float16)
     tensors = {k: v.half().cpu().contiguous() for k, v in encoder.state_dict().items()}
     with atomic_write(folder / "encoder.safetensors") as temporary:
-        save_file(tensors, temporary)
+        temporary.write_bytes(save(tensors))
 
 
 @torch.no_grad()
