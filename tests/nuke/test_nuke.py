@@ -90,9 +90,9 @@ def test_a_plate_becomes_frames_under_the_node(
     host = plugin("host")
     landed: list[tuple[str, int]] = []
 
-    def show_files(read: Node, frames: Frames, quiet: bool = False) -> None:
+    def show_files(read: Node, frames: Frames, *how: bool) -> None:
         landed.append((read.name(), frames.last))
-        show(read, frames, quiet)
+        show(read, frames, *how)
 
     show = host.show_files
     monkeypatch.setattr(host, "show_files", show_files)

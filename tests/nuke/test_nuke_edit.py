@@ -24,14 +24,13 @@ from nuke_standin import Node, Session
 from OpenImageIO import ImageBuf
 from reenact import keyframes, protocol, shots
 from reenact.errors import NodeError, ServerError
-from reenact.files import existing_frames
+from reenact.files import existing_frames, frame_file
 from repository import ROOT
 from running_server import Server, inputs
 
 from core.base import keyframes as keys_of
 from core.edit.directions import Direction, Directions, load_directions, save_directions
 from core.generator.storage import generator_digest
-from core.media.numbering import frame_path
 from core.media.write import write_png
 from core.personalize.character import Character, load_character
 from core.render.layers import in_file
@@ -308,7 +307,7 @@ def test_sliders_are_drawn_live_as_submit_would(
     until(session, node, "done")
     assert node["show"].value() == "result"
     for frame, live in ((1003, first), (1004, second)):
-        result = ImageBuf(str(frame_path(node.node("Result")["file"].value(), frame)))
+        result = ImageBuf(frame_file(node.node("Result")["file"].value(), frame))
         there = ImageBuf(str(live))
         assert (there.roi.xbegin, there.roi.ybegin) == (result.roi.xbegin, result.roi.ybegin)
         same(there.get_pixels()[..., :4], result.get_pixels()[..., :4])
@@ -452,7 +451,7 @@ def test_a_copy_is_a_node_of_its_own(
 
 
 def channels_of(frames: str, number: int = FIRST) -> set[str]:
-    return set(ImageBuf(frames.replace("####", f"{number:04d}")).spec().channelnames)
+    return set(ImageBuf(frame_file(frames, number)).spec().channelnames)
 
 
 PLAIN_NAMES = {"matte.face", "parts.mouth", "render.R"}
