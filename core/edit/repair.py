@@ -136,7 +136,7 @@ def read_list(path: str | Path) -> list[Any]:
         return list(load_track(path).recipe)
     try:
         file_size(path)  # a pipe would be waited for
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise RepairError(f"{path} can't be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:

@@ -34,7 +34,7 @@ def split_range(text: str) -> tuple[str, int | None, int | None]:
         >>> split_range("shot.####.exr 1001-1050")
         ('shot.####.exr', 1001, 1050)
     """
-    match = re.fullmatch(r"(.*\S)\s+(-?\d+)(?:-(-?\d+))?", text)
+    match = re.fullmatch(r"(.*\S)\s+(-?\d+)(?:-(-?\d+))?", text, re.DOTALL)
     if match is None or os.path.exists(text):
         return text, None, None
     return match[1], int(match[2]), int(match[3] or match[2])
@@ -60,12 +60,14 @@ def is_pattern(path: str) -> bool:
 def as_pattern(path: str) -> str:
     """Returns a path with # where its name has a number of printf: ``%04d`` becomes ####.
 
+    A number has 99 digits at most; what asks for more is no number.
+
     Example:
         >>> as_pattern("shot.%04d.exr")
         'shot.####.exr'
     """
     folder, name = os.path.split(path)
-    name = re.sub(r"%0?(\d*)d", lambda match: "#" * int(match[1] or 1), name)
+    name = re.sub(r"%0?(\d{0,2})d", lambda match: "#" * int(match[1] or 1), name)
     return os.path.join(folder, name)
 
 

@@ -61,7 +61,7 @@ def open_clip(
         UnreadableFrameError, UnsupportedChannelsError, TooLargeError: the first frame's header.
         core.media.colour.ColourError: unknown colour space or config.
     """
-    text, text_first, text_last = split_range(str(path).strip())
+    text, text_first, text_last = split_range(_without_blanks(str(path)))
     first = text_first if first is None else first
     last = text_last if last is None else last
     if first is not None and last is not None and last < first:
@@ -71,6 +71,14 @@ def open_clip(
     if os.path.isfile(text):
         refuse_unread_movie(text)
     return open_pictures(text, first, last, colour_space, config)
+
+
+def _without_blanks(path: str) -> str:
+    """Returns a path without the blanks around it that were pasted with it: no names have them."""
+    if os.path.exists(path):
+        return path
+    inside = os.path.isdir(os.path.dirname(path))
+    return path.rstrip() if inside else path.strip()
 
 
 def with_handles(clip: Clip, count: int) -> Clip:

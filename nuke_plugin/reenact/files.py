@@ -46,7 +46,7 @@ def frame_file(pattern: str, number: int) -> str:
     either is returned as it is.
     """
     folder, name = os.path.split(pattern)
-    found = re.search(r"#+|%0?(\d*)d", name)
+    found = re.search(r"#+|%0?(\d{0,2})d", name)
     if not found:
         return pattern
     width = len(found[0]) if found[0].startswith("#") else int(found[1] or 1)
@@ -60,7 +60,7 @@ def existing_frames(pattern: str) -> List[int]:
         ServerError: `no_frames`, no frame exists.
     """
     path = Path(pattern)
-    found = re.search(r"#+|%0?\d*d", path.name)
+    found = re.search(r"#+|%0?\d{0,2}d", path.name)
     if not found:
         return []
     expected = re.compile(

@@ -635,7 +635,7 @@ def _filled_in(pattern: str, number: int, view: str) -> str:
     """Returns the file of a frame in a view: `####`, `%04d`, `%V` and `%v` are filled in."""
     pattern = pattern.replace("%V", view).replace("%v", view[:1])
     return re.sub(
-        r"#+|%0?(\d*)d",
+        r"#+|%0?(\d{0,2})d",
         lambda found: f"{number:0{int(found[1] or 1) if found[0][0] == '%' else len(found[0])}d}",
         pattern,
     )

@@ -187,10 +187,10 @@ def _draw_in_style(
 
 
 def check_folder(folder: Path) -> None:
-    """Refuses a folder whose pictures the demo would take for those of an earlier one.
+    """Refuses a folder with files of somebody's where the demo writes.
 
     Raises:
-        ForeignFilesError: a picture where it films is none of an earlier demo.
+        ForeignFilesError: a file there is none of an earlier demo.
         core.base.files.NotWritableError: the folder takes no files.
     """
     from core.media.pictures import read_attribute
@@ -199,10 +199,21 @@ def check_folder(folder: Path) -> None:
     for name in FILMS:
         for old in film_files(name, folder):
             if read_attribute(old, TASK) is None:
-                raise ForeignFilesError(
-                    f"{old} is not of an earlier demo, which would write over it. Choose another "
-                    "place with --folder."
-                )
+                raise _foreign(old)
+    if film_files(FILMS[0], folder):
+        return  # the rest is an earlier demo's too
+    frames = [p for n in ("first", "out", *STYLES) for p in (folder / n).glob("*.exr")]
+    pictures = [folder / f"{n}.png" for n in ("first", "sheet", *(f"sheet_{s}" for s in STYLES))]
+    for path in (*frames, *pictures, folder / "preview.mp4"):
+        if path.exists():
+            raise _foreign(path)
+
+
+def _foreign(path: Path) -> ForeignFilesError:
+    return ForeignFilesError(
+        f"{path} is not of an earlier demo, which would write over it. Choose another place with "
+        "--folder."
+    )
 
 
 def film_pattern(name: str, folder: Path) -> str:

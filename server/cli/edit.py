@@ -140,7 +140,7 @@ def recalled(path: Path) -> tuple[list[protocol.Move], Mapping[str, Any] | None]
     else:
         try:
             file_size(path)  # a pipe would be waited for
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = json.loads(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise editing.EditError(f"{path} can't be read: {error.strerror or error}.") from error
         except (ValueError, RecursionError) as error:

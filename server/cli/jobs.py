@@ -19,6 +19,7 @@ from rich.text import Text
 
 from server.cli.remote import JobFailedError
 from server.cli.reporting import Terminal
+from server.frontend import home
 
 console = Terminal(highlight=False, soft_wrap=True)
 Json = Annotated[bool, typer.Option("--json", help="JSON instead of a table")]
@@ -142,6 +143,7 @@ def _connected() -> Iterator[Client]:
     Raises:
         JobFailedError: no server answers, or it refused something.
     """
+    home.make_keys(home.home())
     with Client("reenact", deadline=5.0) as client:
         try:
             yield client

@@ -329,6 +329,13 @@ def test_work_that_is_removed_holds_no_input(folder: Path) -> None:
 def test_the_demo_keeps_pictures_that_it_has_not_filmed(tmp_path: Path) -> None:
     write_exr(tmp_path / "driving" / "driving.1001.exr", np.zeros((4, 4, 3), np.float32))
     assert "is not of an earlier demo" in refused("demo --folder . --local", tmp_path)
+    for name in ("sheet.png", "preview.mp4", "out/out.1001.exr", "sketch/sketch.1001.exr"):
+        own = tmp_path / "own" / name
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.write_bytes(b"somebody's")
+        assert f"{name} is not of an earlier demo" in refused("demo --folder own --local", tmp_path)
+        assert own.read_bytes() == b"somebody's"
+        shutil.rmtree(tmp_path / "own")
     (tmp_path / "file").write_text("no folder")
     assert "can't be written" in refused("demo --folder file --local", tmp_path)
 

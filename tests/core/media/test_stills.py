@@ -15,6 +15,7 @@ import pytest
 
 from core.media.clip import Window
 from core.media.errors import UnreadableFrameError, UnsupportedChannelsError
+from core.media.numbering import as_pattern
 from core.media.pictures import read_attribute
 from core.media.read import open_clip, read_frame, with_handles
 from core.media.write import copy_exr, write_exr, write_png
@@ -352,6 +353,19 @@ def test_the_number_may_stand_in_the_middle_of_a_name(tmp_path: Path, way: str) 
     assert clip.path == str(tmp_path / "shot.####.beauty.png")
     assert clip.numbers[-1] == 1002
     assert read_frame(clip, 1002).pixels[0, 0, 0] == pytest.approx(0.4)
+
+
+def test_blanks_of_a_name_stay_and_those_pasted_with_it_go(tmp_path: Path) -> None:
+    for folder in (" lead", "sp ace ", "new\nline"):
+        write_exr(tmp_path / folder / "p.0007.exr", np.zeros((4, 4, 3), np.float32))
+        for text in ("p.####.exr", "p.####.exr \n", "p.####.exr 7-8", "p.%04d.exr"):
+            assert open_clip(f"{tmp_path}/{folder}/{text}").numbers == (7,)
+    assert open_clip(f"  {tmp_path}/ lead/p.####.exr").numbers == (7,)
+    assert open_clip(f"{tmp_path}/sp ace ").numbers == (7,)
+
+
+def test_a_number_has_no_million_digits() -> None:
+    assert as_pattern("p.%99999999d.exr") == "p.%99999999d.exr"
 
 
 def test_a_hash_in_the_name_of_a_folder_is_no_number(tmp_path: Path) -> None:
