@@ -227,7 +227,9 @@ def _why_not_opened(path: str, error: Any) -> str:
     if all(byte >= 32 or byte in b"\t\n\r\f" for byte in start):
         return f"{path} is a text file, no movie. Choose the movie."
     reason = first_sentence(error.strerror)
-    if isinstance(error, ValueError):  # a container that is not on the list
+    if start[4:8] == b"ftyp":  # MOV and MP4: readable, had it all its parts
+        reason = "its index is missing, as where a file was cut off."
+    elif isinstance(error, ValueError):  # a container that is not on the list
         reason = "it is of no kind that is read here."
     return (
         f"{path} is no movie that can be read: {reason} If it is still being written or copied, "

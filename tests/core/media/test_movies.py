@@ -487,3 +487,12 @@ def test_colours_that_are_not_handled_are_noted(tmp_path: Path, tags, told) -> N
     assert [told in note for note in clip.notes] == [True] * (told is not None)
     named = open_clip(tmp_path / "a.mp4", colour_space="Linear Rec.709 (sRGB)")
     assert named.notes == ()  # the user knows
+
+
+def test_a_movie_whose_index_is_cut_off_is_called_so(tmp_path: Path) -> None:
+    path = tmp_path / "whole.mp4"
+    pictures = [av.VideoFrame.from_ndarray(numbered(n), format="rgb24") for n in range(1, 9)]
+    encode(path, [picture.reformat(format="yuv420p") for picture in pictures], "libx264")
+    path.write_bytes(path.read_bytes()[:-400])  # moov is written last
+    with pytest.raises(ClipNotReadableError, match="its index is missing"):
+        open_clip(path)
