@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,8 @@ from core.base.errors import ReenactError
 from server.frontend import home
 from server.jobs.common import BadOptionError
 from server.locks import LockHeldError, exclusive_lock
+
+TAKEN_SECONDS = 3.0  # for which the gateway of a server that was killed may keep its port
 
 
 class ListenError(ReenactError):
@@ -106,13 +109,15 @@ def _endpoint(bind: str) -> str:
     except ServerError as error:
         raise BadOptionError(f"--bind: {error}") from None
     number = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
-    with socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET) as probe:
-        if os.name == "posix":  # as ZeroMQ does; on Windows it would take a port from another
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    until = time.monotonic() + TAKEN_SECONDS
+    while True:
         try:
-            probe.bind((number, port))
-            probe.listen()
+            _try_listening(number, port, ipv6)
+            return endpoint
         except OSError as error:
+            if error.errno == errno.EADDRINUSE and time.monotonic() < until:
+                time.sleep(0.1)
+                continue
             why = {
                 errno.EADDRINUSE: f"port {port} is in use",
                 errno.EADDRNOTAVAIL: f"{host} is no address of this machine",
@@ -122,4 +127,16 @@ def _endpoint(bind: str) -> str:
                 f"The server can't listen at {bind}: {why}. Choose another address with --bind; "
                 "port 0 takes a free one."
             ) from None
-    return endpoint
+
+
+def _try_listening(number: str, port: int, ipv6: bool) -> None:
+    """Listens at an address for a moment.
+
+    Raises:
+        OSError: that is not possible.
+    """
+    with socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET) as probe:
+        if os.name == "posix":  # as ZeroMQ does; on Windows it would take a port from another
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((number, port))
+        probe.listen()
