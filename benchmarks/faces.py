@@ -315,12 +315,11 @@ def main() -> None:
 
     done = {(r["kind"], r["index"]) for r in read()}
     wanted = [] if options.table else [(k, i) for k, n in COUNTS.items() for i in range(n)]
-    # Spread, so that unfinished runs hold some of everything.
-    wanted.sort(key=lambda w: w[1] / COUNTS[w[0]])
+    np.random.default_rng(27).shuffle(wanted)  # so that unfinished runs hold some of everything
     with (options.folder / f"part{part}.jsonl").open("a") as file:
         for kind, index in wanted[part - 1 :: parts]:
-            if (kind, index) not in done:
-                file.write(json.dumps(measure(kind, index)) + "\n")
+            if (kind, int(index)) not in done:
+                file.write(json.dumps(measure(kind, int(index))) + "\n")
                 file.flush()
     table(read())
 
