@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import stat
@@ -12,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from core.base.errors import ReenactError
 
@@ -73,6 +75,17 @@ def file_size(path: str | Path) -> int:
         kind = "pipe" if stat.S_ISFIFO(status.st_mode) else "device or socket"
         raise OSError(errno.EINVAL, f"it is a {kind}, not a file; name a file", str(path))
     return status.st_size
+
+
+def read_json(path: str | Path) -> Any:
+    """Reads a JSON file that a person may have written: with or without a byte order mark.
+
+    Raises:
+        OSError: as `file_size`, or it can't be read.
+        ValueError, RecursionError: it is no JSON.
+    """
+    file_size(path)  # a pipe would be waited for
+    return json.loads(Path(path).read_text(encoding="utf-8-sig"))
 
 
 @contextmanager

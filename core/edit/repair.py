@@ -47,7 +47,7 @@ import numpy as np
 from core.base import keyframes
 from core.base.digest import digest
 from core.base.errors import ReenactError
-from core.base.files import file_size
+from core.base.files import read_json
 from core.base.progress import Progress
 from core.media.clip import Clip
 from core.media.errors import MissingFramesError
@@ -135,8 +135,7 @@ def read_list(path: str | Path) -> list[Any]:
     if Path(path).suffix == ".latents":
         return list(load_track(path).recipe)
     try:
-        file_size(path)  # a pipe would be waited for
-        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        entries = read_json(path)
     except OSError as error:
         raise RepairError(f"{path} can't be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:

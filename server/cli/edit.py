@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from reenact import protocol
 
 from core.base import keyframes
 from core.base.errors import ReenactError
-from core.base.files import file_size
+from core.base.files import read_json
 from server.cli import options
 from server.cli.reporting import Report
 from server.cli.running import run_task
@@ -139,8 +138,7 @@ def recalled(path: Path) -> tuple[list[protocol.Move], Mapping[str, Any] | None]
         value = recipe["moves"]
     else:
         try:
-            file_size(path)  # a pipe would be waited for
-            value = json.loads(path.read_text(encoding="utf-8-sig"))
+            value = read_json(path)
         except OSError as error:
             raise editing.EditError(f"{path} can't be read: {error.strerror or error}.") from error
         except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Places that can't be written are told before the work."""
+"""Places that can't be written are told before the work; JSON of any editor is read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from core.base.files import NotWritableError, check_writable
+from core.base.files import NotWritableError, check_writable, read_json
 
 
 def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
@@ -60,3 +60,14 @@ def test_a_folder_without_rights_is_told() -> None:
         command = [sys.executable, "-c", code, folder]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.count("Permission denied. Choose another place.") == 2
+
+
+def test_json_of_any_editor_is_read_and_no_pipe_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    for encoding in ("utf-8", "utf-8-sig"):
+        path.write_text('["é"]', encoding=encoding)
+        assert read_json(path) == ["é"]
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(OSError, match="it is a pipe"):
+            read_json(tmp_path / "pipe")
