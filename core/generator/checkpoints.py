@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -55,6 +55,9 @@ _SIZES = "4|8|16|32|64|128|256|512|1024"
 _KERNEL = torch.tensor([1.0, 3.0, 3.0, 1.0])
 # Attributes of modules that decide what they compute.
 _ATTRIBUTES = ("activation", "architecture", "bias_gain", "c_dim", "conv_clamp", "conv_kernel")
+
+
+T = TypeVar("T")
 
 
 class NeedsParentError(NotAGeneratorError):
@@ -145,8 +148,8 @@ def _constant(value: Tensor) -> _Lazy:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A generator as some tool saved it.
+class _Described(Generic[T]):
+    """What is known of a generator that some tool saved.
 
     Attributes:
         path: the file.
@@ -160,11 +163,16 @@ class Checkpoint:
 
     path: Path
     format: str
-    tensors: dict[str, Tensor]
+    tensors: dict[str, T]
     mapping_rate: float = ROSINALITY_RATE
     conv_clamp: float | None = None
     encoder: str | None = None
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Checkpoint(_Described[Tensor]):
+    """A generator as some tool saved it."""
 
     @property
     def has_mapping(self) -> bool:
@@ -315,17 +323,8 @@ def mean_w(mapping: MappingNetwork) -> Tensor:
     return (total / MEAN_SAMPLES).float()
 
 
-@dataclass(frozen=True)
-class _Draft:
-    """A checkpoint whose tensors are still in the file: the fields of `Checkpoint`."""
-
-    path: Path
-    format: str
-    tensors: dict[str, _Lazy]
-    mapping_rate: float = ROSINALITY_RATE
-    conv_clamp: float | None = None
-    encoder: str | None = None
-    notes: tuple[str, ...] = ()
+class _Draft(_Described[_Lazy]):
+    """A checkpoint whose tensors are still in the file."""
 
     def outline(self) -> Checkpoint:
         """The checkpoint with tensors on the meta device."""
@@ -336,15 +335,7 @@ class _Draft:
         return self._with({name: lazy.load() for name, lazy in self.tensors.items()})
 
     def _with(self, tensors: dict[str, Tensor]) -> Checkpoint:
-        return Checkpoint(
-            self.path,
-            self.format,
-            tensors,
-            self.mapping_rate,
-            self.conv_clamp,
-            self.encoder,
-            self.notes,
-        )
+        return Checkpoint(**{**vars(self), "tensors": tensors})
 
 
 def _check(draft: _Draft) -> None:
