@@ -10,6 +10,9 @@ from typing import Iterable, List
 
 from reenact.errors import ServerError
 
+# The number in a pattern: `####`, or `%04d`, which has 99 digits at most.
+FRAME_NUMBER = re.compile(r"#+|%0?(\d{0,2})d")
+
 
 @dataclass(frozen=True)
 class Frames:
@@ -46,11 +49,14 @@ def frame_file(pattern: str, number: int) -> str:
     either is returned as it is.
     """
     folder, name = os.path.split(pattern)
-    found = re.search(r"#+|%0?(\d{0,2})d", name)
-    if not found:
-        return pattern
+    filled = FRAME_NUMBER.sub(lambda found: digits(found, number), name, count=1)
+    return os.path.join(folder, filled) if filled != name else pattern
+
+
+def digits(found: "re.Match[str]", number: int) -> str:
+    """Returns a frame's number as a match of `FRAME_NUMBER` asks for it."""
     width = len(found[0]) if found[0].startswith("#") else int(found[1] or 1)
-    return os.path.join(folder, f"{name[: found.start()]}{number:0{width}d}{name[found.end() :]}")
+    return f"{number:0{width}d}"
 
 
 def existing_frames(pattern: str) -> List[int]:
@@ -60,7 +66,7 @@ def existing_frames(pattern: str) -> List[int]:
         ServerError: `no_frames`, no frame exists.
     """
     path = Path(pattern)
-    found = re.search(r"#+|%0?\d{0,2}d", path.name)
+    found = FRAME_NUMBER.search(path.name)
     if not found:
         return []
     expected = re.compile(

@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Optional, Tup
 
 import nuke
 
-from reenact.files import Frames
+from reenact.files import FRAME_NUMBER, Frames, digits
 
 Node = nuke.Node
 
@@ -634,11 +634,7 @@ def _evaluated(knob: "nuke.File_Knob", numbers: List[int], view: str) -> List[st
 def _filled_in(pattern: str, number: int, view: str) -> str:
     """Returns the file of a frame in a view: `####`, `%04d`, `%V` and `%v` are filled in."""
     pattern = pattern.replace("%V", view).replace("%v", view[:1])
-    return re.sub(
-        r"#+|%0?(\d{0,2})d",
-        lambda found: f"{number:0{int(found[1] or 1) if found[0][0] == '%' else len(found[0])}d}",
-        pattern,
-    )
+    return FRAME_NUMBER.sub(lambda found: digits(found, number), pattern)
 
 
 def render(write: Node, pattern: str, first: int, last: int, view: str) -> None:
