@@ -26,8 +26,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from reenact import protocol
 from reenact.client import Client
 from reenact.errors import NoServerError, ServerError
 from reenact.protocol import CHUNK, File, Frame, Render
+from transport import ROOT, resident
 
 from core.face.landmarks import detect_keypoints, detect_landmarks
 from core.face.network import aligned_roi, to_picture
@@ -49,7 +50,6 @@ from core.solve.settings import SolveSettings
 from core.synthetic.base import base_generator
 from server.frontend import home
 
-ROOT = Path(__file__).resolve().parents[1]
 ANCHORS, FRAMES = 6, 12
 GROUPS = 5  # processes that the well-behaved clients share
 SETTLED = 2.0  # seconds after a restart for which requests still count as disturbed
@@ -421,7 +421,7 @@ class Server:
             for pid in self._gateways - set(found.get("gateway", [])):
                 self._note_death(pid, "gateway")
             self._gateways = set(found.get("gateway", []))
-            held = sum(resident(p) for kind in TALKING for p in found.get(kind, []))
+            held = held_by([pid for kind in TALKING for pid in found.get(kind, [])])
             self.memory.append((time.monotonic(), held))
             time.sleep(0.1)
 
@@ -463,12 +463,27 @@ class Server:
         self.process.wait(90)
 
 
-def resident(pid: int) -> float:
-    """MiB."""
-    with suppress(OSError, IndexError):
-        text = Path(f"/proc/{pid}/status").read_text()
-        return int(text.split("VmRSS:")[1].split()[0]) / 1024
-    return 0.0
+def held_by(pids: list[int]) -> float:
+    """MiB of processes, of those that are still there."""
+    held = 0.0
+    for pid in pids:
+        with suppress(OSError, IndexError):
+            held += resident(pid)
+    return held
+
+
+@contextmanager
+def careless_home() -> Iterator[Path]:
+    """Makes a server's home, which the environment names, with a key for careless clients."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["REENACT_HOME"] = name
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "nuke_plugin")])
+        os.environ.pop("REENACT_SERVER", None)
+        home.make_keys(folder)
+        home.make_key(folder / "keys", "careless")
+        home.add_key(folder, "careless", folder / "keys" / "careless.key")
+        yield folder
 
 
 def answers(client: Client, since: float) -> float:
@@ -598,16 +613,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        os.environ |= {
-            "REENACT_HOME": str(folder),
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "nuke_plugin")]),
-        }
-        os.environ.pop("REENACT_SERVER", None)
-        home.make_keys(folder)
-        home.make_key(folder / "keys", "careless")
-        home.add_key(folder, "careless", folder / "keys" / "careless.key")
+    with careless_home() as folder:
         make_character(folder / "soak.character")
         with Server(folder) as server:
             context = multiprocessing.get_context("spawn")

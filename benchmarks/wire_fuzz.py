@@ -19,7 +19,6 @@ import multiprocessing
 import os
 import random
 import sys
-import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
@@ -31,9 +30,7 @@ import zmq
 from reenact import protocol
 from reenact.client import Client
 from reenact.protocol import Clip, File, Move
-from soak import ROOT, Raw, Server, report_server
-
-from server.frontend import home
+from soak import Raw, Server, careless_home, report_server
 
 SENDERS = 4
 A_FILE = File("5" * 64, 1000)
@@ -158,16 +155,7 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        os.environ |= {
-            "REENACT_HOME": str(folder),
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "nuke_plugin")]),
-        }
-        os.environ.pop("REENACT_SERVER", None)
-        home.make_keys(folder)
-        home.make_key(folder / "keys", "careless")
-        home.add_key(folder, "careless", folder / "keys" / "careless.key")
+    with careless_home() as folder:
         with Server(folder) as server:
             context = multiprocessing.get_context("spawn")
             share = options.messages // SENDERS
