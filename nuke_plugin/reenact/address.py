@@ -141,7 +141,10 @@ def machine() -> Dict[str, str]:
 def _server_file() -> Optional[Dict[str, Any]]:
     """Returns what server.json says, None where it is absent or damaged."""
     try:
-        facts = json.loads((home() / "server.json").read_text(encoding="utf-8"))
+        path = home() / "server.json"
+        if not path.is_file():  # a pipe would be waited for
+            return None
+        facts = json.loads(path.read_text(encoding="utf-8"))
         parse_address(facts["endpoint"])
         return dict(facts) if _is_key(facts["key"].encode()) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -248,6 +251,8 @@ def load_key(path: Path) -> Tuple[bytes, bytes]:
         raise ServerError("no_pyzmq", str(error)) from error
     mend = _MENDING.get(path.name, "Copy it again.")
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ValueError
         public, secret = zmq.auth.load_certificate(path)
     except PermissionError:
         raise ServerError(

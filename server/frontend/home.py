@@ -116,9 +116,8 @@ def server_keys(folder: Path) -> tuple[bytes, bytes]:
     except ServerError:
         fits = False
     if not fits:  # what clients elsewhere would copy
-        text = public.with_suffix(".key_secret").read_text(encoding="utf-8").splitlines()
-        with contextlib.suppress(OSError), atomic_write(public) as temporary:
-            temporary.write_text("\n".join(x for x in text if "secret-key" not in x) + "\n")
+        with contextlib.suppress(OSError):
+            _write_public(public, public.with_suffix(".key_secret").read_text(encoding="utf-8"))
     return keys
 
 
@@ -138,13 +137,19 @@ def add_key(folder: Path, name: str, public: Path) -> None:
         raise KeyFileError(f"There is a key called {name} already. Revoke it first: keys revoke.")
     try:
         load_key(public)
-        text = public.read_text(encoding="utf-8").splitlines()
+        text = public.read_text(encoding="utf-8")
     except (ServerError, OSError, ValueError):
         raise KeyFileError(
             f"{public} holds no public key. Give the file NAME.key of whoever is to connect."
         ) from None
-    with atomic_write(target) as temporary:
-        temporary.write_text("\n".join(x for x in text if "secret-key" not in x) + "\n")
+    _write_public(target, text)
+
+
+def _write_public(path: Path, text: str) -> None:
+    """Writes a certificate without its secret key."""
+    lines = [line for line in text.splitlines() if "secret-key" not in line]
+    with atomic_write(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n")
 
 
 def revoke_key(folder: Path, name: str) -> None:

@@ -411,6 +411,23 @@ def test_a_damaged_server_file_counts_as_none(content: bytes, folder: Path) -> N
     assert address.find_server() == ("", "")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
+def test_pipes_in_the_home_are_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / "server.json")
+    assert address.find_server() == ("", "")
+    os.mkfifo(folder / "keys/remote.key")
+    with pytest.raises(ServerError, match="holds no key"):
+        address.server_at("127.0.0.1:1")
+
+
+def test_every_command_makes_a_key_that_was_deleted(folder: Path) -> None:
+    (folder / "keys/client.key_secret").unlink()
+    done = reenact_here("status", cwd=folder)
+    assert done.returncode == 1
+    assert "There is no key" not in done.stderr
+    address.load_key(folder / "keys/client.key_secret")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
