@@ -402,9 +402,7 @@ class Run(Thread):
         self._update("running", "Solved.")
         render = protocol.Render(track, solve.character, plate, **finish)
         shown = Result(version_knobs(version, content), quality(path))
-        if self._frames(client, version, render, "Result", "", shown) and content["crops"]:
-            crops = without_plate(render)
-            self._frames(client, version / "crops", crops, "Crops", "_crop")
+        self._results(client, render, shown, content["crops"])
 
     def _track(self, client: Client, task: protocol.Task, path: Path) -> Optional[File]:
         """Computes a track, and fetches it; returns None if the job stopped, after an update."""
@@ -418,6 +416,15 @@ class Run(Thread):
             return None
         return tracks[0] if tracks else client.send([path])[0]
 
+    def _results(
+        self, client: Client, render: protocol.Render, shown: Result, crops: bool
+    ) -> None:
+        """Renders a version, and its crops too if they are asked for; then the node is done."""
+        version = Path(self.folder)
+        state = "running" if crops else "done"
+        if self._frames(client, version, render, "Result", "", shown, state) and crops:
+            self._frames(client, version / "crops", without_plate(render), "Crops", "_crop")
+
     def _frames(
         self,
         client: Client,
@@ -426,6 +433,7 @@ class Run(Thread):
         read: str,
         suffix: str,
         more: Optional[Result] = None,
+        state: str = "done",
     ) -> bool:
         """Renders frames into a folder, and shows them as they land.
 
@@ -436,6 +444,7 @@ class Run(Thread):
             read: name of the Read inside the node that shows them; a preview is of no version.
             suffix: of the version's name in the frames' names.
             more: what else changes on the node once there are frames.
+            state: of the node once all frames are there.
 
         Returns:
             Whether all frames were rendered.
@@ -481,7 +490,7 @@ class Run(Thread):
         complete = self._follow(client, task, destination, stopped.append, landed)
         count = len(set(numbers))
         text = f"{name}: {count} frame{'s' * (count != 1)}{self._view}."
-        update = NodeUpdate(self.id, "done", text) if complete else stopped[-1]
+        update = NodeUpdate(self.id, state, text) if complete else stopped[-1]
         if numbers:
             update = dataclasses.replace(update, result=result())
         self._on_update(update)

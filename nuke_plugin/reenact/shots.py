@@ -26,7 +26,6 @@ from reenact.runs import (
     frames_name,
     progress_text,
     version_knobs,
-    without_plate,
 )
 from reenact.tracks import numbers, quality
 from reenact.transfers import Progress
@@ -349,9 +348,7 @@ class ShotRun(Run):
         if track is not None:
             render = dataclasses.replace(render, track=track, name=frames_name(version))
         shown = Result(version_knobs(version, content), quality(version / "track.latents"))
-        if self._frames(client, version, render, "Result", "", shown) and content["crops"]:
-            crops = without_plate(render)
-            self._frames(client, version / "crops", crops, "Crops", "_crop")
+        self._results(client, render, shown, content["crops"])
 
     def _stylize(self, client: Client, version: Path, task: protocol.Stylize) -> None:
         style = version / f"{version.name}.style"

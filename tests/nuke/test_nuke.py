@@ -96,6 +96,15 @@ def test_a_plate_becomes_frames_under_the_node(
 
     show = host.show_files
     monkeypatch.setattr(host, "show_files", show_files)
+    states: list[str] = []
+
+    def put(node: Node, knob: str, value: object, *how: bool, **quiet: bool) -> None:
+        if knob == "job_state":
+            states.append(str(value))
+        put_it(node, knob, value, *how, **quiet)
+
+    put_it = host.put
+    monkeypatch.setattr(host, "put", put)
     session.press(node, "submit")
     until(session, node, "running")
     steps = len(session._undo)
@@ -105,7 +114,9 @@ def test_a_plate_becomes_frames_under_the_node(
     assert (copy["state"].value(), copy["run"].value()) == ("Not submitted.", "")
     nuke.delete(copy)
     assert len(session._undo) == steps + 4  # only the artist's steps, none of ours
-    session.pump(lambda: node["has_crops"].value(), 200, "the crops")
+    until(session, node, "done")
+    assert states.count("done") == 1  # not before the crops are there too
+    assert node["has_crops"].value()
     assert landed[0] == ("Result", FIRST)  # as soon as there was one
     assert ("Result", FIRST + 2) in landed
 

@@ -199,7 +199,8 @@ def test_keys_of_sliders_become_amounts_of_frames_and_edits_stack(
     before = session.look(node, FIRST)
     np.testing.assert_array_equal(before["red"], session.look(reenact, FIRST)["red"])
     session.press(node, "submit")
-    session.pump(lambda: node["has_crops"].value(), 200, "the crops")
+    until(session, node, "done")
+    assert node["has_crops"].value()
 
     run = tmp_path / "reenact" / "ReenactEdit1_v001"
     assert Path(node["run"].value()) == run
