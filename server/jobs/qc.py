@@ -109,7 +109,7 @@ def checked_limits(task: protocol.Qc) -> dict[str, float]:
             raise BadOptionError(
                 f"There is no measure {name!r} to limit. There are {', '.join(limited)}."
             )
-        if type(limit) not in (int, float) or not 0 <= limit <= 1e6:
+        if type(limit) not in (int, float) or not 0 <= limit <= protocol.MAX_LIMIT:
             raise BadOptionError(f"The limit of {name} must be a number from 0, not {limit!r}.")
     return task.limits
 

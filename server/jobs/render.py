@@ -96,14 +96,14 @@ def patch_options(task: protocol.Render) -> PatchOptions:
     """
     from core.render.patch import PatchOptions
 
-    if task.layers not in ("all", "basic"):
-        raise BadOptionError(f"layers must be all or basic, not {task.layers}.")
-    for name in ("match", "grain"):
-        if not 0 <= getattr(task, name) <= 1:
-            raise BadOptionError(f"{name} must be 0 to 1, not {getattr(task, name):g}.")
+    if task.layers not in (layers := protocol.CHOICES["layers"]):
+        raise BadOptionError(f"layers must be {' or '.join(layers)}, not {task.layers}.")
     check_layer_names(task)
-    if not 0 <= task.motion_blur <= 720:
-        raise BadOptionError(f"motion blur must be 0 to 720 degrees, not {task.motion_blur:g}.")
+    for name, unit in (("match", ""), ("grain", ""), ("motion_blur", " degrees")):
+        amount, greatest = getattr(task, name), protocol.GREATEST[name]
+        if not 0 <= amount <= greatest:
+            called = name.replace("_", " ")
+            raise BadOptionError(f"{called} must be 0 to {greatest}{unit}, not {amount:g}.")
     return PatchOptions(
         "all" if task.layers == "all" else "basic", task.match, task.grain, task.motion_blur
     )

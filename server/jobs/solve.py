@@ -104,8 +104,8 @@ def settings(task: protocol.Solve) -> SolveSettings:
     """
     from core.solve.settings import SolveSettings
 
-    if task.preset not in ("default", "paper"):
-        raise BadOptionError(f"The preset must be default or paper, not {task.preset}.")
+    if task.preset not in (presets := protocol.CHOICES["preset"]):
+        raise BadOptionError(f"The preset must be {' or '.join(presets)}, not {task.preset}.")
     changes: dict[str, Any] = {"batch": task.batch}
     if task.neutral:
         changes["neutral"] = _neutral(task.neutral)

@@ -61,6 +61,7 @@ from reenact.protocol import (
 from repository import ROOT
 
 from core.edit import repair
+from core.edit.editing import EDGES
 from core.media import clip
 from core.quality.definitions import MEASURES
 from server.frontend import database, gateway, home, peers, requests, transfers
@@ -893,6 +894,7 @@ def test_the_document_has_what_submit_checks() -> None:
         assert f"`{name}`" in text
         kinds = [kind for kind, task in TASKS.items() if name in typing.get_type_hints(task)]
         assert any(all(f"`{w}`" in section(f"`{kind}`") for w in words) for kind in kinds)
+    assert sorted(protocol.CHOICES["edge"]) == sorted(EDGES)
     for name, most in protocol.GREATEST.items():
         assert re.search(rf"`{name}`[^;]* outside 0 to {most}\b", " ".join(text.split()))
     assert f"outside 0 to {protocol.MAX_LIMIT:,.0f}" in " ".join(text.split())
