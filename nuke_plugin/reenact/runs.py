@@ -416,9 +416,7 @@ class Run(Thread):
             return None
         return tracks[0] if tracks else client.send([path])[0]
 
-    def _results(
-        self, client: Client, render: protocol.Render, shown: Result, crops: bool
-    ) -> None:
+    def _results(self, client: Client, render: protocol.Render, shown: Result, crops: bool) -> None:
         """Renders a version, and its crops too if they are asked for; then the node is done."""
         version = Path(self.folder)
         state = "running" if crops else "done"
