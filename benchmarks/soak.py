@@ -8,10 +8,13 @@ have made and ask for single frames, all by the SDK. Careless ones do each for s
 worker is killed (SIGKILL) at random moments; a dead front end is started again, as a service
 manager does.
 
-Printed: how long short requests (`PROMPT`) took, those apart that were under way during a restart;
-how long each kind of process was away; the resident memory of front end and gateway; and at the
-end, when all jobs have been waited for, how many finished frames the server has lost, which means
-that it told of them and does not have them, or has others.
+One more client, `attentive`, computes nothing and only asks, ten times a second: what it waits for
+is the server alone, while the others share two processors with everything.
+
+Printed: how long short requests (hello, ping, status, held, health) took, those apart that were
+under way during a restart; how long each kind of process was away; the resident memory of front end
+and gateway; and at the end, when all jobs have been waited for, how many finished frames the server
+has lost, which means that it told of them and does not have them, or has others.
 """
 
 import argparse
@@ -53,10 +56,10 @@ from server.frontend import home
 ANCHORS, FRAMES = 6, 12
 GROUPS = 5  # processes that the well-behaved clients share
 SETTLED = 2.0  # seconds after a restart for which requests still count as disturbed
-PROMPT = ("hello", "ping", "status", "held", "health")
 NO_SCAN = "0" * 64
 PORT = 17411
 NICE = 18  # clients would be other machines: they yield to the server, careless ones first
+EVERY = 0.1  # seconds between the requests of the client that computes nothing
 TALKING = ("front end", "gateway")
 
 
@@ -167,12 +170,24 @@ def well_behaved(folder: Path, number: int, until: float, diary: Diary) -> None:
                 time.sleep(rng.uniform(0.5, 2))
 
 
+def attentive(folder: Path, until: float) -> None:
+    """A client that computes nothing and yields to nobody, as on a machine of its own."""
+    diary, rng = Diary(folder / "diary.attentive"), random.Random(0)
+    with Client("attentive", deadline=120.0) as client:
+        while time.monotonic() < until:
+            few = protocol.Held(hashes(rng, 4))
+            with suppress(ServerError, NoServerError):
+                timed(client, diary, rng.choice([protocol.Ping(), few, hello()]))
+            time.sleep(EVERY)
+
+
 def timed(client: Client, diary: Diary, request: protocol.Request) -> dict[str, Any]:
     """Asks, and notes when and for how long."""
     start = time.monotonic()
     answer = client.ask(request)
     kind = type(request).__name__.lower()
-    diary.write(request=kind, start=start, seconds=time.monotonic() - start)
+    seconds = time.monotonic() - start
+    diary.write(request=kind, by=client.name.split()[0], start=start, seconds=seconds)
     return answer
 
 
@@ -529,16 +544,16 @@ def report_answers(
     """Prints the times of short requests, and how long the server was away."""
     away = [(t, t + seconds + SETTLED) for kind, t, seconds in kills if kind != "worker"]
     away += [(t - 1, t + 1 + SETTLED) for t, _ in server.deaths]
-    disturbed, calm = [], []
+    seconds: dict[str, list[float]] = {}
     for e in entries:
         if "request" in e:
             end = e["start"] + e["seconds"]
             during = any(end > since and e["start"] < until for since, until in away)
-            (disturbed if during else calm).append(e["seconds"])
-    for name, seconds in (("undisturbed", calm), ("during a restart", disturbed)):
-        if seconds:
-            parts = [f"{q} % {np.percentile(seconds, q) * 1e3:.0f}" for q in (50, 99, 99.9, 100)]
-            print(f"{len(seconds)} short requests {name}, ms: {', '.join(parts)}")
+            when = "during a restart" if during else "undisturbed"
+            seconds.setdefault(f"of {e['by']} clients, {when}", []).append(e["seconds"])
+    for name, times in sorted(seconds.items()):
+        parts = [f"{q} % {np.percentile(times, q) * 1e3:.0f}" for q in (50, 99, 99.9, 100)]
+        print(f"{len(times)} short requests {name}, ms: {', '.join(parts)}")
     for kind in (*TALKING, "worker"):
         times = [seconds for k, _, seconds in kills if k == kind]
         if times:
@@ -623,6 +638,7 @@ def main() -> None:
                 context.Process(target=well_behaved_group, args=(folder, numbers[i::GROUPS], until))
                 for i in range(min(GROUPS, len(numbers)))
             ]
+            groups.append(context.Process(target=attentive, args=(folder, until)))
             for group in groups:
                 group.start()
             bad = context.Process(

@@ -50,6 +50,7 @@ CONSTANTLY_MEASURED = ("loss", "seconds_left")  # figures of every step
 CHARACTER_BYTES = 4 << 30  # of characters that stay loaded
 CONFIG_BYTES = 2 << 30  # of an OCIO config with its LUTs, unpacked
 CONFIG_NAME = "config.ocio"  # in an archive
+NICE = 5  # who answers clients, and the artist's Nuke on the same machine, come first
 LEAST_FREE = 1 << 20  # bytes; a disk with less free counts as full
 
 
@@ -471,6 +472,8 @@ def main() -> None:
     # Libraries print what they like; the front end reads only what we say.
     target = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    if hasattr(os, "nice"):
+        os.nice(NICE)
     work(Path(sys.argv[1]), Front(sys.stdin, target))
 
 

@@ -215,16 +215,18 @@ class AllowList:
 
 
 def write_server_file(folder: Path, endpoint: str, public_key: str) -> None:
-    """Writes server.json, by which clients find the server."""
-    with atomic_write(folder / "server.json") as temporary:
-        facts = {
-            "endpoint": endpoint,
-            "pid": os.getpid(),
-            **machine(),
-            "key": public_key,
-            "version": reenact.__version__,
-        }
-        temporary.write_text(json.dumps(facts))
+    """Writes server.json, by which clients find the server, unless it says so already."""
+    facts = {
+        "endpoint": endpoint,
+        "pid": os.getpid(),
+        **machine(),
+        "key": public_key,
+        "version": reenact.__version__,
+    }
+    path, text = folder / "server.json", json.dumps(facts)
+    if not path.is_file() or path.read_bytes() != text.encode():
+        with atomic_write(path) as temporary:
+            temporary.write_text(text)
 
 
 def remove_server_file(folder: Path) -> None:

@@ -99,6 +99,7 @@ class Worker:
                 stderr=errors,
                 env=os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}),
                 start_new_session=True,  # Ctrl-C is the front end's to handle
+                creationflags=getattr(subprocess, "BELOW_NORMAL_PRIORITY_CLASS", 0),  # Windows
             )
         self._post, self._on_event, self._on_exit = post, on_event, on_exit
         threading.Thread(target=self._listen, daemon=True).start()

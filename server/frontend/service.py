@@ -8,6 +8,7 @@ socket that clients reach, which is the gateway's (`server.frontend.gateway`).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import queue
@@ -29,7 +30,7 @@ log = logging.getLogger("reenact")
 TICK_SECONDS = 0.1  # after which the loop looks at clocks, whatever arrives
 SWITCH_SECONDS = 0.0005  # after which a thread that computes lets the one of the gateway read
 TURN_SECONDS = 0.01  # of requests, after which the loop looks at everything else again
-TIDY_SECONDS = 10.0
+TIDY_SECONDS = 3.0
 STOP_SECONDS = 60.0  # that workers have to stop in
 
 
@@ -101,7 +102,7 @@ class Service:
             self._transfers,
             post,
         )
-        public, _ = home.server_keys(folder)
+        self._public = home.server_keys(folder)[0].decode()
         self._gateway = Gateway(
             folder,
             bind,
@@ -114,7 +115,7 @@ class Service:
         self._tidied = 0.0
         self._more = False  # whether requests wait that there was no time for
         self._stopping = False
-        home.write_server_file(folder, self.endpoint, public.decode())
+        home.write_server_file(folder, self.endpoint, self._public)
 
     def stop(self) -> None:
         """Ends `serve` soon; from any thread or signal handler."""
@@ -191,6 +192,8 @@ class Service:
             self._tidied = now
             self._database.reserve_space()
             self._transfers.expire(now)
+            with contextlib.suppress(OSError):  # the disk is full, or gone for a while
+                home.write_server_file(self._folder, self.endpoint, self._public)  # it was deleted
         if len(self._peers) or self._scheduler.busy:
             self._busy = now
         if self._idle_exit is not None and now - self._busy > self._idle_exit:

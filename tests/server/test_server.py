@@ -382,6 +382,20 @@ class Line:
         self.socket.close()
 
 
+@pytest.mark.parametrize("content", [b'{"endpoint": "tcp://127', None])
+def test_the_server_tells_where_it_is_again(server: Server, content: bytes | None) -> None:
+    """A cleaning script deletes server.json, or a full disk leaves half of it."""
+    path = server.folder / "server.json"
+    with server.client() as client:
+        known = find_server()
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        assert find_server() == ("", "")
+        wait_for(lambda: find_server() == known, 60, "the address")
+        client.hello()
+
+
 def test_a_connection_cut_for_20_seconds(
     server: Server, folder: Path, local: Path, tmp_path: Path
 ) -> None:
