@@ -222,7 +222,7 @@ def test_those_who_do_not_read_cost_a_stated_amount(server: Server) -> None:
                         socket.send(protocol.encode(request, f"d{i}"))
                 time.sleep(0.5)
                 client.receive([(file, back)])
-                assert resident(server) - before < 20 * 4 << 20
+                assert resident(server) - before < 21 * 4 << 20  # with the one that reads
 
         assert holds_nobody_up(server, careless)
     assert back.read_bytes() == path.read_bytes()

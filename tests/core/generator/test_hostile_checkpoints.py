@@ -10,6 +10,7 @@ import pickle
 import socket
 import struct
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,7 @@ from server.cli.models import app
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
 
+SECONDS = 2.0  # of processor time that a reader may take to say what is wrong
 READERS = (load_any, load_encoder, load_directions)
 
 
@@ -234,24 +236,37 @@ def small_state() -> dict[str, Tensor]:
 
 
 def read_all(path: Path) -> None:
-    """Reads a file by every reader; raises the last refusal if all of them refuse it."""
+    """Reads a file by every reader; raises the last refusal if all of them refuse it.
+
+    Raises:
+        AssertionError: one of them took more than `SECONDS` of processor time.
+    """
     refused = None
     for reader in READERS:
+        began = time.process_time()
         try:
             reader(path)
         except ReenactError as error:
             refused = error
         else:
             return
+        finally:
+            took = time.process_time() - began
+            assert took < SECONDS, f"{reader.__name__} took {took:.1f} s"
     assert refused is not None
     raise refused
+
+
+def limited_reading(path: Path) -> str:
+    """Returns what reading a file says, within the limits of time and memory."""
+    return limited(read_all, path, seconds=len(READERS) * SECONDS)
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_small_files_take_little_time_and_memory(tmp_path: Path, bomb: str) -> None:
     path = tmp_path / "x.pt"
     path.write_bytes(BOMBS[bomb]())
-    said = limited(read_all, path)
+    said = limited_reading(path)
     assert said.endswith((".", ")"))
     assert "in a way that is not known" not in said
 
@@ -279,7 +294,7 @@ def test_sparse_files_are_not_read(tmp_path: Path) -> None:
         with path.open("wb") as file:
             file.write(head)
             file.truncate(len(head) + (4 << 30))
-        assert limited(read_all, path), kind
+        assert limited_reading(path), kind
 
 
 # -- numbers that are none ----------------------------------------------------------------------

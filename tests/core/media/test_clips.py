@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -382,27 +383,30 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("name", ["a.exr", "a.mp4"])
-def test_forbidden_files_are_told(tmp_path: Path, name: str) -> None:
-    sequence(tmp_path, [1], "a.exr")
-    write_movie(tmp_path / "a.mp4", [np.zeros((16, 16, 3), np.uint8)], 24)
-    (tmp_path / name).chmod(0)
-    script = f"""
-        import os
+def test_forbidden_files_are_told(name: str) -> None:
+    script = """
+        import os, sys
         from core.media.errors import ClipNotReadableError
         from core.media.read import open_clip
         if os.getuid() == 0:
             os.setgid(65534); os.setuid(65534)  # root may read everything
         try:
-            open_clip({str(tmp_path / name)!r})
+            open_clip(sys.argv[1])
         except ClipNotReadableError as error:
             print("told", error)
     """
-    for parent in [tmp_path, *tmp_path.parents]:
-        if parent.stat().st_uid == os.getuid() and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o555)
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True
-    )
+    # pytest's own folder is closed to others, again whenever a pytest begins.
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        folder.chmod(0o755)
+        sequence(folder, [1], "a.exr")
+        write_movie(folder / "a.mp4", [np.zeros((16, 16, 3), np.uint8)], 24)
+        (folder / name).chmod(0)
+        run = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script), str(folder / name)],
+            capture_output=True,
+            text=True,
+        )
     assert run.stdout.startswith("told"), run.stderr
     assert name in run.stdout
 
