@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.base import cpu
+from core.base.adam import Adam
 from core.base.progress import Progress
 from core.base.training import cosine
 from core.face.perceptual import Metric
@@ -212,7 +213,7 @@ def _descend(
         with torch.no_grad():
             return start, loss(start, None)
     v = start.clone().requires_grad_()
-    optimiser = torch.optim.Adam([v], betas=(0.9, 0.99))
+    optimiser = Adam([v], (0.9, 0.99))
     best = start.clone()
     lowest = start.new_full((len(start),), math.inf)
     for step in range(steps + 1):
@@ -224,11 +225,9 @@ def _descend(
         if step == steps:
             break
         # With respect to v alone: the generator's weights need no gradients.
-        (v.grad,) = torch.autograd.grad(total.sum(), [v])
+        gradients = torch.autograd.grad(total.sum(), [v])
         ramp = min(1.0, (step + 1) / 5)  # Adam's first steps are all of full length
-        for group in optimiser.param_groups:
-            group["lr"] = rate * ramp * cosine(step, steps)
-        optimiser.step()
+        optimiser.step(gradients, [rate * ramp * cosine(step, steps)])
         after_step(step + 1)
     with torch.no_grad():
         return best, loss(best, None)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.base.adam import Adam
 from core.face.landmarks import Observation, keypoint_error
 from core.generator import half_precision
 from core.solve.context import SolveContext, Target
@@ -58,7 +59,7 @@ def optimise(
     rate = settings.rate * (_KEPT_PARTS_RATE if settings.keeps_parts else 1)
     rates = (rate, rate * settings.delta_rate)
     moves = [torch.zeros_like(mean).requires_grad_(), torch.zeros_like(raw).requires_grad_()]
-    optimiser = torch.optim.Adam([{"params": [move]} for move in moves], betas=_BETAS)
+    optimiser = Adam(moves, _BETAS)
     best = [move.detach().clone() for move in moves]
     lowest = raw.new_full((len(raw),), torch.inf)
     history: list[Tensor] = []
@@ -84,10 +85,7 @@ def optimise(
             break
         gradients = torch.autograd.grad(loss.sum(), moves)
         fade = 0.1 + 0.9 * (0.5 + 0.5 * np.cos(np.pi * step / steps))
-        for part, gradient, base in zip(optimiser.param_groups, gradients, rates, strict=True):
-            part["params"][0].grad = gradient
-            part["lr"] = base * fade
-        optimiser.step()
+        optimiser.step(gradients, [base * fade for base in rates])
         progress(len(raw) * (step + 1) / (steps + 1))
     with torch.no_grad():
         return evaluate(
