@@ -78,6 +78,8 @@ class Movie:
         even: whether the frame rate is constant, as far as the file's times say.
         codec: FFmpeg's name of the codec.
         crop: the part of the stored pictures that is shown, before they are turned; None for all.
+        open_end: whether the file is cut off, and its container does not say where the last
+            picture should have ended: it is left out.
     """
 
     pts: tuple[int, ...]
@@ -85,6 +87,7 @@ class Movie:
     even: bool
     codec: str
     crop: Window | None
+    open_end: bool = False
 
 
 @dataclass(frozen=True)
