@@ -19,7 +19,10 @@ MAX_SIDE = 32768  # px
 MAX_PIXELS = 2**27  # 134 million; the largest cinema cameras make 80 million
 MAX_RANGE = 1_000_000  # frames: 11 hours at 24 fps
 
-SPACE_ATTRIBUTE = "reenact:colourSpace"  # header attribute of EXRs that Reenact writes
+# Header attributes of EXRs that Reenact writes: their colour space, and a hash of what decides
+# their pixels.
+SPACE_ATTRIBUTE = "reenact:colourSpace"
+TASK_ATTRIBUTE = "reenact:task"
 
 
 @dataclass(frozen=True)
