@@ -77,6 +77,7 @@ _PRIMARIES = {  # H.273, table 2
     12: "Display P3",
     22: "EBU 3213",
 }
+_NOTHING_LEFT = "is cut off, and what is there of it can't be read."
 _CUT = "If it is still being written or copied, wait for it; else copy or export it again."
 _TRANSFERS = {8: "linear", 9: "logarithmic", 10: "logarithmic", 17: "SMPTE 428"}  # table 3
 
@@ -213,7 +214,12 @@ def _opened(path: str) -> Iterator[tuple[Any, Any]]:
     except (av.FFmpegError, OSError) as error:
         raise ClipNotReadableError(_why_not_opened(path, error)) from error
     with container:
-        stream = _picture_track(container, path)
+        try:
+            stream = _picture_track(container, path)
+        except ClipNotReadableError as error:
+            if file_end(path) == "whole":
+                raise
+            raise ClipNotReadableError(f"{path} {_NOTHING_LEFT} {_CUT}") from error
         stream.thread_type = "AUTO"
         yield container, stream
 
@@ -226,7 +232,7 @@ def _why_not_opened(path: str, error: Any) -> str:
     if content is not None and content.suffix in (".mov", ".mp4"):  # readable with all its parts
         reason = "its index is missing, as where a file was cut off."
     elif content is not None and file_end(path) != "whole":
-        return f"{path} is cut off, and what is there of it can't be read. {_CUT}"
+        return f"{path} {_NOTHING_LEFT} {_CUT}"
     elif isinstance(error, ValueError):  # a container that is not on the list
         reason = "it is of no kind that is read here."
     return (

@@ -579,6 +579,18 @@ def test_a_movie_cut_anywhere_gives_what_it_promises(tmp_path, suffix, codec, op
     assert counts[-1] >= 10  # nearly all of it is there; the last pictures wait for one another
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mov"])
+def test_a_movie_cut_in_its_header_is_called_cut_off(tmp_path: Path, suffix: str) -> None:
+    data = whole_movie(tmp_path / f"a.{suffix}", "libx264", {"x264-params": X264})
+    start, end = data.index(b"moov"), data.index(b"mdat")
+    for cut in range(start + 9, end, (end - start) // 12):
+        (tmp_path / f"a.{suffix}").write_bytes(data[:cut])
+        with pytest.raises(
+            ClipNotReadableError, match=r"cut off.*copy or export it again|index is"
+        ):
+            open_clip(tmp_path / f"a.{suffix}")
+
+
 def test_sound_behind_the_cut_picture_changes_nothing(tmp_path: Path) -> None:
     for suffix in ("mp4", "mkv", "avi", "ts"):
         path = tmp_path / f"a.{suffix}"
