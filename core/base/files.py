@@ -32,26 +32,17 @@ def check_writable(path: str | Path) -> None:
         NotWritableError: the path is a folder, lies below a file or on no disk, or its folder
             takes no files of this user.
     """
-    whole = os.path.abspath(path)
-    if os.path.isdir(whole):
+    folder, missing = _existing_folder(path)
+    name = os.path.basename(path)
+    if os.path.isdir(os.path.join(folder, *missing, name)):
         raise NotWritableError(f"{path} is a folder. Name a file.")
-    folder = os.path.dirname(whole)
-    while not os.path.isdir(folder):
-        if os.path.lexists(folder):
-            what = "leads nowhere" if os.path.islink(folder) else "is a file"
-            raise NotWritableError(
-                f"{path} can't be written: {folder} {what}. Choose another place."
-            )
-        if os.path.dirname(folder) == folder:
-            raise NotWritableError(f"{path} can't be written: there is no {folder}.")
-        folder = os.path.dirname(folder)
     try:
         # Not by the rights alone: some disks refuse what the rights allow.
         with tempfile.TemporaryFile(dir=folder):
             pass
-        for name in (*Path(whole).relative_to(folder).parts, _temporary(Path(whole)).name):
+        for each in (*missing, name, _temporary(Path(name)).name):
             with contextlib.suppress(FileNotFoundError):
-                os.lstat(os.path.join(folder, name))  # fails if the name is too long
+                os.lstat(os.path.join(folder, each))  # fails if the name is too long
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return  # room may be made before the work is done
@@ -59,6 +50,33 @@ def check_writable(path: str | Path) -> None:
         raise NotWritableError(
             f"{path} can't be written in {folder}: {reason}. Choose another place."
         ) from error
+
+
+def _existing_folder(path: str | Path) -> tuple[str, list[str]]:
+    """Returns the last folder on the way to a file that exists, and the names of those to make.
+
+    The way is followed as the system does: ".." behind a link is beside what the link leads to.
+
+    Raises:
+        NotWritableError: there is a file or a link to nowhere on the way.
+    """
+    anchor, *parts = Path(os.getcwd(), path).parts[:-1] or (os.getcwd(),)
+    folder, missing = anchor, list[str]()
+    for part in parts:
+        if missing and part == "..":
+            missing.pop()  # what will be made is no link
+            continue
+        here = os.path.join(folder, *missing, part)
+        if missing or not os.path.lexists(here):
+            missing.append(part)
+        elif os.path.isdir(here):
+            folder = here
+        else:
+            what = "is a file" if os.path.exists(here) else "leads nowhere"
+            raise NotWritableError(f"{path} can't be written: {here} {what}. Choose another place.")
+    if not os.path.isdir(folder):
+        raise NotWritableError(f"{path} can't be written: there is no {folder}.")
+    return folder, missing
 
 
 def file_size(path: str | Path) -> int:

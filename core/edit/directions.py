@@ -39,6 +39,7 @@ from core.generator import Generator
 from core.generator.storage import generator_digest
 from core.generator.unpickling import Array, StoredTensor, UnreadableCheckpointError, read_pickle
 from core.media.contact_sheet import contact_sheet
+from core.media.contents import content_of
 from core.media.write import to_bytes
 from core.personalize.character import Character
 from core.solve.settings import MAX_RESOLUTION
@@ -68,6 +69,11 @@ _THUMBNAIL_COMPONENTS = 8  # principal components of thumbnails that are held co
 _MIXING_ROUNDS = 2
 _MIN_UNIT = 1e-4  # standard deviation below which a measure counts as constant
 _MIN_SLOPE = 0.1  # units by which a direction must move its own measure before it is scaled to 1
+_NPY = b"\x93NUMPY"
+_KNOWN = (
+    "a file of Reenact's own, an .npy of one direction (floats, [512] or [layers, 512]), or the "
+    ".pt of PTI, e4e or STIT"
+)
 _STYLEGAN1 = re.compile(r"(stylegan|pggan)_")  # names of InterFaceGAN's published boundaries
 
 
@@ -170,22 +176,27 @@ def load_directions(path: str | Path) -> Directions:
 
 def _read_foreign(path: Path, head: bytes, size: int) -> Directions:
     if size > MAX_BYTES:
-        raise NotDirectionsError(f"{path} has {size >> 20} MiB, far more than directions have.")
-    notes = []
-    try:
-        if head[:6] == b"\x93NUMPY":
-            # Memory-mapped, so that a header that claims more than the file has takes no memory.
-            raw: dict[str, np.ndarray] = {
-                printable(path.stem): np.array(np.load(path, mmap_mode="r", allow_pickle=False))
-            }
-        else:
-            raw = _unpickled(read_pickle(path), printable(path.stem))
-        found = {name: Direction(_to_vector(array, name)) for name, array in raw.items()}
-    except (ValueError, TypeError, EOFError, OSError, UnreadableCheckpointError) as error:
         raise NotDirectionsError(
-            f"{path} holds no directions: {printable(str(error))} Known are Reenact's own files, "
-            "InterFaceGAN's .npy and the .pt of PTI, e4e and STIT."
+            f"{path} has {size >> 20} MiB, far more than directions have. Choose {_KNOWN}."
+        )
+    notes = []
+    name = printable(path.stem)
+    try:
+        if head[:6] == _NPY:
+            raw: dict[str, np.ndarray] = {name: _read_npy(path)}
+        else:
+            raw = _unpickled(read_pickle(path), name)
+        found = {name: Direction(_to_vector(array, name)) for name, array in raw.items()}
+    except (ValueError, TypeError, EOFError, OSError) as error:
+        raise NotDirectionsError(
+            f"{path} holds no directions: {printable(str(error))} Choose {_KNOWN}."
         ) from error
+    except UnreadableCheckpointError as error:
+        if path.suffix.lower() in (".npy", ".npz"):
+            problem = f"{path} holds no directions: {_why_not_npy(path)} Choose"
+        else:  # it names the file
+            problem = f"{error} As directions, choose"
+        raise NotDirectionsError(f"{problem} {_KNOWN}.") from error
     if not found:
         raise NotDirectionsError(f"{path} holds no directions: it has no arrays of numbers.")
     if _STYLEGAN1.match(path.name):
@@ -199,6 +210,47 @@ def _read_foreign(path: Path, head: bytes, size: int) -> Directions:
             "StyleGAN1; only if it was made for your StyleGAN2 does it mean anything."
         )
     return Directions(found, source=path.name, notes=tuple(notes))
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    """Reads an array that `numpy.save` wrote; what the header claims is checked before it is read.
+
+    Raises:
+        ValueError: it is damaged, or holds Python objects.
+    """
+    form = np.lib.format
+    with path.open("rb") as file:
+        try:
+            version = form.read_magic(file)
+            header = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
+            shape, by_columns, dtype = header(file)
+        except Exception as error:  # numpy evaluates the header, which may raise anything
+            raise ValueError("its header is damaged. Copy or download it again.") from error
+        content = file.read()
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which are never run. Save the numbers alone.")
+    needed = math.prod(shape) * dtype.itemsize
+    if needed < 1 or min(shape, default=1) < 0:
+        raise ValueError("it is empty.")
+    if needed > len(content):
+        raise ValueError(
+            f"it has {len(content)} of {needed} bytes of numbers: it is cut off, or damaged. Copy "
+            "or download it again."
+        )
+    array = np.frombuffer(content[:needed], dtype)
+    return array.reshape(shape, order="F" if by_columns else "C")
+
+
+def _why_not_npy(path: Path) -> str:
+    """Returns what a file is that is called .npy or .npz, and is no array."""
+    content = content_of(path)
+    if content is not None and content.name == "a ZIP archive":
+        return (
+            "it is an archive of arrays, as numpy.savez writes. Save each direction by numpy.save, "
+            "as an .npy of its own."
+        )
+    found = "damaged, or no array of NumPy" if content is None else f"{content.name}, no array"
+    return f"it is {found}. Copy or download it again."
 
 
 def is_foreign(path: Path) -> bool:
@@ -301,7 +353,7 @@ def _unpickled(content: object, name: str) -> dict[str, np.ndarray]:
 def _to_vector(array: np.ndarray, name: str) -> np.ndarray:
     """Converts a foreign array to a direction, `[512]` or `[L, 512]` float32."""
     if array.dtype.kind != "f":
-        raise ValueError(f"{name} is of type {array.dtype}.")
+        raise ValueError(f"{name} is of type {array.dtype}, not of floats.")
     vector = array.reshape(array.shape[1:]) if array.ndim > 1 and len(array) == 1 else array
     if vector.ndim == 2 and len(vector) and (vector == vector[0]).all():
         vector = vector[0]
@@ -316,8 +368,12 @@ def _check(vector: np.ndarray, name: str) -> None:
     layers = vector.shape[0] if vector.ndim == 2 else 1
     if vector.dtype != np.float32 or vector.ndim not in (1, 2) or not 1 <= layers <= 26:
         raise ValueError(f"{name} is {vector.dtype} {[*vector.shape]}, not [512] or [L, 512].")
-    if vector.shape[-1] < 2 or not np.isfinite(vector).all() or not vector.any():
-        raise ValueError(f"{name} has values that are no numbers, or is 0.")
+    if vector.shape[-1:] < (2,):
+        raise ValueError(f"{name} is a single number, not [512] or [L, 512].")
+    if not np.isfinite(vector).all():
+        raise ValueError(f"{name} has values that are NaN, infinite, or too large.")
+    if not vector.any():
+        raise ValueError(f"{name} is 0 throughout.")
 
 
 # -- finding -------------------------------------------------------------------------------------

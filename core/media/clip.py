@@ -19,7 +19,10 @@ MAX_SIDE = 32768  # px
 MAX_PIXELS = 2**27  # 134 million; the largest cinema cameras make 80 million
 MAX_RANGE = 1_000_000  # frames: 11 hours at 24 fps
 
-SPACE_ATTRIBUTE = "reenact:colourSpace"  # header attribute of EXRs that Reenact writes
+# Header attributes of EXRs that Reenact writes: their colour space, and a hash of what decides
+# their pixels.
+SPACE_ATTRIBUTE = "reenact:colourSpace"
+TASK_ATTRIBUTE = "reenact:task"
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class Movie:
         even: whether the frame rate is constant, as far as the file's times say.
         codec: FFmpeg's name of the codec.
         crop: the part of the stored pictures that is shown, before they are turned; None for all.
+        open_end: whether the file is cut off, and its container does not say where the last
+            picture should have ended: it is left out.
     """
 
     pts: tuple[int, ...]
@@ -85,6 +90,7 @@ class Movie:
     even: bool
     codec: str
     crop: Window | None
+    open_end: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from the first on.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,7 @@ from av.stream import Disposition
 
 from core.media import colour
 from core.media.clip import MAX_PIXELS, MAX_SIDE, Clip, Frame, Movie, Window
+from core.media.contents import content_of, mismatch
 from core.media.errors import (
     ClipNotReadableError,
     FormatChangeError,
@@ -29,6 +31,7 @@ from core.media.errors import (
     check_finite,
     first_sentence,
 )
+from core.media.movie_ends import End, ends_open, file_end
 from core.media.movie_geometry import Orientation, clean_aperture, orientation
 from core.media.movie_pixels import to_rgb
 from core.media.sequences import check_file, clip_range
@@ -39,19 +42,6 @@ _DEMUXERS = "mov,matroska,webm,avi,mxf,mpegts,mpeg,gif,asf,flv"
 
 # Of these every picture has its time; other containers leave some of them out, or state others.
 _TIMED = ("mov", "matroska", "mpegts", "flv", "gif")
-
-# What a file with a movie's name may be instead, by its first bytes.
-_OTHER_FILES = {
-    b"\x89PNG": "a PNG picture",
-    b"\xff\xd8\xff": "a JPEG picture",
-    b"v/1\x01": "an OpenEXR picture",
-    b"II*\0": "a TIFF picture",
-    b"MM\0*": "a TIFF picture",
-    b"SDPX": "a DPX picture",
-    b"XPDS": "a DPX picture",
-    b"PK\x03\x04": "a ZIP archive",
-    b"%PDF": "a PDF",
-}
 
 # Movies of these kinds are refused by name.
 _NOT_READ = {
@@ -87,6 +77,8 @@ _PRIMARIES = {  # H.273, table 2
     12: "Display P3",
     22: "EBU 3213",
 }
+_NOTHING_LEFT = "is cut off, and what is there of it can't be read."
+_CUT = "If it is still being written or copied, wait for it; else copy or export it again."
 _TRANSFERS = {8: "linear", 9: "logarithmic", 10: "logarithmic", 17: "SMPTE 428"}  # table 3
 
 
@@ -114,19 +106,30 @@ def open_movie(
         space = colour.resolve(colour_space, config)
     with _opened(path) as (container, stream):
         _check_size(stream, path)
-        packets = _read_packets(container, stream, path)
-        timed = _has_sound_times(container, stream, packets)
-        opened = _open_timed(container, stream, path, packets) if timed else None
+        end = file_end(path)
+        try:
+            found = _find_pictures(container, stream, path, end)
+        except (ClipNotReadableError, UnreadableFrameError) as error:
+            # MOV and MP4: the header has pictures, but what follows it has none.
+            empty = isinstance(error, ClipNotReadableError) and stream.frames
+            if end == "whole" and not empty:
+                raise
+            raise ClipNotReadableError(
+                f"{path} is cut off before its first picture ends. {_CUT}"
+            ) from error
         tracks = sum(_is_picture_track(each) for each in container.streams.video)
         field_order = stream.codec_context.field_order
         fps = stream.average_rate or stream.guessed_rate
         aspect = float(stream.sample_aspect_ratio or 1)
-        promised = stream.frames if container.format.name.startswith("mov") else 0
-    movie, picture, dropped = _open_counted(path) if opened is None else opened
+        # The header's count, which is to be trusted in MOV and MP4 alone.
+        promised = stream.frames if container.format.name.startswith("mov") or found.cut else 0
+    movie, picture, dropped = found.movie, found.picture, found.dropped
     notes = []
-    if promised > packets.stored:  # the header's count, against the packets in the file
-        last = promised - dropped if last is None else last
-        notes.append(f"The movie is cut off: {packets.stored} of {promised} frames are there.")
+    kept = dropped + len(movie.pts)
+    if found.cut or promised > found.stored:
+        of_all = f" of {promised - dropped}" if promised >= kept else ""
+        notes.append(f"The movie is cut off after frame {len(movie.pts)}{of_all}. {_CUT}")
+        last = promised - dropped if last is None and promised > kept else last
     if dropped:
         notes.append(
             f"The movie's first {dropped} picture{'s' * (dropped != 1)} can't be decoded: it was "
@@ -211,24 +214,25 @@ def _opened(path: str) -> Iterator[tuple[Any, Any]]:
     except (av.FFmpegError, OSError) as error:
         raise ClipNotReadableError(_why_not_opened(path, error)) from error
     with container:
-        stream = _picture_track(container, path)
+        try:
+            stream = _picture_track(container, path)
+        except ClipNotReadableError as error:
+            if file_end(path) == "whole":
+                raise
+            raise ClipNotReadableError(f"{path} {_NOTHING_LEFT} {_CUT}") from error
         stream.thread_type = "AUTO"
         yield container, stream
 
 
 def _why_not_opened(path: str, error: Any) -> str:
-    with open(path, "rb") as file:
-        start = file.read(512)
-    if not start:
-        return f"{path} is empty. If it is still being written or copied, wait for it."
-    for magic, kind in _OTHER_FILES.items():
-        if start.startswith(magic):
-            return f"{path} is {kind}, no movie. Name it as what it is, or choose the movie."
-    if all(byte >= 32 or byte in b"\t\n\r\f" for byte in start):
-        return f"{path} is a text file, no movie. Choose the movie."
+    if other := mismatch(path, "movie"):
+        return f"{path} {other}"
     reason = first_sentence(error.strerror)
-    if start[4:8] == b"ftyp":  # MOV and MP4: readable, had it all its parts
+    content = content_of(path)
+    if content is not None and content.suffix in (".mov", ".mp4"):  # readable with all its parts
         reason = "its index is missing, as where a file was cut off."
+    elif content is not None and file_end(path) != "whole":
+        return f"{path} {_NOTHING_LEFT} {_CUT}"
     elif isinstance(error, ValueError):  # a container that is not on the list
         reason = "it is of no kind that is read here."
     return (
@@ -271,26 +275,35 @@ class _Packets:
 
     Attributes:
         pts: of those that are shown; None where the file has no time.
+        dts: of the same.
         keys: pts and time to seek to, of the key frames.
         stored: how many there are.
+        cut: whether the last one is incomplete, and left out.
     """
 
     pts: list[int | None]
+    dts: list[int | None]
     keys: list[tuple[int, int]]
     stored: int
+    cut: bool
 
 
-def _read_packets(container: Any, stream: Any, path: str) -> _Packets:
+def _read_packets(container: Any, stream: Any, path: str, open_end: bool) -> _Packets:
     """Reads all packets without decoding them."""
     pts: list[int | None] = []
+    dts: list[int | None] = []
     keys = []
     stored = 0
     container.flags &= ~av.container.Flags.gen_pts.value  # times that FFmpeg guesses
     # These two seek by pts: with a key frame's dts they find the one before.
     by_pts = container.format.name.startswith(("mov", "matroska"))
     hidden = stream.codec_context.name in ("vp8", "libvpx")  # its packets may show nothing
+    cut = False
     try:
-        for packet in container.demux(stream):
+        for packet, whole in _whole_packets(container, stream, open_end):
+            if not whole:
+                cut = True
+                continue
             if packet.size == 0:
                 continue  # the flush packet at the end
             if hidden and not memoryview(packet)[0] & 0x10:  # RFC 6386, 9.1: show_frame
@@ -301,39 +314,97 @@ def _read_packets(container: Any, stream: Any, path: str) -> _Packets:
                 keys.append((packet.pts, time))
             if not packet.is_discard:
                 pts.append(packet.pts)
+                dts.append(packet.dts)
     except av.FFmpegError as error:
         raise ClipNotReadableError(
             f"{path} is damaged: {first_sentence(error.strerror)} Export it again."
         ) from error
     if not pts:
-        raise ClipNotReadableError(
-            f"{path} holds no pictures that can be decoded. Export it again."
-        )
-    return _Packets(pts, sorted(keys), stored)
+        raise ClipNotReadableError(f"{path} holds no pictures that can be decoded. {_CUT}")
+    return _Packets(pts, dts, sorted(keys), stored, cut)
 
 
-def _has_sound_times(container: Any, stream: Any, packets: _Packets) -> bool:
+def _whole_packets(container: Any, stream: Any, open_end: bool) -> Iterator[tuple[Any, bool]]:
+    """Yields the packets from the current place on, then the empty one that flushes the decoder.
+
+    With each comes whether it is whole. Only the last one is ever said not to be: those that are
+    damaged amid the file are the decoder's business.
+    """
+    held = flush = None
+    for packet in container.demux(stream):
+        if packet.size == 0:
+            flush = packet
+            continue
+        if held is not None:
+            yield held, True
+        held = packet
+    if held is not None:
+        yield held, not (open_end or held.is_corrupt)
+    if flush is not None:
+        yield flush, True
+
+
+def _has_sound_times(container: Any, stream: Any, packets: _Packets, end: End) -> bool:
     """Returns whether each picture has one packet with a time of its own."""
     if None in packets.pts or len(set(packets.pts)) < len(packets.pts) or not packets.keys:
         return False
     name, context = container.format.name.split(",")[0], stream.codec_context
+    if name == "mxf" and end != "whole":
+        return False  # its index comes last: without it times are guessed from sizes
     if name == "mpegts" and context.name == "h264":
         return bool(context.field_order == 1)  # else a packet may be a field
     # Not by the flags: in an AVI without its index every packet passes for a key frame.
     return name in _TIMED or context.codec.intra_only
 
 
+@dataclass(frozen=True)
+class _Found:
+    """The pictures of a movie.
+
+    Attributes:
+        movie: their index.
+        picture: the first one.
+        dropped: number of pictures before it that can't be decoded: leading ones of an open GOP,
+            whose references were cut off.
+        stored: number of packets.
+        cut: whether the file's end is missing.
+    """
+
+    movie: Movie
+    picture: Any
+    dropped: int
+    stored: int
+    cut: bool
+
+
+def _find_pictures(container: Any, stream: Any, path: str, end: End) -> _Found:
+    """Returns the pictures of a movie, those of a cut one up to the first that is missing."""
+    open_end = end == "pictures" and ends_open(path)
+    packets = _read_packets(container, stream, path, open_end)
+    if container.format.name == "mpegts" and end == "whole" and _lacks_pictures(packets):
+        container.seek(packets.keys[0][1], stream=stream)
+        return _find_pictures(container, stream, path, "pictures")  # cut between two packets
+    opened = None
+    if _has_sound_times(container, stream, packets, end):
+        opened = _open_timed(container, stream, path, packets, end, open_end)
+    movie, picture, dropped = opened or _open_counted(path, end, open_end)
+    return _Found(movie, picture, dropped, packets.stored, packets.cut or end != "whole")
+
+
 def _open_timed(
-    container: Any, stream: Any, path: str, packets: _Packets
+    container: Any, stream: Any, path: str, packets: _Packets, end: End, open_end: bool
 ) -> tuple[Movie, Any, int] | None:
     """Returns index, first picture, and the number of pictures before it that can't be decoded.
 
-    Those are the leading ones of an open GOP, whose references were cut off. None where the movie
-    can't be searched.
+    None where the movie can't be searched.
     """
     pts = sorted(each for each in packets.pts if each is not None)
+    if packets.cut or end == "pictures":
+        rate = stream.average_rate
+        step = float(1 / (rate * stream.time_base)) if rate else math.inf
+        pts = _without_gaps(pts, [each for each in packets.dts if each is not None], step)
     try:
-        pictures = _seek(container, stream, packets.keys[0])
+        pictures = _seek(container, stream, packets.keys[0], open_end)
     except (av.FFmpegError, OSError):
         return None
     picture = _next_whole(pictures, path)
@@ -342,24 +413,62 @@ def _open_timed(
     dropped = pts.index(picture.pts)
     pts = pts[dropped:]
     codec, crop = stream.codec_context.name, _crop(container, stream, picture, path)
-    return Movie(tuple(pts), tuple(packets.keys), _even(pts), codec, crop), picture, dropped
+    movie = Movie(tuple(pts), tuple(packets.keys), _even(pts), codec, crop, open_end)
+    return movie, picture, dropped
 
 
-def _open_counted(path: str) -> tuple[Movie, Any, int]:
+def _lacks_pictures(packets: _Packets) -> bool:
+    """Returns whether pictures of an even rate are missing between the last ones."""
+    pts = sorted(each for each in packets.pts if each is not None)
+    dts = [each for each in packets.dts if each is not None]
+    if len(dts) < 3 or not packets.keys or not _even(dts):
+        return False
+    return len(_without_gaps(pts, dts, math.inf)) < len(pts)
+
+
+def _without_gaps(pts: list[int], dts: list[int], step: float) -> list[int]:
+    """Returns the times of a cut movie's pictures up to the first that is missing.
+
+    Pictures are stored in the order of decoding, so that of the last ones some before others are
+    missing. Those are decoded, and shown, after the last packet that is there.
+
+    Args:
+        pts: times of the pictures, sorted.
+        dts: times at which the packets are decoded.
+        step: time of one picture by the header's frame rate; infinite where it has none.
+    """
+    if len(dts) > 1:
+        step = min(step, float(np.median(np.diff(sorted(dts)))))
+    count = max(bisect_right(pts, max(dts, default=pts[0])), 1)
+    while count < len(pts) and pts[count] - pts[count - 1] < 1.5 * step:
+        count += 1
+    return pts[:count]
+
+
+def _open_counted(path: str, end: End, open_end: bool) -> tuple[Movie, Any, int]:
     """Decodes a whole movie; returns as `_open_timed`."""
     first: Any = None
-    dropped = count = 0
+    dropped = count = sound = flushed = 0
     with _opened(path) as (container, stream):
-        for picture in _all_pictures(container, stream):
-            count += 1
-            if first is None and picture.is_corrupt:
-                dropped += 1
-            else:
-                first = first or picture
+        if end != "whole":
+            stream.thread_type = "SLICE"  # else pictures are delayed for other reasons as well
+        for packet, whole in _whole_packets(container, stream, open_end):
+            for picture in _decode(packet) if whole else ():
+                count += 1
+                flushed += packet.size == 0
+                sound = sound if picture.is_corrupt else count
+                if first is None and picture.is_corrupt:
+                    dropped += 1
+                else:
+                    first = first or picture
         if first is None:
             raise UnreadableFrameError(path, 1, "can't be decoded. Make the movie again.")
+        if end == "pictures":
+            # Of the pictures that waited for others, some of those may be missing.
+            waited = flushed if stream.codec_context.has_b_frames else 0
+            count = max(min(count - waited, sound), dropped + 1)
         codec, crop = stream.codec_context.name, _crop(container, stream, first, path)
-    return Movie(tuple(range(dropped, count)), (), True, codec, crop), first, dropped
+    return Movie(tuple(range(dropped, count)), (), True, codec, crop, open_end), first, dropped
 
 
 def _next_whole(pictures: Iterator[Any], path: str) -> Any:
@@ -409,10 +518,10 @@ def _by_time(path: str, movie: Movie, numbers: Sequence[int]) -> Iterator[tuple[
             key = max(bisect_right(key_pts, target) - 1, 0)
             jump = here is None or target <= here or key_pts[key] > here
             if jump:
-                pictures = _seek(container, stream, movie.keys[key])
+                pictures = _seek(container, stream, movie.keys[key], movie.open_end)
             picture = _decode_until(pictures, path, number, target)
             if picture is None and jump:  # the seek landed too late
-                pictures = _seek(container, stream, movie.keys[0])
+                pictures = _seek(container, stream, movie.keys[0], movie.open_end)
                 picture = _decode_until(pictures, path, number, target)
             here = target
             yield number, picture
@@ -427,25 +536,33 @@ def _by_count(clip: Clip, movie: Movie, numbers: Sequence[int]) -> Iterator[tupl
             target = movie.pts[number - 1]
             if here is None or target <= here:
                 stack.close()
-                pictures = enumerate(_all_pictures(*stack.enter_context(_opened(clip.path))))
+                opened = stack.enter_context(_opened(clip.path))
+                pictures = enumerate(_all_pictures(*opened, movie.open_end))
             picture = next((each for place, each in pictures if place == target), None)
             here = target
             yield number, picture
 
 
-def _seek(container: Any, stream: Any, key: tuple[int, int]) -> Any:
+def _seek(container: Any, stream: Any, key: tuple[int, int], open_end: bool) -> Iterator[Any]:
     """Returns an iterator of the decoded pictures from a key frame on."""
     container.seek(key[1], stream=stream)
-    return container.decode(stream)
+    packets = _whole_packets(container, stream, open_end)
+    return (picture for packet, whole in packets if whole for picture in packet.decode())
 
 
-def _all_pictures(container: Any, stream: Any) -> Iterator[Any]:
+def _all_pictures(container: Any, stream: Any, open_end: bool) -> Iterator[Any]:
     """Yields the pictures from the current place on, without those that can't be decoded."""
-    for packet in container.demux(stream):
-        try:
-            yield from packet.decode()
-        except av.FFmpegError:
-            continue
+    for packet, whole in _whole_packets(container, stream, open_end):
+        if whole:
+            yield from _decode(packet)
+
+
+def _decode(packet: Any) -> list[Any]:
+    """Returns the pictures that a packet completes; none where it can't be decoded."""
+    try:
+        return list(packet.decode())
+    except av.FFmpegError:
+        return []
 
 
 def _decode_until(pictures: Any, path: str, number: int, target: int) -> Any:

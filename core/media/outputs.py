@@ -1,4 +1,4 @@
-"""Where results go: no output is ever an input, or another output."""
+"""Where results go: no output is an input, or another output, and what is replaced is said."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from core.base.errors import ReenactError
 from core.base.files import check_writable
-from core.media.numbering import frame_path, is_pattern, split_pattern
+from core.media.numbering import frame_path, is_pattern, matching_numbers, split_pattern
 
 if TYPE_CHECKING:
     from core.media.clip import Clip
@@ -73,6 +73,53 @@ def check_outputs(
                 )
     for output in written.values():
         check_writable(output.path)
+
+
+def foreign_frames(outputs: Mapping[str, Path | str | None]) -> dict[str, tuple[int, ...]]:
+    """Returns the EXRs at places of frames that Reenact did not write, each with what tells it.
+
+    That changes when the file is replaced.
+
+    Args:
+        outputs: as for `check_outputs`.
+    """
+    from core.media.clip import TASK_ATTRIBUTE
+    from core.media.pictures import read_attribute  # slow to import
+
+    found = {}
+    for pattern in outputs.values():
+        if pattern is None or not is_pattern(str(pattern)):
+            continue
+        for number in _existing_numbers(str(pattern)):
+            path = frame_path(str(pattern), number)
+            if Path(path).suffix.lower() == ".exr" and read_attribute(path, TASK_ATTRIBUTE) is None:
+                found[path] = _state(path)
+    return found
+
+
+def replaced_note(before: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Returns a sentence on those of `foreign_frames` that were replaced since; None for none."""
+    paths = sorted(path for path, state in before.items() if _state(path) not in (state, ()))
+    if not paths:
+        return None
+    more = f" to {os.path.basename(paths[-1])}" if len(paths) > 1 else ""
+    were = "frame was" if len(paths) == 1 else "frames were"
+    return f"{len(paths)} {were} replaced that Reenact had not written: {paths[0]}{more}"
+
+
+def _existing_numbers(pattern: str) -> list[int]:
+    try:
+        return matching_numbers(pattern)
+    except OSError:  # no such folder yet
+        return []
+
+
+def _state(path: str) -> tuple[int, ...]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _places(

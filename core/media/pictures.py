@@ -19,7 +19,8 @@ import numpy as np
 import OpenImageIO as oiio
 
 from core.media import colour
-from core.media.clip import MAX_PIXELS, MAX_SIDE, SPACE_ATTRIBUTE, Clip, Frame, Window
+from core.media.clip import MAX_PIXELS, MAX_SIDE, PICTURES, SPACE_ATTRIBUTE, Clip, Frame, Window
+from core.media.contents import content_of, mismatch
 from core.media.errors import (
     ClipNotFoundError,
     FormatChangeError,
@@ -219,11 +220,30 @@ def _opened(path: str, number: int) -> Iterator[oiio.ImageInput]:
         reason = last_error(oiio)
         if "limits:" in reason:
             raise TooLargeError(f"Frame {number} ({path}) is refused: {reason.splitlines()[0]}")
-        raise UnreadableFrameError(path, number, f"can't be read: {first_sentence(reason)}")
+        raise UnreadableFrameError(path, number, _why_not_opened(path, reason))
     try:
         yield picture
     finally:
         picture.close()
+
+
+def _why_not_opened(path: str, reason: str) -> str:
+    """Returns why OpenImageIO did not open a file; by itself it does not say what that one is."""
+    if other := mismatch(path, "picture"):
+        return other
+    content = content_of(path)
+    suffix = Path(path).suffix.lower()
+    if content is None and suffix not in PICTURES:
+        return (
+            "is no picture or movie of a kind that is read here. Choose one, or export it as EXR."
+        )
+    what = f"is {content.name}, but damaged" if content else f"is damaged, or no {suffix} picture"
+    # Where the name misleads it, OpenImageIO speaks of the format of the name.
+    named = content is None or content.suffix == suffix
+    return (
+        f"{what}{f': {first_sentence(reason)}' if named else '.'} If it is still being written or "
+        "copied, wait for it; else render or copy it again."
+    )
 
 
 def _windows(spec: oiio.ImageSpec, path: str, number: int) -> tuple[Window, Window]:

@@ -26,7 +26,6 @@ FIRST = 1001
 FPS = 15.0  # slow film: much happens in few frames
 STYLES = ("sketch", "posterise")
 FILMS = ("self_scan", "driving", "truth")
-TASK = "reenact:task"  # header attribute: hash of what a frame was filmed of
 
 
 class ForeignFilesError(ReenactError):
@@ -193,12 +192,13 @@ def check_folder(folder: Path) -> None:
         ForeignFilesError: a file there is none of an earlier demo.
         core.base.files.NotWritableError: the folder takes no files.
     """
+    from core.media.clip import TASK_ATTRIBUTE
     from core.media.pictures import read_attribute
 
     check_outputs({name: film_pattern(name, folder) for name in FILMS}, {})
     for name in FILMS:
         for old in film_files(name, folder):
-            if read_attribute(old, TASK) is None:
+            if read_attribute(old, TASK_ATTRIBUTE) is None:
                 raise _foreign(old)
     if film_files(FILMS[0], folder):
         return  # the rest is an earlier demo's too
@@ -235,6 +235,7 @@ def film(name: str, motion: np.ndarray, folder: Path, size: int, report: Report)
         The clip's pattern.
     """
     from core.media import colour
+    from core.media.clip import TASK_ATTRIBUTE
     from core.media.pictures import read_attribute
     from core.media.write import write_exr
     from core.synthetic import performer
@@ -245,11 +246,11 @@ def film(name: str, motion: np.ndarray, folder: Path, size: int, report: Report)
     for old in film_files(name, folder) - wanted:
         old.unlink()  # it would be taken for a frame of this one
     space = colour.scene_linear_space()
-    attributes = {TASK: task, "FramesPerSecond": FPS}
+    attributes = {TASK_ATTRIBUTE: task, "FramesPerSecond": FPS}
 
     def draw(i: int) -> None:
         path = Path(frame_path(pattern, FIRST + i))
-        if read_attribute(path, TASK) != task:
+        if read_attribute(path, TASK_ATTRIBUTE) != task:
             picture = performer.render(motion[i], size).astype(np.float32) / 127.5 - 1
             write_exr(path, colour.from_network(picture, space), attributes=attributes)
 

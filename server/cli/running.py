@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.media.outputs import check_outputs
+from core.media.outputs import check_outputs, foreign_frames, replaced_note
 from server.cli import remote
 from server.cli.reporting import Report
 from server.jobs import registry
@@ -51,6 +51,22 @@ def run_task(
     check_outputs(
         wanted, {**given, **(also_read or {})}, [] if removed is None else [removed(wanted)]
     )
+    foreign = foreign_frames(wanted)
+    try:
+        return _do(task, given, wanted, report, local)
+    finally:  # also of what was replaced before the work was stopped
+        if note := replaced_note(foreign):
+            report.note(note)
+
+
+def _do(
+    task: Any,
+    given: Mapping[str, Path | Clip | Sequence[Path]],
+    wanted: Mapping[str, Path],
+    report: Report,
+    local: bool,
+) -> dict[str, Any]:
+    """Has a task done whose inputs and outputs are checked."""
     if local:
         files: dict[str, Path] = {}
         clips: dict[str, Clip] = {}

@@ -348,8 +348,12 @@ def test_a_key_that_was_handed_over_is_not_overwritten(tmp_path: Path) -> None:
 def test_a_pattern_may_be_printf_s_and_a_folder_may_have_a_hash(folder: Path) -> None:
     words = ["render", "shot.latents", "--plate"]
     frames = "plate.####.png 1001-1002"
-    done = reenact_here(*words, frames, "-o", "a#b/o.%03d.exr", "--local", cwd=folder)
-    assert done.returncode == 0, done.stderr
+    write_exr(folder / "a#b" / "o.1001.exr", np.zeros((4, 4, 3), np.float32))  # somebody's
+    for replaced in (True, False):
+        done = reenact_here(*words, frames, "-o", "a#b/o.%03d.exr", "--local", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        note = "1 frame was replaced that Reenact had not written: a#b/o.1001.exr"
+        assert (note in done.stdout) == replaced
     assert sorted(p.name for p in (folder / "a#b").iterdir()) == ["o.1001.exr", "o.1002.exr"]
     said = refused([*words, frames, "-o", "a#b/out.exr", "--local"], folder)
     assert "-o needs a pattern like out.####.exr, not a#b/out.exr" in said

@@ -1,6 +1,11 @@
 """Files of directions, foreign ones among them, and directions that are found."""
 
+import io
+import os
 import pickle
+import re
+import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +178,74 @@ def test_foreign_files_that_hold_no_directions(tmp_path: Path) -> None:
     torch.save({"a": 1}, tmp_path / "numbers.pt")
     with pytest.raises(NotDirectionsError, match="no arrays"):
         load_directions(tmp_path / "numbers.pt")
+
+
+def saved(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=True)
+    return file.getvalue()
+
+
+def archive(content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.writestr("smile.npy", content)
+    return file.getvalue()
+
+
+def with_header(text: bytes) -> bytes:
+    return b"\x93NUMPY\2\0" + struct.pack("<I", len(text)) + text + bytes(4096)
+
+
+FINE = saved(FLAT)
+HEADER = b"{'descr': '<f8', 'fortran_order': False, 'shape': (%s), }\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (FINE[:-1], "2047 of 2048 bytes.*cut off"),
+        (FINE[:60], "header is damaged"),
+        (FINE[:9], "header is damaged"),
+        (b"", "empty file"),
+        (b"hello\n" * 20, "text file"),
+        (b"<html><body>404", "web page"),
+        (bytes(5000), "zeros"),
+        (saved(np.array([{}, 1], object)), "Python objects, which are never run"),
+        (saved(np.full(512, np.nan)), "NaN"),
+        (saved(np.full(512, 1e300)), "too large"),
+        (saved(np.zeros(512)), "0 throughout"),
+        (saved(np.float64(1)), "a single number"),
+        (saved(np.ones((3, 4, 5))), r"\[3, 4, 5\], not \[512\]"),
+        (saved(np.ones((0, 512))), "empty"),
+        (saved(np.arange(512)), "int64, not of floats"),
+        (with_header(HEADER % b"1, 512" + b" " * 1_000_000), "header is damaged"),
+        (with_header(HEADER % b"9000000000, 512"), "of 36864000000000 bytes"),
+        (with_header(HEADER % b"-1, 512"), "empty"),
+        (with_header(b"(" * 9000), "header is damaged"),
+        (b"\x93NUMPY\2\0\xff\xff\xff\xff", "header is damaged"),
+        (b"\x93NUMPY\x09\0" + FINE[8:], "header is damaged"),
+        (archive(FINE), "numpy.savez"),
+        (archive(bytes(50 << 20)), "numpy.savez"),
+        (archive(FINE)[:200], "numpy.savez"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_a_damaged_array_is_told_in_a_sentence(tmp_path: Path, suffix, content, told) -> None:
+    (tmp_path / f"smile.{suffix}").write_bytes(content)
+    with pytest.raises(NotDirectionsError, match=rf"smile\.{suffix} holds no.*{told}") as caught:
+        load_directions(tmp_path / f"smile.{suffix}")
+    assert "floats, [512] or [layers, 512]" in str(caught.value)
+    assert not re.search("mmap|allow_pickle|EOF|checkpoint", str(caught.value))
+
+
+def test_content_decides_and_not_the_suffix(tmp_path: Path) -> None:
+    torch.save(torch.from_numpy(FLAT), tmp_path / "a.npy")
+    np.save(tmp_path / "b", np.asfortranarray(DEEP))
+    os.replace(tmp_path / "b.npy", tmp_path / "b.pt")
+    for name, wanted in (("a.npy", FLAT), ("b.pt", DEEP)):
+        (direction,) = load_directions(tmp_path / name).directions.values()
+        np.testing.assert_array_equal(direction.vector, wanted)
 
 
 def test_a_pickle_is_read_and_never_run(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from numbered_movies import encode, numbered, spelled
 
 from core.base.files import atomic_write
 from core.media.clip import Window, missing_numbers
-from core.media.colour import ColourError
+from core.media.colour import ColourError, texture_space
 from core.media.errors import (
     BadPixelsError,
     ClipError,
@@ -372,6 +372,37 @@ def test_a_file_that_is_no_picture_or_movie(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("#EXTM3U\n/etc/passwd\n")
     with pytest.raises(ClipNotReadableError, match=r"a\.mp4"):
         open_clip(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize("name", ["a", "a.exr", "a.png", "a.0001.dpx", "a.jpg", "a.tif", "a.tga"])
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "is empty. If it is still being written"),
+        (b"hello\n" * 9, "text file, no picture. Choose the picture"),
+        (b"<html><body>404", "web page, no picture"),
+        (b"PK\3\4" + bytes(99), "ZIP archive, no picture"),
+        (bytes(2000), "file of zeros"),
+        (b"v/1\1" + b"\2\0\0\0", "OpenEXR picture, but damaged.*copy it again"),
+    ],
+)
+def test_what_is_no_picture_is_named(tmp_path: Path, name, content, told) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UnreadableFrameError, match=told) as caught:
+        open_clip(tmp_path / name)
+    assert "OpenImageIO" not in str(caught.value)
+
+
+def test_pictures_are_read_by_their_content_and_movies_names_stay(tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png", np.full((4, 6, 3), 255, np.uint8))
+    for name in ("a", "a.exr", "a.0001.dpx", "a.jpg"):
+        os.replace(next(tmp_path.iterdir()), tmp_path / name)
+        clip = open_clip(tmp_path / name)
+        assert clip.colour_space == texture_space(None)
+        assert read_frame(clip, 1).pixels.min() == 1
+    os.replace(tmp_path / "a.jpg", tmp_path / "a.mov")
+    with pytest.raises(ClipNotReadableError, match=r"PNG picture, no movie\. Rename it to a\.png"):
+        open_clip(tmp_path / "a.mov")
 
 
 @pytest.mark.timeout(20)

@@ -116,7 +116,7 @@ def test_a_colon_in_a_name_is_no_protocol(tmp_path: Path, monkeypatch) -> None:
         ("a.mov", b"\x89PNG\r\n\x1a\n" + bytes(100), "PNG picture"),
         ("a.mov", b"\xff\xd8\xff\xe0" + bytes(100), "JPEG picture"),
         ("a.avi", bytes(1000), "no movie"),
-        ("a.gif", b"GIF89a" + bytes(3), "no movie|no picture|damaged"),
+        ("a.gif", b"GIF89a" + bytes(3), "cut off"),
         ("A001_C002.R3D", b"\0\0\0\0RED2", "REDCODE.*EXR"),
         ("a.braw", b"anything", "Blackmagic RAW.*EXR"),
     ],
@@ -496,3 +496,169 @@ def test_a_movie_whose_index_is_cut_off_is_called_so(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-400])  # moov is written last
     with pytest.raises(ClipNotReadableError, match="its index is missing"):
         open_clip(path)
+
+
+# Cut off
+
+
+CONTAINERS = [
+    ("mp4", "libx264", {"x264-params": X264}),
+    ("mp4", "libvpx-vp9", {"g": "8", "cpu-used": "8", "lag-in-frames": "8"}),
+    ("mp4", "mjpeg", {}),
+    ("mov", "libx264", {"x264-params": X264}),
+    ("mov", "prores_ks", {}),
+    ("mov", "mpeg4", {"bf": "2", "g": "8"}),
+    ("avi", "libx264", {"x264-params": X264}),
+    ("avi", "mpeg4", {"bf": "2", "g": "8"}),
+    ("avi", "mjpeg", {}),
+    ("mkv", "libx264", {"x264-params": X264}),
+    ("mkv", "prores_ks", {}),
+    ("webm", "libvpx-vp9", {"g": "8", "cpu-used": "8", "lag-in-frames": "8"}),
+    ("ts", "libx264", {"x264-params": X264}),
+    ("ts", "mpeg2video", {"bf": "2", "g": "8"}),
+    ("mxf", "libx264", {"x264-params": X264}),
+    ("mxf", "dnxhd", {"profile": "dnxhr_lb"}),
+    ("mxf", "mpeg2video", {"bf": "2", "g": "8"}),
+    ("mpg", "mpeg2video", {"bf": "2", "g": "8"}),
+    ("wmv", "wmv2", {"g": "8"}),
+    ("flv", "libx264", {"x264-params": X264}),
+    ("gif", "gif", {}),
+]
+FORMS = {"prores_ks": "yuv422p10le", "dnxhd": "yuv422p", "mjpeg": "yuvj420p", "gif": "rgb8"}
+
+
+def noisy(count: int, codec: str) -> list[av.VideoFrame]:
+    """Numbered pictures whose packets are long enough to be cut within."""
+    rng = np.random.default_rng(0)
+    side = (128, 256) if codec == "dnxhd" else (48, 64)
+    images = []
+    for number in range(1, count + 1):
+        pixels = numbered(number, *side) * 0.5 + rng.integers(0, 120, (*side, 3))
+        image = av.VideoFrame.from_ndarray(pixels.astype(np.uint8), "rgb24")
+        image = image.reformat(format=FORMS.get(codec, "yuv420p"))
+        image.pts, image.time_base = number - 1, Fraction(1, 25)
+        images.append(image)
+    return images
+
+
+def whole_movie(path: Path, codec: str, options: dict[str, str]) -> bytes:
+    """A movie of 12 pictures, with its index first where the container has one."""
+    container = {"movflags": "faststart"} if path.suffix in (".mp4", ".mov") else {}
+    images = noisy(12, codec)
+    with av.open(str(path), "w", options=container) as target:
+        stream = target.add_stream(codec, 25, options=options)
+        stream.width, stream.height = images[0].width, images[0].height
+        stream.pix_fmt = images[0].format.name
+        for image in images:
+            target.mux(stream.encode(image))
+        target.mux(stream.encode(None))
+    assert open_clip(path).notes == ()
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(("suffix", "codec", "options"), CONTAINERS)
+def test_a_movie_cut_anywhere_gives_what_it_promises(tmp_path, suffix, codec, options) -> None:
+    data = whole_movie(tmp_path / f"a.{suffix}", codec, options)
+    path = tmp_path / f"b.{suffix}"
+    counts = []
+    for cut in (*(len(data) * percent // 100 for percent in range(7, 100, 7)), len(data) - 1):
+        path.write_bytes(data[:cut])
+        try:
+            clip = open_clip(path)
+        except ClipNotReadableError as error:
+            assert "cut off" in str(error)  # noqa: PT017
+            continue
+        count = len(clip.numbers)
+        assert shown(clip) == list(range(1, count + 1))
+        notes = [note for note in clip.notes if "cut" in note]
+        assert len(notes) == 1
+        assert f"cut off after frame {count}" in notes[0]
+        counts.append(count)
+    assert counts == sorted(counts)
+    assert len(set(counts)) > 4
+    assert counts[-1] >= 10  # nearly all of it is there; the last pictures wait for one another
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov"])
+def test_a_movie_cut_in_its_header_is_called_cut_off(tmp_path: Path, suffix: str) -> None:
+    data = whole_movie(tmp_path / f"a.{suffix}", "libx264", {"x264-params": X264})
+    start, end = data.index(b"moov"), data.index(b"mdat")
+    for cut in range(start + 9, end, (end - start) // 12):
+        (tmp_path / f"a.{suffix}").write_bytes(data[:cut])
+        with pytest.raises(
+            ClipNotReadableError, match=r"cut off.*copy or export it again|index is"
+        ):
+            open_clip(tmp_path / f"a.{suffix}")
+
+
+def test_sound_behind_the_cut_picture_changes_nothing(tmp_path: Path) -> None:
+    for suffix in ("mp4", "mkv", "avi", "ts"):
+        path = tmp_path / f"a.{suffix}"
+        with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+            stream = container.add_stream("libx264", 25, options={"x264-params": X264})
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            sound = container.add_stream("mp2" if suffix in ("avi", "ts") else "aac", 48000)
+            sound.codec_context.open()
+            for image in noisy(12, "libx264"):
+                container.mux(stream.encode(image))
+                silence = av.AudioFrame(sound.format.name, "stereo", sound.frame_size or 1024)
+                silence.sample_rate = 48000
+                for plane in silence.planes:
+                    plane.update(bytes(plane.buffer_size))
+                container.mux(sound.encode(silence))
+            container.mux(stream.encode(None))
+        data = path.read_bytes()
+        for percent in range(40, 100, 5):
+            path.write_bytes(data[: len(data) * percent // 100])
+            try:
+                clip = open_clip(path)
+            except ClipNotReadableError as error:
+                assert "cut off" in str(error)  # noqa: PT017
+                continue
+            assert shown(clip) == list(range(1, len(clip.numbers) + 1))
+
+
+def test_a_damaged_packet_amid_a_stream_is_not_taken_for_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.ts"
+    data = bytearray(whole_movie(path, "libx264", {"x264-params": X264}))
+    del data[188 * (len(data) // 188 // 2) :][:188]  # one packet is lost
+    middle = 188 * (len(data) // 188 // 2)
+    path.write_bytes(data[:middle] + data[middle + 188 :])
+    clip = open_clip(path)
+    assert len(clip.numbers) == 12
+    assert not any("cut" in note for note in clip.notes)
+    assert spelled(read_frame(clip, 1).pixels) == 1
+
+
+@pytest.mark.parametrize("junk", [bytes(100), b"SEFT and what a phone adds" * 9])
+def test_bytes_behind_a_whole_movie_are_no_cut(tmp_path: Path, junk: bytes) -> None:
+    for suffix, codec in (("mov", "libx264"), ("avi", "mjpeg"), ("mkv", "libx264")):
+        path = tmp_path / f"a.{suffix}"
+        path.write_bytes(whole_movie(path, codec, {}) + junk)
+        clip = open_clip(path)
+        assert clip.notes == ()
+        assert shown(clip) == list(range(1, 13))
+
+
+# What is called something else
+
+
+KINDS = [("avi", "mjpeg", "AVI"), ("mp4", "libx264", "MP4"), ("mkv", "libx264", "Matroska")]
+KINDS += [("ts", "libx264", "transport"), ("mxf", "mpeg2video", "MXF"), ("gif", "gif", "GIF")]
+
+
+@pytest.mark.parametrize(("suffix", "codec", "told"), KINDS)
+def test_a_movie_that_is_called_no_movie_is_named(tmp_path: Path, suffix, codec, told) -> None:
+    encode(tmp_path / f"a.{suffix}", pictures(2, FORMS.get(codec, "yuv420p")), codec)
+    for name in ("take", "take.nut", "take.exr", "take.0001.png", "take.hdr"):
+        os.replace(next(tmp_path.iterdir()), tmp_path / name)
+        with pytest.raises(ClipError, match=rf"{told}.*Rename it to take[.01]*\.{suffix}"):
+            open_clip(tmp_path / name)
+
+
+def test_a_movie_that_is_not_read_is_named_by_its_content(tmp_path: Path) -> None:
+    encode(tmp_path / "a.nut", pictures(2), "libx264")
+    for name in ("a.nut", "a", "a.mov", "a.exr"):
+        os.replace(next(tmp_path.iterdir()), tmp_path / name)
+        with pytest.raises(ClipError, match=r"NUT movie, which is not read here\. Export EXR"):
+            open_clip(tmp_path / name)

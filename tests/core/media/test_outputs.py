@@ -8,10 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.media.clip import Clip
-from core.media.outputs import OverwritesInputError, check_outputs
+from core.base.files import NotWritableError
+from core.media.clip import TASK_ATTRIBUTE, Clip
+from core.media.outputs import (
+    OverwritesInputError,
+    check_outputs,
+    foreign_frames,
+    replaced_note,
+)
 from core.media.read import open_clip
-from core.media.write import write_png
+from core.media.write import write_exr, write_png
 
 
 @pytest.fixture
@@ -105,3 +111,43 @@ def test_other_case_is_told_where_the_disk_ignores_it(
     for path in ("in/P.####.png", "in/P.0009.PNG"):
         with pytest.raises(OverwritesInputError):
             check_outputs({"frame": path}, {"plate": plate})
+
+
+def test_a_link_to_nowhere_is_told_wherever_the_way_leads(plate: Clip) -> None:
+    Path("gone").symlink_to("nowhere/at/all")
+    Path("there").symlink_to("other")
+    Path("other/file").touch()
+    before = sorted(os.walk("."))
+    for path in (
+        "gone/../a.png",
+        "gone/a.####.png",
+        "out/../gone/../new/a.png",
+        "gone/../../a.png",
+    ):
+        with pytest.raises(NotWritableError, match="gone leads nowhere"):
+            check_outputs({"frame": path}, {"plate": plate})
+    with pytest.raises(NotWritableError, match="file is a file"):
+        check_outputs({"frame": "there/../other/file/../a.png"}, {"plate": plate})
+    with pytest.raises(NotWritableError, match="is a folder"):
+        check_outputs({"frame": "new/../out"}, {})
+    for path in ("new/../a.png", "there/../a.png", "new/deep/../../in/a.png", "there/a.png"):
+        check_outputs({"frame": path}, {"plate": plate})
+    assert sorted(os.walk(".")) == before
+
+
+def test_frames_of_others_that_are_replaced_are_counted(plate: Clip) -> None:
+    black = np.zeros((4, 6, 3), np.float32)
+    for number in (1001, 1002, 1004, 1005):
+        write_exr(f"out/a.{number}.exr", black)
+    write_exr("out/a.1003.exr", black, attributes={TASK_ATTRIBUTE: "hash"})
+    outputs = {"frame": "out/a.####.exr", "none": None, "sheet": "out/sheet.png"}
+    foreign = foreign_frames(outputs)
+    assert replaced_note(foreign) is None
+    for number in (1001, 1002, 1003):
+        write_exr(f"out/a.{number}.exr", black, attributes={TASK_ATTRIBUTE: "hash"})
+    os.remove("out/a.1005.exr")
+    note = "2 frames were replaced that Reenact had not written: out/a.1001.exr to a.1002.exr"
+    assert replaced_note(foreign) == note
+    write_exr("out/a.1004.exr", black, attributes={TASK_ATTRIBUTE: "hash"})
+    assert foreign_frames(outputs) == {}
+    assert foreign_frames({"frame": "new/a.####.exr"}) == {}
