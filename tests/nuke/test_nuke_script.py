@@ -682,6 +682,14 @@ def test_the_server_of_a_node_is_the_one_it_names(session: Session) -> None:
     node["server"].setValue(" render7:5555 ")
     session.press(node, "list_characters")
     session.pump(lambda: "There is no key" in node["state"].value(), 10, "the answer")
+    named = {  # brackets are Tcl's, but for those of an address
+        "[::1]:5555": "[::1]:5555",
+        " tcp://[fd00::7]:5555": "tcp://[fd00::7]:5555",
+        "[string tolower RENDER7]:5555": "render7:5555",
+    }
+    for written, address in named.items():
+        node["server"].setValue(written)
+        assert plugin("session").server_of(node) == address
 
 
 def test_nodes_of_the_version_before_are_updated_and_render_the_same(
