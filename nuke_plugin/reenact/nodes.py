@@ -538,8 +538,7 @@ def _bake_points(node: Node, kind: str) -> str:
     read = face_read(face)
     first, last = (int(host.get(read, knob)) for knob in ("first", "last"))
     frames = range(first, last + 1)
-    plate = host.Plate(read, "", first, last)
-    files = host.plate_files(plate, list(frames), host.project().views[0])
+    files = host.read_files(read, list(frames), host.project().views[0])
     try:
         landmarks, size = marks.read_landmarks(dict(zip(frames, files)))
     except (OSError, ValueError) as error:

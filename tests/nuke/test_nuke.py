@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -314,6 +315,32 @@ def test_what_is_upstream_is_rendered_at_full_size_as_raw_half(
     session.press(node, "submit")
     assert node["state"].value() == "Connect the input."
     assert node["tile_color"].value() == plugin("display").RED
+
+
+def test_what_the_server_cannot_read_is_rendered(
+    session: Session, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Nuke reads more kinds of files than the server does; here it reads one of them."""
+    node = shot(session, given, tmp_path, first=FIRST, last=FIRST)
+    other = tmp_path / f"plate.{FIRST}.sgi"
+    shutil.copyfile(frame_path(given[1], FIRST), other)
+    node.input(0)["file"].setValue(str(tmp_path / "plate.####.sgi"))
+    (path,) = request_of(node).source.paths
+    assert Path(path).suffix == ".exr"
+    assert ImageBuf(path).spec().width == ImageBuf(frame_path(given[1], FIRST)).spec().width
+    session.set(node, "source", "files")  # as asked: the server says why not
+    assert request_of(node).source.paths == [str(other)]
+
+
+def test_an_input_is_rendered_through_a_time_clip_and_into_any_folder(
+    session: Session, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    node = shot(session, given, tmp_path, first=FIRST, last=FIRST)
+    node.setInput(0, under(session, "TimeClip", node.input(0)))
+    session.set(node, "folder", str(tmp_path / "at 100%"))
+    (path,) = request_of(node).source.paths
+    assert "at 100%" in path
+    assert ImageBuf(path).spec().nchannels == 3
 
 
 def test_the_files_of_an_input_are_not_written_over(
