@@ -311,7 +311,7 @@ def put(node: Node, knob: str, value: Any, undo: bool = False, quiet: bool = Fal
         knob: its name.
         value: a `Path` is written with slashes, and so that Tcl reads it as it is. Frame numbers
             of files are written as `%04d`, which Nuke gives for `####`, too.
-        undo: makes it a step of the artist's undo.
+        undo: makes it a part of the artist's undo: of the `undo_step` around it.
         quiet: leaves an unmodified script unmodified.
     """
     found = node[knob]
@@ -539,7 +539,10 @@ def paste(beside: Node, text: str, under: Optional[Node], step: str) -> str:
 
 @contextlib.contextmanager
 def undo_step(name: str) -> Iterator[None]:
-    """Makes one step of the artist's undo of all changes in the block."""
+    """Makes one step of the artist's undo of all changes in the block.
+
+    Outside of one, Nuke keeps no undo of what a program sets.
+    """
     nuke.Undo.begin(name)
     try:
         yield
@@ -703,7 +706,7 @@ def show_files(read: Node, frames: Frames, undo: bool = False, quiet: bool = Fal
     Args:
         read: the Read.
         frames: the files.
-        undo: makes it steps of the artist's undo.
+        undo: makes it a part of the artist's undo, as `put` does.
         quiet: leaves an unmodified script unmodified.
     """
     knobs = {
@@ -739,7 +742,7 @@ def _own_change(undo: bool = False, quiet: bool = False) -> Iterator[None]:
     """Marks changes as ours, which `is_ready` tells from the artist's.
 
     Args:
-        undo: makes them steps of the artist's undo.
+        undo: makes them a part of the artist's undo, as `put` does.
         quiet: leaves an unmodified script unmodified.
     """
     global _ours

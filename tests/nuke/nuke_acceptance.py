@@ -134,7 +134,9 @@ def nuke_says_when_it_calls_knob_changed():
     nodes.knob_changed = lambda one, knob: heard.append(knob)
     try:
         node["version"].setValues(["upstream", "a_v001"])
+        nuke.Undo.begin("version")  # without, Nuke undoes what was done before: the node is gone
         node["version"].setValue("a_v001")
+        nuke.Undo.end()
         said["by a program"] = [heard.count("version"), node["version"].value()]
         heard.clear()
         nuke.undo()
@@ -391,10 +393,12 @@ def our_own_changes_are_no_steps_of_undo():
     from reenact import host
 
     node = nuke.createNode("Reenact", inpanel=False)
-    node["handles"].setValue(3)
+    with host.undo_step("handles"):
+        host.put(node, "handles", 3, undo=True)
     host.put(node, "state", "something")
     nuke.undo()
-    return {"state": node["state"].value(), "handles": node["handles"].value()}
+    assert node["state"].value() == "something"
+    return {"handles": node["handles"].value()}
 
 
 @check

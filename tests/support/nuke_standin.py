@@ -220,7 +220,8 @@ class Knob(_Main):
             if self._node._session.calls_for_programs:
                 self._node._session._knob_changed(self._node, self)
 
-        if self._node is not None:
+        # What a program sets outside of a step can't be undone, as was measured in Nuke 17.0v3.
+        if self._node is not None and self._node._session._undo_begun:
             self._node._session._undoable(back)
 
     def _checked(self, value):
