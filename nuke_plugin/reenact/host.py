@@ -671,7 +671,7 @@ def render(write: Node, pattern: str, first: int, last: int, view: str) -> None:
     """Renders frames with a Write inside one of our nodes, at full size also in proxy mode.
 
     The Write and the proxy mode are restored: a Write that stayed enabled would be rendered
-    together with the artist's.
+    together with the artist's. A Write puts all views that its own knob names into one EXR.
 
     Raises:
         RuntimeError: Nuke's message; also if the artist cancels.
@@ -679,6 +679,7 @@ def render(write: Node, pattern: str, first: int, last: int, view: str) -> None:
     changes = [
         (nuke.root()["proxy"], False),
         (write["disable"], False),
+        (write["views"], view),
         (write["file"], _tcl_path(pattern)),
     ]
     before = [knob.value() for knob, _ in changes]

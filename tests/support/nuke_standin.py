@@ -89,6 +89,10 @@ DOCUMENTED = {
     "VectorBlur2": dict.fromkeys(
         ("uv", "scale", "offset", "blur_type", "grow_bbox"), f"{_SCAN}/VectorBlur2.json"
     ),
+    "Write": {
+        "views": "https://learn.foundry.com/nuke/content/comp_environment/stereoscopic_films/"
+        "rendering_stereo_images.html"
+    },
     "Root": dict.fromkeys(
         (
             "first_frame",
@@ -689,6 +693,8 @@ class Node:
             return None
         knob = {**_COMMON, **_NATIVE.get(self._kind, {})}.get(name, String_Knob)(name)
         knob._value = _DEFAULTS.get((self._kind, name), knob._value)
+        if (self._kind, name) == ("Write", "views"):
+            knob._value = " ".join(self._session._views)
         knob._node = self
         self._knobs[name] = knob
         return knob
@@ -1497,7 +1503,11 @@ class Session:
         if not write["file"].value():
             raise RuntimeError(f"{write.fullName()}: no file name")
         context = OutputContext()
-        self._view = (views or self._views)[0]
+        self._view, own = (views or self._views)[0], write["views"].value().split()
+        if self._view not in own:
+            raise RuntimeError(f"{write.fullName()}: its views are {own}")
+        if len(own) > 1 and "%V" not in write["file"].value():
+            raise RuntimeError(f"{write.fullName()}: {own} would go into one EXR")
         context.setView(context.viewFromName(self._view))
         before, self._rendering = self._frame, True
         try:
