@@ -311,7 +311,7 @@ def put(node: Node, knob: str, value: Any, undo: bool = False, quiet: bool = Fal
         knob: its name.
         value: a `Path` is written with slashes, and so that Tcl reads it as it is. Frame numbers
             of files are written as `%04d`, which Nuke gives for `####`, too.
-        undo: makes it a step of the artist's undo.
+        undo: makes it a part of the artist's undo: of the `undo_step` around it.
         quiet: leaves an unmodified script unmodified.
     """
     found = node[knob]
@@ -539,7 +539,10 @@ def paste(beside: Node, text: str, under: Optional[Node], step: str) -> str:
 
 @contextlib.contextmanager
 def undo_step(name: str) -> Iterator[None]:
-    """Makes one step of the artist's undo of all changes in the block."""
+    """Makes one step of the artist's undo of all changes in the block.
+
+    Outside of one, Nuke keeps no undo of what a program sets.
+    """
     nuke.Undo.begin(name)
     try:
         yield
@@ -583,9 +586,14 @@ def connected(node: Node) -> Optional[Extent]:
     return Extent(above.firstFrame(), above.lastFrame(), above.format().height())
 
 
+def is_read(node: Node) -> bool:
+    """Returns whether a node is a Read of pictures."""
+    return node.Class() == "Read"
+
+
 def plate(above: Optional[Node]) -> Optional[Plate]:
     """Returns a node as a plate, if it is a Read whose files can be used as they are."""
-    if above is None or above.Class() != "Read" or above["disable"].value():
+    if above is None or not is_read(above) or above["disable"].value():
         return None
     if above["frame_mode"].value() != "expression" or above["frame"].value():
         return None  # shifted in time
@@ -597,29 +605,33 @@ def plate(above: Optional[Node]) -> Optional[Plate]:
     return Plate(above, space, int(above["first"].value()), int(above["last"].value()))
 
 
-def plate_files(plate: Plate, numbers: List[int], view: str) -> List[str]:
-    """Returns the source file of each frame, in a view; never a localised copy.
+def read_files(read: Node, numbers: List[int], view: str) -> List[str]:
+    """Returns the source file of each frame of a Read, in a view; never a localised copy.
 
-    A Read's file evaluates to the copy where there is one, unless its policy is `off`. So frame and
-    view are filled in here. Only what this can't do, such as Tcl, takes the policy for a moment.
+    A Read's file evaluates to the copy where there is one, unless its policy is `off`. So frame,
+    view and the script's variables are filled in here. Only what this can't do, such as Tcl, takes
+    the policy for a moment.
     """
-    knob, policy = cast("nuke.File_Knob", plate.node["file"]), plate.node["localizationPolicy"]
-    pattern = str(knob.value() or "").replace("\\", "/")
-    evaluated = _evaluated(knob, numbers, view)
-    if policy.value() == "off":
+    knob, policy = cast("nuke.File_Knob", read["file"]), read["localizationPolicy"]
+    written = str(knob.value() or "").replace("\\", "/")
+    pattern, evaluated = _with_variables(written, read), _evaluated(knob, numbers, view)
+    files = [_filled_in(pattern, number, view) for number in numbers]
+    names = [os.path.basename(path) for path in files]  # a copy has the same
+    unknown = re.search(r"^~|[\[$]", pattern) or any("%" in path for path in files)
+    # Whether Nuke knows the variables in a context of ours is not documented.
+    if pattern == written:
+        unknown = unknown or names != [os.path.basename(path) for path in evaluated]
+    if policy.value() == "off" and (unknown or pattern == written):
         files = evaluated
-    else:
-        files = [_filled_in(pattern, number, view) for number in numbers]
-        names = [os.path.basename(path) for path in files]  # a copy has the same
-        if re.search(r"[\[$]", pattern) or names != [os.path.basename(path) for path in evaluated]:
-            before = policy.value()
-            with _own_change(quiet=True):
-                try:
-                    policy.setValue("off")
-                    files = _evaluated(knob, numbers, view)
-                finally:
-                    policy.setValue(before)
-    return [_filtered(path) for path in files]
+    elif unknown:
+        before = policy.value()
+        with _own_change(quiet=True):
+            try:
+                policy.setValue("off")
+                files = _evaluated(knob, numbers, view)
+            finally:
+                policy.setValue(before)
+    return [_absolute(_filtered(_with_variables(path, read))) for path in files]
 
 
 def _evaluated(knob: "nuke.File_Knob", numbers: List[int], view: str) -> List[str]:
@@ -637,11 +649,29 @@ def _filled_in(pattern: str, number: int, view: str) -> str:
     return FRAME_NUMBER.sub(lambda found: digits(found, number), pattern)
 
 
+def _with_variables(text: str, node: Node) -> str:
+    """Fills in the variables of a script, `%shot` or `%{shot}`, as a node sees them.
+
+    Nuke has them from version 16 on; it leaves `%V`, `%v`, `%04d` and unknown names as they are.
+    """
+    evaluate = getattr(nuke, "evaluateGsv", None)
+    return str(evaluate(text, node)) if evaluate is not None and "%" in text else text
+
+
+def _absolute(path: str) -> str:
+    """Returns a path as Nuke opens it: relative ones begin in the project's directory, or without
+    one in the current folder."""
+    if not path or os.path.isabs(path):
+        return path
+    folder = cast("nuke.File_Knob", nuke.root()["project_directory"]).evaluate() or ""
+    return os.path.abspath(os.path.join(folder, path)).replace("\\", "/")
+
+
 def render(write: Node, pattern: str, first: int, last: int, view: str) -> None:
     """Renders frames with a Write inside one of our nodes, at full size also in proxy mode.
 
     The Write and the proxy mode are restored: a Write that stayed enabled would be rendered
-    together with the artist's.
+    together with the artist's. A Write puts all views that its own knob names into one EXR.
 
     Raises:
         RuntimeError: Nuke's message; also if the artist cancels.
@@ -649,6 +679,7 @@ def render(write: Node, pattern: str, first: int, last: int, view: str) -> None:
     changes = [
         (nuke.root()["proxy"], False),
         (write["disable"], False),
+        (write["views"], view),
         (write["file"], _tcl_path(pattern)),
     ]
     before = [knob.value() for knob, _ in changes]
@@ -676,7 +707,7 @@ def show_files(read: Node, frames: Frames, undo: bool = False, quiet: bool = Fal
     Args:
         read: the Read.
         frames: the files.
-        undo: makes it steps of the artist's undo.
+        undo: makes it a part of the artist's undo, as `put` does.
         quiet: leaves an unmodified script unmodified.
     """
     knobs = {
@@ -712,7 +743,7 @@ def _own_change(undo: bool = False, quiet: bool = False) -> Iterator[None]:
     """Marks changes as ours, which `is_ready` tells from the artist's.
 
     Args:
-        undo: makes them steps of the artist's undo.
+        undo: makes them a part of the artist's undo, as `put` does.
         quiet: leaves an unmodified script unmodified.
     """
     global _ours

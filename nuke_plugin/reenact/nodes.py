@@ -281,8 +281,9 @@ def next_step(node: Node) -> None:
     elif step == "locate":
         found = host.choose_file("Locate the character", "*.character")
         if found:
-            host.put(node, "character", PurePath(found), undo=True)
-            _show_person(node)
+            with host.undo_step("Locate character"):
+                host.put(node, "character", PurePath(found), undo=True)
+                _show_person(node, undo=True)
             submit(node)
 
 
@@ -373,13 +374,15 @@ def add_repair(node: Node) -> None:
     entry = new_entry(node, host.frame())
     lines = str(host.get(node, "repairs")).splitlines()
     text = "\n".join([*lines, repairs.format_entry(entry)])
-    host.put(node, "repairs", text, undo=True)
+    with host.undo_step("Add repair"):
+        host.put(node, "repairs", text, undo=True)
 
 
 @_button
 def clear_repairs(node: Node) -> None:
     """Empties the list of repairs."""
-    host.put(node, "repairs", "", undo=True)
+    with host.undo_step("Clear repairs"):
+        host.put(node, "repairs", "", undo=True)
 
 
 @_button
@@ -408,20 +411,22 @@ def open_report(node: Node) -> None:
 
 def choose(node: Node, knob: str) -> None:
     """Asks for the file or folder of a knob."""
-    found = host.choose_file(f"Choose the {knob.replace('_', ' ')}")
+    name = knob.replace("_", " ")
+    found = host.choose_file(f"Choose the {name}")
     if found:
-        host.put(node, knob, PurePath(found), undo=True)
+        with host.undo_step(f"Choose {name}"):
+            host.put(node, knob, PurePath(found), undo=True)
+            if knob == "character":
+                _show_person(node, undo=True)
         if knob in LIVE_KNOBS:
             SESSION.follow(node)
-        if knob == "character":
-            _show_person(node)
 
 
-def _show_person(node: Node) -> None:
+def _show_person(node: Node, undo: bool = False) -> None:
     """Shows the picture of a Reenact's character: never that of another person."""
     path = str(host.get(node, "character"))
     knobs = thumbnails.character_knobs(Path(path)) if path else {"thumbnail": ""}
-    host.put(node, "thumbnail", knobs["thumbnail"])
+    host.put(node, "thumbnail", knobs["thumbnail"], undo)
 
 
 @_button
@@ -440,7 +445,8 @@ def list_styles(node: Node) -> None:
 @_button
 def all_views(node: Node) -> None:
     """Has Submit work on every view of the script."""
-    host.put(node, "view", ALL_VIEWS, undo=True)
+    with host.undo_step("All views"):
+        host.put(node, "view", ALL_VIEWS, undo=True)
 
 
 @_button
@@ -538,8 +544,7 @@ def _bake_points(node: Node, kind: str) -> str:
     read = face_read(face)
     first, last = (int(host.get(read, knob)) for knob in ("first", "last"))
     frames = range(first, last + 1)
-    plate = host.Plate(read, "", first, last)
-    files = host.plate_files(plate, list(frames), host.project().views[0])
+    files = host.read_files(read, list(frames), host.project().views[0])
     try:
         landmarks, size = marks.read_landmarks(dict(zip(frames, files)))
     except (OSError, ValueError) as error:

@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, List, Optional, Set, Tuple, TypeVar
 from reenact import host, ocio, protocol, repairs
 from reenact.chosen import results_folder
 from reenact.errors import NodeError
+from reenact.files import frame_file
 from reenact.host import Node
 from reenact.keyframes import TOLERANCE, keyframes
 from reenact.kinds import (
@@ -21,6 +22,7 @@ from reenact.kinds import (
     layer_names,
     node_id,
 )
+from reenact.protocol import MOVIES, STILLS
 from reenact.repairs import RepairRequest
 from reenact.runs import RunRequest, Source
 from reenact.shots import Shot, ShotRequest
@@ -217,21 +219,22 @@ def _source(
         inside = [n for n in numbers if plate.first <= n <= plate.last]
         space = _plate_space(plate.space, project.config, working, how == "files")
         if inside and (space or how == "files"):
-            files = host.plate_files(plate, inside, view)
-            return Source(files, inside, space, config, files[0], **more)
+            files = host.read_files(plate.node, inside, view)
+            if how == "files" or Path(files[0]).suffix.lower() in (*STILLS, *MOVIES):
+                return Source(files, inside, space, config, files[0], **more)
     rendered = folder / "sources" / f"{name}_{node_id(node)[:8]}"
-    _check_apart(node, rendered)
+    _check_apart(node, rendered, view)
     rendered.mkdir(parents=True, exist_ok=True)
     pattern = (rendered / f"{name}.%04d.exr").as_posix()
     try:
         host.render(host.inner(node, "Source"), pattern, numbers[0], numbers[-1], view)
     except RuntimeError as error:
         raise NodeError(f"The input could not be rendered: {error}") from error
-    files = [pattern % n for n in numbers]
+    files = [frame_file(pattern, number) for number in numbers]
     return Source(files, numbers, working, config, host.name(node), **more)
 
 
-def _check_apart(node: Node, folder: Path) -> None:
+def _check_apart(node: Node, folder: Path, view: str) -> None:
     """
     Raises:
         NodeError: a Read above reads files from the folder that the node's input is rendered to.
@@ -245,9 +248,10 @@ def _check_apart(node: Node, folder: Path) -> None:
             continue
         seen.add(name)
         pending += host.above(candidate)
-        if not host.has(candidate, "origfirst"):  # only a Read has it
+        if not host.is_read(candidate):
             continue
-        read = os.path.dirname(str(host.get(candidate, "file")))
+        (file,) = host.read_files(candidate, [int(host.get(candidate, "first"))], view)
+        read = os.path.dirname(file)
         if read and os.path.realpath(read) == os.path.realpath(str(folder)):
             raise NodeError(
                 f"{name} reads {read}, which this node's input would be rendered over. Copy these "

@@ -25,7 +25,8 @@ from reenact.protocol import MOVIES, STILLS, Clip, File
 from reenact.tracks import quality
 
 CONNECT_SECONDS = 5.0  # how long to wait for a server that may not be there
-PROGRESS_SECONDS = 0.5  # between two updates of progress
+# Between two updates of progress: in a large script, a label that changes holds Nuke up for .1 s.
+PROGRESS_SECONDS = 2.0
 SHOW_SECONDS = 2.0  # between two updates of the frames that have landed
 READ_SECONDS = 6.0  # for which progress does not replace an answer to the artist
 

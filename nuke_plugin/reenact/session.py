@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import re
 import time
 import uuid
 from pathlib import Path
@@ -28,6 +29,7 @@ from reenact.views import ViewsRun, has_views
 
 POLL_SECONDS = 0.2
 SETTLE_SECONDS = 0.25  # without a change, after which a frame is rendered live
+IPV6 = re.compile(r"(tcp://)?\[[\da-fA-F.]*:[\da-fA-F:.]*\]")
 
 
 class Session:
@@ -378,7 +380,11 @@ class Session:
 
 def server_of(node: Node) -> str:
     """Returns the server that a node names; empty for the one that is found."""
-    return str(host.get(node, "server")).strip() if host.has(node, "server") else ""
+    if not host.has(node, "server"):
+        return ""
+    written = str(host.get(node, "server", raw=True)).strip()
+    # Tcl would take the brackets of an IPv6 address for a command.
+    return written if IPV6.match(written) else str(host.get(node, "server")).strip()
 
 
 def mark_shown(node: Node) -> None:

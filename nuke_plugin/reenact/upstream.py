@@ -95,7 +95,7 @@ def face_read(node: Node) -> Node:
     """
     found: Optional[Node] = node
     while found is not None and not kind_of(found).has_track:
-        if host.has(found, "origfirst"):  # only a Read has it
+        if host.is_read(found):
             return found
         found = next(iter(_feeding(found)), None)
     if found is None:

@@ -134,7 +134,9 @@ def nuke_says_when_it_calls_knob_changed():
     nodes.knob_changed = lambda one, knob: heard.append(knob)
     try:
         node["version"].setValues(["upstream", "a_v001"])
+        nuke.Undo.begin("version")  # without, Nuke undoes what was done before: the node is gone
         node["version"].setValue("a_v001")
+        nuke.Undo.end()
         said["by a program"] = [heard.count("version"), node["version"].value()]
         heard.clear()
         nuke.undo()
@@ -391,10 +393,12 @@ def our_own_changes_are_no_steps_of_undo():
     from reenact import host
 
     node = nuke.createNode("Reenact", inpanel=False)
-    node["handles"].setValue(3)
+    with host.undo_step("handles"):
+        host.put(node, "handles", 3, undo=True)
     host.put(node, "state", "something")
     nuke.undo()
-    return {"state": node["state"].value(), "handles": node["handles"].value()}
+    assert node["state"].value() == "something"
+    return {"handles": node["handles"].value()}
 
 
 @check
@@ -420,7 +424,7 @@ def knobs_are_what_the_plugin_takes_them_for():
     node.setInput(0, read)
     plate = host.plate(read)
     assert plate is not None
-    files = host.plate_files(plate, [1001, 1002], host.project().views[0])
+    files = host.read_files(plate.node, [1001, 1002], host.project().views[0])
     assert files == ["/plates/shot.1001.exr", "/plates/shot.1002.exr"], files
     host.put_curve(node, "keypoint_error", {1001: 1.0, 1003: 2.0})
     assert abs(host.get(node, "keypoint_error", 1002) - 1.5) < 1e-6
@@ -429,6 +433,34 @@ def knobs_are_what_the_plugin_takes_them_for():
     merge.setInput(1, node)
     assert [n.name() for n in host.above(merge)] == [read.name(), node.name()]
     return [repr(one) for one in (plate, host.project(), host.connected(node))]
+
+
+@check
+def a_plate_is_sent_from_where_nuke_reads_it():
+    """Relative to the project's directory, and with variables, which Nuke has from 16 on."""
+    from reenact import host
+
+    real, root, said = frames(1), nuke.root(), {}
+    folder, name = os.path.split(real)
+    read, view = made("Read"), host.project().views[0]
+    read["raw"].setValue(True)
+    named = {"relative": os.path.basename(folder) + "/" + name}
+    root["project_directory"].setValue(os.path.dirname(folder))
+    if root.knob("gsv") is not None:
+        root["gsv"].setGsvValue("__default__.reenact_dir", folder)
+        named["variable"] = "%{reenact_dir}/" + name
+    for kind, pattern in named.items():
+        read["file"].setValue(pattern)
+        files = host.read_files(read, [1], view)
+        assert [os.path.realpath(file) for file in files] == [os.path.realpath(real % 1)], files
+        said[kind] = [read["file"].evaluate(), round(read.sample("red", 1.5, 1.5), 2)]
+        assert said[kind][1] == 0.5, said
+    context = nuke.OutputContext()
+    context.setFrame(1)
+    said["in a context"] = read["file"].evaluate(context)
+    said["evaluateGsv"] = hasattr(nuke, "evaluateGsv")
+    root["project_directory"].setValue("")
+    return said
 
 
 @check

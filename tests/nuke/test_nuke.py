@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,7 +114,7 @@ def test_a_plate_becomes_frames_under_the_node(
     assert copy["reenact_id"].value() != node["reenact_id"].value()
     assert (copy["state"].value(), copy["run"].value()) == ("Not submitted.", "")
     nuke.delete(copy)
-    assert len(session._undo) == steps + 4  # only the artist's steps, none of ours
+    assert len(session._undo) == steps + 2  # the copy and its end, none of ours
     until(session, node, "done")
     assert states.count("done") == 1  # not before the crops are there too
     assert node["has_crops"].value()
@@ -310,7 +311,7 @@ def test_what_is_upstream_is_rendered_at_full_size_as_raw_half(
     read["file"].setValue(given[1])
     write = node.node("Source")  # both are restored, whether rendering succeeds or not
     assert (root["proxy"].value(), write["file"].value()) == (True, "")
-    assert len(session._undo) == steps + 2  # the test's own
+    assert len(session._undo) == steps
     assert (source.space, source.numbers) == ("lin_rec709", [FIRST])
     exr = ImageBuf(source.paths[0])
     assert str(exr.spec().format) == "half"
@@ -325,6 +326,32 @@ def test_what_is_upstream_is_rendered_at_full_size_as_raw_half(
     session.press(node, "submit")
     assert node["state"].value() == "Connect the input."
     assert node["tile_color"].value() == plugin("display").RED
+
+
+def test_what_the_server_cannot_read_is_rendered(
+    session: Session, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Nuke reads more kinds of files than the server does; here it reads one of them."""
+    node = shot(session, given, tmp_path, first=FIRST, last=FIRST)
+    other = tmp_path / f"plate.{FIRST}.sgi"
+    shutil.copyfile(frame_path(given[1], FIRST), other)
+    node.input(0)["file"].setValue(str(tmp_path / "plate.####.sgi"))
+    (path,) = request_of(node).source.paths
+    assert Path(path).suffix == ".exr"
+    assert ImageBuf(path).spec().width == ImageBuf(frame_path(given[1], FIRST)).spec().width
+    session.set(node, "source", "files")  # as asked: the server says why not
+    assert request_of(node).source.paths == [str(other)]
+
+
+def test_an_input_is_rendered_through_a_time_clip_and_into_any_folder(
+    session: Session, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    node = shot(session, given, tmp_path, first=FIRST, last=FIRST)
+    node.setInput(0, under(session, "TimeClip", node.input(0)))
+    session.set(node, "folder", str(tmp_path / "at 100%"))
+    (path,) = request_of(node).source.paths
+    assert "at 100%" in path
+    assert ImageBuf(path).spec().nchannels == 3
 
 
 def test_the_files_of_an_input_are_not_written_over(

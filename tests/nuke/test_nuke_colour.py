@@ -5,6 +5,7 @@ Nuke's PyOpenColorIO is the package `opencolorio`; configs are real files, and s
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import zipfile
@@ -320,6 +321,53 @@ def test_the_source_of_a_localised_plate_is_sent(
     assert (len(session._undo), session.module.modified()) == (steps, False)
     session.module.addFilenameFilter(lambda path: path.replace(str(given[0].parent), "/filtered"))
     assert request_of(node).source.paths == [f"/filtered/plate.{FIRST}.png"]
+
+
+@pytest.mark.parametrize("policy", ["fromAutoLocalizePath", "off"])
+@pytest.mark.parametrize("written", ["%dir", "%{dir}", "%{set.dir}", "%volume", "~"])
+def test_a_plate_is_sent_from_where_nuke_reads_it(
+    session: Session,
+    node: Node,
+    given: tuple[Path, str],
+    monkeypatch: pytest.MonkeyPatch,
+    policy: str,
+    written: str,
+) -> None:
+    """Variables of the script, as Nuke has from 16 on, and the home folder."""
+    folder, name = str(Path(given[1]).parent), Path(given[1]).name
+    session.variables.update(dict.fromkeys(("dir", "set.dir", "volume"), folder))
+    session.variables.update(dict.fromkeys(("d", "V", "v"), "/nowhere"))  # as ever
+    monkeypatch.setenv("HOME", folder)
+    read, real = node.input(0), given[1].replace("####", str(FIRST))
+    read["localizationPolicy"].setValue(policy)
+    for pattern in (f"{written}/{name}", f"{written}/{name.replace('####', '%04d')}"):
+        read["file"]._value = pattern
+        assert request_of(node).source.paths == [real]
+
+
+def test_a_relative_plate_begins_in_the_projects_directory(
+    session: Session, node: Node, given: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, name = Path(given[1]).parent, Path(given[1]).name
+    read, real = node.input(0), given[1].replace("####", str(FIRST))
+    read["file"]._value = f"{folder.name}/../{folder.name}/{name}"
+    with pytest.raises(RuntimeError, match="No such file"):
+        session.look(read, FIRST)
+    root = session.module.root()
+    root["project_directory"].setValue(str(folder.parent))
+    assert request_of(node).source.paths == [real]
+    assert session.look(read, FIRST)["red"].any()
+    root["project_directory"].setValue(f"[file dirname {folder}]/")
+    assert request_of(node).source.paths == [real]
+    root["project_directory"].setValue("")
+    monkeypatch.chdir(folder.parent)  # Nuke's own, where a script has no directory
+    assert request_of(node).source.paths == [real]
+    session.set(node, "source", "render")
+    (rendered,) = request_of(node).source.paths
+    read["file"]._value = os.path.relpath(rendered, folder.parent).replace(str(FIRST), "####")
+    read["raw"].setValue(True)
+    session.press(node, "submit")
+    assert "would be rendered over" in node["state"].value()
 
 
 # -- what comes back -----------------------------------------------------------------------------

@@ -396,7 +396,7 @@ def test_a_reenact_node_gives_the_landmarks_of_its_result(session: Session, shot
     reenact["track"].setValue("there.latents")
     for knob, chosen in {"file": shot.face, "first": FRAMES[0], "last": FRAMES[-1]}.items():
         reenact.node("Result")[knob].setValue(chosen)
-    blur = under(session, "Blur", reenact)
+    blur = under(session, "TimeClip", under(session, "Blur", reenact))
     node = session.module.toNode("ReenactComp1")
     node.setInput(1, blur)
     session.press(node, "bake_roto")

@@ -670,6 +670,36 @@ def test_the_tool_set_is_inserted_twice_and_each_chain_has_its_own_person(
         upstream.character_of(reenact)
 
 
+def test_undo_takes_back_what_a_button_sets(session: Session) -> None:
+    """Nuke keeps no undo of what a program sets outside of a step."""
+    nuke = session.module
+    node, repair, personalize = (
+        under(session, kind) for kind in ("Reenact", "ReenactRepair", "ReenactPersonalize")
+    )
+    session.picked = "/there/anna.character"
+    repair["repairs"].setValue("hold 1 from 2")
+    node["thumbnail"].setValue("of another person")
+    for pressed, button, knob, step in (
+        (node, "choose_character", "character", "Choose character"),
+        (personalize, "choose_folder", "folder", "Choose folder"),
+        (node, "all_views", "view", "All views"),
+        (repair, "add_repair", "repairs", "Add repair"),
+        (repair, "clear_repairs", "repairs", "Clear repairs"),
+    ):
+        before = pressed[knob].value()
+        session.press(pressed, button)
+        assert pressed[knob].value() != before
+        assert session.undo_names[-1] == step
+        nuke.undo()
+        assert pressed[knob].value() == before
+        assert node["thumbnail"].value() == "of another person"
+    node["step"].setValue("locate")
+    plugin("host").show(node, "next", "Locate character")
+    session.press(node, "next")
+    assert node["character"].value() == session.picked
+    assert "Locate character" in session.undo_names
+
+
 def test_the_server_of_a_node_is_the_one_it_names(session: Session) -> None:
     from reenact.address import server_at
     from reenact.errors import ServerError
@@ -682,6 +712,14 @@ def test_the_server_of_a_node_is_the_one_it_names(session: Session) -> None:
     node["server"].setValue(" render7:5555 ")
     session.press(node, "list_characters")
     session.pump(lambda: "There is no key" in node["state"].value(), 10, "the answer")
+    named = {  # brackets are Tcl's, but for those of an address
+        "[::1]:5555": "[::1]:5555",
+        " tcp://[fd00::7]:5555": "tcp://[fd00::7]:5555",
+        "[string tolower RENDER7]:5555": "render7:5555",
+    }
+    for written, address in named.items():
+        node["server"].setValue(written)
+        assert plugin("session").server_of(node) == address
 
 
 def test_nodes_of_the_version_before_are_updated_and_render_the_same(

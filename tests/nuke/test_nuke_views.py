@@ -113,6 +113,22 @@ def alpha(version: Path, view: str) -> np.ndarray:
     return whole
 
 
+def test_each_view_of_an_input_is_rendered_into_files_of_its_own(
+    stereo: Session, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Nuke writes all views that a Write's own knob names into one EXR."""
+    node = script(stereo, given, tmp_path, last=FIRST, source="render", view="all")
+    write = node.node("Source")
+    write["views"].setValue("left")  # of a script that had other views when it was made
+    for view, request in request_of(node).views.items():
+        (path,) = request.source.paths
+        shown = stereo.look(node.input(0), FIRST, view)["red"]
+        np.testing.assert_allclose(
+            oiio.ImageBuf(path).get_pixels()[..., 0], shown, rtol=1e-3, atol=1e-4
+        )
+    assert write["views"].value() == "left"
+
+
 def test_both_views_are_one_version_and_each_is_seen_in_its_own(
     stereo: Session, shot: tuple[Node, Path]
 ) -> None:

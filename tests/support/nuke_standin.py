@@ -82,10 +82,17 @@ DOCUMENTED = {
         **dict.fromkeys(("onCreate", "onDestroy", "knobChanged"), _CALLBACKS),
         "help": "seen in NoOp, which has no knobs of its own",
     },
+    "TimeClip": dict.fromkeys(
+        ("first", "last", "origfirst", "origlast", "before", "after"), f"{_SCAN}/TimeClip.json"
+    ),
     "Tracker4": dict.fromkeys(("tracks", "reference_frame"), _TRACKER),
     "VectorBlur2": dict.fromkeys(
         ("uv", "scale", "offset", "blur_type", "grow_bbox"), f"{_SCAN}/VectorBlur2.json"
     ),
+    "Write": {
+        "views": "https://learn.foundry.com/nuke/content/comp_environment/stereoscopic_films/"
+        "rendering_stereo_images.html"
+    },
     "Root": dict.fromkeys(
         (
             "first_frame",
@@ -98,6 +105,7 @@ DOCUMENTED = {
             "workingSpaceLUT",
             "fps",
             "frame",
+            "project_directory",
         ),
         _ROOT,
     ),
@@ -216,7 +224,8 @@ class Knob(_Main):
             if self._node._session.calls_for_programs:
                 self._node._session._knob_changed(self._node, self)
 
-        if self._node is not None:
+        # What a program sets outside of a step can't be undone, as was measured in Nuke 17.0v3.
+        if self._node is not None and self._node._session._undo_begun:
             self._node._session._undoable(back)
 
     def _checked(self, value):
@@ -266,6 +275,8 @@ class EvalString_Knob(String_Knob):
         view = session._view
         if isinstance(context, OutputContext):
             frame, view = context._frame, session._views[context._view]
+        # Whether a script's variables are known in a context of ours is not documented.
+        text = session._with_variables(text) if context is None else text
         text = text.replace("%V", view).replace("%v", view[:1])
 
         def number(found: re.Match[str]) -> str:
@@ -281,6 +292,10 @@ class EvalString_Knob(String_Knob):
 class File_Knob(EvalString_Knob):
     def value(self):
         return re.sub(r"#+", lambda found: f"%0{len(found[0])}d", self._value)
+
+    def evaluate(self, context=None):
+        found = super().evaluate(context)
+        return found and os.path.expanduser(found)
 
     def _localised(self, path: str) -> str:
         """A Read's file evaluates to the local copy once there is one, and it may be used."""
@@ -630,7 +645,7 @@ _NATIVE: dict[str, dict[str, Callable[[str], Knob]]] = {
     "Root": {
         **dict.fromkeys(("first_frame", "last_frame", "frame"), Int_Knob),
         "proxy": Boolean_Knob,
-        **dict.fromkeys(("customOCIOConfigPath", "OCIOConfigPath"), File_Knob),
+        **dict.fromkeys(("customOCIOConfigPath", "OCIOConfigPath", "project_directory"), File_Knob),
     },
 }
 _DEFAULTS = {
@@ -678,6 +693,8 @@ class Node:
             return None
         knob = {**_COMMON, **_NATIVE.get(self._kind, {})}.get(name, String_Knob)(name)
         knob._value = _DEFAULTS.get((self._kind, name), knob._value)
+        if (self._kind, name) == ("Write", "views"):
+            knob._value = " ".join(self._session._views)
         knob._node = self
         self._knobs[name] = knob
         return knob
@@ -902,6 +919,7 @@ class Session:
         self.menus: dict[str, Menu] = {}
         self.localised: Path | None = None  # where local copies of Reads' files lie, if anywhere
         self._filters: list[Callable[[str], str | None]] = []
+        self.variables: dict[str, str] = {}  # of the script, by name: from Nuke 16 on
         self.longest = 0.0  # longest time that the event loop was blocked, s
         self._root = self._new_root()
         self._drawn: dict[tuple[Node, int], Picture] | None = None  # by `look`
@@ -929,6 +947,7 @@ class Session:
             "clone": lambda node, args="", inpanel=None: self.clone(node),
             "addFilenameFilter": self._filters.append,
             "filenameFilter": self._filter,
+            "evaluateGsv": lambda expression, node=None: self._with_variables(expression),
             "createNode": self._create_node,
             "delete": self._delete,
             "addOnScriptSave": self._save_calls.append,
@@ -980,6 +999,20 @@ class Session:
         for one in reversed(self._filters):
             path = one(path) or path
         return path
+
+    def _with_variables(self, text: str) -> str:
+        """Fills in the script's variables; `%V`, `%v`, `%d` and unknown names stay."""
+        own = {name: value for name, value in self.variables.items() if name not in ("v", "V", "d")}
+
+        def filled(found: re.Match[str]) -> str:
+            return own.get(found[1] or found[2], found[0])
+
+        return re.sub(r"%(?:\{([\w.]+)\}|(\w+))", filled, text)
+
+    def _opened(self, path: str) -> Path:
+        """Returns where Nuke opens a file: relative paths begin in the project's directory."""
+        folder = self._root["project_directory"].evaluate() or ""
+        return Path(folder, self._with_variables(path))
 
     @staticmethod
     def _guarded(name: str, call: Callable) -> Callable:
@@ -1445,7 +1478,7 @@ class Session:
                 node = node.input(which)
         if node is None or node["disable"].value():
             return {}
-        spec = oiio.ImageBuf(node["file"].evaluate(self._frame)).spec()
+        spec = oiio.ImageBuf(str(self._opened(node["file"].evaluate(self._frame)))).spec()
         return {f"exr/{a.name}": a.value for a in spec.extra_attribs}
 
     # -- pictures
@@ -1470,7 +1503,11 @@ class Session:
         if not write["file"].value():
             raise RuntimeError(f"{write.fullName()}: no file name")
         context = OutputContext()
-        self._view = (views or self._views)[0]
+        self._view, own = (views or self._views)[0], write["views"].value().split()
+        if self._view not in own:
+            raise RuntimeError(f"{write.fullName()}: its views are {own}")
+        if len(own) > 1 and "%V" not in write["file"].value():
+            raise RuntimeError(f"{write.fullName()}: {own} would go into one EXR")
         context.setView(context.viewFromName(self._view))
         before, self._rendering = self._frame, True
         try:
@@ -1478,7 +1515,7 @@ class Session:
                 self._frame, self._drawn = frame, {}
                 context.setFrame(frame)
                 picture = self._picture(write._inputs[0], frame)
-                path = Path(write["file"].evaluate(context))
+                path = self._opened(write["file"].evaluate(context))
                 if not path.parent.is_dir() and not write["create_directories"].value():
                     raise RuntimeError(f"{write.fullName()}: {path.parent} does not exist")
                 assert write["file_type"].value() == "exr"
@@ -1534,7 +1571,7 @@ class Session:
                 return {c: np.zeros_like(below["red"]) for c in below}
             shuffled = {c: below[f"{layer}.{c}"] for c in ("red", "green", "blue")}
             return {**below, **shuffled, "alpha": np.ones_like(below["red"])}
-        if kind in ("Dot", "Output", "NoOp", "Write"):
+        if kind in ("Dot", "Output", "NoOp", "TimeClip", "Write"):
             return self._picture(sources[0], frame)
         if kind in nuke_pixels.NODES:
             return nuke_pixels.NODES[kind](node, *(self._picture(s, frame) for s in sources))
@@ -1546,6 +1583,7 @@ class Session:
         outside = node["before" if frame < first else "after"].value()
         if not first <= frame <= last and outside == "black":
             return self._black(node)
+        path = str(self._opened(path)) if path else path
         if not path or not Path(path).exists():
             if path and node["on_error"].value() == "black":
                 return self._black(node)
@@ -1575,7 +1613,8 @@ class Session:
         """Returns an empty picture of the size of a Read's frames."""
         first, last = node["first"].value(), node["last"].value()
         paths = (node["file"].evaluate(number) for number in range(first, last + 1))
-        existing = next((path for path in paths if path and Path(path).exists()), None)
+        files = (str(self._opened(path)) for path in paths if path)
+        existing = next((path for path in files if Path(path).exists()), None)
         full = oiio.ImageBuf(existing).roi_full if existing else None
         shape = (full.height, full.width) if full is not None else FORMAT
         return {c: np.zeros(shape, np.float32) for c in ("red", "green", "blue", "alpha")}
