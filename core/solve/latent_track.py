@@ -11,6 +11,7 @@ Files of version 4 are read too. They call `neutral_offset` `rest` and the setti
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum, IntEnum
@@ -134,6 +135,8 @@ class LatentTrack:
             )
 
 
+_LARGEST = 1e6  # a code, or a place in the plate, px
+_SMALLEST = 1e-3  # side of a face or of its square, px
 _ARRAYS = {
     "numbers": ("int64", "F"),
     "state": ("uint8", "F"),
@@ -195,6 +198,7 @@ def load_track(path: str | Path, character: str | None = None) -> LatentTrack:
         if int(header["version"]) == 4:
             _rename_version_4(plain, arrays)
         _check(arrays)
+        _check_values(arrays)
         plain["phase"] = Phase(plain["phase"])
         for name in ("plate", "notes", "recipe"):
             plain[name] = tuple(plain[name])
@@ -256,3 +260,21 @@ def _check(arrays: Mapping[str, np.ndarray]) -> None:
         raise ValueError("there are unknown frame states")
     if not ((arrays["amount"] >= 0) & (arrays["amount"] <= 1)).all():
         raise ValueError("amounts are not between 0 and 1")
+
+
+def _check_values(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError where values can't be a track's, as those of a script that failed."""
+    for name in ("alpha", "delta", "codes", "smooth", "landmarks", "quads"):
+        rows = arrays[name].reshape(len(arrays[name]), math.prod(arrays[name].shape[1:]))
+        absent = np.isnan(rows).all(1)  # not solved, or no face
+        wrong = ~absent & ~(np.abs(rows) < _LARGEST).all(1)  # also where some are NaN
+        if wrong.any():
+            frame = arrays["numbers"][wrong][0]
+            raise ValueError(f"{name} of frame {frame} are not finite, or far too large")
+    edges = np.diff(arrays["quads"], axis=1)
+    turns = edges[:, :-1, 0] * edges[:, 1:, 1] - edges[:, :-1, 1] * edges[:, 1:, 0]
+    sides = np.ptp(arrays["landmarks"][..., :2], axis=1)
+    for name, sizes in (("square", np.sqrt(np.abs(turns))), ("face", sides)):
+        flat = (sizes < _SMALLEST).any(1)
+        if flat.any():
+            raise ValueError(f"the {name} of frame {arrays['numbers'][flat][0]} has no size")

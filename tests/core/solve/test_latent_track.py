@@ -256,6 +256,31 @@ def test_arrays_that_do_not_fit_are_not_written(path, change, words):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 1e30, np.nan])
+@pytest.mark.parametrize("name", ["alpha", "delta", "codes", "smooth", "landmarks", "quads"])
+def test_values_that_draw_nothing_are_told(path, name, value):
+    """A script's division by zero; a whole row of NaN has a meaning."""
+    track = random_track()
+    array = getattr(track, name).copy()
+    array[2].flat[0] = value
+    save_track(path, replace(track, **{name: array}))
+    with pytest.raises(NotATrackError, match=f"{name} of frame {track.numbers[2]} are not finite"):
+        load_track(path)
+    array[2] = np.nan
+    save_track(path, replace(track, **{name: array}))
+    load_track(path)
+
+
+@pytest.mark.parametrize("name", ["landmarks", "quads"])
+def test_a_face_without_size_is_told(path, name):
+    track = random_track()
+    array = getattr(track, name).copy()
+    array[2] = array[2, :1]
+    save_track(path, replace(track, **{name: array}))
+    with pytest.raises(NotATrackError, match=f"of frame {track.numbers[2]} has no size"):
+        load_track(path)
+
+
 def test_a_failed_write_leaves_the_old_track(path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
