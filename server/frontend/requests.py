@@ -457,8 +457,8 @@ def path_state(path: str, allowed: Sequence[Path]) -> str:
             "folder: reenact serve --allow-path.",
             path[:200],
         )
-    escaped = re.sub(r"%0?\d*d|#+", "\0", path)
-    pattern = glob.escape(escaped).replace("\0", "*")
+    name = glob.escape(re.sub(r"%0?\d*d|#+", "\0", named.name)).replace("\0", "*")
+    pattern = os.path.join(glob.escape(str(named.parent)), name)
     sha = hashlib.blake2b(digest_size=16)
     for found in sorted(glob.glob(pattern)):
         if not any(Path(os.path.realpath(found)).is_relative_to(p) for p in allowed):

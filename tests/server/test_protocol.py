@@ -977,3 +977,17 @@ def test_the_plugin_is_python_3_9(path: Path) -> None:
 
 def test_the_protocol_works_in_python_3_9() -> None:
     assert run_alone(str(interpreter("3.9")), UNDER_NUKE) == "malformed"
+
+
+@pytest.mark.parametrize("name", ["plate.####.exr", "plate.%04d.exr"])
+def test_numbers_stand_in_names_of_files_alone(tmp_path: Path, name: str) -> None:
+    """A `#` in a folder's name is a `#`: frames of other folders are not the clip's."""
+    for folder in ("show#", "show2"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "plate.1001.exr").write_bytes(b"x")
+    pattern = str(tmp_path / "show#" / name)
+    before = requests.path_state(pattern, [tmp_path])
+    (tmp_path / "show2" / "plate.1001.exr").write_bytes(b"xx")
+    assert requests.path_state(pattern, [tmp_path]) == before
+    (tmp_path / "show#" / "plate.1002.exr").write_bytes(b"x")
+    assert requests.path_state(pattern, [tmp_path]) != before
