@@ -83,8 +83,14 @@ DOCUMENTED = {
         "help": "seen in NoOp, which has no knobs of its own",
     },
     "TimeClip": dict.fromkeys(
-        ("first", "last", "origfirst", "origlast", "before", "after"), f"{_SCAN}/TimeClip.json"
+        (
+            *("first", "last", "origfirst", "origlast", "before", "after"),
+            *("frame_mode", "frame", "reverse"),
+        ),
+        f"{_SCAN}/TimeClip.json",
     ),
+    "TimeOffset": {"reverse_input": f"{_SCAN}/TimeOffset.json"},
+    **{kind: {"disable": f"{_SCAN}/{kind}.json"} for kind in ("AppendClip", "Kronos")},
     "Tracker4": dict.fromkeys(("tracks", "reference_frame"), _TRACKER),
     "VectorBlur2": dict.fromkeys(
         (
@@ -646,6 +652,8 @@ _NATIVE: dict[str, dict[str, Callable[[str], Knob]]] = {
         **dict.fromkeys(("raw", "create_directories", "use_limit"), Boolean_Knob),
     },
     "Switch": {"which": Double_Knob},
+    "TimeClip": {"reverse": Boolean_Knob},
+    "TimeOffset": {"time_offset": Double_Knob, "reverse_input": Boolean_Knob},
     "Tracker4": {"tracks": _TracksKnob},
     "Roto": {"curves": _CurvesKnob},
     "Input": {"number": Int_Knob},
