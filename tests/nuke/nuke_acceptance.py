@@ -519,6 +519,24 @@ def the_comp_leaves_the_plate_as_it_is_at_amount_0_and_renders_with_everything_o
 
 
 @check
+def a_studios_defaults_are_not_taken_inside():
+    """The report says whether a script keeps what our text states and the studio sets otherwise."""
+    path = os.path.join(tempfile.mkdtemp(), "comp.nk").replace("\\", "/")
+    nuke.knobDefault("Merge2.bbox", "B")
+    try:
+        plain, node = nuke.createNode("Merge2", inpanel=False), nuke.createNode(COMP, inpanel=False)
+        ours = nuke.toNode(node.name() + ".Extended")["bbox"].value()
+        node.selectOnly()
+        nuke.nodeCopy(path)
+    finally:
+        nuke.knobDefault("Merge2.bbox", "union")
+    assert ours == "union", ours
+    with open(path) as file:
+        kept = sum(line.strip() == "bbox union" for line in file)
+    return {"of a new Merge2": plain["bbox"].value(), "lines that are saved": kept}
+
+
+@check
 def pasted_nodes_are_beside_ours_and_not_inside():
     from reenact import host
 

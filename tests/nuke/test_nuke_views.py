@@ -259,7 +259,7 @@ def test_cancel_stops_all_views_and_resume_goes_on_after_opening(
     stereo.module.scriptOpen(str(tmp_path / "shot.nk"))
     node = stereo.module.toNode("Reenact1")
     stereo.press(node, "resume")
-    until_said(stereo, node, "left: Solving: ")
+    until_said(stereo, node, "left: ")
     stereo.press(node, "cancel")
     until(stereo, node, "cancelled")
     assert not list((tmp_path / "reenact").glob("*_v002"))
