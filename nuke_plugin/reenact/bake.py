@@ -54,6 +54,7 @@ def corner_pin(warp: Warp) -> str:
     """Returns a CornerPin2D."""
     lines = [f"to{k + 1} {_keys(_corner(warp.face, k))}" for k in range(4)]
     lines += [f"from{k + 1} {{{x:.4f} {y:.4f}}}" for k, (x, y) in enumerate(warp.still)]
+    lines += [f"enable{k + 1} true" for k in range(4)]  # whatever a studio's default is
     return node_text(
         "CornerPin2D", [*lines, f"invert {_flag(warp.inverse)}", "name FaceCornerPin1"]
     )

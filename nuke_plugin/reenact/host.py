@@ -34,6 +34,9 @@ _INSIDE = {
     "Match": ("multiply", "add"),
 }
 
+# Nodes that show other frames than those that come in; TimeOffset and TimeClip may.
+_RETIMING = ("AppendClip", "FrameHold", "Kronos", "Retime", "TimeWarp")
+
 # Knobs that hold no value of a node's own.
 _NO_VALUES = (nuke.Script_Knob, nuke.Text_Knob, nuke.Tab_Knob, nuke.Link_Knob)
 
@@ -402,6 +405,16 @@ def above(node: Node) -> List[Node]:
 def is_passage(node: Node) -> bool:
     """Returns whether a node hands on one picture as it is: a Dot, or a Group's Input or Output."""
     return node.Class() in ("Dot", "Input", "Output") or bool(inside(node))
+
+
+def changes_time(node: Node) -> bool:
+    """Returns whether a node shows other frames than those that come in, as a TimeOffset does."""
+    kind = node.Class()
+    if kind not in (*_RETIMING, "TimeOffset", "TimeClip") or node["disable"].value():
+        return False
+    if kind == "TimeOffset":
+        return bool(node["time_offset"].value() or node["reverse_input"].value())
+    return kind != "TimeClip" or bool(node["frame"].value() or node["reverse"].value())
 
 
 def inside(group: Node) -> List[Node]:

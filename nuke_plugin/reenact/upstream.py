@@ -1,7 +1,7 @@
 """Finds what a node works on: the latent track above it, the shot that it is of, and the plate."""
 
 from dataclasses import dataclass
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 from reenact import host, shots
 from reenact.chosen import show_chosen
@@ -40,24 +40,29 @@ def upstream(node: Node, inputs: Optional[List[Node]] = None) -> Upstream:
         inputs: the inputs to search; None for all of the node's.
 
     Raises:
-        NodeError: there is no such node, or it has no track yet.
+        NodeError: there is no such node, it has no track yet, or its frames come in at other times:
+            keys and results below would be of other frames.
     """
-    pending = list(host.above(node) if inputs is None else inputs)
+    first = host.above(node) if inputs is None else inputs
+    pending: List[Tuple[Node, Optional[Node]]] = [(one, None) for one in first]
     seen: List[Node] = []  # clones have the same name
     passed = ""  # a Reenact that could have a track
     while pending:
-        candidate = pending.pop(0)
+        candidate, retimed = pending.pop(0)
         if candidate in seen:
             continue
         seen.append(candidate)
+        if host.changes_time(candidate):
+            retimed = candidate
         name, kind = host.name(candidate), kind_of(candidate)
         show_chosen(candidate)
         passes = kind.has_track and shown_version(candidate) == UPSTREAM
         if passes and kind is REENACT:
             passed = name
         if not kind.has_track or passes or host.get(candidate, "disable"):
-            pending = _feeding(candidate) + pending
+            pending = [(one, retimed) for one in _feeding(candidate)] + pending
             continue
+        _check_time(retimed, name)
         track, character = (str(host.get(candidate, knob)) for knob in ("track", "character"))
         if not track:
             raise NodeError(f"{name} has no latent track yet. Submit it first, or disable it.")
@@ -65,6 +70,18 @@ def upstream(node: Node, inputs: Optional[List[Node]] = None) -> Upstream:
     if passed:
         raise NodeError(f"{passed} shows what comes in. Choose one of its versions.")
     raise NodeError("There is no Reenact node above. Connect one: this node works on its track.")
+
+
+def _check_time(retimed: Optional[Node], name: str) -> None:
+    """
+    Raises:
+        NodeError: a node shows other frames than those of the node `name` above it.
+    """
+    if retimed is not None:
+        raise NodeError(
+            f"{host.name(retimed)} changes the time of what comes from {name}. Connect this node "
+            f"above {host.name(retimed)}."
+        )
 
 
 def _feeding(node: Node) -> List[Node]:
@@ -91,15 +108,19 @@ def face_read(node: Node) -> Node:
         node: what is connected as the face.
 
     Raises:
-        NodeError: there is neither.
+        NodeError: there is neither, or its frames come in at other times.
     """
     found: Optional[Node] = node
+    retimed: Optional[Node] = None
     while found is not None and not kind_of(found).has_track:
         if host.is_read(found):
+            _check_time(retimed, host.name(found))
             return found
+        retimed = found if host.changes_time(found) else retimed
         found = next(iter(_feeding(found)), None)
     if found is None:
         raise NodeError("There is no Reenact node and no Read above. Connect one to face.")
+    _check_time(retimed, host.name(found))
     return host.inner(upstream(node, [found]).node, "Result")
 
 

@@ -9,6 +9,7 @@ import nk_script
 import nuke_standin
 import pytest
 from nk_script import BadScript, Statement, words
+from nuke_session import STUDIO_DEFAULTS
 from nuke_standin import user_knob
 from reenact import older, protocol
 from repository import ROOT
@@ -142,6 +143,20 @@ def test_a_farm_gets_what_a_render_needs(path: Path) -> None:
             if "has_preview" in value and name == "which":
                 assert "$gui*parent.has_preview*" in value
                 assert "(frame==parent.preview_frame)" in value
+
+
+@pytest.mark.parametrize("path", GIZMOS, ids=lambda p: p.stem)
+def test_what_a_studio_sets_as_default_is_not_taken_inside(path: Path) -> None:
+    for node in group(path).children:
+        for default in STUDIO_DEFAULTS:
+            kind, _, knob = default.partition(".")
+            if node.kind == kind and not sheet(node, knob):
+                assert node.knob(knob) not in (None, ""), f"{node.knob('name')} has no {knob}"
+
+
+def sheet(node: Statement, knob: str) -> bool:
+    """Returns whether a node is a Read of one picture, whose range is set when it is shown."""
+    return node.knob("name") in ("Selection", "Reconstruction") and knob in ("before", "after")
 
 
 @pytest.mark.parametrize("path", [*GIZMOS, *TOOLSETS], ids=lambda p: p.stem)

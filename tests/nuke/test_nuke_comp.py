@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from nuke_session import plugin, read_node, under, whole, work
+from nuke_session import STUDIO_DEFAULTS, plugin, read_node, under, whole, work
 from nuke_standin import Node, Picture, Session
 from reenact import bake, tracks
 from reenact.files import Frames
@@ -631,6 +631,34 @@ def test_no_knob_of_the_matte_makes_a_dark_edge(
         )
         plate, shown = session.look(node.input(0), FIRST), session.look(node, FIRST)
         np.testing.assert_allclose(rgb(shown), rgb(plate), atol=1e-5)
+
+
+def test_a_studios_defaults_change_no_picture(
+    session: Session, made: Made, shot: tuple[str, np.ndarray]
+) -> None:
+    """Neither of the comp, whose matte grows beyond the frames' bounding box, nor of a wipe."""
+
+    def pictures() -> list[Picture]:
+        node = comp(session, made.plate, made.face, **EVERYTHING)
+        faces = under(session, "Reenact", node.input(0))
+        for read, pattern in (("Result", made.face), ("Compare", made.face)):
+            shown = Frames.of(pattern, [FIRST, LAST])
+            plugin("host").show_files(plugin("host").inner(faces, read), shown)
+        for knob in ("has_result", "has_compare"):
+            faces[knob].setValue(True)
+        return [session.look(one, FIRST) for one in (node, faces)]
+
+    usual = pictures()
+    for default, value in STUDIO_DEFAULTS.items():
+        session.module.knobDefault(default, value)
+    for before, after in zip(usual, pictures(), strict=True):
+        assert sorted(before) == sorted(after)
+        for channel, pixels in before.items():
+            np.testing.assert_array_equal(after[channel], pixels)
+    quads = tracks.face_quads(shot[0])
+    text = bake.corner_pin(bake.face_warp(quads, FIRST, True, False))
+    (pin,) = nk_script.parse(text)
+    assert [pin.knob(f"enable{corner}") for corner in range(1, 5)] == ["true"] * 4
 
 
 def test_the_matte_shrinks_and_grows(session: Session, made: Made) -> None:

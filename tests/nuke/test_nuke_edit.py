@@ -153,6 +153,49 @@ def test_a_track_is_found_through_whatever_lies_between(session: Session) -> Non
     assert found(below) == "/1.latents"
 
 
+@pytest.mark.parametrize(
+    ("kind", "knobs"),
+    [
+        ("TimeOffset", {"time_offset": 10}),
+        ("TimeOffset", {"reverse_input": True}),
+        ("TimeClip", {"frame_mode": "start at", "frame": "1001"}),
+        *((kind, {}) for kind in ("Retime", "TimeWarp", "FrameHold", "AppendClip", "Kronos")),
+    ],
+)
+def test_frames_that_come_in_at_other_times_are_not_taken_for_those_of_the_track(
+    session: Session, kind: str, knobs: dict[str, object]
+) -> None:
+    reenact = under(session, "Reenact", under(session, "Read"))
+    reenact["track"].setValue("/1.latents")
+    between = under(session, kind, reenact)
+    edit = under(session, "ReenactEdit", under(session, "Dot", between))
+    for knob, value in knobs.items():
+        between[knob].setValue(value)
+    sentence = f"Connect this node above {between.name()}."
+    session.press(edit, "preview")
+    assert edit["state"].value().endswith(sentence)
+    comp = under(session, "ReenactComp", reenact.input(0), between)
+    for face in (between, under(session, "Dot", under(session, kind, reenact.input(0)))):
+        source = face if face is between else face.input(0)
+        for knob, value in knobs.items():
+            source[knob].setValue(value)
+        comp.setInput(1, face)
+        for button in ("bake_tracker", "bake_corner_pin")[: 2 if face is between else 1]:
+            session.press(comp, button)
+            said = comp["baked"].value()
+            assert said.endswith(f"Connect this node above {source.name()}."), said
+    assert plugin("upstream").upstream(comp, [reenact]).node == reenact
+    between["disable"].setValue(True)
+    assert plugin("upstream").upstream(edit).node == reenact
+
+
+@pytest.mark.parametrize("kind", ["TimeOffset", "TimeClip"])
+def test_a_node_that_moves_nothing_is_passed(session: Session, kind: str) -> None:
+    reenact = under(session, "Reenact", under(session, "Read"))
+    reenact["track"].setValue("/1.latents")
+    assert plugin("upstream").upstream(under(session, kind, reenact)).node == reenact
+
+
 def test_without_a_track_above_it_is_said_what_to_do(session: Session) -> None:
     plate = under(session, "Read")
     node = under(session, "Reenact", plate)

@@ -51,6 +51,8 @@ def number(node: Node, knob: str, default: str) -> float:
 def channels(node: Node, picture: Picture, default: str, knob: str = "channels") -> list[str]:
     """Returns the channels of a picture that a node processes."""
     layer = node[knob].value() or default
+    if layer == "all" and knob == "channels":
+        return list(picture)
     return [c for c in picture if c in LAYERS.get(layer, ()) or c.rpartition(".")[0] == layer]
 
 
@@ -84,7 +86,20 @@ def merge(node: Node, under: Picture, over: Picture, mask: Picture | None = None
         result = operation(plane(over, c), below)
         plain = mask is None and share == 1
         made[c] = result if plain else below + share * (result - below)
+    if node["bbox"].value() == "B":
+        inside = box(under)
+        made = {c: np.where(inside, pixels, np.float32(0)) for c, pixels in made.items()}
     return made
+
+
+def box(picture: Picture) -> np.ndarray:
+    """Returns which pixels the bounding box of a picture has, at least: around what is not 0."""
+    used = np.any([pixels != 0 for pixels in picture.values()], 0)
+    rows, columns = used.any(1), used.any(0)
+    for line in (rows, columns):
+        if line.any():
+            line[line.argmax() : len(line) - line[::-1].argmax()] = True
+    return rows[:, None] & columns
 
 
 def grade(node: Node, picture: Picture) -> Picture:
@@ -105,17 +120,18 @@ def multiply(node: Node, picture: Picture) -> Picture:
 
 
 def premult(node: Node, picture: Picture) -> Picture:
-    return {**picture, **{c: picture[c] * plane(picture) for c in RGB}}
+    return {**picture, **{c: picture[c] * plane(picture) for c in channels(node, picture, "rgb")}}
 
 
 def unpremult(node: Node, picture: Picture) -> Picture:
     divisor = np.where(plane(picture) == 0, 1, plane(picture))
-    return {**picture, **{c: picture[c] / divisor for c in RGB}}
+    return {**picture, **{c: picture[c] / divisor for c in channels(node, picture, "rgb")}}
 
 
 def crop(node: Node, picture: Picture) -> Picture:
     """Keeps a box of whole pixels, counted from the bottom left; the rest is black."""
-    assert (node["reformat"].value(), node["crop"].value()) == ("", "")  # format stays, black
+    assert node["reformat"].value() in ("", "false"), "the format is to stay"
+    assert node["crop"].value() in ("", "true"), "what is outside is to be black"
     left, bottom, right, top = numbers(node, "box", "")
     assert all(float(edge).is_integer() for edge in (left, bottom, right, top))
     height, width = picture["red"].shape
@@ -193,6 +209,7 @@ def blur(node: Node, picture: Picture) -> Picture:
 
 
 def erode(node: Node, picture: Picture) -> Picture:
+    assert node["filter"].value() in ("", "box"), "the matte's edge is to stay as hard as it is"
     size = number(node, "size", "0")
     reach = 2 * round(abs(size)) + 1
     filter = grey_erosion if size > 0 else grey_dilation
@@ -232,6 +249,8 @@ def vector_blur(node: Node, picture: Picture) -> Picture:
             raise ValueError(f"{node._kind} has no {knob}: what it does then is not known here")
     if node._kind == "VectorBlur2" and node["blur_type"].value() != "uniform":
         raise ValueError("a gaussian is no shutter")
+    if node._kind == "VectorBlur2" and float(node["uv_offset"].value() or 0):
+        raise ValueError("the vectors are shifted")
     layer, scale = node["uv"].value(), np.float32(number(node, "scale", ""))
     opens = np.float32(number(node, "offset", ""))
     u, v = (plane(picture, f"{layer}.{c}").astype(np.float32) * scale for c in "uv")

@@ -22,6 +22,40 @@ if TYPE_CHECKING:  # Qt and sockets are loaded only by tests of nodes
     from running_server import Server
 
 
+# What studios and artists set with nuke.knobDefault, as public menu.py files do. It holds inside
+# our nodes too, and on a machine that lacks it a script would render another picture.
+STUDIO_DEFAULTS = {
+    "Merge2.bbox": "B",
+    "Copy.bbox": "A",
+    "Crop.crop": "false",
+    "Crop.reformat": "true",
+    "FilterErode.filter": "gaussian",
+    "Premult.channels": "all",
+    "Unpremult.channels": "all",
+    "Grade.black_clamp": "true",
+    "Switch.which": "1",
+    "Read.raw": "true",
+    "Read.before": "loop",
+    "Read.after": "loop",
+    "Read.localizationPolicy": "on",
+    "Write.datatype": "32 bit float",
+    "STMap.uv": "rgb",
+    "Blur.channels": "alpha",
+    "Multiply.channels": "rgba",
+    "Multiply.value": "0",
+    "Reformat.resize": "none",
+    "Reformat.pbb": "false",
+    "VectorBlur2.uv": "motion",
+    "VectorBlur2.uv_offset": "-0.5",
+    "VectorBlur2.blur_uv": "linear",
+    "VectorBlur2.soft_lines": "true",
+    "VectorBlur2.normalize": "false",
+    "CornerPin2D.enable1": "false",
+    "Roto.cliptype": "bbox",
+    "Roto.output": "rgba",
+}
+
+
 @pytest.fixture
 def session() -> Iterator[Session]:
     """A Nuke with a GUI."""

@@ -83,11 +83,24 @@ DOCUMENTED = {
         "help": "seen in NoOp, which has no knobs of its own",
     },
     "TimeClip": dict.fromkeys(
-        ("first", "last", "origfirst", "origlast", "before", "after"), f"{_SCAN}/TimeClip.json"
+        (
+            *("first", "last", "origfirst", "origlast", "before", "after"),
+            *("frame_mode", "frame", "reverse"),
+        ),
+        f"{_SCAN}/TimeClip.json",
     ),
+    "TimeOffset": {"reverse_input": f"{_SCAN}/TimeOffset.json"},
+    **{kind: {"disable": f"{_SCAN}/{kind}.json"} for kind in ("AppendClip", "Kronos")},
     "Tracker4": dict.fromkeys(("tracks", "reference_frame"), _TRACKER),
     "VectorBlur2": dict.fromkeys(
-        ("uv", "scale", "offset", "blur_type", "grow_bbox"), f"{_SCAN}/VectorBlur2.json"
+        (
+            *("uv", "scale", "offset", "blur_type", "grow_bbox"),
+            *("uv_offset", "blur_uv", "soft_lines", "normalize"),
+        ),
+        f"{_SCAN}/VectorBlur2.json",
+    ),
+    "CornerPin2D": dict.fromkeys(
+        (f"enable{corner}" for corner in range(1, 5)), f"{_SCAN}/CornerPin2D.json"
     ),
     "Write": {
         "views": "https://learn.foundry.com/nuke/content/comp_environment/stereoscopic_films/"
@@ -639,6 +652,8 @@ _NATIVE: dict[str, dict[str, Callable[[str], Knob]]] = {
         **dict.fromkeys(("raw", "create_directories", "use_limit"), Boolean_Knob),
     },
     "Switch": {"which": Double_Knob},
+    "TimeClip": {"reverse": Boolean_Knob},
+    "TimeOffset": {"time_offset": Double_Knob, "reverse_input": Boolean_Knob},
     "Tracker4": {"tracks": _TracksKnob},
     "Roto": {"curves": _CurvesKnob},
     "Input": {"number": Int_Knob},
@@ -693,6 +708,8 @@ class Node:
             return None
         knob = {**_COMMON, **_NATIVE.get(self._kind, {})}.get(name, String_Knob)(name)
         knob._value = _DEFAULTS.get((self._kind, name), knob._value)
+        if (self._kind, name) in self._session.defaults:
+            knob._set_text(self._session.defaults[self._kind, name])
         if (self._kind, name) == ("Write", "views"):
             knob._value = " ".join(self._session._views)
         knob._node = self
@@ -898,6 +915,7 @@ class Session:
         self.drive = ""  # where files lie on Windows, as "C:"
         self.while_loading: Callable[[], object] = lambda: None  # called after each node
         self.layers: dict[str, str] = {}  # of the script: name -> their text
+        self.defaults: dict[tuple[str, str], str] = {}  # that a studio sets: class, knob -> text
         self._undo: list[Callable[[], object]] = []
         self._undo_off = 0
         self._undo_begun: list[tuple[str, int]] = []  # the name, and steps before each `begin`
@@ -956,6 +974,7 @@ class Session:
             "executeInMainThread": self._later,
             "executeInMainThreadWithResult": self._now,
             "frame": self._at,
+            "knobDefault": self._knob_default,
             "getFilename": lambda *_: self.picked or None,
             "layers": lambda: list(self.layers),
             "menu": self._menu,
@@ -1111,6 +1130,12 @@ class Session:
             self._frame, self._drawn, self._view = before, None, self._views[0]
 
     # -- nuke's functions
+
+    def _knob_default(self, classknob: str, value: str) -> None:
+        """Sets a default of all nodes of a class that are created from now on, also by a script."""
+        kind, _, knob = classknob.partition(".")
+        assert knows(kind, knob), classknob
+        self.defaults[kind, knob] = value
 
     def _needs_root(self, what: str) -> Session:
         if self._loading:
