@@ -73,7 +73,8 @@ def upstream(node: Node, inputs: Optional[List[Node]] = None) -> Upstream:
 
 
 def _check_time(retimed: Optional[Node], name: str) -> None:
-    """
+    """Refuses what comes in at other times.
+
     Raises:
         NodeError: a node shows other frames than those of the node `name` above it.
     """

@@ -668,7 +668,7 @@ def test_a_frame_is_rendered_by_its_amount(tmp_path: Path) -> None:
         codes=codes,
         smooth=codes,
         neutral_offset=np.zeros((86, 3), np.float32),
-        landmarks=np.zeros((2, 478, 3), np.float32),
+        landmarks=np.full((2, 478, 3), np.nan, np.float32),
         quads=np.full((2, 4, 2), np.nan),
         amount=two + 1,
         losses={},
