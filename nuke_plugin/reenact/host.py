@@ -419,8 +419,8 @@ def changes_time(node: Node) -> bool:
 
 def inside(group: Node) -> List[Node]:
     """Returns what feeds the Output of a Group; nothing for a disabled one and for other nodes."""
-    if not isinstance(group, nuke.Group) or isinstance(group, nuke.Precomp):
-        return []  # a Precomp may show the frames that were rendered of it
+    if not isinstance(group, nuke.Group) or group.Class() == "Precomp":
+        return []  # a Precomp may show the frames that were rendered of it; a LiveGroup does not
     output = group.output()
     return [] if output is None or group["disable"].value() else [output]
 

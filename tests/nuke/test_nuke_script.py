@@ -900,6 +900,9 @@ def test_the_search_goes_out_of_groups_and_into_them(session: Session, frames: s
         upstream(below)
     hands_on(edit, "/b/t.latents", "b")
     assert upstream(below).node is edit
+    for kind, found in (("Precomp", reenact), ("LiveGroup", edit)):
+        group.__class__, group._kind = getattr(nuke_standin, kind), kind
+        assert upstream(below).node is found
     group["disable"].setValue(True)
     assert upstream(below).node is reenact
     group["disable"].setValue(False)

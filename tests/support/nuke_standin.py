@@ -865,6 +865,10 @@ class Precomp(Group):
     pass
 
 
+class LiveGroup(Precomp):
+    """https://learn.foundry.com/nuke/developers/120/pythonreference/nuke.LiveGroup-class.html"""
+
+
 class OutputContext(_Main):
     def __init__(self) -> None:
         self._frame, self._view = 0, 0
@@ -1000,7 +1004,8 @@ class Session:
         }
         for name, value in names.items():
             setattr(module, name, self._guarded(name, value) if callable(value) else value)
-        for kind in (Node, Group, Root, Precomp, Format, OutputContext, Menu, *_knob_classes()):
+        groups = (Group, Root, Precomp, LiveGroup)
+        for kind in (Node, *groups, Format, OutputContext, Menu, *_knob_classes()):
             setattr(module, kind.__name__, kind)
         module.Undo = type(
             "Undo",
