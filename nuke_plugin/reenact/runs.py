@@ -25,7 +25,7 @@ from reenact.protocol import MOVIES, STILLS, Clip, File
 from reenact.tracks import quality
 
 CONNECT_SECONDS = 5.0  # how long to wait for a server that may not be there
-# Between two updates of progress: in a large script, a label that changes holds Nuke up for .1 s.
+# Between two updates of a stage: in a large script, a label that changes holds Nuke up for .1 s.
 PROGRESS_SECONDS = 2.0
 SHOW_SECONDS = 2.0  # between two updates of the frames that have landed
 READ_SECONDS = 6.0  # for which progress does not replace an answer to the artist
@@ -183,7 +183,7 @@ class Run(Thread):
         self.server, self._of_view = server, view
         self._train_on = resume
         self._kept_steps: Optional[int] = None  # of the last job's training, if it stopped early
-        self._last_progress = 0.0
+        self._last_progress, self._shown_stage = 0.0, ""
         self._cancelled, self._detached = Event(), Event()
         self._job = self._view = ""
         self._first: Optional[Tuple[protocol.Task, str, Dict[str, Any]]] = None
@@ -337,7 +337,7 @@ class Run(Thread):
 
     def _on_sent(self, done: int, total: int) -> None:
         self._check_stopped()
-        self._progress("sending", f"Sending frames: {done * 100 // max(total, 1)} %")
+        self._progress("sending", f"Sending frames: {done * 100 // max(total, 1)} %", "sending")
 
     def _check_stopped(self) -> None:
         if self._cancelled.is_set() or self._detached.is_set():
@@ -566,7 +566,8 @@ class Run(Thread):
             client.fetch(File(event["hash"], event["size"]), destination(event))
         elif kind == "progress":
             start = clock.start_of_stage(event)
-            self._progress("running", progress_text(event, float(event["time"]), start))
+            text = progress_text(event, float(event["time"]), start)
+            self._progress("running", text, event["stage"])
         elif kind == "state" and event["state"] in ("waiting", "queued", "running"):
             texts = {"queued": "Waiting for its turn.", "running": "Starting."}
             self._update(event["state"], event["reason"] or texts.get(event["state"], ""))
@@ -626,10 +627,11 @@ class Run(Thread):
     ) -> None:
         self._on_update(NodeUpdate(self.id, state, text, step, result or Result()))
 
-    def _progress(self, state: str, text: str) -> None:
+    def _progress(self, state: str, text: str, stage: str) -> None:
+        """Shows progress: of a new stage at once, of the same one every few seconds."""
         now = time.monotonic()
-        if now - self._last_progress > PROGRESS_SECONDS:
-            self._last_progress = now
+        if now - self._last_progress > (PROGRESS_SECONDS if stage == self._shown_stage else 0):
+            self._last_progress, self._shown_stage = now, stage
             self._update(state, text)
 
     def _log(self, text: str) -> None:

@@ -16,7 +16,8 @@ from performer_faces import film_scan
 from PySide6.QtCore import Qt, qInstallMessageHandler
 from PySide6.QtGui import QColor, QImage
 from PySide6.QtTest import QTest
-from running_server import FRAMES, Server, solve_task, wait_for
+from reenact import protocol
+from running_server import FRAMES, Server, inputs, solve_task, wait_for
 
 from core.personalize.character import load_character
 from server.frontend import home
@@ -171,7 +172,9 @@ def test_the_jobs_of_every_server_that_a_node_uses_are_listed(
     tasks = {}
     for one in (server, own_server):
         with one.client() as client:
-            tasks[one] = client.submit(solve_task(client, tmp_path, steps=5000))
+            character = client.send([inputs(tmp_path)[0]])[0]
+            endless = protocol.Stylize(character, "sketch", program="sketch", steps=100_000)
+            tasks[one] = client.submit(endless)
 
     def rows() -> list[tuple[str, str, str]]:
         jobs = {(name, job["id"], job["state"]) for name, job in panel._rows}
