@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import nuke_standin
@@ -242,11 +243,18 @@ def test_cancel_stops_all_views_and_resume_goes_on_after_opening(
     node = script(stereo, given, tmp_path, view="all", steps=3000)
     with server.client() as client:
         before = {job["id"] for job in client.jobs()}
+
+        def new() -> list[dict[str, Any]]:
+            return [job for job in client.jobs() if job["id"] not in before]
+
+        def solves() -> bool:
+            return any(job["progress"].get("stage") == "solving" for job in new())
+
         stereo.press(node, "submit")
-        until_said(stereo, node, "left: Solving: ")
+        stereo.pump(solves, 120, "the first view's solve")
         stereo.press(node, "cancel")
         until(stereo, node, "cancelled")
-        jobs = [job for job in client.jobs() if job["id"] not in before]
+        jobs = new()
         assert len(jobs) == 2
 
         def states() -> set[str]:
