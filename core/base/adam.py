@@ -21,23 +21,23 @@ class Adam:
 
     def __init__(self, tensors: Sequence[Tensor], betas: tuple[float, float]) -> None:
         self._tensors, self._betas = tensors, betas
-        self._moments = [[torch.zeros_like(t, requires_grad=False)] for t in tensors]
-        self._squares = [[torch.zeros_like(t, requires_grad=False)] for t in tensors]
-        self._steps = [[torch.tensor(0.0)] for _ in tensors]
+        # Of each the two moments, and the number of steps.
+        self._state = [
+            ([torch.zeros_like(t)], [torch.zeros_like(t)], [torch.tensor(0.0)]) for t in tensors
+        ]
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], rates: Sequence[float]) -> None:
         """Takes a step of each tensor by its gradient, of the same shape, at its learning rate."""
-        for i, (tensor, gradient, rate) in enumerate(
-            zip(self._tensors, gradients, rates, strict=True)
-        ):
+        each = zip(self._tensors, gradients, rates, self._state, strict=True)
+        for tensor, gradient, rate, (means, squares, steps) in each:
             adam(
                 [tensor],
                 [gradient],
-                self._moments[i],
-                self._squares[i],
+                means,
+                squares,
                 [],
-                self._steps[i],
+                steps,
                 amsgrad=False,
                 beta1=self._betas[0],
                 beta2=self._betas[1],
