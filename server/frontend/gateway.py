@@ -222,7 +222,7 @@ class _Bucket:
     """What a connection may ask for this second: a token bucket of requests.
 
     Args:
-        rate: requests a second; every KiB of a header counts as one more.
+        rate: requests a second; every 256 bytes of a header count as one more.
     """
 
     def __init__(self, rate: int) -> None:
@@ -235,7 +235,7 @@ class _Bucket:
         now = time.monotonic()
         self._tokens = min(self._rate, self._tokens + (now - self._filled) * self._rate)
         self._filled = now
-        self._tokens = max(self._tokens - 1 - header // 1024, -self._rate / 10)
+        self._tokens = max(self._tokens - 1 - header // 256, -self._rate / 10)
         return self._tokens >= 0
 
     def should_say(self) -> bool:

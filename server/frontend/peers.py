@@ -41,7 +41,7 @@ class Limits:
     frames: int = 4000  # of a clip
     file_bytes: int = 4 << 30
     store_bytes: int = 100 << 30
-    requests_per_second: int = 5000  # of a client; every KiB of a header counts as one more
+    requests_per_second: int = 5000  # of a client; see `gateway._Bucket`
     waiting: int = 64  # requests for events that have not been answered yet, of a client
     chunk_bytes: int = CHUNK
     credit: int = CREDIT
