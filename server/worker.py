@@ -195,8 +195,9 @@ class Characters:
             self._kept.move_to_end(key)
             return self._kept[key][0]
         character = common.load_character(path)
-        state = character.generator.state_dict()
-        size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+        networks = [character.generator, *([character.detail.network] if character.detail else [])]
+        tensors = [tensor for network in networks for tensor in network.state_dict().values()]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         self._kept[key] = character, size
         while len(self._kept) > 1 and sum(s for _, s in self._kept.values()) > self.budget:
             self._kept.popitem(last=False)

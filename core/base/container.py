@@ -175,7 +175,7 @@ def write(
         OSError: the file system refuses; an older file at `path` is untouched.
     """
     header = {**entries, "format": format, "version": str(version)}
-    header["sha256"] = _digest(header, arrays)
+    header["sha256"] = digest(header, arrays)
     with atomic_write(path) as temporary:
         temporary.write_bytes(save(dict(arrays), header))
 
@@ -238,7 +238,7 @@ def _read(
             f"{path} can't be read as a {kind}: {printable(str(reason))}. If it was cut off while "
             "being copied, copy it again."
         ) from error
-    if header.get("sha256") != _digest(header, arrays):
+    if header.get("sha256") != digest(header, arrays):
         raise wrong(
             f"{path} is damaged: its contents are not those that were written. Copy or make it "
             "again."
@@ -246,12 +246,12 @@ def _read(
     return header, arrays
 
 
-def _digest(header: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
-    """Computes the sha256 over the header (without its own entry) and all arrays."""
+def digest(header: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
+    """Returns the sha256 over a header (without its own entry) and all arrays, in hexadecimal."""
     entries = {name: entry for name, entry in header.items() if name != "sha256"}
-    digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode())
+    sha = hashlib.sha256(json.dumps(entries, sort_keys=True).encode())
     for name in sorted(arrays):
         array = arrays[name]
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+        sha.update(f"{name} {array.dtype} {array.shape}".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()

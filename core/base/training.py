@@ -109,6 +109,24 @@ def cosine(step: int, steps: int, floor: float = 0.0) -> float:
     return floor + (1 - floor) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
+def fade_on_plateau(
+    run: Run, figures: Sequence[float], gain: float, patience: int, steps: int
+) -> None:
+    """Has a run end soon, its rate fading, if its figure has stopped gaining.
+
+    Args:
+        run: being evaluated.
+        figures: of all evaluations so far, the last one's included; higher is better.
+        gain: the least growth within `patience` evaluations to go on.
+        patience: evaluations.
+        steps: in which the run then ends.
+    """
+    if len(figures) > patience and not run.fading:
+        run.fading = max(figures[-patience:]) < max(figures[:-patience]) + gain
+        if run.fading:
+            run.steps = min(run.steps, run.step + steps)
+
+
 def _advance(run: Run, loss: Tensor, rates: Sequence[float]) -> float:
     """Takes one step down the gradient of a loss; returns the loss."""
     value = float(loss.detach())

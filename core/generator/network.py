@@ -405,6 +405,30 @@ class SynthesisNetwork(nn.Module):
         Raises:
             ValueError: `stop_at` is no resolution of this generator, or w+ has other layers.
         """
+        return self.features(
+            ws,
+            stop_at=stop_at,
+            noise=noise,
+            half=half,
+            half_from=half_from,
+            save_memory=save_memory,
+        )[1]
+
+    def features(
+        self,
+        ws: Tensor,
+        *,
+        stop_at: int | None = None,
+        noise: Noise = "const",
+        half: torch.dtype | None = None,
+        half_from: int = 32,
+        save_memory: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Renders latents as `forward` does.
+
+        Returns:
+            The features of the last block `[B, C, R, R]`, and the picture.
+        """
         a = self.architecture
         if ws.ndim == 2:
             ws = ws[:, None].expand(-1, a.num_ws, -1)
@@ -423,8 +447,9 @@ class SynthesisNetwork(nn.Module):
             else:
                 x, image = block(x, image, ws[:, row:])
             row += 1 if resolution == 4 else 2
+        assert x is not None
         assert image is not None
-        return image
+        return x, image
 
 
 class Generator(nn.Module):

@@ -28,6 +28,11 @@ MAX_WEIGHTS = 1 << 28  # numbers in a generator; the largest published ones have
 MAX_WEIGHT = 1e8  # magnitude; trained ones stay below 1e4, and far larger ones draw nothing
 
 
+# A tensor is stored in half precision if that changes it by less than this share of its norm
+# (rounding takes 2e-4): pictures reconstructed at 35 dB then lose less than .01 dB.
+_ROUNDING = 1e-3
+
+
 class NotAGeneratorError(ReenactError):
     """The file is not a generator that can be loaded here."""
 
@@ -254,3 +259,11 @@ def _filled(architecture: Architecture, tensors: Mapping[str, Tensor]) -> Genera
     generator = Generator(architecture).eval()
     generator.load_state_dict(dict(tensors))
     return generator
+
+
+def compact(tensor: Tensor) -> Tensor:
+    """Converts a tensor for a file: on the CPU, in half precision if its range and digits allow."""
+    tensor = tensor.detach().to("cpu", torch.float32).contiguous()
+    half = tensor.half()
+    close = (half.float() - tensor).norm() <= _ROUNDING * tensor.norm()  # never where it overflows
+    return half if close else tensor

@@ -2,14 +2,15 @@
 
 The file is safetensors with a digest (`core.base.container`) of format "reenact.character":
 `generator.NAME` for the generator's state, `anchors`, `keypoints` and `thumbnail`, and the
-header's entries `architecture` and `info` (the fields of `CharacterInfo` as JSON).
+header's entries `architecture` and `info` (the fields of `CharacterInfo` as JSON). Since version 4
+it may have detail: `detail.NAME` and the entry `detail`, see `core.personalize.detail`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,16 @@ from core.base import container
 from core.base.errors import ReenactError
 from core.face.keypoints import KEYPOINTS
 from core.generator import Generator
-from core.generator.storage import build, describe
+from core.generator.storage import build, compact, describe
+from core.personalize import detail as details
+from core.personalize.detail import Detail
 
 FORMAT = "reenact.character"
-VERSION = 3
+VERSION = 4
+PLAIN_VERSION = 3  # of files without detail
 CONSENT = ("who", "when", "scope")
 
 _GENERATOR = "generator."
-# A tensor is stored in half precision if that changes it by less than this share of its norm
-# (rounding takes 2e-4): pictures reconstructed at 35 dB then lose less than .01 dB.
-_ROUNDING = 1e-3
 
 
 class NotACharacterError(ReenactError):
@@ -64,7 +65,7 @@ class CharacterInfo:
     created: str = field(
         default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds")
     )
-    version: int = VERSION
+    version: int = PLAIN_VERSION
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +78,19 @@ class Character:
     thumbnail: np.ndarray  # [H, W, 3] uint8, sRGB
     info: CharacterInfo
     hash: str = ""  # `character_hash` of the file that it was read from
+    detail: Detail | None = None  # what is drawn beyond the generator's resolution
+
+    @property
+    def resolution(self) -> int:
+        """Side of the pictures that are delivered, px."""
+        return self.detail.resolution if self.detail else self.generator.architecture.resolution
+
+    def to(self, device: torch.device | str) -> Character:
+        """Moves the networks and anchors to a device, the networks in place."""
+        self.generator.to(device)
+        if self.detail is not None:
+            self.detail.network.to(device)
+        return replace(self, anchors=self.anchors.to(device))
 
 
 def save_character(path: str | Path, character: Character) -> None:
@@ -109,9 +123,35 @@ def save_character(path: str | Path, character: Character) -> None:
         "architecture": describe(character.generator.architecture),
         "info": json.dumps(asdict(character.info), allow_nan=False),
     }
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    _write(path, entries, tensors, character.detail)
+
+
+def write_with_detail(source: str | Path, path: str | Path, detail: Detail) -> None:
+    """Writes a character's file again, with detail; its hash stays, so that its tracks fit both.
+
+    Args:
+        source: a `.character` file; detail that it has is replaced.
+        path: where it is written, atomically.
+        detail: of the same person.
+
+    Raises:
+        NotACharacterError: as `load_character`, of the source.
+        CharacterNotWrittenError: the file system refuses.
+    """
+    header, tensors = _read(source)
+    entries = {name: header[name] for name in ("architecture", "info")}
+    _write(path, entries, _without_detail(tensors), detail)
+
+
+def _write(
+    path: str | Path, entries: dict[str, str], tensors: Mapping[str, Tensor], detail: Detail | None
+) -> None:
+    version, arrays = PLAIN_VERSION, {name: tensor.numpy() for name, tensor in tensors.items()}
+    if detail is not None:
+        described, state = details.store(detail)
+        version, entries, arrays = VERSION, entries | described, arrays | state
     try:
-        container.write(path, FORMAT, VERSION, entries, arrays)
+        container.write(path, FORMAT, version, entries, arrays)
     except OSError as error:
         raise CharacterNotWrittenError(
             f"{path} could not be written: {error.strerror or error}. Check the free space and "
@@ -145,6 +185,8 @@ def load_character(path: str | Path) -> Character:
                 if name.startswith(_GENERATOR)
             },
         )
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        detail = details.restore(header, arrays, generator.architecture)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise NotACharacterError(f"{path} is damaged: {error}. Copy or make it again.") from error
     return Character(
@@ -153,21 +195,45 @@ def load_character(path: str | Path) -> Character:
         tensors["keypoints"],
         tensors["thumbnail"].numpy(),
         info,
-        header["sha256"],
+        _hash(header, tensors),
+        detail,
     )
 
 
 def character_hash(path: str | Path) -> str:
-    """Returns the sha256 of a character's header and tensors, in hexadecimal.
+    """Returns the sha256 of a character's header and tensors without detail, in hexadecimal.
+
+    That is what tracks are solved with: a character keeps its hash when it is given detail.
 
     Raises:
         NotACharacterError: as `load_character`.
     """
-    return _read(path)[0]["sha256"]
+    return _hash(*_read(path))
+
+
+def has_detail(path: str | Path) -> bool:
+    """Returns whether a character's file has detail.
+
+    Raises:
+        NotACharacterError: as `load_character`.
+    """
+    return details.ENTRY in _read(path)[0]
+
+
+def _hash(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    entries = {name: header[name] for name in ("format", "architecture", "info")}
+    arrays = {name: tensor.numpy() for name, tensor in _without_detail(tensors).items()}
+    return container.digest(entries | {"version": str(PLAIN_VERSION)}, arrays)
+
+
+def _without_detail(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(details.PREFIX)}
 
 
 def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    header, arrays = container.read(path, FORMAT, VERSION, NotACharacterError, "character")
+    header, arrays = container.read(
+        path, FORMAT, VERSION, NotACharacterError, "character", PLAIN_VERSION
+    )
     return header, {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
@@ -189,11 +255,3 @@ def _check(info: CharacterInfo, tensors: Mapping[str, Tensor]) -> None:
 
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32).contiguous()
-
-
-def compact(tensor: Tensor) -> Tensor:
-    """Converts a tensor for a file: on the CPU, in half precision if its range and digits allow."""
-    tensor = _plain(tensor)
-    half = tensor.half()
-    close = (half.float() - tensor).norm() <= _ROUNDING * tensor.norm()  # never where it overflows
-    return half if close else tensor

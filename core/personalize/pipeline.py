@@ -1,10 +1,11 @@
-"""From a self-scan to a character (paper, section 3.2): align, select, invert, tune."""
+"""From a self-scan to a character (paper, section 3.2): align, select, invert, tune, add detail."""
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -37,6 +38,16 @@ from core.personalize.character import (
     NoConsentError,
     load_character,
     save_character,
+    write_with_detail,
+)
+from core.personalize.detail import RESOLUTIONS, Detail
+from core.personalize.detail_training import (
+    DetailSettings,
+    Examples,
+    detail_sheet,
+    draw_examples,
+    keep_pictures,
+    train_detail,
 )
 from core.synthetic.base import base_encoder, base_generator
 
@@ -45,7 +56,16 @@ HELD_OUT = 12  # frames at most that are not trained on, for measuring the chara
 # Adam's peak rate. The embedded generator was trained at 5e-2, and learns a person more than twice
 # as fast at 4e-2 as at 2e-3, the rate at which generators of real faces were trained.
 EMBEDDED_RATE, RATE = 4e-2, 2e-3
+SAME_PERSON = 18.0  # dB of the anchors' pictures against a scan; another scan has some 12
 SCOPE = "facial reenactment of this person by the owner of this file"
+
+
+class ResolutionError(ReenactError):
+    """A character can't have the resolution that was asked for."""
+
+
+class WrongScanError(ReenactError):
+    """The clip is not the scan that the character was made of."""
 
 
 class EncoderWithoutBaseError(ReenactError):
@@ -62,6 +82,9 @@ class PersonalizeSettings:
     metric: str | None = None  # perceptual metric; None: the best that is on this machine
     batch: int = 8  # pictures at once; fewer need less memory
     mask: bool = True  # tuning weights eyes and mouth more, and what is far from the face less
+    # Of the delivered pictures, px; None: the power of two that the scan's faces support.
+    resolution: int | None = None
+    detail_steps: int = DetailSettings.steps  # at most
 
 
 def personalize(
@@ -77,6 +100,7 @@ def personalize(
     at: tuple[float, float] | None = None,
     device: str = "cpu",
     on_preview: Callable[[], None] = lambda: None,
+    on_detail_preview: Callable[[], None] = lambda: None,
     end_after: EndAfter = never,
 ) -> Character:
     """Makes a character from a self-scan and writes it, with sheets that show its quality.
@@ -84,7 +108,7 @@ def personalize(
     Unfinished work is kept in `OUTPUT.work` under the digest of its inputs: the same call goes on
     where it was stopped, and a call with other settings takes nothing from it. `NAME_selection.png`
     and `NAME_reconstruction.png` are written beside the character, the latter before tuning and at
-    each of its evaluations.
+    each of its evaluations, and `NAME_detail.png` at each evaluation of the detail.
 
     Args:
         clip: the self-scan.
@@ -98,9 +122,10 @@ def personalize(
         at: a point in plate px that picks the person, where several are in the picture.
         device: torch device.
         on_preview: called whenever `NAME_reconstruction.png` was written.
-        end_after: ends tuning early, as in `core.personalize.tuning.fine_tune`. The character is
-            marked with the steps that it has, and the unfinished work stays: the same call without
-            this goes on from there.
+        on_detail_preview: called whenever `NAME_detail.png` was written.
+        end_after: ends tuning early, as in `core.personalize.tuning.fine_tune`, and the learning of
+            detail after as many steps. The character is marked with the steps that it has, and the
+            unfinished work stays: the same call without this goes on from there.
 
     Returns:
         The character, read from its file.
@@ -108,6 +133,7 @@ def personalize(
     Raises:
         NoConsentError: no name of who agreed.
         EncoderWithoutBaseError: an encoder, but no base.
+        ResolutionError: a resolution that is no power of two, or below the base's.
         core.face.aligned_clip.NoFaceError: the scan shows no face.
         core.personalize.selection.UnusableScanError: too few usable frames, or they are all alike.
         core.base.errors.ReenactError: a file can't be read or written.
@@ -131,6 +157,7 @@ def personalize(
         )
     selected, held_out = _select(scan, metric, settings, output, report)
     frames = np.concatenate([selected, held_out])
+    size = detail_resolution(settings.resolution, scan.quads[selected], resolution, report)
     pictures = _at_resolution(scan, frames, resolution)
     work = work_folder(output)
     work.mkdir(parents=True, exist_ok=True)
@@ -161,6 +188,24 @@ def personalize(
     )
     show(tuned.generator)  # a finished checkpoint is not evaluated again
     keypoints, thumbnail = _draw_anchors(tuned.generator, w[train], settings.batch)
+    detail = None
+    if size > resolution:
+        detail = _learn_detail(
+            tuned.generator,
+            scan,
+            frames,
+            w,
+            len(selected),
+            size,
+            DetailSettings(steps=settings.detail_steps),
+            settings.batch,
+            work,
+            report,
+            output.with_name(f"{output.stem}_detail.png"),
+            on_detail_preview,
+            end_after,
+        )
+    stopped = tuned.stopped or (detail is not None and end_after() is not None)
     sigmas = {"centre_sigma_frames": CENTRE_SIGMA, "axes_sigma_frames": AXES_SIGMA}
     character = Character(
         generator=tuned.generator.cpu(),
@@ -178,13 +223,226 @@ def personalize(
             losses=tuned.losses,
             steps=tuned.steps,
             asked_steps=settings.steps,
-            stopped_early=tuned.stopped,
+            stopped_early=stopped,
         ),
+        detail=detail,
     )
     save_character(output, character)
-    if not tuned.stopped:
+    if not stopped:
         shutil.rmtree(work, ignore_errors=True)
     return load_character(output)
+
+
+def add_detail(
+    clip: Clip,
+    source: str | Path,
+    output: str | Path,
+    report: Report,
+    *,
+    settings: PersonalizeSettings | None = None,
+    at: tuple[float, float] | None = None,
+    device: str = "cpu",
+    on_preview: Callable[[], None] = lambda: None,
+    end_after: EndAfter = never,
+) -> Character:
+    """Gives detail to a character that has none, without tuning it again; its hash stays.
+
+    Args:
+        clip: the scan that it was made of.
+        source: `.character` file; detail that it has is replaced.
+        output: `.character` file to write.
+        report: receives progress.
+        settings: of these `resolution`, `detail_steps` and `batch` count.
+        at: a point in plate px that picks the person, where several are in the picture.
+        device: torch device.
+        on_preview: called whenever `NAME_detail.png` was written.
+        end_after: as in `personalize`.
+
+    Returns:
+        The character, read from its file.
+
+    Raises:
+        WrongScanError: the clip shows other pictures than those that the character was made of.
+        ResolutionError: as in `personalize`, or no more than the generator's.
+        core.face.aligned_clip.NoFaceError: the scan shows no face.
+        core.base.errors.ReenactError: a file can't be read or written.
+    """
+    output, settings = Path(output), settings or PersonalizeSettings()
+    character = load_character(source).to(device)
+    generator, info = character.generator, character.info
+    base = generator.architecture.resolution
+    with report.stage("tracking") as progress:
+        scan = align_clip(clip, min(base, SELECTION_SIZE), at=at, device=device, progress=progress)
+    places = {int(n): i for i, n in enumerate(scan.face.numbers) if scan.face.found[i]}
+    wrong = f"{clip.shown} is not the scan that {info.name} was made of ({info.source})"
+    if missing := [n for n in info.selected if n not in places]:
+        raise WrongScanError(
+            f"{wrong}: there is no face in its frames {format_numbers(missing)}. Give that scan, "
+            "with the same frame numbers."
+        )
+    selected = np.array([places[n] for n in info.selected])
+    pictures = _at_resolution(scan, selected, base)
+    generated = tuning.reconstruct(generator, character.anchors, settings.batch)
+    likeness = float(tuning.psnr(generated, pictures).median())
+    if likeness < SAME_PERSON:
+        raise WrongScanError(
+            f"{wrong}: its frames differ from the character's pictures of them ({likeness:.0f} dB; "
+            f"at least {SAME_PERSON:.0f}). Give that scan."
+        )
+    size = detail_resolution(settings.resolution, scan.quads[selected], base, report)
+    if size <= base:
+        raise ResolutionError(
+            f"{info.name} is drawn at {base} px already: there is no detail of {size} px to add. "
+            "Ask for more (--resolution)."
+        )
+    others = np.setdiff1d([*places.values()], selected)
+    held_out = others[evenly_spaced(len(others), HELD_OUT)]
+    embedded = info.base_hash == generator_digest(base_generator())
+    with report.stage("inverting") as progress:
+        codes = inversion.invert(
+            generator,
+            _at_resolution(scan, held_out, base),
+            base_encoder().to(device) if embedded else None,
+            metric=perceptual.metric(None, device),
+            batch=settings.batch,
+            progress=progress,
+        )
+    work = work_folder(output)
+    detail = _learn_detail(
+        generator,
+        scan,
+        np.concatenate([selected, held_out]),
+        torch.cat([character.anchors.cpu(), codes.w]),
+        len(selected),
+        size,
+        DetailSettings(steps=settings.detail_steps),
+        settings.batch,
+        work,
+        report,
+        output.with_name(f"{output.stem}_detail.png"),
+        on_preview,
+        end_after,
+    )
+    write_with_detail(source, output, detail)
+    if end_after() is None:
+        shutil.rmtree(work, ignore_errors=True)
+    return load_character(output)
+
+
+def detail_resolution(asked: int | None, quads: np.ndarray, base: int, report: Report) -> int:
+    """Returns the resolution of a character's pictures, and says why it is that.
+
+    Args:
+        asked: px; None for what the scan supports.
+        quads: `[N, 4, 2]`, the aligned squares of the scan's faces, plate px.
+        base: the generator's resolution, px.
+        report: receives the reason.
+
+    Raises:
+        ResolutionError: no power of two, below the base's, or above 1024.
+    """
+    side = float(np.median(np.linalg.norm(quads[:, 3] - quads[:, 0], axis=1)))
+    supported = 2 ** round(math.log2(side))
+    if asked is None:
+        size = max(base, min(max(supported, RESOLUTIONS[0]), RESOLUTIONS[-1]))
+    elif asked not in (base, *(r for r in RESOLUTIONS if r > base)):
+        choices = ", ".join(str(r) for r in sorted({base, *RESOLUTIONS}) if r >= base)
+        raise ResolutionError(
+            f"A character on a generator of {base} px can't have {asked} px. Choose auto, "
+            f"{choices}."
+        )
+    else:
+        size = asked
+    text = f"resolution: {size} px; the scan's faces have {side:.0f} px (the aligned square's side)"
+    if size > 2 * supported:
+        text += ". They show no more than half of that: it will look soft"
+    report.note(text)
+    return size
+
+
+def _learn_detail(
+    generator: Generator,
+    scan: AlignedClip,
+    frames: np.ndarray,
+    w: Tensor,
+    count: int,
+    size: int,
+    settings: DetailSettings,
+    batch: int,
+    work: Path,
+    report: Report,
+    sheet: Path,
+    on_sheet: Callable[[], None],
+    end_after: EndAfter,
+) -> Detail:
+    """Learns the detail of a scan; what it needs and its checkpoint are kept in the work folder.
+
+    Args:
+        generator: tuned, on the device of the training.
+        scan: the clip and its quads.
+        frames: `[N]` indices of the scan's frames.
+        w: `[N, w_dim]`, their codes.
+        count: of those that are learnt, the first ones; the others are held out.
+        size: px.
+        settings: of the training.
+        batch: pictures drawn at once.
+        work: folder.
+        report: receives progress.
+        sheet: where a picture is put that shows what is learnt, at each evaluation.
+        on_sheet: called whenever it was written.
+        end_after: as in `train_detail`.
+    """
+    architecture = generator.architecture
+    channels = architecture.channels[architecture.resolution]
+    needed = len(frames) * (3 * size**2 + channels * architecture.resolution**2) * 2
+    report.note(f"detail: {needed / 1e6:.0f} MB are kept in {work} until it is learnt")
+    folder = work / f"detail_{digest(w, settings, size, *generator.state_dict().values())[:16]}"
+    order = np.argsort(frames)  # clips are read forwards
+    numbers = [int(n) for n in scan.face.numbers[frames[order]]]
+    with report.stage("detail: reading") as progress:
+
+        def cut() -> Iterator[Tensor]:
+            pictures = cut_out(scan.clip, numbers, scan.quads[frames[order]], size)
+            for i, picture in enumerate(pictures):
+                yield picture
+                progress(i + 1, 2 * len(frames))
+
+        pictures = keep_pictures(cut(), len(frames), size, folder / "pictures.npy", order)
+
+        def drawn(name: str, part: slice) -> Examples:
+            before = len(frames) + (part.start or 0)
+            return draw_examples(
+                generator,
+                w[part],
+                pictures[part],
+                folder / f"features_{name}.npy",
+                batch,
+                lambda done, total: progress(before + done, 2 * len(frames)),
+            )
+
+        examples = drawn("train", slice(count))
+        held_out = drawn("check", slice(count, None)) if count < len(frames) else None
+
+    def show(detail: Detail) -> None:
+        write_png(sheet, detail_sheet(generator, detail, held_out or examples))
+        on_sheet()
+
+    with report.stage("detail") as progress:
+        detail = train_detail(
+            generator,
+            examples,
+            held_out,
+            settings,
+            source=scan.clip.shown,
+            on_evaluation=show,
+            end_after=end_after,
+            folder=folder,
+            progress=progress,
+        )
+    if "psnr" in detail.info.losses[-1]:
+        before, after = detail.info.losses[0]["psnr"], detail.info.losses[-1]["psnr"]
+        report.note(f"detail: held-out faces {before:.1f} dB without it, {after:.1f} dB with it")
+    return detail
 
 
 def _base(

@@ -22,7 +22,7 @@ from core.base import cpu
 from core.base.digest import digest
 from core.base.progress import EndAfter, TrainingProgress, never
 from core.base.sampling import evenly_spaced
-from core.base.training import Run, cosine, train
+from core.base.training import Run, cosine, fade_on_plateau, train
 from core.face.identity import Recogniser
 from core.face.keypoints import FACE_OVAL, LEFT_EYE, OUTER_LIPS, RIGHT_EYE
 from core.face.landmarks import detect_landmarks
@@ -357,11 +357,7 @@ def _evaluate(run: Run, average: Generator, check: Check | None, settings: Tunin
     run.pending = []
     if check is not None:
         figures = [e[check.name] for e in (*run.history, entry)]
-        patience = settings.patience
-        if len(figures) > patience and not run.fading:
-            run.fading = max(figures[-patience:]) < max(figures[:-patience]) + check.gain
-            if run.fading:
-                run.steps = min(run.steps, run.step + _FADE * settings.check_every)
+        fade_on_plateau(run, figures, check.gain, settings.patience, _FADE * settings.check_every)
     run.history.append(entry)
 
 

@@ -45,7 +45,7 @@ from core.quality.definitions import MEASURES, SIGNALS, TOP, Quality
 from core.quality.marks import mark
 from core.quality.niqe import MIN_SIDE, niqe
 from core.quality.recognition import FaceModel
-from core.render.drawing import draw_pictures
+from core.render.drawing import draw_frames
 from core.render.patch import Patch, over, plate_pixels
 from core.solve.latent_space import BETA, nearest_weights
 from core.solve.latent_track import LatentTrack
@@ -137,13 +137,14 @@ def measure_shot(
         raise ValueError("The track is not complete. Finish its solve first.")
     frames = _shared_frames(track, plate, rendered)
     total = len(frames) + len(character.anchors)
-    size = character.generator.architecture.resolution
+    size = character.resolution
     small = min(size, MAX_RESOLUTION)  # the solver's resolution
     device = character.anchors.device
     clips = [c and (c.shown, c.colour_space) for c in (plate, rendered)]
     networks = [recogniser.name, face_model and face_model.name]
     inputs = (track.smooth, track.quads, track.landmarks, frames)
-    store = _Store(work, digest(_VERSION, character.hash, *inputs, clips, networks))
+    drawn_with = character.detail and character.detail.digest()
+    store = _Store(work, digest(_VERSION, character.hash, drawn_with, *inputs, clips, networks))
 
     scan = store.load("scan")
     if scan is None:
@@ -154,7 +155,9 @@ def measure_shot(
     def pairs(rest: np.ndarray) -> Iterator[Pair]:
         side = max(MAX_RESOLUTION, min(size, _MAX_SIDE))
         results: Iterator[Tensor | None] = (
-            draw_pictures(character.generator, track.smooth[rest], batch)
+            draw_frames(
+                character.generator, track.smooth[rest], detail=character.detail, batch=batch
+            )
             if rendered is None
             else rendered_pictures(rendered, plate, track, rest, size)
         )
@@ -281,7 +284,7 @@ def _observe_anchors(
     """Draws the anchors; returns their recognition vectors `[N, D]` and sharpness `[N]`."""
     layers = character.generator.architecture.num_ws
     codes = character.anchors[:, None].expand(-1, layers, -1).cpu().numpy()
-    drawn = draw_pictures(character.generator, codes, batch)
+    drawn = draw_frames(character.generator, codes, detail=character.detail, batch=batch)
     vectors, sharpness = [], []
     for start in range(0, len(codes), batch):
         pictures = torch.stack([next(drawn) for _ in codes[start : start + batch]])

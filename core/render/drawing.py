@@ -1,21 +1,23 @@
-"""Drawing the codes of a track with a generator, or in a style."""
+"""Drawing the codes of a track: by a generator, with a person's detail, in a style."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from core.generator import Generator
+from core.personalize.detail import Detail, draw_detailed, find_meshes
 from core.stylize.style import Mix
 
 
 def draw_pictures(
     generator: Generator, codes: np.ndarray, batch: int = 8, size: int | None = None
 ) -> Iterator[Tensor]:
-    """Draws codes, in order, on the generator's device.
+    """Draws codes at the generator's resolution or below, in order, on its device.
 
     Args:
         generator: in evaluation mode.
@@ -34,20 +36,46 @@ def draw_pictures(
         yield from drawn
 
 
-def draw_styled(
-    generator: Generator, codes: np.ndarray, mix: Mix, batch: int = 8
+def draw_frames(
+    generator: Generator,
+    codes: np.ndarray,
+    *,
+    detail: Detail | None = None,
+    surfaces: Iterable[np.ndarray] | None = None,
+    mix: Mix | None = None,
+    batch: int = 8,
 ) -> Iterator[Tensor]:
-    """Draws codes in a style, in order.
+    """Draws codes as they are delivered, in order.
 
     Args:
-        generator: the character's, the style's parent.
+        generator: the character's, a style's parent.
         codes: `[F, L, 512]` w+.
-        mix: the amount of the style in each of the F frames; frames of one amount are drawn
-            together.
+        detail: the character's, if it has any; on the generator's device.
+        surfaces: of each of the F frames the mesh `[478, 3]` of what the generator draws, steadied
+            over time, to which detail is attached; by default each frame's own, for stills.
+        mix: the amount of a style in each of the F frames; frames of one amount are drawn together.
         batch: pictures drawn at once.
 
     Yields:
         `[3, R, R]` sRGB in [-1, 1].
     """
-    for frames, mixed in mix.generators(generator):
-        yield from draw_pictures(mixed, codes[frames], batch)
+    if detail is not None and surfaces is None:
+        surfaces = still_surfaces(generator, codes, batch)
+    meshes = iter(surfaces or ())
+    runs = [(slice(0, len(codes)), generator, detail)]
+    for frames, drawing, own in runs if mix is None else mix.networks(generator, detail):
+        if own is None:
+            yield from draw_pictures(drawing, codes[frames], batch)
+            continue
+        device = next(drawing.parameters()).device
+        for start in range(frames.start, frames.stop, batch):
+            part = torch.from_numpy(codes[start : min(start + batch, frames.stop)]).to(device)
+            mesh = np.stack([*islice(meshes, len(part))])
+            yield from draw_detailed(drawing, own, part, mesh).clamp(-1, 1)
+
+
+def still_surfaces(generator: Generator, codes: np.ndarray, batch: int = 8) -> Iterator[np.ndarray]:
+    """Finds the mesh `[478, 3]` of what a generator draws of each code, by itself."""
+    pictures = draw_pictures(generator, codes, batch)
+    while part := list(islice(pictures, batch)):
+        yield from find_meshes(torch.stack(part))

@@ -1,6 +1,6 @@
 """Writing a track's frames as EXR files: patches that lie on the plate, or aligned crops.
 
-A crop is the generator's whole picture. A patch is the face in its place in the plate
+A crop is the whole aligned picture. A patch is the face in its place in the plate
 (`core.render.patch`). Each file's header holds a hash of everything that decides its own pixels, so
 that finished frames are kept when a run is repeated, and unchanged ones are copied from an earlier
 version.
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import tee
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,11 @@ from core.media.numbering import frame_path
 from core.media.pictures import read_attribute
 from core.media.read import read_frames
 from core.media.write import copy_exr, write_exr
+from core.personalize.detail import Detail
 from core.render import grain as grains
 from core.render import layers
 from core.render.colour_match import Match
-from core.render.drawing import draw_pictures, draw_styled
+from core.render.drawing import draw_frames
 from core.render.geometry import (
     FaceGeometry,
     deciding_frames,
@@ -83,6 +85,7 @@ def write_frames(
     plate: Clip | None = None,
     options: PatchOptions | None = None,
     *,
+    detail: Detail | None = None,
     mix: Mix | None = None,
     batch: int = 8,
     done: Callable[[int], None] = lambda number: None,
@@ -98,6 +101,7 @@ def write_frames(
         files: where and how they are written.
         plate: the driving clip; None for crops.
         options: layers and effects of patches; by default all layers and no effects.
+        detail: the character's, on the generator's device.
         mix: the amount of a style in each of the track's frames. Mattes stay those of the unstyled
             face, because the networks may see no face in a drawing.
         batch: pictures drawn at once.
@@ -123,6 +127,8 @@ def write_frames(
     if names != layers.PLAIN:
         attributes[layers.ATTRIBUTE] = names
     task = digest(_FORMAT, files.task, names, track.numbers, track.cut, track.fps, track.plate)
+    if detail is not None:
+        task = digest(task, detail.digest())
     empty: list[int] = []
     waiting: list[int] = []
     tasks: dict[int, str] = {}
@@ -141,11 +147,21 @@ def write_frames(
     if plate is not None and waiting and (all_layers or options.grain):
         grain = measure_grain(plate, space)
     codes = track.smooth[waiting]
-    if mix is None:
-        pictures = draw_pictures(generator, codes, batch)
-    else:
-        pictures = draw_styled(generator, codes, mix.frames(waiting), batch)
-    geometries = track_geometry(generator, track, np.array(waiting, int), batch, matched)
+    observed = track_geometry(
+        generator, track, np.array(waiting, int), batch, matched, detail is not None
+    )
+    geometries, surfaces = observed, None
+    if detail is not None:
+        geometries, ahead = tee(observed)
+        surfaces = (g.surface for g in ahead if g.surface is not None)
+    pictures = draw_frames(
+        generator,
+        codes,
+        detail=detail,
+        surfaces=surfaces,
+        mix=None if mix is None else mix.frames(waiting),
+        batch=batch,
+    )
 
     def writes() -> Iterator[tuple[int, Callable[[], bool]]]:
         for frame, picture, geometry in zip(waiting, pictures, geometries, strict=True):

@@ -18,11 +18,13 @@ from core.media.clip import Clip, Window
 from core.media.contact_sheet import contact_sheet
 from core.media.read import open_clip, read_frame, read_frames
 from core.media.write import to_bytes, write_movie
-from core.render.drawing import draw_pictures, draw_styled
+from core.personalize.detail import Detail
+from core.render.drawing import draw_frames
 from core.render.patch import Patch, over, plate_pixels
 from core.solve.latent_track import LatentTrack
 from core.stylize.style import Mix
 
+SHEET_WIDTH = 1536  # px
 MOVIE_HEIGHT = 720  # px; larger plates are shrunk to it
 
 
@@ -31,8 +33,8 @@ def sheet(
     track: LatentTrack,
     plate: Clip,
     truth: Clip | None = None,
-    count: int = 16,
-    tile: int = 160,
+    count: int | None = None,
+    detail: Detail | None = None,
     mix: Mix | None = None,
 ) -> np.ndarray:
     """Lays out driving crops above the reenacted ones, those in a style, and the ground truth.
@@ -42,20 +44,23 @@ def sheet(
         track: solved on the plate.
         plate: the driving clip.
         truth: the ideal result, with the same frame numbers; it is aligned by its own faces.
-        count: frames at most, evenly spaced over those that all clips have, with a face.
-        tile: side of a picture, px.
+        count: frames at most, evenly spaced over those that all clips have, with a face; by default
+            two rows of them.
+        detail: the character's, on the generator's device.
         mix: the amount of a style in each of the track's frames; None leaves the styled row out.
 
     Returns:
         `[H, W, 3]` uint8.
     """
-    size = generator.architecture.resolution
+    size = generator.architecture.resolution if detail is None else detail.resolution
     shared = np.isfinite(track.quads).all((1, 2)) & np.isin(track.numbers, plate.numbers)
     if truth is not None:
         aligned = align_clip(truth, size)
         shared &= np.isin(track.numbers, aligned.face.numbers)
     faces = np.flatnonzero(shared)
-    chosen = faces[evenly_spaced(len(faces), count)]
+    tile = min(max(size, 160), 384)  # so large that freckles count
+    columns = min(SHEET_WIDTH // tile, 8)
+    chosen = faces[evenly_spaced(len(faces), count or 2 * columns)]
     numbers = [int(n) for n in track.numbers[chosen]]
 
     def small(picture: np.ndarray) -> np.ndarray:
@@ -66,16 +71,19 @@ def sheet(
 
     lines = [
         tiles_of(cut_out(plate, numbers, track.quads[chosen], size)),
-        tiles_of(draw_pictures(generator, track.smooth[chosen])),
+        tiles_of(draw_frames(generator, track.smooth[chosen], detail=detail)),
     ]
     names = ["driving", "reenacted"]
     if mix is not None:
-        lines.append(tiles_of(draw_styled(generator, track.smooth[chosen], mix.frames(chosen))))
+        some = mix.frames(chosen)
+        lines.append(
+            tiles_of(draw_frames(generator, track.smooth[chosen], detail=detail, mix=some))
+        )
         names.append("styled")
     if truth is not None:
         lines.append(tiles_of(aligned.pictures[np.searchsorted(aligned.face.numbers, numbers)]))
         names.append("ground truth")
-    columns = min(len(chosen), 8)
+    columns = min(len(chosen), columns)
     tiles, labels = [], []
     for i in range(0, len(chosen), columns):
         for line, name in zip(lines, names, strict=True):

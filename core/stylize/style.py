@@ -6,7 +6,8 @@ weights can be mixed (network interpolation), per resolution and by any amount.
 
 The file is safetensors with a digest (`core.base.container`) of format "reenact.style":
 `synthesis.NAME` for the network's state and `thumbnail`, and the header's entries `architecture`
-and `info` (the fields of `StyleInfo` as JSON). Reading it runs no code. A StyleGAN-NADA child
+and `info` (the fields of `StyleInfo` as JSON). Since version 2 it may have detail, as characters
+have. Reading it runs no code. A StyleGAN-NADA child
 (rosinality .pt), or any other checkpoint that `core.generator.checkpoints` reads, can be used as it
 is.
 """
@@ -28,11 +29,14 @@ from core.base import container, keyframes
 from core.base.digest import digest
 from core.base.errors import ReenactError
 from core.generator import Architecture, Generator, checkpoints
-from core.generator.storage import build, describe, generator_digest
-from core.personalize.character import Character, compact
+from core.generator.storage import build, compact, describe, generator_digest
+from core.personalize import detail as details
+from core.personalize.character import Character
+from core.personalize.detail import Detail
 
 FORMAT = "reenact.style"
-VERSION = 1
+VERSION = 2
+PLAIN_VERSION = 1  # of files without detail
 
 _SYNTHESIS, _MAPPING = "synthesis.", "mapping."
 
@@ -73,7 +77,7 @@ class StyleInfo:
     created: str = field(
         default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds")
     )
-    version: int = VERSION
+    version: int = PLAIN_VERSION
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +88,7 @@ class Style:
     thumbnail: np.ndarray  # [H, W, 3] uint8, sRGB
     info: StyleInfo
     hash: str = ""  # of the file that it was read from
+    detail: Detail | None = None  # in its manner, on the character's atlas
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,28 +107,41 @@ class Mix:
         """Digest of all that decides the pixels."""
         return digest(self.style.hash, self.amounts, self.resolutions)
 
-    def generators(self, parent: Generator) -> Iterator[tuple[slice, Generator]]:
-        """Iterates over runs of frames of one amount, with the generator that draws them.
+    def networks(
+        self, parent: Generator, detail: Detail | None = None
+    ) -> Iterator[tuple[slice, Generator, Detail | None]]:
+        """Iterates over runs of frames of one amount, with the networks that draw them.
 
         Args:
             parent: the character's generator; the mixed one is on its device.
+            detail: the character's. It is mixed with the style's as far as the style takes the
+                finest block; a style without detail of its own keeps the character's.
 
         Yields:
-            The frames of a run, and the generator: the same object each time, with other weights.
-            At 0 they are the parent's bit for bit; at 1, in the blocks that take it, the style's.
+            The frames of a run, the generator and the detail: the same objects each time, with
+            other weights. At 0 they are the parent's bit for bit; at 1, in the blocks that take
+            it, the style's.
         """
         mixed = copy.deepcopy(parent)
         device = next(parent.parameters()).device
         style = self.style.generator.to(device).synthesis.state_dict()
-        plain, result = parent.synthesis.state_dict(), mixed.synthesis.state_dict()
+        tables = [(parent.synthesis.state_dict(), style, mixed.synthesis.state_dict())]
+        finest = parent.architecture.resolution in self.resolutions
+        if detail is not None and self.style.detail is not None and finest:
+            plain, styled = detail.network, self.style.detail.network.to(device)
+            detail = replace(detail, network=copy.deepcopy(plain))
+            tables.append((plain.state_dict(), styled.state_dict(), detail.network.state_dict()))
         if not len(self.amounts):
             return
         changes = np.flatnonzero(np.diff(self.amounts)) + 1
         for start, stop in zip([0, *changes], [*changes, len(self.amounts)], strict=True):
-            for name, tensor in result.items():
-                if _resolution(name) in self.resolutions:
-                    torch.lerp(plain[name], style[name], float(self.amounts[start]), out=tensor)
-            yield slice(int(start), int(stop)), mixed
+            amount = float(self.amounts[start])
+            for own, other, result in tables:
+                for name, tensor in result.items():
+                    if own is tables[0][0] and _resolution(name) not in self.resolutions:
+                        continue
+                    torch.lerp(own[name], other[name], amount, out=tensor)
+            yield slice(int(start), int(stop)), mixed, detail
 
 
 def mix(
@@ -178,8 +196,12 @@ def save_style(path: str | Path, style: Style) -> None:
         "architecture": describe(style.generator.architecture),
         "info": json.dumps(asdict(style.info), allow_nan=False),
     }
+    version = PLAIN_VERSION
+    if style.detail is not None:
+        described, state = details.store(style.detail)
+        version, entries, arrays = VERSION, entries | described, arrays | state
     try:
-        container.write(path, FORMAT, VERSION, entries, arrays)
+        container.write(path, FORMAT, version, entries, arrays)
     except OSError as error:
         raise StyleNotWrittenError(
             f"{path} could not be written: {error.strerror or error}. Check the free space and "
@@ -194,7 +216,7 @@ def style_info(path: str | Path) -> StyleInfo:
         NotAStyleError: no such file, another kind of file, a damaged one, or one of another
             version.
     """
-    header, _ = container.read(path, FORMAT, VERSION, NotAStyleError, "style")
+    header, _ = container.read(path, FORMAT, VERSION, NotAStyleError, "style", PLAIN_VERSION)
     return _info(path, header)
 
 
@@ -237,22 +259,24 @@ def _is_style_file(path: str | Path) -> bool:
 
 
 def _load_own(path: str | Path, character: Character, sibling: bool) -> Style:
-    header, arrays = container.read(path, FORMAT, VERSION, NotAStyleError, "style")
+    header, arrays = container.read(path, FORMAT, VERSION, NotAStyleError, "style", PLAIN_VERSION)
     info = _info(path, header)
     if character.hash != info.parent and generator_digest(character.generator) != (
         info.parent_generator
     ):
         _check_sibling(path, info, character, sibling)
     mapping = character.generator.mapping.state_dict()
-    tensors = {name: torch.from_numpy(a).float() for name, a in arrays.items() if "." in name}
+    own = {name: array for name, array in arrays.items() if name.startswith(_SYNTHESIS)}
+    tensors = {name: torch.from_numpy(array).float() for name, array in own.items()}
     tensors |= {f"{_MAPPING}{name}": tensor for name, tensor in mapping.items()}
     try:
         generator = build(header["architecture"], tensors)
         thumbnail = arrays["thumbnail"]
-    except (KeyError, ValueError) as error:
+        detail = details.restore(header, arrays, generator.architecture)
+    except (KeyError, TypeError, ValueError) as error:
         raise NotAStyleError(f"{path} is damaged: {error}. Copy or make it again.") from error
     _check_shape(path, generator.architecture, character)
-    return Style(generator.requires_grad_(False), thumbnail, info, header["sha256"])
+    return Style(generator.requires_grad_(False), thumbnail, info, header["sha256"], detail)
 
 
 def _info(path: str | Path, header: dict[str, str]) -> StyleInfo:

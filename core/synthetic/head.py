@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from core.synthetic.compiled import compiled
+from core.base.compiled import compiled
 from core.synthetic.parameters import INDEX, NAMES
 
 # The kernels' record: all parameters by name, and what is derived from them once per picture.

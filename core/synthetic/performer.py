@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from core.base.compiled import compiled
 from core.synthetic import head, shading
-from core.synthetic.compiled import compiled
 from core.synthetic.parameters import (
     HIGH,
     INDEX,

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from core.synthetic.compiled import compiled
+from core.base.compiled import compiled
 from core.synthetic.head import (
     AO,
     BEARD,

@@ -107,8 +107,8 @@ class Clip:
 
 @dataclass(frozen=True)
 class Personalize:
-    """Makes a character from a self-scan. Files: `character`, `selection.png`,
-    `reconstruction.png`."""
+    """Makes a character from a self-scan, or adds detail to one. Files: `character`,
+    `selection.png`, `reconstruction.png`; with detail `detail.png`."""
 
     scan: Clip
     name: str
@@ -123,6 +123,9 @@ class Personalize:
     at: Optional[List[float]] = None  # x, y of the face, in plate px; None: the largest face
     batch: int = 8
     mask: bool = True
+    resolution: Optional[int] = None  # px of the delivered pictures; None: what the scan supports
+    detail_steps: int = 800
+    character: Optional[File] = None  # made of this scan: it is given detail, and nothing else is
 
 
 @dataclass(frozen=True)

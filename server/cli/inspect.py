@@ -64,7 +64,12 @@ def character_facts(file: Path) -> dict[str, Any]:
 
     character = load_character(file)
     facts = {"hash": character.hash, **dataclasses.asdict(character.info)}
-    facts["resolution"] = character.generator.architecture.resolution
+    facts["resolution"] = character.resolution
+    if character.detail is not None:
+        facts["generator_resolution"] = character.generator.architecture.resolution
+        facts["detail"] = dataclasses.asdict(character.detail.info) | {
+            "losses": character.detail.info.losses[-1:]
+        }
     losses = facts.pop("losses")
     facts["last_losses"] = losses[-1] if losses else None
     facts["selected"] = format_numbers(facts["selected"])

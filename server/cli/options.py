@@ -6,6 +6,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
@@ -68,19 +69,22 @@ def takes(options: Callable[P, T]) -> Callable[[Callable[[T], None]], Callable[P
 def find_character(wanted: str, track: Path) -> Path:
     """Returns the character file of a hash, from the track's folder or the current one.
 
+    Of several, one with detail is taken.
+
     Raises:
         CharacterMissingError: it is in neither.
     """
-    from core.personalize.character import NotACharacterError, character_hash
+    from core.personalize.character import NotACharacterError, character_hash, has_detail
 
     folders = list(dict.fromkeys([track.resolve().parent, Path.cwd()]))
     for folder in folders:
+        found = []
         for path in sorted(folder.glob("*.character")):
-            try:
+            with suppress(NotACharacterError):
                 if character_hash(path) == wanted:
-                    return path
-            except NotACharacterError:
-                continue
+                    found.append(path)
+        if found:
+            return max(found, key=has_detail)
     raise CharacterMissingError(
         f"The character of {track} (hash {wanted[:12]}) is not in "
         f"{' or '.join(map(str, folders))}. Say where it is with --character."

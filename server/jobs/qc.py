@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from typing import Any
@@ -43,8 +42,7 @@ def run(task: protocol.Qc, context: Context) -> dict[str, Any]:
     limits = checked_limits(task)
     require_complete(track, task.name)
     where = device()
-    character.generator.to(where)
-    character = dataclasses.replace(character, anchors=character.anchors.to(where))
+    character = character.to(where)
     folder = context.outputs["qc.json"].parent
     work = work_folder(folder)
     with context.report.stage("measuring") as progress:

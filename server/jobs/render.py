@@ -74,7 +74,12 @@ def run(task: protocol.Render, context: Context) -> dict[str, Any]:
         report.note(f"no face: {format_numbers(empty)} (fully transparent)")
     if plate is not None and task.sheet:
         picture = preview.sheet(
-            character.generator, track, plate, context.clips.get("truth"), mix=mix
+            character.generator,
+            track,
+            plate,
+            context.clips.get("truth"),
+            detail=character.detail,
+            mix=mix,
         )
         write_png(context.outputs["sheet.png"], picture)
     if plate is not None and task.movie:
@@ -177,7 +182,7 @@ def draw(
     from core.render.frames import FrameFiles, write_frames
 
     plate = context.clips.get("plate")
-    character.generator.to(device())
+    character = character.to(device())
     where = (plate and (plate.shown, plate.colour_space), task.colour_space)
     named = task if task.plate is None else task.plate
     file = named.config_file  # by its content: its path in the job's folder says nothing
@@ -210,6 +215,7 @@ def draw(
         files,
         plate,
         options,
+        detail=character.detail,
         mix=mix,
         batch=batch,
         done=on_frame,

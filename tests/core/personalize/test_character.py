@@ -169,7 +169,7 @@ def forged(path: Path, header: dict[str, str], **tensors: torch.Tensor) -> None:
     with safe_open(path, "pt") as file:
         entries = {**file.metadata(), **header}
     contents = {**load_file(path), **tensors}
-    entries["sha256"] = container._digest(entries, {k: v.numpy() for k, v in contents.items()})
+    entries["sha256"] = container.digest(entries, {k: v.numpy() for k, v in contents.items()})
     save_file(contents, path, entries)
 
 

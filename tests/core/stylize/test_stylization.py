@@ -32,7 +32,7 @@ from core.media.read import open_clip, read_frame
 from core.media.write import write_png
 from core.personalize.character import Character, CharacterInfo, load_character, save_character
 from core.personalize.tuning import reconstruct
-from core.render.drawing import draw_pictures, draw_styled
+from core.render.drawing import draw_frames, draw_pictures
 from core.solve.latent_track import LatentTrack, save_track
 from core.stylize import clip_model, training
 from core.stylize.clip_model import ClipMissingError, ClipModel
@@ -602,7 +602,7 @@ def test_mixes_are_exact_at_both_ends(tmp_path: Path) -> None:
     blend = mix(made, numbers, "1001:0:hold,1003:0,1005:1", first=16, last=32)
     assert blend.amounts.tolist() == [0, 0, 0, 0.5, 1, 1]
     runs = []
-    for rows, generator in blend.generators(who.generator):
+    for rows, generator, _ in blend.networks(who.generator):
         runs.append((rows.start, rows.stop))
         amount = float(blend.amounts[rows][0])
         for name, tensor in generator.synthesis.state_dict().items():
@@ -622,13 +622,13 @@ def test_every_frame_is_drawn_by_its_own_mix(tmp_path: Path) -> None:
     made = shifted(who)
     codes = codes_of(who, 6)[:, None].repeat(1, who.generator.architecture.num_ws, 1).numpy()
     blend = mix(made, range(6), "0:0,2:0,5:1")
-    drawn = torch.stack([*draw_styled(who.generator, codes, blend, batch=2)])
+    drawn = torch.stack([*draw_frames(who.generator, codes, mix=blend, batch=2)])
     for row in range(6):
-        alone = next(draw_styled(who.generator, codes[[row]], blend.frames([row])))
+        alone = next(draw_frames(who.generator, codes[[row]], mix=blend.frames([row])))
         assert torch.allclose(drawn[row], alone, atol=1e-5)
     assert torch.equal(drawn[:2], torch.stack([*draw_pictures(who.generator, codes[:2])]))
     assert torch.equal(drawn[5], next(draw_pictures(made.generator, codes[[5]])))
-    assert list(draw_styled(who.generator, codes[:0], blend.frames([]))) == []
+    assert list(draw_frames(who.generator, codes[:0], mix=blend.frames([]))) == []
     assert blend.digest() != mix(made, range(6), "0:0,2:0,5:.9").digest()
     assert blend.digest() != mix(made, range(6), "0:0,2:0,5:1", first=8).digest()
 

@@ -1,4 +1,4 @@
-"""The compiler of the performer's kernels."""
+"""The compiler of kernels: loops over pixels and triangles, in machine code."""
 
 from __future__ import annotations
 
