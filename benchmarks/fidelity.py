@@ -174,7 +174,7 @@ def personalized(scan: str, path: Path, count: int, report: Report) -> Path:
             path,
             report,
             consent={"who": "nobody: a synthetic person"},
-            settings=PersonalizeSettings(count=count, steps=STEPS, refine=20),
+            settings=PersonalizeSettings(count=count, steps=STEPS, refine=20, resolution=128),
         )
     return path
 

@@ -58,6 +58,7 @@ ALLOWED: dict[str, set[str]] = {
         "core.media",
         "core.generator",
         "core.face",
+        "core.personalize.detail",
         "core.solve",
         "core.stylize",
     },

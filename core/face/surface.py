@@ -37,13 +37,15 @@ from core.face.keypoints import (
 SKIN_ASPECT = 1.25  # height of the skin texture over its width: below the face are the parts
 MESH_POINTS = 478
 SURFACE_POINTS = 468  # of the mesh; the irises' points are not on the skin
-SHELL_POINTS = SURFACE_POINTS + len(FACE_OVAL) // 2  # with those of the ring around it
+SHELL_POINTS = SURFACE_POINTS + len(FACE_OVAL)  # with those of the ring around it
 
 _RING = 1.2  # how far the skin reaches beyond the mesh, where it fades: times the outline
 _MARGIN = 0.01  # of the skin texture around the face
 _HEAD_MARGIN = 0.25  # of the head texture beyond the mean picture, on each side, in its sides
-_FACING = (0.05, 0.35)  # cosines to the camera between which the skin fades in
+_FACING = (-0.35, 0.12)  # cosines to the camera between which the skin fades in
 _SUBNASAL = 2  # point between nose and upper lip: what is above it moves with the head
+_SIDES = (234, 454)  # in front of the ears
+_AXIS = 0.05  # how far behind them the cylinder's axis is that the face is unrolled from
 _CHIN = (152, 148, 377, 176, 400)
 
 # The parts that show through holes of the skin: the hole's outline, the points that the part
@@ -53,6 +55,7 @@ _PARTS = (
     (LEFT_EYE, LEFT_IRIS[:1], (0.43, 1.125), 0.12),
     (INNER_LIPS, _CHIN, (0.78, 1.125), 0.12),
 )
+_BEFORE = 0.005  # by how much a part is before the skin across its hole, sides of the picture
 _PART_REACH = (0.06, 0.06, 0.12)  # half the height that a tile shows, in sides of the picture
 
 
@@ -60,7 +63,7 @@ _PART_REACH = (0.06, 0.06, 0.12)  # half the height that a tile shows, in sides 
 class Atlas:
     """One person's surface, as their own mean mesh lays it out."""
 
-    mean: np.ndarray  # [478, 2] float32, mean mesh of the person's pictures
+    mean: np.ndarray  # [478, 3] float32, mean mesh of the person's pictures
     triangles: np.ndarray  # [T, 3] int32 of the mesh and, from 468 on, its surrounding ring
 
 
@@ -78,43 +81,62 @@ def fit_atlas(meshes: np.ndarray) -> Atlas:
     Args:
         meshes: `[N, 478, 3]` of the person's aligned pictures.
     """
-    points = meshes[..., :2].astype(np.float64)
-    mean = points.mean(0)
+    mean = meshes.mean(0, dtype=np.float64)
     for _ in range(3):  # the mean of shapes, not of places: Procrustes
         aligned = []
-        for mesh in points:
-            moved, _ = cv2.estimateAffinePartial2D(mesh, mean, method=cv2.LMEDS)
-            aligned.append(mesh @ moved[:, :2].T + moved[:, 2])
+        for mesh in meshes.astype(np.float64):
+            moved, _ = cv2.estimateAffinePartial2D(
+                mesh[:, :2].copy(), mean[:, :2].copy(), method=cv2.LMEDS
+            )
+            scale = np.hypot(*moved[0, :2])
+            flat = mesh[:, :2] @ moved[:, :2].T + moved[:, 2]
+            aligned.append(np.c_[flat, scale * mesh[:, 2]])
         mean = np.mean(aligned, 0)
-    mean = mean.astype(np.float32)
-    # Joined up where mouth and lids are open: a closed mouth's lips would be sewn together.
-    opening = [_openness(aligned_mesh) for aligned_mesh in aligned]
-    return Atlas(mean, _triangulate(aligned[int(np.argmax(opening))]))
+    # Joined up where mouth and lids are open: a closed mouth's lips would be sewn together. Of the
+    # half that is turned least, because triangles of a turned face fold over.
+    turns = [np.abs(mesh[[*FACE_OVAL]] - mean[[*FACE_OVAL]]).mean() for mesh in aligned]
+    frontal = [mesh for mesh, turn in zip(aligned, turns, strict=True) if turn <= np.median(turns)]
+    return Atlas(mean.astype(np.float32), _triangulate(max(frontal, key=_openness)))
+
+
+def _unwrap(mesh: np.ndarray) -> np.ndarray:
+    """Unrolls a mesh `[P, 3]` from a cylinder through the head, for its sides not to overlap.
+
+    Returns:
+        `[P, 2]`, in sides of the picture, about as large as the mesh seen from the front.
+    """
+    sides = mesh[[*_SIDES]].mean(0)
+    depth = sides[2] - mesh[:, 2] + _AXIS
+    radius = sides[2] - mesh[:, 2].min() + _AXIS
+    return np.c_[np.arctan2(mesh[:, 0] - sides[0], depth) * radius, mesh[:, 1]]
 
 
 def _openness(mesh: np.ndarray) -> float:
     """How far mouth and lids are open, all three counting alike, by areas of their outlines."""
-    areas = [cv2.contourArea(mesh[[*ring]].astype(np.float32)) for ring, *_ in _PARTS]
+    areas = [cv2.contourArea(mesh[[*ring], :2].astype(np.float32)) for ring, *_ in _PARTS]
     return float(np.prod(np.maximum(areas, 1e-9)))
 
 
 def _ring(mesh: np.ndarray) -> np.ndarray:
-    """Points `[18, 2]` around a mesh that lies as the atlas's mean does."""
+    """Points `[36, 2]` around a mesh `[P, 2]`."""
     oval = mesh[[*FACE_OVAL]]
-    return oval.mean(0) + _RING * (oval[::2] - oval.mean(0))
+    return oval.mean(0) + _RING * (oval - oval.mean(0))
 
 
 def _triangulate(mesh: np.ndarray) -> np.ndarray:
-    """Triangles between the mesh's points and the ring's, without those in its holes."""
-    points = np.concatenate([mesh[:SURFACE_POINTS], _ring(mesh)])
+    """Triangles between the mesh's points, and those of the ring around them."""
+    points = _unwrap(mesh)[:SURFACE_POINTS]
     triangles = Delaunay(points).simplices
     centres = points[triangles].mean(1).astype(np.float32)
-    kept = np.ones(len(triangles), bool)
-    for hole, *_ in _PARTS:
-        outline = mesh[[*hole]].astype(np.float32)
-        inside = [cv2.pointPolygonTest(outline, (float(x), float(y)), False) for x, y in centres]
-        kept &= np.array(inside) < 0
-    return triangles[kept].astype(np.int32)
+
+    outline = points[[*FACE_OVAL]].astype(np.float32)
+    kept = [cv2.pointPolygonTest(outline, (x, y), False) >= 0 for x, y in centres.tolist()]
+    inner = np.array(FACE_OVAL)
+    outer = np.arange(SURFACE_POINTS, SHELL_POINTS)
+    following = [np.roll(ring, -1) for ring in (inner, outer)]
+    around = [(inner, following[0], outer), (following[0], outer, following[1])]
+    every = [triangles[kept], *(np.stack(corners, 1) for corners in around)]
+    return np.concatenate(every).astype(np.int32)
 
 
 def head_pose(atlas: Atlas, mesh: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -127,8 +149,9 @@ def head_pose(atlas: Atlas, mesh: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         A `[2, 2]` and b `[2]`: `A @ point + b` lies in the mean picture.
     """
-    source = np.c_[atlas.mean[_stable(atlas)], np.ones(len(_stable(atlas)))].astype(np.float64)
-    there, *_ = np.linalg.lstsq(source, mesh[_stable(atlas), :2].astype(np.float64), rcond=None)
+    stable = _stable(atlas)
+    source = np.c_[atlas.mean[stable, :2], np.ones(len(stable))].astype(np.float64)
+    there, *_ = np.linalg.lstsq(source, mesh[stable, :2].astype(np.float64), rcond=None)
     inverse = np.linalg.inv(there[:2].T)
     return inverse, -inverse @ there[2]
 
@@ -159,7 +182,7 @@ def surface_map(
     )  # [h, w, 2], in sides of the mean picture
     head = (in_mean + _HEAD_MARGIN) / (1 + 2 * _HEAD_MARGIN)
 
-    vertices, depth, values, triangles = _shell(atlas, mesh, pose, shift)
+    vertices, depth, values, triangles = _shell(atlas, mesh, pose)
     out = np.zeros((height, width, 3), np.float32)
     _fill(
         (vertices * size - [x, y]).astype(np.float64),
@@ -177,7 +200,7 @@ def surface_map(
 
 
 def _shell(
-    atlas: Atlas, mesh: np.ndarray, pose: np.ndarray, shift: np.ndarray
+    atlas: Atlas, mesh: np.ndarray, pose: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The skin and what shows through its holes, as one set of triangles.
 
@@ -185,12 +208,17 @@ def _shell(
         Points `[V, 2]`, depths `[V]`, values `[V, 3]` (skin coordinates and weight), and triangles
         `[T, 3]`.
     """
-    flat = np.concatenate([atlas.mean[:SURFACE_POINTS], _ring(atlas.mean)]).astype(np.float64)
+    mean = atlas.mean.astype(np.float64)
+    flat = _unwrap(mean)[:SURFACE_POINTS]
+    flat = np.concatenate([flat, _ring(flat)])
     low, high = flat.min(0) - _MARGIN, flat.max(0) + _MARGIN
     layout = (flat - low) / (high - low)  # the face fills the texture's upper square
 
-    unpose = np.linalg.inv(pose)
-    ring = (_ring(atlas.mean) - shift) @ unpose.T
+    # The ring keeps its distance from the outline, also where the head is turned.
+    turn, sizes, axes = np.linalg.svd(np.linalg.inv(pose))
+    oval = [*FACE_OVAL]
+    distance = (_ring(mean[:, :2]) - mean[oval, :2]) @ (sizes[0] * turn @ axes).T
+    ring = mesh[oval, :2] + distance
     points = np.concatenate([mesh[:SURFACE_POINTS, :2], ring])
     depth = np.concatenate([mesh[:SURFACE_POINTS, 2], np.full(len(ring), mesh[:, 2].max())])
     weight = np.concatenate([_facing(atlas, mesh), np.zeros(len(ring))])
@@ -202,10 +230,10 @@ def _shell(
         edge = [*hole]
         offset = (mesh[edge, :2] - mesh[[*followed], :2].mean(0)) @ pose.T
         if hole is INNER_LIPS:  # the chin is below the teeth by as much as on average
-            offset += atlas.mean[[*followed]].mean(0) - atlas.mean[edge].mean(0)
+            offset += mean[[*followed], :2].mean(0) - mean[edge, :2].mean(0)
         tile = np.array(centre) + offset * (half / reach)
         vertices.append(mesh[edge, :2])
-        depths.append(mesh[edge, 2])
+        depths.append(mesh[edge, 2] - _BEFORE)
         values.append(np.c_[tile[:, 0], tile[:, 1] / SKIN_ASPECT, weight[edge]])
         triangles.append(_strip(len(edge)) + count)
         count += len(edge)
@@ -231,12 +259,17 @@ def _facing(atlas: Atlas, mesh: np.ndarray) -> np.ndarray:
     inner = atlas.triangles[(atlas.triangles < SURFACE_POINTS).all(1)]
     corners = mesh[inner].astype(np.float64)
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    flat = atlas.mean[inner].astype(np.float64)
+    flat = _unwrap(atlas.mean.astype(np.float64))[inner]
     sides = flat[:, 1:] - flat[:, :1]
     turns = np.sign(sides[:, 0, 0] * sides[:, 1, 1] - sides[:, 0, 1] * sides[:, 1, 0])
     total = np.zeros((SURFACE_POINTS, 3))
     for corner in range(3):
         np.add.at(total, inner[:, corner], normals * turns[:, None])
+    for _ in range(2):  # nostrils and lids are folds: what counts is how the face around is turned
+        spread = np.zeros_like(total)
+        for corner in range(3):
+            np.add.at(spread, inner[:, corner], total[inner].mean(1))
+        total = spread
     cosine = total[:, 2] / np.maximum(np.linalg.norm(total, axis=1), 1e-12)
     low, high = _FACING
     share = np.clip((cosine - low) / (high - low), 0, 1)

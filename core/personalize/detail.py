@@ -260,7 +260,7 @@ def _expected_shapes(shape: DetailShape) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         state = DetailNetwork(shape).state_dict()
     shapes: dict[str, tuple[int, ...]] = {f"network.{n}": tuple(t.shape) for n, t in state.items()}
-    return shapes | {"atlas.mean": (MESH_POINTS, 2)}
+    return shapes | {"atlas.mean": (MESH_POINTS, 3)}
 
 
 @torch.no_grad()

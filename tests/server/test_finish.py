@@ -80,7 +80,9 @@ def test_a_character_is_stopped_early_and_kept_and_goes_on(
     own_server.start()
     with own_server.client() as client:
         clip = client.send_clip(scan, range(1, 25))
-        task = protocol.Personalize(clip, "anna", "nobody", count=8, steps=STEPS, refine=1, batch=4)
+        task = protocol.Personalize(
+            clip, "anna", "nobody", count=8, steps=STEPS, refine=1, batch=4, resolution=128
+        )
         job = client.submit(task)
         with pytest.raises(ServerError, match="Nothing is trained yet") as refused:
             client.finish(job)

@@ -95,8 +95,8 @@ COMMANDS = {
     "personalize": Command(
         "{plate} --consent me --base {net} --encoder {npy} --local",
         {"scan": "plate", "base": "net", "encoder": "npy"},
-        {"-o": ["o.character", "o_selection.png", "o_reconstruction.png"]},
-        {"consent", "metric", "scope", "at", "colour_space"},
+        {"-o": ["o.character", "o_selection.png", "o_reconstruction.png", "o_detail.png"]},
+        {"consent", "metric", "scope", "at", "colour_space", "resolution", "add_detail"},
     ),
     "solve": Command(
         "{plate} --character {who} --previous {shot} --local",

@@ -16,9 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from core.base import container
+from core.face.surface import Atlas
 from core.generator import Architecture, Generator
 from core.generator.storage import save_generator
 from core.personalize.character import (
+    PLAIN_VERSION,
     VERSION,
     Character,
     CharacterInfo,
@@ -26,9 +28,12 @@ from core.personalize.character import (
     NoConsentError,
     NotACharacterError,
     character_hash,
+    has_detail,
     load_character,
     save_character,
+    write_with_detail,
 )
+from core.personalize.detail import Detail, DetailInfo, DetailNetwork, DetailShape
 
 CONSENT = {"who": "B. Ackerley", "when": "2026-11-22", "scope": "Feature film, all shots"}
 
@@ -173,11 +178,84 @@ def forged(path: Path, header: dict[str, str], **tensors: torch.Tensor) -> None:
     save_file(contents, path, entries)
 
 
+def some_detail(base: int = 32, resolution: int = 64, features: int = 16) -> Detail:
+    torch.manual_seed(1)
+    network = DetailNetwork(DetailShape(base, resolution, features)).eval().requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.copy_(torch.randn_like(parameter) / 10)
+    rng = np.random.default_rng(1)
+    triangles = rng.integers(0, 504, (900, 3)).astype(np.int32)
+    atlas = Atlas(rng.random((478, 3)).astype(np.float32), triangles)
+    return Detail(network, atlas, DetailInfo("/scans/b.mov", 5, [{"step": 5.0, "psnr": 31.5}]))
+
+
+def test_detail_comes_back_and_the_hash_stays(saved: Path, tmp_path: Path) -> None:
+    """Tracks name their character by its hash: those of before fit the character with detail."""
+    plain, path, detail = character_hash(saved), tmp_path / "sharp.character", some_detail()
+    with safe_open(saved, "pt") as file:
+        header = file.metadata()
+    assert header["version"] == str(PLAIN_VERSION)
+    assert header["sha256"] == plain, "a file without detail is as older versions wrote it"
+    write_with_detail(saved, path, detail)
+    assert character_hash(path) == plain
+    assert (has_detail(saved), has_detail(path)) == (False, True)
+    after = load_character(path)
+    assert after.hash == plain
+    assert (after.resolution, load_character(saved).resolution) == (64, 32)
+    assert after.detail is not None
+    assert after.detail.info == detail.info
+    assert np.array_equal(after.detail.atlas.mean, detail.atlas.mean)
+    assert np.array_equal(after.detail.atlas.triangles, detail.atlas.triangles)
+    for name, tensor in detail.network.state_dict().items():
+        found = after.detail.network.state_dict()[name]
+        torch.testing.assert_close(found, tensor, rtol=1e-3, atol=1e-4)
+    write_with_detail(path, path, some_detail(resolution=128))
+    assert load_character(path).resolution == 128
+    save_character(path, replace(after, detail=None))
+    assert character_hash(path) == plain
+    assert not has_detail(path)
+
+
+@pytest.mark.parametrize("of", ["another size", "another generator"])
+def test_detail_of_another_generator_is_refused(saved: Path, tmp_path: Path, of: str) -> None:
+    path = tmp_path / "wrong.character"
+    other = some_detail(64, 128) if of == "another size" else some_detail(features=8)
+    write_with_detail(saved, path, other)
+    with pytest.raises(NotACharacterError, match="detail belongs to another generator"):
+        load_character(path)
+
+
+def test_forged_detail_is_refused(saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "d.character"
+    write_with_detail(saved, path, some_detail())
+    with safe_open(path, "pt") as file:
+        described = json.loads(file.metadata()["detail"])
+    whole = path.read_bytes()
+
+    def refused(match: str, header: dict[str, str], **tensors: torch.Tensor) -> None:
+        path.write_bytes(whole)
+        forged(path, header, **{f"detail.{n.replace('__', '.')}": t for n, t in tensors.items()})
+        with pytest.raises(NotACharacterError, match=match):
+            load_character(path)
+
+    shape = described["shape"]
+    for wrong in ({"resolution": 1 << 30}, {"features": 1 << 40}, {"base": 48}, {"w_dim": "512"}):
+        refused("damaged", {"detail": json.dumps(described | {"shape": shape | wrong})})
+    refused("damaged", {"detail": json.dumps({"shape": shape})})
+    refused("damaged", {"detail": "[" * 1000})
+    refused("tensors are not those", {}, atlas__mean=torch.zeros(477, 3))
+    refused("no numbers", {}, atlas__mean=torch.full((478, 3), torch.nan))
+    for corner in (-1, 504):
+        triangles = torch.full((900, 3), corner, dtype=torch.int32)
+        refused("triangles", {}, atlas__triangles=triangles)
+    refused("tensors are not those", {}, extra=torch.zeros(3))
+
+
 def test_newer_version_says_so(saved: Path) -> None:
     forged(saved, {"version": str(VERSION + 1)})
     with pytest.raises(NotACharacterError, match="newer Reenact"):
         load_character(saved)
-    forged(saved, {"version": str(VERSION - 1)})
+    forged(saved, {"version": str(PLAIN_VERSION - 1)})
     with pytest.raises(NotACharacterError, match="older Reenact"):
         load_character(saved)
     forged(saved, {"version": "two"})

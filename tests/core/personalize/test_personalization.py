@@ -23,7 +23,7 @@ from core.personalize.pipeline import (
     personalize,
 )
 
-SETTINGS = PersonalizeSettings(count=8, steps=4, refine=1, batch=3)
+SETTINGS = PersonalizeSettings(count=8, steps=4, refine=1, batch=3, detail_steps=2)
 CONSENT = {"who": "nobody: a synthetic person"}
 
 
