@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.base.checkpoints import load_checkpoint, save_checkpoint
@@ -56,7 +57,7 @@ HELD_OUT = 12  # frames at most that are not trained on, for measuring the chara
 # Adam's peak rate. The embedded generator was trained at 5e-2, and learns a person more than twice
 # as fast at 4e-2 as at 2e-3, the rate at which generators of real faces were trained.
 EMBEDDED_RATE, RATE = 4e-2, 2e-3
-SAME_PERSON = 18.0  # dB of the anchors' pictures against a scan; another scan has some 12
+SAME_FRAMES = 0.5  # share of the anchors whose pictures are most like their own frames of a scan
 SCOPE = "facial reenactment of this person by the owner of this file"
 
 
@@ -252,7 +253,7 @@ def add_detail(
         source: `.character` file; detail that it has is replaced.
         output: `.character` file to write.
         report: receives progress.
-        settings: of these `resolution`, `detail_steps` and `batch` count.
+        settings: of these `resolution`, `detail_steps`, `refine` and `batch` count.
         at: a point in plate px that picks the person, where several are in the picture.
         device: torch device.
         on_preview: called whenever `NAME_detail.png` was written.
@@ -283,11 +284,9 @@ def add_detail(
     selected = np.array([places[n] for n in info.selected])
     pictures = _at_resolution(scan, selected, base)
     generated = tuning.reconstruct(generator, character.anchors, settings.batch)
-    likeness = float(tuning.psnr(generated, pictures).median())
-    if likeness < SAME_PERSON:
+    if _recognised(generated, pictures) < SAME_FRAMES:
         raise WrongScanError(
-            f"{wrong}: its frames differ from the character's pictures of them ({likeness:.0f} dB; "
-            f"at least {SAME_PERSON:.0f}). Give that scan."
+            f"{wrong}: its frames differ from the character's pictures of them. Give that scan."
         )
     size = detail_resolution(settings.resolution, scan.quads[selected], base, report)
     if size <= base:
@@ -304,6 +303,7 @@ def add_detail(
             _at_resolution(scan, held_out, base),
             base_encoder().to(device) if embedded else None,
             metric=perceptual.metric(None, device),
+            steps=settings.refine,
             batch=settings.batch,
             progress=progress,
         )
@@ -327,6 +327,18 @@ def add_detail(
     if end_after() is None:
         shutil.rmtree(work, ignore_errors=True)
     return load_character(output)
+
+
+def _recognised(generated: Tensor, pictures: Tensor) -> float:
+    """Returns the share of generated pictures that are more like their own frame than any other.
+
+    Args:
+        generated: `[N, 3, R, R]`.
+        pictures: the frames, `[N, 3, R, R]`.
+    """
+    a, b = (F.adaptive_avg_pool2d(p.float(), 32).flatten(1) for p in (generated, pictures))
+    nearest = torch.cdist(a, b).argmin(1)
+    return float((nearest == torch.arange(len(a))).float().mean())
 
 
 def detail_resolution(asked: int | None, quads: np.ndarray, base: int, report: Report) -> int:
@@ -354,8 +366,8 @@ def detail_resolution(asked: int | None, quads: np.ndarray, base: int, report: R
     else:
         size = asked
     text = f"resolution: {size} px; the scan's faces have {side:.0f} px (the aligned square's side)"
-    if size > 2 * supported:
-        text += ". They show no more than half of that: it will look soft"
+    if size > 2 * side:
+        text += ". They show less than half of that: it will look soft"
     report.note(text)
     return size
 

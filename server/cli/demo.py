@@ -42,6 +42,7 @@ class Options:
     size: Annotated[int, typer.Option(min=64, max=1024, help="Plate height in px")] = 512
     steps: Annotated[int, typer.Option(min=1, help="Tuning steps")] = 60
     refine: Annotated[int, typer.Option(min=0, help="Steps on each anchor")] = 0
+    detail_steps: Annotated[int, typer.Option(min=1, help="Steps in which detail is learnt")] = 250
     style_steps: Annotated[
         int, typer.Option(min=0, help="Training steps of each style; 0: no styles")
     ] = 20
@@ -71,7 +72,7 @@ def demo(given: Options) -> None:
         film(name, one, folder, size, report) for name, one in zip(FILMS, motions, strict=True)
     )
     # Another request, other names: nothing that was made before is in the way.
-    made_of = f"{seed}_{given.scan_frames}_{size}_{given.steps}_{given.refine}"
+    made_of = f"{seed}_{given.scan_frames}_{size}_{given.steps}_{given.refine}_{given.detail_steps}"
     character = folder / f"target_{made_of}.character"
     latents = folder / f"shot_{made_of}_{given.count}.latents"
     report.note("2/5 making a character of the self-scan")
@@ -84,6 +85,7 @@ def demo(given: Options) -> None:
             count=64,
             steps=given.steps,
             refine=given.refine,
+            detail_steps=given.detail_steps,
             batch=4,
             consent="nobody: a synthetic person",
             local=given.local,

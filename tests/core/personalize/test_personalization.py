@@ -9,17 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from performer_faces import film_scan
 from small_character import small_character
 
 from core.face.aligned_clip import align_clip
 from core.media.read import open_clip
+from core.media.write import to_bytes, write_png
 from core.personalize import inversion, pipeline, tuning
-from core.personalize.character import NoConsentError, load_character
+from core.personalize.character import NoConsentError, load_character, save_character
 from core.personalize.pipeline import (
     EncoderWithoutBaseError,
     PersonalizeSettings,
+    ResolutionError,
+    WrongScanError,
     _at_resolution,
+    add_detail,
+    detail_resolution,
     personalize,
 )
 
@@ -66,10 +72,11 @@ def test_a_break_while_tuning_costs_neither_anchors_nor_steps(
     scan: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = small_character().generator
+    settings = replace(SETTINGS, resolution=base.architecture.resolution)
 
     def made(path: Path, report: Recorder) -> None:
         clip = open_clip(scan)
-        personalize(clip, path, report, consent=CONSENT, settings=SETTINGS, base=base)
+        personalize(clip, path, report, consent=CONSENT, settings=settings, base=base)
 
     made(tmp_path / "whole.character", Recorder())
     path = tmp_path / "parts.character"
@@ -173,3 +180,74 @@ def test_nobody_becomes_a_character_without_a_name(scan: str, tmp_path: Path) ->
     with pytest.raises(NoConsentError):
         personalize(open_clip(scan), tmp_path / "me.character", Recorder(), consent={"who": " "})
     assert not list(tmp_path.iterdir())
+
+
+def test_detail_is_added_later_and_the_character_stays(scan: str, tmp_path: Path) -> None:
+    """It keeps its hash, a break costs no step, and another scan is refused."""
+    who, plain, sharp = (
+        small_character(),
+        tmp_path / "plain.character",
+        tmp_path / "sharp.character",
+    )
+    save_character(plain, who)
+    before, size = load_character(plain), who.generator.architecture.resolution
+    # Its scan, as far as it is known: frames that look as its anchors do, and others between.
+    numbers = who.info.selected
+    drawn = tuning.reconstruct(who.generator, who.anchors) / 2 + 0.5
+    for number in range(numbers[-1] + 1):
+        picture = drawn[max(i for i, n in enumerate(numbers) if n <= number)]
+        if number in numbers or number % 10 == 5:
+            large = F.interpolate(picture[None], (160, 160), mode="bicubic")[0]
+            write_png(tmp_path / f"own.{number:04d}.png", to_bytes(large.permute(1, 2, 0).numpy()))
+    clip, asked = open_clip(str(tmp_path / "own.####.png")), replace(SETTINGS, resolution=256)
+    with pytest.raises(KeyboardInterrupt):
+        add_detail(clip, plain, sharp, Recorder("detail", 1), settings=asked)
+    assert not sharp.exists()
+    report = Recorder()
+    after = add_detail(clip, plain, sharp, report, settings=asked)
+    assert report.done["detail"] == [2]
+    assert after.hash == before.hash
+    assert (before.resolution, after.resolution) == (size, 256)
+    assert after.detail is not None
+    assert after.detail.info.source == clip.shown
+    assert (tmp_path / "sharp_detail.png").stat().st_size > 1000
+    assert not (tmp_path / "sharp.character.work").exists()
+
+    with pytest.raises(ResolutionError, match="drawn at"):
+        add_detail(clip, plain, sharp, Recorder(), settings=replace(SETTINGS, resolution=size))
+    wrong = tmp_path / "own.0000.png"
+    for number in numbers:  # all frames show what only the first should
+        (tmp_path / f"own.{number:04d}.png").write_bytes(wrong.read_bytes())
+    with pytest.raises(WrongScanError, match="differ from the character's pictures"):
+        add_detail(open_clip(clip.shown), plain, sharp, Recorder(), settings=asked)
+    with pytest.raises(WrongScanError, match="no face in its frames"):
+        add_detail(open_clip(scan), plain, sharp, Recorder(), settings=asked)
+
+
+@pytest.mark.parametrize(
+    ("side", "base", "asked", "expected"),
+    [
+        (130.0, 128, None, 256),
+        (300.0, 128, None, 256),
+        (390.0, 128, None, 512),
+        (900.0, 128, None, 1024),
+        (5000.0, 128, None, 1024),
+        (300.0, 512, None, 512),
+        (300.0, 128, 128, 128),
+        (300.0, 128, 1024, 1024),
+    ],
+)
+def test_the_resolution_is_what_the_scan_supports(
+    side: float, base: int, asked: int | None, expected: int
+) -> None:
+    quads = np.array([[[0, 0], [0, side], [side, side], [side, 0]]])
+    report = Recorder()
+    assert detail_resolution(asked, quads, base, report) == expected
+    assert f"{side:.0f} px" in report.notes[0]
+    assert ("soft" in report.notes[0]) == (expected > 2 * side)
+
+
+@pytest.mark.parametrize(("base", "asked"), [(128, 64), (256, 128), (128, 300), (128, 2048)])
+def test_impossible_resolutions_name_the_possible_ones(base: int, asked: int) -> None:
+    with pytest.raises(ResolutionError, match=f"Choose auto, {base}"):
+        detail_resolution(asked, np.ones((1, 4, 2)) * [[1], [2], [3], [4]], base, Recorder())

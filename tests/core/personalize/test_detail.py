@@ -1,0 +1,219 @@
+"""Detail: what it draws, what it learns, and that nothing of its training is lost."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from performer_faces import acted, aligned
+from repository import ROOT, SUPPORT
+
+from core.base.checkpoints import CheckpointMismatchError
+from core.face.surface import fit_atlas, surface_map
+from core.generator import Architecture, Generator
+from core.personalize import detail_training
+from core.personalize.detail import (
+    Detail,
+    DetailInfo,
+    DetailNetwork,
+    DetailShape,
+    draw_detailed,
+    find_meshes,
+)
+from core.personalize.detail_training import (
+    DetailSettings,
+    Examples,
+    keep_pictures,
+    measure,
+    train_detail,
+)
+
+BASE, SIZE, COUNT = 32, 64, 6
+SETTINGS = DetailSettings(steps=20, batch=3, check_every=5)
+
+
+def a_generator() -> Generator:
+    torch.manual_seed(0)
+    channels = {4: 16, 8: 16, 16: 16, 32: 8}
+    generator = Generator(Architecture(BASE, channels, mapping_layers=1))
+    generator.eval().requires_grad_(False)
+    for name, parameter in generator.named_parameters():
+        if "torgb.weight" in name:
+            parameter.mul_(0.2)  # pictures well within their range
+    return generator
+
+
+def some_meshes() -> np.ndarray:
+    """Meshes of a face that moves and turns a little: a performer's."""
+    rng = np.random.default_rng(0)
+    mesh = find_meshes(aligned(acted(3, {"jaw": 0.5}), 128))[0]
+    moved = [mesh + np.array([*rng.normal(0, 0.02, 2), 0]) for _ in range(COUNT)]
+    return np.stack(moved).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def examples() -> Examples:
+    """Pictures that are the generator's, with a pattern on the skin that it does not draw."""
+    generator, meshes = a_generator(), some_meshes()
+    torch.manual_seed(2)
+    w = torch.randn(512) + 0.1 * torch.randn(COUNT, 512)  # one person
+    features, generated = generator.synthesis.features(w)
+    atlas = fit_atlas(meshes)
+    pictures = F.interpolate(generated, (SIZE, SIZE), mode="bicubic")
+    stripes = [np.sin(30 * surface_map(atlas, mesh, SIZE).skin.sum(-1)) for mesh in meshes]
+    pictures = (pictures + 0.3 * torch.from_numpy(np.stack(stripes))[:, None]).clamp(-1, 1)
+    return Examples(
+        w,
+        pictures.half().numpy(),
+        features.half().numpy(),
+        generated.half().numpy(),
+        meshes,
+        torch.ones(COUNT, 1, 16, 16),
+    )
+
+
+def part(examples: Examples, chosen: slice) -> Examples:
+    return Examples(**{name: values[chosen] for name, values in vars(examples).items()})
+
+
+def learnt(examples: Examples, folder: Path | None = None, **more: object) -> Detail:
+    settings = more.pop("settings", SETTINGS)
+    assert isinstance(settings, DetailSettings)
+    return train_detail(
+        a_generator(),
+        part(examples, slice(4)),
+        part(examples, slice(4, None)),
+        settings,
+        folder=folder,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def same(a: Detail, b: Detail) -> bool:
+    states = (a.network.state_dict(), b.network.state_dict())
+    return all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def test_untrained_detail_adds_nothing(examples: Examples) -> None:
+    generator = a_generator()
+    network = DetailNetwork(DetailShape(BASE, SIZE, 8)).eval().requires_grad_(False)
+    detail = Detail(network, fit_atlas(examples.meshes), DetailInfo())
+    drawn = draw_detailed(generator, detail, examples.w, examples.meshes)
+    plain = F.interpolate(generator.synthesis(examples.w), scale_factor=2, mode="bicubic")
+    # The border is the only difference: there the picture is repeated before it is enlarged.
+    assert (drawn - plain)[..., 4:-4, 4:-4].abs().max() < 1e-5
+
+
+def test_what_is_on_the_skin_is_learnt_and_drawn_on_other_frames(examples: Examples) -> None:
+    detail = learnt(examples, settings=replace(SETTINGS, steps=80, check_every=40))
+    figures = [entry["psnr"] for entry in detail.info.losses]
+    assert figures[-1] > figures[0] + 8, "dB on frames that it has not seen"
+    assert detail.info.losses[0]["step"] == 0
+    held_out = part(examples, slice(4, None))
+    assert measure(a_generator(), detail, held_out) == pytest.approx(figures[-1], abs=1e-3)
+
+
+def test_a_batch_is_drawn_as_each_frame_alone(examples: Examples) -> None:
+    detail, generator = learnt(examples), a_generator()
+    together = draw_detailed(generator, detail, examples.w, examples.meshes)
+    for i in range(len(together)):
+        one = slice(i, i + 1)
+        alone = draw_detailed(generator, detail, examples.w[one], examples.meshes[one])
+        torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-4)
+    layers = generator.architecture.num_ws
+    wide = examples.w[:, None].expand(-1, layers, -1)
+    torch.testing.assert_close(draw_detailed(generator, detail, wide, examples.meshes), together)
+
+
+def test_a_break_changes_nothing(examples: Examples, tmp_path: Path) -> None:
+    whole = learnt(examples)
+
+    def stop(done: float, total: float, **figures: float) -> None:
+        if done == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learnt(examples, tmp_path, progress=stop)
+    steps: list[float] = []
+    again = learnt(examples, tmp_path, progress=lambda done, total, **figures: steps.append(done))
+    assert steps[0] == 13
+    assert same(whole, again)
+    assert [e["psnr"] for e in again.info.losses] == [e["psnr"] for e in whole.info.losses]
+
+
+def test_it_ends_early_as_asked_and_goes_on(examples: Examples, tmp_path: Path) -> None:
+    early = learnt(examples, tmp_path, end_after=lambda: 8)
+    assert early.info.steps == 8
+    assert same(learnt(examples, tmp_path), learnt(examples))
+
+
+def test_other_examples_are_not_taken_for_these(examples: Examples, tmp_path: Path) -> None:
+    learnt(examples, tmp_path, end_after=lambda: 5)
+    with pytest.raises(CheckpointMismatchError):
+        learnt(replace(examples, w=examples.w + 1), tmp_path)
+
+
+def test_it_ends_when_held_out_frames_gain_no_more(
+    examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detail_training, "measure", lambda *_: 30.0)
+    detail = learnt(examples, settings=replace(SETTINGS, steps=200))
+    assert detail.info.steps == 5 * (3 + 2)
+
+
+SCRIPT = """
+import sys, torch
+sys.path[:0] = {paths}
+torch.set_num_threads(1)
+import core.base.training
+core.base.training.CHECKPOINT_SECONDS = 0.0
+import test_detail
+def told(done, total, **figures):
+    print(done, flush=True)
+found = torch.load({examples!r}, weights_only=False)
+print(test_detail.learnt(test_detail.Examples(**found), {folder!r}, progress=told).digest())
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(examples: Examples, tmp_path: Path) -> None:
+    torch.save(vars(examples), tmp_path / "examples.pt")
+
+    def start(folder: str) -> subprocess.Popen[str]:
+        """Both runs have processes of their own: kernels differ with the threads there were."""
+        code = SCRIPT.format(
+            paths=[str(SUPPORT), str(Path(__file__).parent), str(ROOT)],
+            examples=str(tmp_path / "examples.pt"),
+            folder=str(tmp_path / folder),
+        )
+        return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+    with start("whole") as process, start("parts") as killed:
+        assert killed.stdout is not None
+        for line in killed.stdout:
+            if float(line) >= 8:
+                break
+        killed.kill()
+        *_, whole = process.communicate()[0].split()
+    with start("parts") as process:
+        first, *_, parts = process.communicate()[0].split()
+    assert float(first) > 8
+    assert parts == whole
+
+
+def test_pictures_are_kept_in_a_file(tmp_path: Path) -> None:
+    pictures = torch.rand(3, 3, 8, 8) * 2 - 1
+    order = np.array([2, 0, 1])
+    kept = keep_pictures(iter(pictures), 3, 8, tmp_path / "a" / "p.npy", order)
+    for i, place in enumerate(order):
+        assert np.array_equal(kept[place], pictures[i].half().numpy())
+    assert np.array_equal(np.load(tmp_path / "a" / "p.npy"), kept)
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (256, 128), (100, 200), (128, 2048), (0, 256)])
+def test_impossible_shapes_are_refused(shape: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="detail of"):
+        DetailShape(*shape, features=8)
