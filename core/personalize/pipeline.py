@@ -58,6 +58,7 @@ HELD_OUT = 12  # frames at most that are not trained on, for measuring the chara
 # as fast at 4e-2 as at 2e-3, the rate at which generators of real faces were trained.
 EMBEDDED_RATE, RATE = 4e-2, 2e-3
 SAME_FRAMES = 0.5  # share of the anchors whose pictures are most like their own frames of a scan
+HASTY_DETAIL = 100  # steps in which detail is learnt where tuning was ended early: it is waited for
 SCOPE = "facial reenactment of this person by the owner of this file"
 
 
@@ -124,9 +125,10 @@ def personalize(
         device: torch device.
         on_preview: called whenever `NAME_reconstruction.png` was written.
         on_detail_preview: called whenever `NAME_detail.png` was written.
-        end_after: ends tuning early, as in `core.personalize.tuning.fine_tune`, and the learning of
-            detail after as many steps. The character is marked with the steps that it has, and the
-            unfinished work stays: the same call without this goes on from there.
+        end_after: ends tuning early, as in `core.personalize.tuning.fine_tune`, and then the
+            learning of detail after a few steps; or only that, after as many as it says. The
+            character is marked with the steps that it has, and the unfinished work stays: the same
+            call without this goes on from there.
 
     Returns:
         The character, read from its file.
@@ -204,7 +206,7 @@ def personalize(
             report,
             output.with_name(f"{output.stem}_detail.png"),
             on_detail_preview,
-            end_after,
+            (lambda: HASTY_DETAIL) if tuned.stopped else end_after,
         )
     stopped = tuned.stopped or (detail is not None and end_after() is not None)
     sigmas = {"centre_sigma_frames": CENTRE_SIGMA, "axes_sigma_frames": AXES_SIGMA}
