@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -45,8 +44,6 @@ CHECKPOINT = "detail.checkpoint"
 
 _PART = 160  # px, side of a part of a picture that a step draws
 _LEAST_PART = 24  # px of the base, of its side: of smaller ones the margin would be too much
-_FLOW_SIDE = 512  # px at which frames are registered
-_FLOW_SIGMA = 1 / 64  # of the flow's smoothing, in its sides
 _GAIN = 0.02  # dB that held-out frames must gain to go on
 _FADE = 2  # evaluations over which the rates fall to zero after a plateau
 
@@ -101,47 +98,6 @@ def keep_pictures(
     for i, picture in enumerate(pictures):
         kept[i if order is None else order[i]] = picture.half().cpu().numpy()
     return kept
-
-
-def find_flow(picture: np.ndarray, generated: np.ndarray) -> np.ndarray:
-    """Finds how a frame of a scan differs in place from what the generator draws of it.
-
-    Args:
-        picture: `[3, R, R]` in [-1, 1].
-        generated: `[3, B, B]` in [-1, 1].
-
-    Returns:
-        `[F, F, 2]` float32, in sides of the picture: where each place of the generated picture is
-        in the frame, relative to it. It is smooth: lips and lids as wholes, not their edges.
-    """
-    base, size = generated.shape[-1], picture.shape[-1]
-    side = min(_FLOW_SIDE, size)
-
-    def grey(rgb: np.ndarray) -> np.ndarray:
-        large = cv2.resize(rgb, (side, side), interpolation=cv2.INTER_CUBIC)
-        return cv2.cvtColor(to_bytes(large / 2 + 0.5), cv2.COLOR_RGB2GRAY)
-
-    frame, drawn = (p.astype(np.float32).transpose(1, 2, 0) for p in (picture, generated))
-    frame = cv2.resize(frame, (base, base), interpolation=cv2.INTER_AREA)  # as sharp as the other
-    finder = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    flow: np.ndarray = finder.calc(grey(drawn), grey(frame), None)
-    return cv2.GaussianBlur(flow, (0, 0), _FLOW_SIGMA * side) / side
-
-
-def register(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """Warps a frame `[3, R, R]` by a flow from `find_flow` onto the generated picture."""
-    size = picture.shape[-1]
-    flow = cv2.resize(flow, (size, size), interpolation=cv2.INTER_LINEAR) * size
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32)
-    frame = picture.astype(np.float32).transpose(1, 2, 0)
-    moved = cv2.remap(
-        frame,
-        x + flow[..., 0],
-        y + flow[..., 1],
-        cv2.INTER_CUBIC,
-        borderMode=cv2.BORDER_REFLECT_101,
-    )
-    return moved.transpose(2, 0, 1)
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from core.solve.latent_track import load_track, save_track
 SIZE = 128  # of its plates, px
 DEMO = (
     *("demo", "--scan-frames", "24", "--frames", "4", "--size", str(SIZE)),
-    *("--steps", "2", "--refine", "0"),
+    *("--steps", "2", "--refine", "0", "--detail-steps", "2"),
 )
 STYLES = ("--style-steps", "1")
 NO_STYLES = ("--style-steps", "0")
@@ -69,7 +69,7 @@ def test_the_demo_ends_with_patches_a_track_and_pictures(demo: Demo) -> None:
     sheet = oiio.ImageBuf(str(folder / "demo" / "sheet.png")).spec()
     assert sheet.height > 3 * SIZE  # driving, reenacted, ground truth
     first = oiio.ImageBuf(str(folder / "demo" / "first.png")).spec()
-    assert first.width == 3 * 160 > 2 * first.height  # the same of one frame, side by side
+    assert first.width == 3 * 256 > 2 * first.height  # the same of one frame, side by side
     assert said.index("first picture: ") < said.index("4 frames (4 solved)")
     assert "_reconstruction.png will show" in said
     (character,) = (folder / "demo").glob("*.character")
