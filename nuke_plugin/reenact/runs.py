@@ -349,7 +349,7 @@ class Run(Thread):
         """Returns the content of the version's `run.json`, and the first job's task."""
         version = Path(self.folder)
         try:
-            content = json.loads((version / "run.json").read_text())
+            content = json.loads((version / "run.json").read_text(encoding="utf-8"))
             view = content.get("source", {}).get("view", "")
             self._view = f", view {view}" if view else ""
             first = FIRST_TASK.get(content["kind"], content["kind"])
@@ -578,7 +578,7 @@ class Run(Thread):
         """Returns the id of a task's job: one that this version has submitted, else a new one."""
         kind = protocol.kind_of(task)
         record = Path(self.folder) / f".{kind}"
-        job = record.read_text() if record.exists() else ""
+        job = record.read_text(encoding="utf-8") if record.exists() else ""
         if not self._resume and job:
             with contextlib.suppress(ServerError):  # `no_such_job`: it is submitted again
                 client.status(job)
@@ -636,8 +636,9 @@ class Run(Thread):
 
     def _log(self, text: str) -> None:
         if self.folder:
-            with contextlib.suppress(OSError), log_file(self.folder).open("a") as log:
-                log.write(text.rstrip() + "\n")
+            line = f"{text.rstrip()}\n".encode("utf-8", "backslashreplace")
+            with contextlib.suppress(OSError), log_file(self.folder).open("ab") as log:
+                log.write(line)
 
 
 class _StageClock:
@@ -659,7 +660,7 @@ def frames_name(folder: Path) -> str:
     Raises:
         OSError, ValueError: the folder is gone or damaged.
     """
-    return str(json.loads((folder / "run.json").read_text()).get("name", folder.name))
+    return str(json.loads((folder / "run.json").read_text(encoding="utf-8")).get("name", folder.name))
 
 
 def version_knobs(version: Path, content: Mapping[str, Any]) -> Dict[str, Any]:

@@ -537,6 +537,23 @@ def test_every_trouble_lands_on_the_node(
     assert session.messages == []  # no windows
 
 
+def test_a_log_takes_what_the_system_cannot_write(tmp_path: Path) -> None:
+    """A server on Linux names files as Nuke's system can't: the job's own words still arrive."""
+    code = """if True:
+        import sys
+        from reenact.runs import Run
+        run = Run("id", print, folder=sys.argv[1])
+        name = "\\u5408\\u6210.1001.exr"
+        run._on_event(None, {"type": "note", "text": f"{name} is cut off"}, None, None)
+        run._on_event(None, {"type": "log", "text": "half a letter: \\ud83d"}, None, None)
+    """
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment = {**os.environ, **plain, "PYTHONPATH": str(ROOT / "nuke_plugin")}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=True)
+    said = (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert said == "\u5408\u6210.1001.exr is cut off\nhalf a letter: \\ud83d\n"
+
+
 class Impatient(client.Client):
     def __init__(self, name: str, deadline: float = 2.0, server: Any = None) -> None:
         super().__init__(name, min(deadline, 2.0), server)

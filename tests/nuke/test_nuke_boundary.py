@@ -73,6 +73,19 @@ def test_the_stand_in_knows_which_modules_know_nuke() -> None:
             assert path.stem in nuke_standin.KNOW_NUKE, path.name
 
 
+def test_text_files_do_not_depend_on_the_system() -> None:
+    """Nuke's Python writes cp1252 on Windows and ASCII without a locale unless it is told."""
+    for path in (*PLUGIN.glob("*.py"), *PLUGIN.parent.glob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            name = call.func if isinstance(call, ast.Call) else None
+            named = getattr(name, "attr", getattr(name, "id", ""))
+            if not isinstance(call, ast.Call) or named not in ("open", "read_text", "write_text"):
+                continue
+            text = ast.unparse(call)
+            binary = named == "open" and re.search(r"""['"][rwax]\+?b['"]|^os\.open""", text)
+            assert binary or "encoding='utf-8'" in text or "encoding='ascii'" in text, (path, text)
+
+
 def test_the_boundary_is_small_and_typed() -> None:
     functions = [
         line
