@@ -228,7 +228,7 @@ class Run(Thread):
             self._update("failed", f"{where}: {error.strerror or error}.", "retry")
         except Exception as error:
             self._log(traceback.format_exc())
-            self._update("failed", f"Something went wrong in the plugin: {error!r:.200}", "log")
+            self._update("failed", unexpected(error), "log")
 
     # -- from the request to the version
 
@@ -660,7 +660,8 @@ def frames_name(folder: Path) -> str:
     Raises:
         OSError, ValueError: the folder is gone or damaged.
     """
-    return str(json.loads((folder / "run.json").read_text(encoding="utf-8")).get("name", folder.name))
+    content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return str(content.get("name", folder.name))
 
 
 def version_knobs(version: Path, content: Mapping[str, Any]) -> Dict[str, Any]:
@@ -697,6 +698,11 @@ def without_plate(render: protocol.Render) -> protocol.Render:
     assert render.plate is not None
     config, file = render.plate.config, render.plate.config_file
     return dataclasses.replace(render, plate=None, config=config, config_file=file)
+
+
+def unexpected(error: Exception) -> str:
+    """Returns what a node says of an error that nobody foresaw: no thread ends without a word."""
+    return f"Something went wrong in the plugin: {error!r:.200}"
 
 
 def progress_text(event: Dict[str, Any], now: float, start: Tuple[float, float]) -> str:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import nuke_standin
 import numpy as np
@@ -29,7 +29,7 @@ from nuke_session import (
 from nuke_standin import Node, Session
 from OpenImageIO import UINT8, ImageBuf
 from performer_faces import film_scan
-from reenact import __version__, client, launcher, protocol, runs, thumbnails
+from reenact import __version__, client, launcher, live, protocol, queries, runs, thumbnails
 from reenact import channel as channel_module
 from reenact.errors import NodeError
 from reenact.files import Frames
@@ -41,6 +41,7 @@ from core.media.numbering import frame_path
 from core.media.read import open_clip, read_frame
 from core.personalize.character import load_character
 from core.solve.latent_track import load_track
+from server.frontend import home
 
 FIRST, LAST = 1001, 1000 + FRAMES
 GIZMOS = ROOT / "gizmos"
@@ -535,6 +536,29 @@ def test_every_trouble_lands_on_the_node(
     print(f"held up for {session.longest:.3f} s at most")
     assert session.longest < 0.5
     assert session.messages == []  # no windows
+
+
+def test_what_nobody_foresaw_is_said_too(session: Session, own_server: Server) -> None:
+    """A thread that ends without a word leaves a node that is waited for in vain."""
+    home.make_keys(own_server.folder)
+    node, surprise = under(session, "ReenactEdit"), RuntimeError("surprise")
+    expected = "Something went wrong in the plugin: RuntimeError('surprise')"
+    with patch.object(client.Client, "hello", side_effect=surprise):
+        work().query(node, lambda one, id: queries.list_files(one, id, "characters"))
+        until_said(session, node, plugin("display").plain_text(expected))
+    node["state"].setValue("")
+    work().do(node, Mock(side_effect=surprise))
+    until_said(session, node, plugin("display").plain_text(expected))
+    node["state"].setValue("")
+    drawn = runs.NodeUpdate(node["reenact_id"].value(), "done", "Drawn.")
+    with patch.object(live, "render_frame", side_effect=[surprise, drawn]):
+        work().request_frame(node, Mock())
+        until_said(session, node, plugin("display").plain_text(expected))
+        (preview,) = work().live.values()
+        session.pump(lambda: not preview.busy(), 10, "the thread")
+        work().request_frame(node, Mock())  # by the same thread
+        until_said(session, node, "Drawn.")
+        assert [*work().live.values()] == [preview]
 
 
 def test_a_log_takes_what_the_system_cannot_write(tmp_path: Path) -> None:
