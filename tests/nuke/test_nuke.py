@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, patch
@@ -483,6 +484,26 @@ def test_cancel_keeps_what_is_done_and_resume_goes_on(
     until_said(session, node, "Solving: ")
     session.press(node, "cancel")
     until(session, node, "cancelled")
+
+
+@pytest.mark.timeout(120)
+def test_cancel_does_not_wait_until_a_long_movie_is_read(server: Server, tmp_path: Path) -> None:
+    """It is read whole before it is sent; so long, a node would say nothing, and Nuke not end."""
+    movie = tmp_path / "scan.mov"
+    movie.touch()
+    os.truncate(movie, 20 << 30)  # half a minute's work
+    source = runs.Source([str(movie)], [1, 2])
+    request = runs.RunRequest("personalize", str(tmp_path), "a", source, {"name": "a", "who": "b"})
+    updates: list[runs.NodeUpdate] = []
+    run = runs.Run("id", updates.append, request)
+    run.start()
+    wait_for(lambda: updates, 10, "progress")
+    assert updates[-1].text == "Sending frames: 0 %"
+    run.cancel()
+    run.join(10)
+    assert not run.is_alive()
+    assert updates[-1].state == "cancelled"
+    assert not [t.name for t in threading.enumerate() if "ThreadPool" in t.name]
 
 
 def test_every_trouble_lands_on_the_node(
