@@ -222,6 +222,24 @@ def test_the_menu_makes_the_nodes() -> None:
         ]
 
 
+def test_the_start_leaves_no_names_and_takes_none() -> None:
+    """Nuke runs the init.py and the menu.py of all plugins with the same names, and menus' texts
+    call what they find there."""
+    theirs = {
+        name: object() for name in ("sys", "error", "text", "node", "NODES", "_fill", "_start")
+    }
+    with nuke_standin.running():
+        for file in (PLUGIN.parent / "init.py", PLUGIN.parent / "menu.py"):
+            for broken in ({}, {"reenact": None}):
+                names = {**theirs, "__file__": str(file), "__builtins__": __builtins__}
+                before = dict(names)
+                with patch.dict(sys.modules, broken):
+                    exec(compile(file.read_text(), str(file), "exec"), names)
+                changed = {name for name in names if names[name] is not before.get(name)}
+                assert changed <= {"__doc__"}, (file, changed)
+                assert before.keys() <= names.keys()
+
+
 def test_nuke_starts_whatever_is_wrong_with_the_plugin(capsys: pytest.CaptureFixture[str]) -> None:
     """It prints a line in the terminal, and has no menu."""
     script = compile((PLUGIN.parent / "menu.py").read_text(), "menu.py", "exec")
