@@ -4,7 +4,7 @@ Nothing of the plugin is imported: a farm renders the nodes' frames without it.
 """
 
 
-def _start() -> None:
+def _reenact_start() -> None:
     from pathlib import Path
 
     import nuke
@@ -13,5 +13,5 @@ def _start() -> None:
     nuke.pluginAddPath(gizmos.as_posix(), addToSysPath=False)
 
 
-_start()
-del _start  # names of an init.py are kept in the Script Editor
+_reenact_start()
+del _reenact_start  # names of an init.py are kept in the Script Editor

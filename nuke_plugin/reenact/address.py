@@ -258,7 +258,11 @@ def load_key(path: Path) -> Tuple[bytes, bytes]:
         raise ServerError(
             "no_key", f"The key {path} may not be read: it belongs to another user. Take it over."
         ) from None
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the file itself may be whole
+            raise ServerError(
+                "no_key", f"The key {path} can't be read: {error.strerror}. Try again."
+            ) from None
         if path.exists():
             raise ServerError("no_key", f"The file {path} holds no key. {mend}") from None
         raise ServerError(

@@ -26,6 +26,7 @@ from reenact.protocol import CHUNK, CREDIT, ProtocolError
 
 RESEND_SECONDS = 3.0  # a request without an answer is repeated after this time
 CONTACT_SECONDS = 2.5  # for which a server that was never reached may take to shake hands
+SPARE_FILES = 32  # that can be opened before a socket is: short of them, ZeroMQ ends the process
 
 Answer = Tuple[Union[Dict[str, Any], ProtocolError], Optional[memoryview]]  # body and chunk
 
@@ -43,7 +44,8 @@ class Channel:
         socket: the ZeroMQ socket, if it is open.
 
     Raises:
-        ServerError: `no_pyzmq`, this Python has no pyzmq that loads.
+        ServerError: `no_pyzmq`, this Python has no pyzmq that loads; `too_many_files`, this program
+            can't open more.
     """
 
     # What the monitor of the socket has told of its connection.
@@ -66,6 +68,7 @@ class Channel:
         self._monitor: Optional[zmq.Socket[bytes]] = None  # until the server is reached
         self._contact = self._NOTHING  # of this socket
         self._reached = False  # the server, with this socket or one before it
+        _check_spare_files()
         self._context = zmq.Context()
 
     def close(self) -> None:
@@ -139,7 +142,8 @@ class Channel:
         Raises:
             NoServerError: no answer came before the deadline; no server was ever reached at the
                 address, which is said sooner.
-            ServerError: the server refused; `bad_address`, what answers there is no server.
+            ServerError: the server refused; `bad_address`, what answers there is no server;
+                `too_many_files`, this program can't open more.
         """
         patience = self.deadline if deadline is None else deadline
         start = last = time.monotonic()
@@ -173,6 +177,7 @@ class Channel:
         self._answers.pop(id, None)
 
     def _connect(self) -> None:
+        _check_spare_files()
         endpoint, key = self._server or find_server()
         if not endpoint:
             elsewhere = "" if self._reached else server_elsewhere()
@@ -286,3 +291,24 @@ class Channel:
             return False
         self._looked_up = now
         return find_server()[0] not in ("", self.endpoint)
+
+
+def _check_spare_files() -> None:
+    """
+    Raises:
+        ServerError: `too_many_files`, this program can't open the few that a socket takes.
+    """
+    files: List[int] = []
+    try:
+        for _ in range(SPARE_FILES):
+            files.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        raise ServerError(
+            "too_many_files",
+            "This program has almost as many files open as the system lets it. Close what you do "
+            "not need, or start it again with a higher limit: ulimit -n 4096.",
+            str(error),
+        ) from None
+    finally:
+        for file in files:
+            os.close(file)

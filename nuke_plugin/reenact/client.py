@@ -60,7 +60,8 @@ class Client:
         server: endpoint and public key; None for what `find_server` returns.
 
     Raises:
-        ServerError: `no_pyzmq`, this Python has no pyzmq that loads.
+        ServerError: `no_pyzmq`, this Python has no pyzmq that loads; `too_many_files`, this program
+            can't open more.
     """
 
     def __init__(

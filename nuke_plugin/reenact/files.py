@@ -102,7 +102,7 @@ def version_for(folder: Path, name: str, job: str) -> Path:
             if found and path.is_dir():
                 last = max(last, int(found[1]))
                 with contextlib.suppress(OSError):
-                    if (path / ".job").read_text() == job:
+                    if (path / ".job").read_text(encoding="utf-8") == job:
                         return path
     while True:
         last += 1

@@ -535,7 +535,7 @@ def paste(beside: Node, text: str, under: Optional[Node], step: str) -> str:
     """
     with tempfile.TemporaryDirectory() as folder, beside.parent(), undo_step(step):
         path = os.path.join(folder, "nodes.nk").replace("\\", "/")
-        with open(path, "w") as file:
+        with open(path, "w", encoding="utf-8") as file:
             file.write("set cut_paste_input [stack 0]\n")
             file.write(f"version {version().replace('v', ' v')}\n{text}")
         # Nuke Indie and Non-commercial let Python see ten nodes: no list of all of them.

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import traceback
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
@@ -14,7 +15,7 @@ from reenact.client import Client
 from reenact.errors import ServerError
 from reenact.files import Frames
 from reenact.protocol import FINISHED, File
-from reenact.runs import CONNECT_SECONDS, NodeUpdate, Result, clip_between
+from reenact.runs import CONNECT_SECONDS, NodeUpdate, Result, clip_between, unexpected
 from reenact.shots import (
     Sender,
     ShotRequest,
@@ -137,6 +138,9 @@ class LivePreview(Thread):
         except OSError as error:
             where = error.filename or "A file"
             return NodeUpdate(id, "failed", f"{where}: {error.strerror or error}.", "preview")
+        except Exception as error:
+            traceback.print_exc()
+            return NodeUpdate(id, "failed", unexpected(error), "preview")
         return None
 
     def _delete_jobs(self, client: Client) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -16,7 +17,7 @@ from reenact.client import Client, home
 from reenact.errors import ServerError
 from reenact.graph import Curve, Graph, Sheet
 from reenact.protocol import FINISHED, TRAINING, File
-from reenact.runs import CONNECT_SECONDS
+from reenact.runs import CONNECT_SECONDS, unexpected
 
 COLUMNS = ("Node", "Job", "State", "Progress", "Last change", "Server")
 THUMBNAIL = 36  # px
@@ -307,6 +308,10 @@ def _work(
                         shown = now
         except ServerError as error:
             answers.put((server, str(error)))
+            closed.wait(POLL_SECONDS)
+        except Exception as error:
+            traceback.print_exc()
+            answers.put((server, unexpected(error)))
             closed.wait(POLL_SECONDS)
 
 

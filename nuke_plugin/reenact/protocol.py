@@ -12,7 +12,7 @@ import math
 import re
 import typing
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple, Type, TypeVar, Union
+from typing import Any, Callable, Dict, List, Optional, Tuple, Type, TypeVar, Union
 
 VERSION = 1
 CHUNK = 1 << 20  # bytes of a chunk; only the last of a file is smaller
@@ -761,16 +761,22 @@ def not_read(suffix: str) -> str:
     )
 
 
-def file_hash(path: Any) -> Tuple[str, int]:
+def file_hash(path: Any, is_stopped: Callable[[], bool] = lambda: False) -> Tuple[str, int]:
     """Returns the hash and size of a file.
 
+    Args:
+        path: of the file; a movie takes minutes.
+        is_stopped: asked meanwhile whether nobody waits for the hash any more.
+
     Raises:
-        OSError: the file can't be read.
+        OSError: the file can't be read; InterruptedError, nobody waits.
     """
     sha, size = hashlib.blake2b(digest_size=32), 0
     buffer = memoryview(bytearray(CHUNK // 4))  # stays in the processor's cache
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):
+            if is_stopped():
+                raise InterruptedError(f"{path} is not needed any more.")
             sha.update(buffer[:count])
             size += count
     return sha.hexdigest(), size

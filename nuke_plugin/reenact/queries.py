@@ -1,5 +1,6 @@
 """Single questions that a node asks the server: its characters and styles, and to start."""
 
+import traceback
 from pathlib import Path
 from threading import Thread
 from typing import Any, Callable, Dict, List
@@ -9,7 +10,7 @@ from reenact.address import server_at
 from reenact.client import Client
 from reenact.errors import ServerError
 from reenact.protocol import File
-from reenact.runs import CONNECT_SECONDS, STEPS, NodeUpdate, Result
+from reenact.runs import CONNECT_SECONDS, STEPS, NodeUpdate, Result, unexpected
 
 NO_CHOICE = "on the server..."  # first item of a menu of the server's files
 
@@ -44,6 +45,9 @@ class ServerQuery(Thread):
             self._on_update(NodeUpdate(self.id, "failed", str(error), step))
         except OSError as error:
             self._on_update(NodeUpdate(self.id, "failed", f"{error}.", "retry"))
+        except Exception as error:
+            traceback.print_exc()
+            self._on_update(NodeUpdate(self.id, "failed", unexpected(error)))
 
 
 def start_server(client: Client, id: str) -> NodeUpdate:

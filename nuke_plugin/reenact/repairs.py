@@ -259,7 +259,7 @@ class RepairRun(ShotRun):
 
         if not self._follow(client, task, destination):
             return
-        report = json.loads((version / "qc.json").read_text())
+        report = json.loads((version / "qc.json").read_text(encoding="utf-8"))
         curves = {
             name: {n: v for n, v in zip(report["frames"], values) if v is not None}
             for name, values in report["measures"].items()

@@ -228,7 +228,7 @@ class Run(Thread):
             self._update("failed", f"{where}: {error.strerror or error}.", "retry")
         except Exception as error:
             self._log(traceback.format_exc())
-            self._update("failed", f"Something went wrong in the plugin: {error!r:.200}", "log")
+            self._update("failed", unexpected(error), "log")
 
     # -- from the request to the version
 
@@ -349,7 +349,7 @@ class Run(Thread):
         """Returns the content of the version's `run.json`, and the first job's task."""
         version = Path(self.folder)
         try:
-            content = json.loads((version / "run.json").read_text())
+            content = json.loads((version / "run.json").read_text(encoding="utf-8"))
             view = content.get("source", {}).get("view", "")
             self._view = f", view {view}" if view else ""
             first = FIRST_TASK.get(content["kind"], content["kind"])
@@ -578,7 +578,7 @@ class Run(Thread):
         """Returns the id of a task's job: one that this version has submitted, else a new one."""
         kind = protocol.kind_of(task)
         record = Path(self.folder) / f".{kind}"
-        job = record.read_text() if record.exists() else ""
+        job = record.read_text(encoding="utf-8") if record.exists() else ""
         if not self._resume and job:
             with contextlib.suppress(ServerError):  # `no_such_job`: it is submitted again
                 client.status(job)
@@ -636,8 +636,9 @@ class Run(Thread):
 
     def _log(self, text: str) -> None:
         if self.folder:
-            with contextlib.suppress(OSError), log_file(self.folder).open("a") as log:
-                log.write(text.rstrip() + "\n")
+            line = f"{text.rstrip()}\n".encode("utf-8", "backslashreplace")
+            with contextlib.suppress(OSError), log_file(self.folder).open("ab") as log:
+                log.write(line)
 
 
 class _StageClock:
@@ -659,7 +660,8 @@ def frames_name(folder: Path) -> str:
     Raises:
         OSError, ValueError: the folder is gone or damaged.
     """
-    return str(json.loads((folder / "run.json").read_text()).get("name", folder.name))
+    content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return str(content.get("name", folder.name))
 
 
 def version_knobs(version: Path, content: Mapping[str, Any]) -> Dict[str, Any]:
@@ -696,6 +698,11 @@ def without_plate(render: protocol.Render) -> protocol.Render:
     assert render.plate is not None
     config, file = render.plate.config, render.plate.config_file
     return dataclasses.replace(render, plate=None, config=config, config_file=file)
+
+
+def unexpected(error: Exception) -> str:
+    """Returns what a node says of an error that nobody foresaw: no thread ends without a word."""
+    return f"Something went wrong in the plugin: {error!r:.200}"
 
 
 def progress_text(event: Dict[str, Any], now: float, start: Tuple[float, float]) -> str:

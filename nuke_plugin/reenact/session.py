@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import re
 import time
+import traceback
 import uuid
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -22,7 +23,7 @@ from reenact.kinds import NODE_VERSION, is_alive, kind_of, node_id, node_version
 from reenact.live import LivePreview
 from reenact.queries import NO_CHOICE, ServerQuery
 from reenact.requests import build_request
-from reenact.runs import BUSY, NodeUpdate, Run, RunRequest
+from reenact.runs import BUSY, NodeUpdate, Run, RunRequest, unexpected
 from reenact.shots import ShotRequest
 from reenact.versions import folder_of
 from reenact.views import ViewsRun, has_views
@@ -232,6 +233,9 @@ class Session:
                 update = work()
             except NodeError as error:
                 update = NodeUpdate(id, "failed", str(error))
+            except Exception as error:
+                traceback.print_exc()
+                update = NodeUpdate(id, "failed", unexpected(error))
             self.updates.put(update)
 
         if host.gui():

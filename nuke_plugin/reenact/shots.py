@@ -96,7 +96,7 @@ def read_shot(track: str, character: str) -> Shot:
     Raises:
         OSError, ValueError, KeyError, TypeError: the version is gone or damaged.
     """
-    content = json.loads((Path(track).parent / "run.json").read_text())
+    content = json.loads((Path(track).parent / "run.json").read_text(encoding="utf-8"))
     own = str(content.get("character", ""))  # unless it was moved, or the version is older
     character = own if own and os.path.exists(own) else character
     plate = content["plate"] if "plate" in content else content["task"]["plate"]
@@ -124,7 +124,7 @@ def tracks_of_views(track: str) -> Dict[str, str]:
     """
     folder = Path(track).parent
     try:
-        views = json.loads((folder.parent / "run.json").read_text())["views"]
+        views = json.loads((folder.parent / "run.json").read_text(encoding="utf-8"))["views"]
     except (OSError, ValueError, KeyError):
         return {"": track}
     return {view: str(folder.parent / view / Path(track).name) for view in views}

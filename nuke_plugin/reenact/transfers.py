@@ -11,8 +11,9 @@ import sys
 import time
 import uuid
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Event
 from typing import Any, Callable, Deque, Dict, Iterable, List, Optional, Tuple
 
 from reenact import protocol
@@ -22,6 +23,7 @@ from reenact.errors import ServerError
 from reenact.protocol import CHUNK, CREDIT, File
 
 FILES_AHEAD = 8  # files that are started before earlier ones are complete
+HASH_SECONDS = 0.2  # between two reports while a file is hashed
 CREDIT_SECONDS = 0.5  # pause after `credit`: the server still works on requests we gave up
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in total
@@ -33,6 +35,8 @@ def upload(
 ) -> List[File]:
     """Uploads files that the server doesn't have; hashes them in threads meanwhile.
 
+    `progress` is called while a file is hashed, too, and ends the upload at once by what it raises.
+
     Raises:
         OSError: a file can't be read.
         ServerError: `empty`, a file has no bytes; `changed`, a file changed while it was sent; or
@@ -41,14 +45,18 @@ def upload(
     sources = [Path(p) for p in paths]
     total = sum(p.stat().st_size for p in sources)
     files: List[File] = []
-    pool = ThreadPoolExecutor(2)
+    pool, ended = ThreadPoolExecutor(2), Event()
     uploader = _Upload(channel, lambda n: progress and progress(n, total))
     try:
-        hashes = [pool.submit(protocol.file_hash, path) for path in sources]
+        hashes = [pool.submit(protocol.file_hash, path, ended.is_set) for path in sources]
         waiting: List[Source] = []
         for path, hashed in zip(sources, hashes):
-            while uploader.in_flight and not hashed.done():
-                uploader.step()  # instead of idling until the hash is there
+            while not hashed.done():
+                if uploader.in_flight:
+                    uploader.step()  # instead of idling until the hash is there
+                else:
+                    wait([hashed], HASH_SECONDS)
+                    uploader.report()
             hash, size = hashed.result()
             if not size:
                 raise ServerError("empty", f"{path} is empty. Write it again.")
@@ -60,6 +68,7 @@ def upload(
         uploader.add(waiting)
         uploader.finish()
     finally:
+        ended.set()  # Python, and Nuke with it, ends no sooner than the pool's threads
         pool.shutdown(cancel_futures=True)
         uploader.close()
     if progress:
@@ -142,6 +151,10 @@ class _Upload:
         if answer["received"] < min(offset + CHUNK, source[1].size):  # it lost earlier chunks
             self._restart([source])
 
+    def report(self) -> None:
+        """Reports how much is sent."""
+        self._on_sent(self._sent)
+
     def close(self) -> None:
         """Closes the file that is being read."""
         if self._open is not None:
@@ -161,7 +174,7 @@ class _Upload:
         more = max(size - self._held.get(source, 0), 0)
         self._held[source] = self._held.get(source, 0) + more
         self._sent += more
-        self._on_sent(self._sent)
+        self.report()
 
     def _fill(self) -> None:
         while self.next and len(self.in_flight) < CREDIT:

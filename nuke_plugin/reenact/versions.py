@@ -30,7 +30,7 @@ def version_result(folder: Path) -> Result:
         OSError, ValueError, KeyError: the version is gone or damaged.
         ServerError: the version has no frames.
     """
-    content = json.loads((folder / "run.json").read_text())
+    content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     reads = {"Result": version_frames(folder), "Crops": NO_FRAMES}
     knobs = {**version_knobs(folder, content), "show": "result"}
     if (knobs["track"].parent / "crops").is_dir():
@@ -46,10 +46,10 @@ def version_frames(folder: Path, crops: bool = False) -> Frames:
         OSError, ValueError: the version is gone or damaged.
         ServerError: the version has no frames, or none of a view.
     """
-    content = json.loads((folder / "run.json").read_text())
+    content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     views = content.get("views", [])
     if views:
-        content = json.loads((folder / views[0] / "run.json").read_text())
+        content = json.loads((folder / views[0] / "run.json").read_text(encoding="utf-8"))
     older = content.get("layer_names", 1) == 1  # folders of older plugins lack it
     below, suffix = ("crops", "_crop") if crops else ("", "")
 
@@ -110,5 +110,5 @@ def withdraw(folder: Path, id: str) -> None:
     """
     path = folder / APPROVAL
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-        if json.loads(path.read_text())["node_id"] == id:
+        if json.loads(path.read_text(encoding="utf-8"))["node_id"] == id:
             path.unlink()

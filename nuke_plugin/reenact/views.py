@@ -29,7 +29,7 @@ def has_views(request: Optional[RunRequest], folder: str) -> bool:
     if not folder:
         return False
     with contextlib.suppress(OSError, ValueError):
-        return "views" in json.loads((Path(folder) / "run.json").read_text())
+        return "views" in json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
     return False
 
 
@@ -112,7 +112,7 @@ class ViewsRun(Run):
     def _continue(self, client: Client) -> None:
         version = Path(self.folder)
         try:
-            content = json.loads((version / "run.json").read_text())
+            content = json.loads((version / "run.json").read_text(encoding="utf-8"))
             views, jobs = content["views"], content["jobs"]
         except (OSError, ValueError, KeyError):
             raise ServerError(

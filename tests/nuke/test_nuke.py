@@ -7,9 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import nuke_standin
 import numpy as np
@@ -29,7 +30,7 @@ from nuke_session import (
 from nuke_standin import Node, Session
 from OpenImageIO import UINT8, ImageBuf
 from performer_faces import film_scan
-from reenact import __version__, client, launcher, protocol, runs, thumbnails
+from reenact import __version__, client, launcher, live, protocol, queries, runs, thumbnails
 from reenact import channel as channel_module
 from reenact.errors import NodeError
 from reenact.files import Frames
@@ -41,6 +42,7 @@ from core.media.numbering import frame_path
 from core.media.read import open_clip, read_frame
 from core.personalize.character import load_character
 from core.solve.latent_track import load_track
+from server.frontend import home
 
 FIRST, LAST = 1001, 1000 + FRAMES
 GIZMOS = ROOT / "gizmos"
@@ -484,6 +486,26 @@ def test_cancel_keeps_what_is_done_and_resume_goes_on(
     until(session, node, "cancelled")
 
 
+@pytest.mark.timeout(120)
+def test_cancel_does_not_wait_until_a_long_movie_is_read(server: Server, tmp_path: Path) -> None:
+    """It is read whole before it is sent; so long, a node would say nothing, and Nuke not end."""
+    movie = tmp_path / "scan.mov"
+    movie.touch()
+    os.truncate(movie, 20 << 30)  # half a minute's work
+    source = runs.Source([str(movie)], [1, 2])
+    request = runs.RunRequest("personalize", str(tmp_path), "a", source, {"name": "a", "who": "b"})
+    updates: list[runs.NodeUpdate] = []
+    run = runs.Run("id", updates.append, request)
+    run.start()
+    wait_for(lambda: updates, 10, "progress")
+    assert updates[-1].text == "Sending frames: 0 %"
+    run.cancel()
+    run.join(10)
+    assert not run.is_alive()
+    assert updates[-1].state == "cancelled"
+    assert not [t.name for t in threading.enumerate() if "ThreadPool" in t.name]
+
+
 def test_every_trouble_lands_on_the_node(
     session: Session, own_server: Server, given: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -535,6 +557,46 @@ def test_every_trouble_lands_on_the_node(
     print(f"held up for {session.longest:.3f} s at most")
     assert session.longest < 0.5
     assert session.messages == []  # no windows
+
+
+def test_what_nobody_foresaw_is_said_too(session: Session, own_server: Server) -> None:
+    """A thread that ends without a word leaves a node that is waited for in vain."""
+    home.make_keys(own_server.folder)
+    node, surprise = under(session, "ReenactEdit"), RuntimeError("surprise")
+    expected = "Something went wrong in the plugin: RuntimeError('surprise')"
+    with patch.object(client.Client, "hello", side_effect=surprise):
+        work().query(node, lambda one, id: queries.list_files(one, id, "characters"))
+        until_said(session, node, plugin("display").plain_text(expected))
+    node["state"].setValue("")
+    work().do(node, Mock(side_effect=surprise))
+    until_said(session, node, plugin("display").plain_text(expected))
+    node["state"].setValue("")
+    drawn = runs.NodeUpdate(node["reenact_id"].value(), "done", "Drawn.")
+    with patch.object(live, "render_frame", side_effect=[surprise, drawn]):
+        work().request_frame(node, Mock())
+        until_said(session, node, plugin("display").plain_text(expected))
+        (preview,) = work().live.values()
+        session.pump(lambda: not preview.busy(), 10, "the thread")
+        work().request_frame(node, Mock())  # by the same thread
+        until_said(session, node, "Drawn.")
+        assert [*work().live.values()] == [preview]
+
+
+def test_a_log_takes_what_the_system_cannot_write(tmp_path: Path) -> None:
+    """A server on Linux names files as Nuke's system can't: the job's own words still arrive."""
+    code = """if True:
+        import sys
+        from reenact.runs import Run
+        run = Run("id", print, folder=sys.argv[1])
+        name = "\\u5408\\u6210.1001.exr"
+        run._on_event(None, {"type": "note", "text": f"{name} is cut off"}, None, None)
+        run._on_event(None, {"type": "log", "text": "half a letter: \\ud83d"}, None, None)
+    """
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment = {**os.environ, **plain, "PYTHONPATH": str(ROOT / "nuke_plugin")}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=True)
+    said = (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert said == "\u5408\u6210.1001.exr is cut off\nhalf a letter: \\ud83d\n"
 
 
 class Impatient(client.Client):

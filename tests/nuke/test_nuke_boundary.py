@@ -73,6 +73,19 @@ def test_the_stand_in_knows_which_modules_know_nuke() -> None:
             assert path.stem in nuke_standin.KNOW_NUKE, path.name
 
 
+def test_text_files_do_not_depend_on_the_system() -> None:
+    """Nuke's Python writes cp1252 on Windows and ASCII without a locale unless it is told."""
+    for path in (*PLUGIN.glob("*.py"), *PLUGIN.parent.glob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            name = call.func if isinstance(call, ast.Call) else None
+            named = getattr(name, "attr", getattr(name, "id", ""))
+            if not isinstance(call, ast.Call) or named not in ("open", "read_text", "write_text"):
+                continue
+            text = ast.unparse(call)
+            binary = named == "open" and re.search(r"""['"][rwax]\+?b['"]|^os\.open""", text)
+            assert binary or "encoding='utf-8'" in text or "encoding='ascii'" in text, (path, text)
+
+
 def test_the_boundary_is_small_and_typed() -> None:
     functions = [
         line
@@ -207,6 +220,24 @@ def test_the_menu_makes_the_nodes() -> None:
             "ReenactStyle1",
             "ReenactComp1",
         ]
+
+
+def test_the_start_leaves_no_names_and_takes_none() -> None:
+    """Nuke runs the init.py and the menu.py of all plugins with the same names, and menus' texts
+    call what they find there."""
+    theirs = {
+        name: object() for name in ("sys", "error", "text", "node", "NODES", "_fill", "_start")
+    }
+    with nuke_standin.running():
+        for file in (PLUGIN.parent / "init.py", PLUGIN.parent / "menu.py"):
+            for broken in ({}, {"reenact": None}):
+                names = {**theirs, "__file__": str(file), "__builtins__": __builtins__}
+                before = dict(names)
+                with patch.dict(sys.modules, broken):
+                    exec(compile(file.read_text(), str(file), "exec"), names)
+                changed = {name for name in names if names[name] is not before.get(name)}
+                assert changed <= {"__doc__"}, (file, changed)
+                assert before.keys() <= names.keys()
 
 
 def test_nuke_starts_whatever_is_wrong_with_the_plugin(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from PySide6.QtCore import Qt, qInstallMessageHandler
 from PySide6.QtGui import QColor, QImage
 from PySide6.QtTest import QTest
 from reenact import protocol
+from reenact.client import Client
 from running_server import FRAMES, Server, inputs, solve_task, wait_for
 
 from core.personalize.character import load_character
@@ -231,3 +233,12 @@ def test_a_hidden_panel_asks_nothing(session: Session, own_server: Server, panel
     session._held(panel.show)
     with own_server.client() as client:
         session.pump(lambda: client.ask(ask)["clients"] == 2, 20, "the panel")
+
+
+def test_a_panel_asks_again_after_what_nobody_foresaw(
+    session: Session, own_server: Server, panel: Any
+) -> None:
+    home.make_keys(own_server.folder)
+    with patch.object(Client, "jobs", side_effect=[RuntimeError("surprise"), *([[]] * 99)]):
+        session.pump(lambda: "RuntimeError('surprise')" in panel.message.text(), 20, "the error")
+        session.pump(lambda: "0 jobs on the server" in panel.message.text(), 20, "the list")

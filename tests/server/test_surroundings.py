@@ -420,6 +420,43 @@ def test_pipes_in_the_home_are_not_waited_for(folder: Path) -> None:
         address.server_at("127.0.0.1:1")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_a_program_that_can_open_no_more_files_lives_on(folder: Path) -> None:
+    """Short of a few descriptors, ZeroMQ would end the whole process: Nuke, with the script."""
+    code = """if True:
+        import os, resource, sys
+        from pathlib import Path
+        from reenact.address import load_key
+        from reenact.client import Client
+        from reenact.errors import ServerError
+        from reenact.pyzmq import zmq
+        free = os.dup(0)
+        os.close(free)
+        limit = free + int(sys.argv[1])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        try:
+            if sys.argv[2:]:
+                load_key(Path(sys.argv[2]))
+            with Client("nuke", 1.0, ("tcp://127.0.0.1:9", 40 * "x")) as client:
+                client.hello()
+        except ServerError as error:
+            print(error.code, error)
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "nuke_plugin")}
+
+    def said(*arguments: object) -> str:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (arguments, done.stderr)
+        return done.stdout
+
+    for spare in (*range(10), 31):
+        assert said(spare).startswith("too_many_files "), spare
+    assert said(60).startswith("no_server ")
+    key = folder / "keys/client.key_secret"
+    assert said(0, key) == f"no_key The key {key} can't be read: Too many open files. Try again.\n"
+
+
 def test_every_command_makes_a_key_that_was_deleted(folder: Path) -> None:
     (folder / "keys/client.key_secret").unlink()
     done = reenact_here("status", cwd=folder)
