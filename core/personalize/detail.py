@@ -290,8 +290,7 @@ def draw_detailed(
         generator: the character's, or a style's.
         detail: on the same device.
         codes: `[B, w_dim]` or `[B, L, w_dim]`.
-        meshes: `[B, 478, 3]`, of the generator's pictures, in their sides; those of a shot
-            steadied over time, for the detail trembles with them.
+        meshes: `[B, 478, 3]`, of the generator's pictures, in their sides.
 
     Returns:
         `[B, 3, R, R]`, sRGB, nominally in [-1, 1].

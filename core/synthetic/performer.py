@@ -465,7 +465,7 @@ def pin(params: np.ndarray, points: np.ndarray) -> Pins:
     with np.errstate(all="ignore"):
         (a, b), (c, d) = sides.transpose(1, 2, 0)
         px, py = (wanted - corners[:, 0]).T
-        second, third = (np.stack([d * px - b * py, a * py - c * px]) / (a * d - b * c))
+        second, third = np.stack([d * px - b * py, a * py - c * px]) / (a * d - b * c)
     weights = np.stack([1 - second - third, second, third], 1)
     weights[buffers[0][y, x] > 1e8] = np.nan
     return Pins(faces, weights)
