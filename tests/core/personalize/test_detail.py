@@ -259,3 +259,21 @@ def test_a_still_driver_gives_a_still_picture() -> None:
     blurred = F.interpolate(first[None], scale_factor=0.5, mode="area")
     blurred = F.interpolate(blurred, scale_factor=2.0, mode="bicubic")
     assert float((first - blurred).abs().mean()) > 0.01, "there is detail that could move"
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_the_border_of_the_picture_is_drawn_as_its_middle(
+    size: int, examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What convolutions find beyond a picture, nothing, doesn't reach into it."""
+    generator = a_generator()
+    torch.manual_seed(0)
+    network = DetailNetwork(DetailShape(BASE, size, 8))
+    for parameter in network.parameters():
+        parameter.data.normal_(std=0.2)
+    network.eval().requires_grad_(False)
+    detail = Detail(network, fit_atlas(examples.meshes), DetailInfo())
+    drawn = draw_detailed(generator, detail, examples.w[:1], examples.meshes[:1])
+    monkeypatch.setattr(DetailShape, "margin", 8)
+    wide = draw_detailed(generator, detail, examples.w[:1], examples.meshes[:1])
+    assert float((drawn - wide).abs().max() / wide.abs().max()) < 1e-4
