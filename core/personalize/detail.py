@@ -37,7 +37,6 @@ from core.generator.storage import compact
 
 ENTRY, PREFIX = "detail", "detail."  # of detail in files: a header's entry, and arrays' names
 RESOLUTIONS = (256, 512, 1024)  # px, that a character may be drawn at
-MARGIN = 2  # px of the base around a part that is drawn: the convolutions lack what is beyond
 HIDDEN = 32  # features of the convolutions
 EXPRESSIONS = 8  # principal components of the anchors that modulate the textures
 _SLOPE = 0.2
@@ -64,6 +63,11 @@ class DetailShape:
         """Sides of the pictures at which something is added, px."""
         steps = int(math.log2(self.resolution // self.base))
         return [self.base << i for i in range(1, steps + 1)]
+
+    @property
+    def margin(self) -> int:
+        """How much around a part its convolutions reach, px of the base."""
+        return 3 if len(self.sizes) < 3 else 4  # 1 + 1, then half of that for each doubled size
 
 
 @dataclass(frozen=True)
@@ -290,14 +294,13 @@ def draw_detailed(
         generator: the character's, or a style's.
         detail: on the same device.
         codes: `[B, w_dim]` or `[B, L, w_dim]`.
-        meshes: `[B, 478, 3]`, of the generator's pictures, in their sides; those of a shot
-            steadied over time, for the detail trembles with them.
+        meshes: `[B, 478, 3]`, of the generator's pictures, in their sides.
 
     Returns:
         `[B, 3, R, R]`, sRGB, nominally in [-1, 1].
     """
     features, picture = generator.synthesis.features(codes)
-    shape, pad = detail.network.shape, MARGIN
+    shape, pad = detail.network.shape, detail.network.shape.margin
     features, picture = (F.pad(x, [pad] * 4, "replicate") for x in (features, picture))
     maps = []
     for size in shape.sizes:

@@ -29,7 +29,6 @@ from core.generator import Generator
 from core.media.write import to_bytes
 from core.personalize.detail import (
     EXPRESSIONS,
-    MARGIN,
     Detail,
     DetailInfo,
     DetailNetwork,
@@ -360,7 +359,7 @@ def _loss(
         examples.w[torch.from_numpy(chosen)].to(device),
         maps,
     )
-    edge = MARGIN * scale
+    edge = shape.margin * scale
     difference = (drawn - cut(examples.pictures, scale))[..., edge:-edge, edge:-edge]
     across = difference[..., 1:] - difference[..., :-1]
     down = difference[..., 1:, :] - difference[..., :-1, :]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -41,7 +40,6 @@ def draw_frames(
     codes: np.ndarray,
     *,
     detail: Detail | None = None,
-    surfaces: Iterable[np.ndarray] | None = None,
     mix: Mix | None = None,
     batch: int = 8,
 ) -> Iterator[Tensor]:
@@ -51,17 +49,12 @@ def draw_frames(
         generator: the character's, a style's parent.
         codes: `[F, L, 512]` w+.
         detail: the character's, if it has any; on the generator's device.
-        surfaces: of each of the F frames the mesh `[478, 3]` of what the generator draws, steadied
-            over time, to which detail is attached; by default each frame's own, for stills.
         mix: the amount of a style in each of the F frames; frames of one amount are drawn together.
         batch: pictures drawn at once.
 
     Yields:
         `[3, R, R]` sRGB in [-1, 1].
     """
-    if detail is not None and surfaces is None:
-        surfaces = still_surfaces(generator, codes, batch)
-    meshes = iter(surfaces or ())
     runs = [(slice(0, len(codes)), generator, detail)]
     for frames, drawing, own in runs if mix is None else mix.networks(generator, detail):
         if own is None:
@@ -69,13 +62,9 @@ def draw_frames(
             continue
         device = next(drawing.parameters()).device
         for start in range(frames.start, frames.stop, batch):
-            part = torch.from_numpy(codes[start : min(start + batch, frames.stop)]).to(device)
-            mesh = np.stack([*islice(meshes, len(part))])
-            yield from draw_detailed(drawing, own, part, mesh).clamp(-1, 1)
-
-
-def still_surfaces(generator: Generator, codes: np.ndarray, batch: int = 8) -> Iterator[np.ndarray]:
-    """Finds the mesh `[478, 3]` of what a generator draws of each code, by itself."""
-    pictures = draw_pictures(generator, codes, batch)
-    while part := list(islice(pictures, batch)):
-        yield from find_meshes(torch.stack(part))
+            part = codes[start : min(start + batch, frames.stop)]
+            # Not steadied over time: of codes near each other a generator draws pictures so alike
+            # that meshes tremble by hundredths of a pixel of 512, and an average smears blinks.
+            meshes = find_meshes(torch.stack([*draw_pictures(generator, part, batch)]))
+            drawn = draw_detailed(drawing, own, torch.from_numpy(part).to(device), meshes)
+            yield from drawn.clamp(-1, 1)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import tee
 from pathlib import Path
 
 import numpy as np
@@ -147,18 +146,11 @@ def write_frames(
     if plate is not None and waiting and (all_layers or options.grain):
         grain = measure_grain(plate, space)
     codes = track.smooth[waiting]
-    observed = track_geometry(
-        generator, track, np.array(waiting, int), batch, matched, detail is not None
-    )
-    geometries, surfaces = observed, None
-    if detail is not None:
-        geometries, ahead = tee(observed)
-        surfaces = (g.surface for g in ahead if g.surface is not None)
+    geometries = track_geometry(generator, track, np.array(waiting, int), batch, matched)
     pictures = draw_frames(
         generator,
         codes,
         detail=detail,
-        surfaces=surfaces,
         mix=None if mix is None else mix.frames(waiting),
         batch=batch,
     )

@@ -21,7 +21,6 @@ from core.face.temporal import near_in_time
 from core.generator import Generator
 from core.media import colour
 from core.media.clip import Clip
-from core.personalize.detail import find_meshes
 from core.render import colour_match, motion
 from core.render import matte as mattes
 from core.render.colour_match import Match
@@ -31,7 +30,6 @@ from core.solve.latent_track import LatentTrack
 # Sigmas of the averages over time, seconds.
 OUTLINE_SECONDS = 0.05  # the face's outline and the head's matte, which move with the head
 MATCH_SECONDS = 0.15  # the colour match, which follows the light
-SURFACE_NOISE = 1 / 600  # of a point of the mesh that detail is attached to, sides of the square
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +42,6 @@ class FaceGeometry:
     head: np.ndarray  # [S, S] float32 in 0..1, the generated head; S is `matte.HEAD_SIZE`
     velocity: np.ndarray  # [478, 2] of the generated mesh, plate px per frame
     match: Match = colour_match.IDENTITY
-    # [478, 3] mesh of the generated face that detail is attached to, in sides of the square.
-    surface: np.ndarray | None = None
 
     @property
     def side(self) -> float:
@@ -61,7 +57,6 @@ class _Observation:
     driving: np.ndarray  # [478, 2], NaN without a face
     head: np.ndarray  # [S, S] uint8
     match: Match | None
-    surface: np.ndarray | None  # [478, 3]
 
 
 def track_geometry(
@@ -70,7 +65,6 @@ def track_geometry(
     frames: np.ndarray,
     batch: int = 8,
     plate: Clip | None = None,
-    surfaces: bool = False,
 ) -> Iterator[FaceGeometry]:
     """Finds the generated faces of some frames of a track, with the help of the frames around them.
 
@@ -80,8 +74,6 @@ def track_geometry(
         frames: `[K]` indices of frames, increasing.
         batch: pictures drawn at once.
         plate: to match colours to; None matches none.
-        surfaces: whether `FaceGeometry.surface` is wanted, which takes eight times as long to find
-            as the outline.
 
     Yields:
         The geometry of each of the K frames.
@@ -98,7 +90,7 @@ def track_geometry(
         missing = sorted(needed - set(observed))
         observed = {f: observed[f] for f in needed if f in observed}
         for at in range(0, len(missing), batch):
-            observed |= _observe(generator, track, missing[at : at + batch], plate, surfaces)
+            observed |= _observe(generator, track, missing[at : at + batch], plate)
 
         meshes = {f: _steady_mesh(observed, f, *near) for f, near in outline.items()}
         for frame in chunk:
@@ -118,7 +110,6 @@ def track_geometry(
                 head.astype(np.float32),
                 motion.velocity(before, here, after),
                 colour_match.mean(matches, shares),
-                _steady_surface([observed[int(f)].surface for f in near], near, weights, frame),
             )
 
 
@@ -146,13 +137,11 @@ def _observe(
     track: LatentTrack,
     frames: Sequence[int],
     plate: Clip | None,
-    surfaces: bool,
 ) -> dict[int, _Observation]:
     """Draws frames, and finds their faces, their heads and their match to the plate's skin."""
     small = min(generator.architecture.resolution, mattes.HEAD_SIZE)
     drawn = torch.stack([*draw_pictures(generator, track.smooth[frames], len(frames), small)])
     found = mattes.segment(drawn)
-    meshes = find_meshes(drawn) if surfaces else None
     driving = [to_square(track.landmarks[f, :, :2] + 0.5, track.quads[f]) for f in frames]
     matches: dict[int, Match | None] = {}
     if plate is not None:
@@ -175,7 +164,6 @@ def _observe(
             driving[i],
             found.heads[i],
             matches.get(frame),
-            None if meshes is None else meshes[i],
         )
         for i, frame in enumerate(frames)
     }
@@ -197,24 +185,6 @@ def _steady_mesh(
     oval = [*FACE_OVAL]
     mesh[oval] = np.tensordot(weights, [observed[int(f)].generated[oval] for f in near], 1)
     return mesh
-
-
-def _steady_surface(
-    surfaces: Sequence[np.ndarray | None], near: np.ndarray, weights: np.ndarray, frame: int
-) -> np.ndarray | None:
-    """Returns a frame's mesh `[478, 3]` without the trembling of the network that finds it.
-
-    A point that moves no more around the frame than the network errs gets its mean place; one that
-    moves, such as a blinking lid, keeps its own (a Wiener filter of each point).
-    """
-    if any(surface is None for surface in surfaces):
-        return None
-    stack = np.stack([surface for surface in surfaces if surface is not None])
-    mean = np.tensordot(weights, stack, 1)
-    variance = np.tensordot(weights, (stack - mean) ** 2, 1).sum(-1, keepdims=True)
-    here = stack[int(np.flatnonzero(near == frame)[0])]
-    moving = np.clip(1 - SURFACE_NOISE**2 / np.maximum(variance, 1e-12), 0, 1)
-    return (mean + moving * (here - mean)).astype(np.float32)
 
 
 def _outline_weights(track: LatentTrack, frame: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,11 +33,14 @@ __all__ = [
     "NAMES",
     "PARAMETERS",
     "Parameter",
+    "Pins",
+    "follow",
     "from_normal",
     "landmarks",
     "mirror",
     "neutral",
     "performance",
+    "pin",
     "random_identity",
     "render",
     "self_scan",
@@ -385,6 +389,9 @@ def _draw_hair(scene: _Scene, depth: np.ndarray, linear: np.ndarray) -> None:
         )
 
 
+_PINNED = 512  # px, side of the pictures in which points are pinned
+_HIDDEN = 0.04  # head units behind the skin in front, from which a point counts as hidden
+
 # -- landmarks -------------------------------------------------------------------------------
 
 
@@ -427,6 +434,67 @@ def landmarks(params: np.ndarray) -> dict[str, np.ndarray]:
     placed = _place(np.array(list(points.values())), np.ones(len(points)), rotation, body)
     xy = (_project(placed, 1024)[:, :2] + 0.5) / 1024
     return dict(zip(points, xy, strict=True))
+
+
+class Pins(NamedTuple):
+    """Points that stick to the skin; by their numbers they are the same on everybody."""
+
+    faces: np.ndarray  # [K, 3] vertices of the triangles that they lie on
+    weights: np.ndarray  # [K, 3] of the vertices; NaN for points that missed the skin
+
+
+def pin(params: np.ndarray, points: np.ndarray) -> Pins:
+    """Sticks points of a picture to the skin that is there, under hair and glasses.
+
+    Args:
+        params: `[P]` of the picture.
+        points: `[K, 2]`, x right and y down in fractions of its side.
+
+    Raises:
+        ValueError: as `render`.
+    """
+    scene = _stage(np.clip(check(params, 1), LOW, HIGH), _PINNED)
+    screen = _project(scene.skin, _PINNED)
+    buffers = scene.buffers()
+    shading.rasterize(screen, head.FACES, 1, *buffers)
+    wanted = np.asarray(points, np.float64) * _PINNED - 0.5
+    x, y = np.clip(wanted.round().astype(int), 0, _PINNED - 1).T
+    faces = head.FACES[buffers[1][y, x]]
+    corners = screen[faces, :2].astype(np.float64)
+    sides = np.stack([corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]], 2)
+    with np.errstate(all="ignore"):
+        (a, b), (c, d) = sides.transpose(1, 2, 0)
+        px, py = (wanted - corners[:, 0]).T
+        second, third = np.stack([d * px - b * py, a * py - c * px]) / (a * d - b * c)
+    weights = np.stack([1 - second - third, second, third], 1)
+    weights[buffers[0][y, x] > 1e8] = np.nan
+    return Pins(faces, weights)
+
+
+def follow(params: np.ndarray, pins: Pins) -> tuple[np.ndarray, np.ndarray]:
+    """Computes where pinned points are in a picture.
+
+    Args:
+        params: `[P]` of the picture.
+        pins: K of them.
+
+    Returns:
+        `[K, 3]`: x, y as for `pin`, and depth in the same unit at the head's distance, negative
+        towards the camera; and `[K]` bool, whether no skin hides a point.
+
+    Raises:
+        ValueError: as `render`.
+    """
+    scene = _stage(np.clip(check(params, 1), LOW, HIGH), _PINNED)
+    placed = (scene.skin[pins.faces] * pins.weights[..., None]).sum(1)
+    screen = _project(placed, _PINNED)
+    buffers = scene.buffers()
+    shading.rasterize(_project(scene.skin, _PINNED), head.FACES, 1, *buffers)
+    x, y = np.clip(np.nan_to_num(screen[:, :2]).round().astype(int), 0, _PINNED - 1).T
+    nearest = buffers[0][y, x]
+    seen = np.abs(screen[:, 2] - nearest) < _HIDDEN
+    depth = (screen[:, 2] - _DISTANCE) / _WINDOW
+    return np.column_stack([(screen[:, :2] + 0.5) / _PINNED, depth]), seen
 
 
 # -- acting ----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 from performer_faces import acted, aligned
+from skin_dots import dotted, drift
 
 from core.face.keypoints import (
     FACE_OVAL,
@@ -153,3 +154,28 @@ def test_meshes_are_where_the_faces_are(meshes: np.ndarray) -> None:
     """FFHQ's framing puts the eyes and the mouth to known places of the picture."""
     eyes = meshes[0][[*RIGHT_EYE, *LEFT_EYE], :2].mean(0)
     assert np.abs(eyes - [0.5, 0.47]).max() < 0.04
+
+
+TURNS = (
+    {},
+    {"yaw": 15.0, "pitch": 10.0},
+    {"yaw": 30.0, "pitch": 5.0},
+    {"yaw": 22.0, "pitch": -15.0},
+    {"yaw": -12.0, "pitch": 15.0},
+    {"yaw": -30.0, "pitch": -8.0},
+)
+
+
+def test_dots_stay_on_the_skin_while_the_head_turns() -> None:
+    """By points that move with the skin, and by the network's, which glide over it."""
+    found = find_meshes(aligned(acted(11, *TURNS), SIZE))
+    dots = dotted(11, found[0], *TURNS)
+    own = drift(fit_atlas(dots.meshes), dots.meshes, dots)  # what triangles can't follow, px
+    for region in ("cheek", "chin", "forehead", "nose"):
+        assert len(own[region]) > 100, region
+        assert np.median(own[region]) < 0.6, region
+        assert np.quantile(own[region], 0.8) < 1, region
+    assert np.quantile(own["all"], 0.95) < 2.5
+    network = drift(fit_atlas(found), found, dots)
+    assert np.median(network["all"]) < 4.5
+    assert np.quantile(network["all"], 0.95) < 14

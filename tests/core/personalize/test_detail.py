@@ -31,6 +31,8 @@ from core.personalize.detail_training import (
     measure,
     train_detail,
 )
+from core.render.drawing import draw_frames
+from core.synthetic.base import base_encoder, base_generator
 
 BASE, SIZE, COUNT = 32, 64, 6
 SETTINGS = DetailSettings(steps=20, batch=3, check_every=5)
@@ -217,3 +219,61 @@ def test_pictures_are_kept_in_a_file(tmp_path: Path) -> None:
 def test_impossible_shapes_are_refused(shape: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="detail of"):
         DetailShape(*shape, features=8)
+
+
+def drawn(codes: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return base_generator().synthesis(codes)
+
+
+def test_meshes_of_a_slow_shot_do_not_tremble() -> None:
+    """So they need no steadying, which would smear what is fast."""
+    size = base_generator().architecture.resolution
+    faces = aligned(acted(3, {}, {"smile": 1.0, "yaw": 15.0}), size)
+    with torch.no_grad():
+        first, last = base_encoder()(faces)
+    shares = torch.arange(8)[:, None] / 60  # two and a half seconds from face to face
+    meshes = find_meshes(drawn(torch.lerp(first[None], last[None], shares)))[:, :468, :2] * 512
+    moved = np.linalg.norm(meshes[-1] - meshes[0], axis=1)
+    assert np.median(moved) > 1
+    trembling = np.linalg.norm(np.diff(meshes, 2, axis=0), axis=-1)
+    assert np.sqrt(np.square(trembling).mean()) < 0.15  # px of 512, of which one is six of noise
+
+
+def test_a_still_driver_gives_a_still_picture() -> None:
+    generator = base_generator()
+    architecture = generator.architecture
+    size, w_dim = architecture.resolution, architecture.w_dim
+    meshes = find_meshes(aligned(acted(3, {}, {"jaw": 1.0}), size))
+    torch.manual_seed(0)
+    network = DetailNetwork(DetailShape(size, 2 * size, architecture.channels[size], w_dim))
+    for parameter in network.parameters():
+        parameter.data.normal_(std=0.1)
+    network.eval().requires_grad_(False)
+    detail = Detail(network, fit_atlas(meshes), DetailInfo())
+    codes = np.zeros((3, architecture.num_ws, w_dim), np.float32)
+    first, second, alone = draw_frames(generator, codes, detail=detail, batch=2)
+    assert first.shape == (3, 2 * size, 2 * size)
+    assert torch.equal(first, second)
+    assert float((first - alone).abs().max()) < 2e-3  # of another batch, which rounds otherwise
+    blurred = F.interpolate(first[None], scale_factor=0.5, mode="area")
+    blurred = F.interpolate(blurred, scale_factor=2.0, mode="bicubic")
+    assert float((first - blurred).abs().mean()) > 0.01, "there is detail that could move"
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_the_border_of_the_picture_is_drawn_as_its_middle(
+    size: int, examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What convolutions find beyond a picture, nothing, doesn't reach into it."""
+    generator = a_generator()
+    torch.manual_seed(0)
+    network = DetailNetwork(DetailShape(BASE, size, 8))
+    for parameter in network.parameters():
+        parameter.data.normal_(std=0.2)
+    network.eval().requires_grad_(False)
+    detail = Detail(network, fit_atlas(examples.meshes), DetailInfo())
+    drawn = draw_detailed(generator, detail, examples.w[:1], examples.meshes[:1])
+    monkeypatch.setattr(DetailShape, "margin", 8)
+    wide = draw_detailed(generator, detail, examples.w[:1], examples.meshes[:1])
+    assert float((drawn - wide).abs().max() / wide.abs().max()) < 1e-4

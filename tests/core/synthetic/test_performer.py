@@ -229,3 +229,35 @@ def test_bad_input_is_refused_in_words():
         performer.self_scan(p, 0)
     with pytest.raises(ValueError, match="fps"):
         performer.performance(p, 10, 0)
+
+
+def test_pinned_points_follow_the_skin() -> None:
+    """What a picture shows at them stays the same while head and jaw move."""
+    still = with_(freckles=1.0, light_amb=1.0)
+    pictures, places = [], []
+    x, y = np.meshgrid(np.linspace(0.4, 0.6, 16), np.linspace(0.25, 0.7, 36))
+    points = np.stack([x.ravel(), y.ravel()], 1)
+    pins = performer.pin(still, points)
+    for move in ({}, {"yaw": 12.0, "roll": 8.0}, {"jaw": 0.4, "pitch": -8.0}):
+        moved = still.copy()
+        for name, value in move.items():
+            moved[INDEX[name]] = value
+        found, seen = performer.follow(moved, pins)
+        if not move:
+            assert np.abs(found[:, :2] - points).max() < 1e-3
+            assert seen.mean() > 0.99
+        places.append(found[:, :2])
+        pictures.append(render(moved, 256).mean(-1).astype(np.float32))
+
+    def shown(picture: np.ndarray, at: np.ndarray) -> np.ndarray:
+        pixels = (at * 256 - 0.5).astype(np.float32)
+        return cv2.remap(picture, pixels[None, :, 0], pixels[None, :, 1], cv2.INTER_LINEAR)[0]
+
+    before = shown(pictures[0], places[0])
+    for picture, at in zip(pictures[1:], places[1:], strict=True):
+        assert np.abs(at - places[0]).max() > 0.02
+        followed, unmoved = (np.corrcoef(before, shown(picture, p))[0, 1] for p in (at, places[0]))
+        assert followed > 0.9 > unmoved
+    outside = performer.pin(still, np.array([[0.02, 0.02]]))
+    assert np.isnan(outside.weights).all()
+    assert not performer.follow(still, outside)[1].any()
