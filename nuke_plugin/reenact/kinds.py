@@ -58,7 +58,7 @@ IDENTITY = frozenset(
     }
 )
 
-NODE_VERSION = 5  # of the gizmos beside this plugin
+NODE_VERSION = 6  # of the gizmos beside this plugin
 
 # Knobs that hold files or folders.
 PATHS = {

@@ -105,6 +105,9 @@ def personalize_request(node: Node, frame: Optional[int] = None) -> RunRequest:
         steps=int(host.get(node, "steps")) or steps,
         refine=int(host.get(node, "refine")) or None,
     )
+    if host.has(node, "resolution"):  # nodes before version 6 have none
+        resolution = str(host.get(node, "resolution"))
+        settings["resolution"] = None if resolution == "auto" else int(resolution)
     source = _source(node, name, folder, (first, last))
     return RunRequest("personalize", str(folder), name, source, settings, first=first, last=last)
 

@@ -202,6 +202,9 @@ def test_a_scan_becomes_a_character_that_the_next_node_finds(
         session.set(node, "quality", quality)
         settings = request_of(node).settings
         assert (settings["count"], settings["steps"]) == (count, steps)
+    for resolution, asked in (("auto", None), ("1024", 1024), ("128", 128)):
+        session.set(node, "resolution", resolution)
+        assert request_of(node).settings["resolution"] == asked
     for knob, value in {"count": 8, "steps": 3}.items():
         session.set(node, knob, value)
     session.press(node, "submit")

@@ -235,7 +235,7 @@ def test_a_preview_is_seen_on_its_frame_only_and_never_rendered(
 def without_disabled_reads(text: str) -> str:
     """Returns the text of a gizmo of node version 4, whose Reads are never disabled."""
     text = re.sub(r"^  disable \{\{1-parent\.has_.*\n", "", text, flags=re.M)
-    return text.replace("node_version 5", "node_version 4")
+    return text.replace("node_version 6", "node_version 4")
 
 
 STATES = {
@@ -745,7 +745,7 @@ def test_nodes_of_the_version_before_are_updated_and_render_the_same(
     new = [nuke.toNode(name) for name in kept]
     for node in new:
         assert node not in old
-        assert node["node_version"].value() == 5
+        assert node["node_version"].value() == 6
         for knob, value in kept[node.name()].items():
             assert node[knob]._text() == value, knob
     assert [node.node("Result")["file"].value() for node in new[:2]] == files

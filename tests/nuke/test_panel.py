@@ -75,7 +75,7 @@ def test_a_training_is_watched_and_stopped_early(
     scan = read_node(session, pattern, 1, 20)
     node = under(session, "ReenactPersonalize", scan)
     knobs = {"who": "nobody: synthetic", "agreed": True, "refine": 1, "result_name": "anna"}
-    for knob, value in {**knobs, "count": 8, "steps": STEPS}.items():
+    for knob, value in {**knobs, "count": 8, "steps": STEPS, "resolution": "128"}.items():
         session.set(node, knob, value)
     nodes = plugin("nodes")
     session._held(lambda: nodes.finish(node))
