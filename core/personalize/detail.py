@@ -191,6 +191,15 @@ class Detail:
         """Side of the pictures with detail, px."""
         return self.network.shape.resolution
 
+    def can_be_mixed(self, other: Detail | None) -> bool:
+        """Whether its weights can be mixed with those of other detail: that of a style of it."""
+        return (
+            other is not None
+            and self.network.shape == other.network.shape
+            and np.array_equal(self.atlas.mean, other.atlas.mean)
+            and np.array_equal(self.atlas.triangles, other.atlas.triangles)
+        )
+
     def digest(self) -> str:
         """Digest of all that decides the pixels."""
         state = self.network.state_dict()
@@ -278,7 +287,7 @@ def find_meshes(pictures: Tensor) -> np.ndarray:
         `[B, 478, 3]` float32, in sides of the picture, the origin its top left corner.
     """
     size = pictures.shape[-1]
-    landmarks = detect_averaged(pictures).landmarks
+    landmarks = detect_averaged(pictures.clamp(-1, 1)).landmarks
     meshes = to_picture(landmarks, aligned_roi(size, len(pictures), device=landmarks.device))
     corner = meshes.new_tensor([0.5, 0.5, 0])  # the mesh has its origin in the first pixel's centre
     return ((meshes + corner) / size).cpu().numpy()

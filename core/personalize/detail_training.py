@@ -107,6 +107,9 @@ def draw_examples(
     path: Path,
     batch: int = 8,
     progress: Progress = lambda done, total: None,
+    *,
+    meshes: np.ndarray | None = None,
+    weights: Tensor | None = None,
 ) -> Examples:
     """Draws what detail is learnt from.
 
@@ -117,6 +120,8 @@ def draw_examples(
         path: of a file that takes the features; an older one is replaced.
         batch: pictures drawn at once.
         progress: called with pictures drawn and to be drawn.
+        meshes: `[N, 478, 3]` that detail is attached to; by default those of what is drawn.
+        weights: `[N, 1, M, M]`, how much each place counts; by default by the pictures' faces.
 
     Raises:
         OSError: the file system refuses.
@@ -127,15 +132,19 @@ def draw_examples(
     path.parent.mkdir(parents=True, exist_ok=True)
     features = np.lib.format.open_memmap(path, "w+", np.float16, (len(w), channels, base, base))
     generated = np.empty((len(w), 3, base, base), np.float16)
-    meshes = []
+    found = []
     for start in range(0, len(w), batch):
         x, image = generator.synthesis.features(w[start : start + batch].to(device))
         part = slice(start, start + len(x))
         features[part], generated[part] = x.half().cpu().numpy(), image.half().cpu().numpy()
-        meshes.append(find_meshes(image))
+        if meshes is None:
+            found.append(find_meshes(image))
         progress(part.stop, len(w))
-    weights = face_weights(torch.from_numpy(pictures), device=device)
-    return Examples(w.cpu(), pictures, features, generated, np.concatenate(meshes), weights)
+    if meshes is None:
+        meshes = np.concatenate(found)
+    if weights is None:
+        weights = face_weights(torch.from_numpy(pictures), device=device)
+    return Examples(w.cpu(), pictures, features, generated, meshes, weights)
 
 
 @cpu.training()

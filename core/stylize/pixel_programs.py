@@ -1,8 +1,8 @@
 """Drawing styles that need no model: functions from picture to picture, by OpenCV.
 
-All take and return aligned pictures `[R, R, 3]` float32, sRGB in 0..1. They are deterministic, and
-their sizes are fractions of the picture's side. All thresholds are soft, so that a small change of
-the picture is a small change of the result, which a generator can learn.
+The programs take and return aligned pictures `[R, R, 3]` float32, sRGB in 0..1. They are
+deterministic, and their sizes are fractions of the picture's side. All thresholds are soft, so that
+a small change of the picture is a small change of the result, which a generator can learn.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 _LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)
 
@@ -53,6 +55,27 @@ PROGRAMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "posterise": posterise,
     "charcoal": charcoal,
 }
+
+
+def run_program(name: str, pictures: Tensor) -> Tensor:
+    """Runs a pixel program on pictures.
+
+    Args:
+        name: of `core.stylize.pixel_programs.PROGRAMS`.
+        pictures: `[B, 3, R, R]` in [-1, 1], on the CPU.
+
+    Returns:
+        `[B, 3, R, R]` float16 in [-1, 1].
+
+    Raises:
+        KeyError: no program has this name.
+    """
+    program = PROGRAMS[name]
+    result = torch.empty_like(pictures, dtype=torch.float16)
+    for i, picture in enumerate(pictures):
+        rgb = picture.float().permute(1, 2, 0).numpy() / 2 + 0.5
+        result[i] = torch.from_numpy(program(np.ascontiguousarray(rgb))).permute(2, 0, 1) * 2 - 1
+    return result
 
 
 def _blur(grey: np.ndarray, sigma: float) -> np.ndarray:

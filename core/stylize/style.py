@@ -114,8 +114,9 @@ class Mix:
 
         Args:
             parent: the character's generator; the mixed one is on its device.
-            detail: the character's. It is mixed with the style's as far as the style takes the
-                finest block; a style without detail of its own keeps the character's.
+            detail: the character's. It is mixed with the style's where the style takes the finest
+                block. A style without detail of its own, or of a character that was given other
+                detail since, keeps the character's.
 
         Yields:
             The frames of a run, the generator and the detail: the same objects each time, with
@@ -127,7 +128,8 @@ class Mix:
         style = self.style.generator.to(device).synthesis.state_dict()
         tables = [(parent.synthesis.state_dict(), style, mixed.synthesis.state_dict())]
         finest = parent.architecture.resolution in self.resolutions
-        if detail is not None and self.style.detail is not None and finest:
+        if detail is not None and detail.can_be_mixed(self.style.detail) and finest:
+            assert self.style.detail is not None
             plain, styled = detail.network, self.style.detail.network.to(device)
             detail = replace(detail, network=copy.deepcopy(plain))
             tables.append((plain.state_dict(), styled.state_dict(), detail.network.state_dict()))

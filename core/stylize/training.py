@@ -41,10 +41,11 @@ from core.media.read import open_clip, read_network_frames
 from core.media.write import to_bytes, write_png
 from core.personalize import tuning
 from core.personalize.character import Character
+from core.personalize.detail import Detail
 from core.personalize.pipeline import RATE
 from core.personalize.tuning import Check, Pairs, reconstruct
 from core.stylize.clip_model import ClipModel
-from core.stylize.pixel_programs import PROGRAMS
+from core.stylize.pixel_programs import run_program
 from core.stylize.style import (
     Style,
     StyleInfo,
@@ -52,6 +53,7 @@ from core.stylize.style import (
     save_style,
     style_info,
 )
+from core.stylize.style_detail import learn_style_detail
 from core.synthetic.base import base_generator
 
 HELD_OUT = 12  # codes that are not trained on
@@ -174,6 +176,8 @@ def stylize(
     if not character.hash:
         raise ValueError("Save the character and load it: a style names its parent by its hash.")
     parent = character.generator.to(device)
+    if character.detail is not None:
+        character.detail.network.to(device)
     rate = settings.rate or _rate(character, method)
     metric = None if _by_clip(method) else perceptual.metric(settings.metric, device)
     settings = replace(settings, rate=rate, metric=None if metric is None else metric.name)
@@ -185,7 +189,7 @@ def stylize(
         method=_facts(method),
         consent=character.info.consent,
         settings=asdict(settings),
-        task=digest(character.hash, name, settings, *_decisive(method)),
+        task=digest(character.hash, *_detail_facts(character), name, settings, *_decisive(method)),
     )
     if output.exists() and _is_complete(output, info):
         return load_style(output, character)
@@ -207,6 +211,7 @@ def stylize(
         losses: list[dict[str, float]],
         complete: bool = False,
         stopped: bool = False,
+        detail: Detail | None = None,
     ) -> None:
         generated = reconstruct(generator, samples.held_out, settings.batch)
         rows = [("parent", samples.held_out_parent)]
@@ -222,7 +227,8 @@ def stylize(
             stopped_early=stopped,
             alignment=alignment(generated, samples.held_out_parent, device),
         )
-        save_style(output, Style(generator, to_bytes(_thumbnail(generated)), current))
+        thumbnail = to_bytes(_thumbnail(generated))
+        save_style(output, Style(generator, thumbnail, current, detail=detail))
         on_preview()
 
     work = work_folder(output)
@@ -242,7 +248,22 @@ def stylize(
         report.note(f"it stopped gaining: ended after {tuned.steps} of {settings.steps} steps")
     if tuned.stopped:
         report.note(f"stopped early, as asked: {tuned.steps} of {settings.steps} steps")
-    write(tuned.generator, tuned.losses, complete=True, stopped=tuned.stopped)
+    detail = None
+    if character.detail is not None and isinstance(method, Program):
+        detail = learn_style_detail(
+            parent,
+            character.detail,
+            tuned.generator,
+            method.name,
+            samples.train,
+            samples.held_out,
+            steps=settings.steps,
+            batch=settings.batch,
+            folder=work / f"detail_{info.task[:16]}",
+            report=report,
+            end_after=end_after,
+        )
+    write(tuned.generator, tuned.losses, complete=True, stopped=tuned.stopped, detail=detail)
     if not tuned.stopped:
         shutil.rmtree(work, ignore_errors=True)
     return load_style(output, character)
@@ -329,6 +350,11 @@ def _by_clip(method: Method) -> bool:
     return isinstance(method, Prompt) or (isinstance(method, Examples) and bool(method.clips))
 
 
+def _detail_facts(character: Character) -> tuple[str, ...]:
+    """What a style's digest has of the character's detail: nothing where there is none."""
+    return () if character.detail is None else (character.detail.digest(),)
+
+
 def _is_complete(path: Path, info: StyleInfo) -> bool:
     """Whether a file is the finished style of this record; False for one that can be trained on.
 
@@ -364,27 +390,6 @@ def sample_codes(anchors: Tensor, count: int, seed: int = 0) -> Tensor:
         # A small concentration gives codes that are mostly near one anchor, as those of a track.
         row[rng.choice(len(anchors), few, replace=False)] = rng.dirichlet([0.3] * few)
     return torch.from_numpy(weights) @ anchors.detach().cpu()
-
-
-def run_program(name: str, pictures: Tensor) -> Tensor:
-    """Runs a pixel program on pictures.
-
-    Args:
-        name: of `core.stylize.pixel_programs.PROGRAMS`.
-        pictures: `[B, 3, R, R]` in [-1, 1], on the CPU.
-
-    Returns:
-        `[B, 3, R, R]` float16 in [-1, 1].
-
-    Raises:
-        KeyError: no program has this name.
-    """
-    program = PROGRAMS[name]
-    result = torch.empty_like(pictures, dtype=torch.float16)
-    for i, picture in enumerate(pictures):
-        rgb = picture.float().permute(1, 2, 0).numpy() / 2 + 0.5
-        result[i] = torch.from_numpy(program(np.ascontiguousarray(rgb))).permute(2, 0, 1) * 2 - 1
-    return result
 
 
 def align_examples(clip: Clip, size: int, device: str = "cpu") -> tuple[Tensor, int]:
