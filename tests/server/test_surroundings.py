@@ -384,6 +384,29 @@ def test_a_server_in_another_network_of_this_machine_is_named(folder: Path) -> N
         running.kill()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell their starts")
+def test_a_server_that_ran_before_a_power_cut_is_started_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its server.json is still there: nobody is sent to look for it in another container."""
+    running = Server(folder).start()
+    left = (folder / "server.json").read_bytes()
+    running.kill()
+    (folder / "server.json").write_bytes(left)
+    boot, network = address.machine()["machine"].split(" ")
+    after = {**address.machine(), "machine": f"{boot[::-1]} {network}"}
+    monkeypatch.setattr(address, "machine", lambda: after)
+    with Client("nuke") as client:
+        with pytest.raises(ServerError, match="before this machine was started again") as raised:
+            client.hello()
+        assert raised.value.code == "no_server"  # so a node offers to start it
+        assert "container" not in str(raised.value)
+        monkeypatch.undo()  # the new server is of this boot
+        monkeypatch.setenv("REENACT_HOME", str(folder))
+        launcher.launch(client, start.command("server.cli.main", "serve", "--idle-exit", "20"))
+        client.hello()
+
+
 def test_a_server_that_listens_everywhere_is_reached_by_its_name(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
