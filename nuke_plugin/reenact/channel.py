@@ -56,6 +56,14 @@ class Channel:
             from reenact.pyzmq import zmq  # imported late: Nuke's renders don't need it
         except ImportError as error:
             raise ServerError("no_pyzmq", str(error)) from error
+        if not (zmq.has("curve") and hasattr(zmq, "EVENT_HANDSHAKE_FAILED_AUTH")):
+            where = os.path.dirname(zmq.__file__)
+            raise ServerError(
+                "no_pyzmq",
+                f"The zmq that this Python finds first, {where}, is too old "
+                "or can't encrypt. Put pyzmq of PyPI in its place, or take it off the path: then "
+                "Reenact uses its own.",
+            )
         self._zmq = zmq
         self.deadline = deadline
         self._server = server

@@ -443,6 +443,27 @@ def test_pipes_in_the_home_are_not_waited_for(folder: Path) -> None:
         address.server_at("127.0.0.1:1")
 
 
+def test_a_zmq_that_cannot_encrypt_is_told_from_a_damaged_key(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another tool's in the same Nuke, built without CURVE, or older than its events."""
+
+    def refuse(*_: object) -> bytes:
+        raise zmq.ZMQError(zmq.ENOTSUP)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(zmq, "has", lambda what: what != "curve")
+        patched.setattr(zmq, "curve_public", refuse)
+        with pytest.raises(
+            ServerError, match=r"zmq that this Python finds first, .*, is too old or can't encrypt"
+        ) as raised:
+            Client("nuke", 1.0, ("tcp://127.0.0.1:9", 40 * "x")).hello()
+        assert raised.value.code == "no_pyzmq"
+    monkeypatch.delattr(zmq, "EVENT_HANDSHAKE_FAILED_AUTH")
+    with pytest.raises(ServerError, match="is too old"):
+        Client("nuke", 1.0, ("tcp://127.0.0.1:9", 40 * "x")).hello()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
 def test_a_program_that_can_open_no_more_files_lives_on(folder: Path) -> None:
     """Short of a few descriptors, ZeroMQ would end the whole process: Nuke, with the script."""
