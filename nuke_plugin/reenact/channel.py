@@ -96,8 +96,8 @@ class Channel:
             raise ServerError("too_large", "The request is too large. Choose a shorter range.")
         if chunk is not None:
             parts.append(chunk)
-        self._unanswered[id] = parts
         self._post(parts)
+        self._unanswered[id] = parts
         return id
 
     def poll(self, seconds: float) -> bool:

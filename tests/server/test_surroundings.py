@@ -16,9 +16,9 @@ import zmq
 import zmq.auth
 from command_line import reenact, reenact_here
 from reenact import address, launcher
-from reenact.client import Client, ServerError
+from reenact.client import Client, Pump, ServerError
 from repository import ROOT
-from running_server import Server
+from running_server import Server, wait_for
 
 from core.synthetic import compiled
 from server import start
@@ -441,6 +441,18 @@ def test_pipes_in_the_home_are_not_waited_for(folder: Path) -> None:
     os.mkfifo(folder / "keys/remote.key")
     with pytest.raises(ServerError, match="holds no key"):
         address.server_at("127.0.0.1:1")
+
+
+def test_whoever_watches_a_job_is_told_why_nothing_comes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REENACT_SERVER", "127.0.0.1:9")
+    pump, news = Pump("test"), []
+    pump.watch("job")
+    wait_for(lambda: news.extend(pump.drain()) or news, 10, "the reason")
+    pump.close()
+    assert [(one["type"], one["up"]) for one in news] == [("connection", False)]
+    assert "There is no key" in news[0]["message"]
 
 
 def test_a_zmq_that_cannot_encrypt_is_told_from_a_damaged_key(
