@@ -635,10 +635,12 @@ class Run(Thread):
             self._update(state, text)
 
     def _log(self, text: str) -> None:
-        if self.folder:
-            line = f"{text.rstrip()}\n".encode("utf-8", "backslashreplace")
-            with contextlib.suppress(OSError), log_file(self.folder).open("ab") as log:
-                log.write(line)
+        folder, line = self.folder, f"{text.rstrip()}\n"
+        if self._of_view:  # the log that the node shows is its version's
+            folder, line = os.path.dirname(folder), f"{self._of_view}: {line}"
+        if folder:
+            with contextlib.suppress(OSError), log_file(folder).open("ab") as log:
+                log.write(line.encode("utf-8", "backslashreplace"))
 
 
 class _StageClock:
