@@ -227,8 +227,9 @@ class Run(Thread):
             where = error.filename or "A file"
             self._update("failed", f"{where}: {error.strerror or error}.", "retry")
         except Exception as error:
+            traceback.print_exc()  # there may be no log yet
             self._log(traceback.format_exc())
-            self._update("failed", unexpected(error), "log")
+            self._update("failed", unexpected(error), "log" if self.folder else "retry")
 
     # -- from the request to the version
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import Mock, patch
 
 import nuke_standin
@@ -578,8 +578,15 @@ def test_every_trouble_lands_on_the_node(
     assert session.messages == []  # no windows
 
 
-def test_what_nobody_foresaw_is_said_too(session: Session, own_server: Server) -> None:
+def test_what_nobody_foresaw_is_said_too(
+    session: Session, own_server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A thread that ends without a word leaves a node that is waited for in vain."""
+    done: list[runs.NodeUpdate] = []
+    runs.Run("id", done.append, folder="/gone", server=cast(str, 5)).run()
+    runs.Run("id", done.append, server=cast(str, 5)).run()
+    assert [update.step for update in done] == ["log", "retry"]  # the latter has no log
+    assert capsys.readouterr().err.count("Traceback") == 2
     home.make_keys(own_server.folder)
     node, surprise = under(session, "ReenactEdit"), RuntimeError("surprise")
     expected = "Something went wrong in the plugin: RuntimeError('surprise')"
