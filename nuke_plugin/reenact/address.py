@@ -201,10 +201,17 @@ def server_elsewhere() -> str:
     facts = _server_file()
     if facts is None or _is_here(facts) or not _is_local(parse_address(facts["endpoint"])[0]):
         return ""
-    host = str(facts.get("host"))
+    host, here = str(facts.get("host")), machine()
+    booted = [str(one.get("machine")).partition(" ")[0] for one in (facts, here)]
     where = "in another container or network of this machine"
-    if host != machine()["host"]:
+    if host != here["host"]:
         where = f"on the machine {host}"
+    elif booted[0] != booted[1]:  # the power was cut: nobody removed the file
+        return (
+            f"The server of {home()} ran before this machine was started again, or runs on another "
+            f"one that is called {host}, too. Start it: reenact serve. If that fails, set "
+            "REENACT_HOME to another folder here."
+        )
     return (
         f"The server of {home()} runs {where} (process {facts.get('pid')}) and listens to that "
         "machine alone. Set REENACT_HOME to another folder here; or stop it there, and start it "

@@ -23,12 +23,14 @@ class Warp:
         still: the constant quad.
         inverse: warps the face to the constant quad, instead of the constant quad to the face.
         size: width and height of the picture that is warped, px.
+        plate: width and height of the plate, px.
     """
 
     face: MovingQuad
     still: Corners
     inverse: bool
     size: Tuple[int, int]
+    plate: Tuple[int, int]
 
 
 def face_warp(quads: FaceQuads, frame: int, crop: bool, inverse: bool) -> Warp:
@@ -47,7 +49,7 @@ def face_warp(quads: FaceQuads, frame: int, crop: bool, inverse: bool) -> Warp:
     square: Corners = ((0.0, 0.0), (side, 0.0), (side, side), (0.0, side))
     still = square if crop else quads.corners[frame]
     size = (quads.crop, quads.crop) if crop and not inverse else quads.plate
-    return Warp(quads.corners, still, inverse, size)
+    return Warp(quads.corners, still, inverse, size, quads.plate)
 
 
 def corner_pin(warp: Warp) -> str:
@@ -88,7 +90,8 @@ def stmap(warp: Warp) -> str:
     """Returns an STMap, and above it an Expression that draws its map: u in red, v in green.
 
     The Expression computes each pixel's coordinates along two sides of the target (Cramer's rule),
-    and from these the point of the source with the same coordinates.
+    and from these the point of the source with the same coordinates. In proxy mode its x, y, width
+    and height are the proxy's, and the keys are not: a pixel is taken as its share of the plate.
     """
     still = {number: warp.still for number in sorted(warp.face)[:1]}
     target, source = (still, warp.face) if warp.inverse else (warp.face, still)
@@ -100,8 +103,9 @@ def stmap(warp: Warp) -> str:
                 f"{name}{k + 1} {_keys(_corner(quad, k))}",
             ]
     area = "((to2.x-to1.x)*(to4.y-to1.y)-(to2.y-to1.y)*(to4.x-to1.x))"
-    right = f"((x+0.5-to1.x)*(to4.y-to1.y)-(y+0.5-to1.y)*(to4.x-to1.x))/{area}"
-    up = f"((to2.x-to1.x)*(y+0.5-to1.y)-(to2.y-to1.y)*(x+0.5-to1.x))/{area}"
+    across, above = (f"({a}+0.5)*{n}/{b}" for a, n, b in zip("xy", warp.plate, ("width", "height")))
+    right = f"(({across}-to1.x)*(to4.y-to1.y)-({above}-to1.y)*(to4.x-to1.x))/{area}"
+    up = f"((to2.x-to1.x)*({above}-to1.y)-(to2.y-to1.y)*({across}-to1.x))/{area}"
     for i, axis in enumerate("xy"):
         knobs.append(
             f"expr{i} (from1.{axis}+along*(from2.{axis}-from1.{axis})"

@@ -56,6 +56,14 @@ class Channel:
             from reenact.pyzmq import zmq  # imported late: Nuke's renders don't need it
         except ImportError as error:
             raise ServerError("no_pyzmq", str(error)) from error
+        if not (zmq.has("curve") and hasattr(zmq, "EVENT_HANDSHAKE_FAILED_AUTH")):
+            where = os.path.dirname(zmq.__file__)
+            raise ServerError(
+                "no_pyzmq",
+                f"The zmq that this Python finds first, {where}, is too old "
+                "or can't encrypt. Put pyzmq of PyPI in its place, or take it off the path: then "
+                "Reenact uses its own.",
+            )
         self._zmq = zmq
         self.deadline = deadline
         self._server = server
@@ -88,8 +96,8 @@ class Channel:
             raise ServerError("too_large", "The request is too large. Choose a shorter range.")
         if chunk is not None:
             parts.append(chunk)
-        self._unanswered[id] = parts
         self._post(parts)
+        self._unanswered[id] = parts
         return id
 
     def poll(self, seconds: float) -> bool:

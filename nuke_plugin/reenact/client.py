@@ -316,7 +316,8 @@ class Pump:
         """Returns what has happened since the last call; never waits.
 
         Returns:
-            Events with their `job`, and `{"type": "connection", "up": bool}`.
+            Events with their `job`, and `{"type": "connection", "up": bool, "message": str}`, whose
+            message says why there is no connection.
         """
         return list(_drained(self._events))
 
@@ -329,15 +330,22 @@ class Pump:
         watched: Dict[str, int] = {}  # number of the last event, by job
         pending: Dict[str, Tuple[str, float]] = {}  # request id and when it was sent, by job
         up: Optional[bool] = None
-        with Client(self._name) as client:
+        try:
+            client = Client(self._name)
+        except ServerError as error:
+            self._connection(up, False, str(error))
+            return
+        with client:
             channel = client.channel
             while not self._end:
                 watched.update(_drained(self._requests))
                 now = time.monotonic()
                 for job in set(watched) - set(pending):
-                    with contextlib.suppress(ServerError):
+                    try:
                         request = protocol.Events(job, watched[job], 5.0)
                         pending[job] = channel.send(request), now
+                    except ServerError as error:
+                        up = self._connection(up, False, str(error))
                 with contextlib.suppress(ServerError):
                     channel.poll(0.1)
                 for job, (id, sent) in list(pending.items()):
@@ -346,7 +354,7 @@ class Pump:
                         if now - sent > 5.0 + RESEND_SECONDS:
                             channel.forget(id)
                             del pending[job]
-                            up = self._connection(up, False)
+                            up = self._connection(up, False, str(NoServerError("", 0)))
                         continue
                     del pending[job]
                     up = self._connection(up, True)
@@ -368,9 +376,9 @@ class Pump:
         last = body["events"][-1:] or [{}]
         return last[0].get("state") not in FINISHED
 
-    def _connection(self, before: Optional[bool], now: bool) -> bool:
+    def _connection(self, before: Optional[bool], now: bool, why: str = "") -> bool:
         if before is not now:
-            self._events.put({"type": "connection", "up": now})
+            self._events.put({"type": "connection", "up": now, "message": why})
         return now
 
 

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 from reenact import protocol
 from reenact.address import find_server, home, server_elsewhere
 from reenact.client import Client
-from reenact.errors import NoServerError, ServerError
+from reenact.errors import NodeError, NoServerError, ServerError
 
 START_SECONDS = 60.0  # how long a server may take to start
 ANSWER_SECONDS = 2.0
@@ -162,7 +162,14 @@ def _last_words(log: Path, begin: int) -> str:
 
 
 def open_path(path: Path) -> None:
-    """Has the desktop open a file or a folder, with an environment that is not Nuke's."""
+    """Has the desktop open a file or a folder, with an environment that is not Nuke's.
+
+    Raises:
+        NodeError: it does not exist, which a desktop does not say.
+        OSError: this machine has nothing to open it with.
+    """
+    if not path.exists():
+        raise NodeError(f"There is no {path}.")
     if os.name == "nt":
         os.startfile(path)  # type: ignore[attr-defined]
         return

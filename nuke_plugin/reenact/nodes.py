@@ -51,7 +51,7 @@ from reenact.requests import (
 from reenact.runs import NodeUpdate, Result
 from reenact.session import Session, mark_shown
 from reenact.shots import ShotRequest
-from reenact.upstream import face_read, shot_above, upstream
+from reenact.upstream import connected, face_read, shot_above, upstream
 
 # Knobs whose change is rendered live.
 LIVE_KNOBS = {
@@ -240,6 +240,8 @@ def cancel(node: Node) -> None:
     if run is not None and run.is_alive():
         run.cancel()
         show_update(node, NodeUpdate(node_id(node), "running", "Stopping."))
+    else:
+        show_update(node, NodeUpdate(node_id(node), "", "There is nothing to cancel."))
 
 
 @_button
@@ -452,26 +454,30 @@ def all_views(node: Node) -> None:
 @_button
 def input_range(node: Node) -> None:
     """Sets the range to that of the input."""
-    extent = host.connected(node)
-    if extent is not None:
-        with host.undo_step("Input range"):
-            host.put(node, "first", extent.first, undo=True)
-            host.put(node, "last", extent.last, undo=True)
+    extent = connected(node)
+    with host.undo_step("Input range"):
+        host.put(node, "first", extent.first, undo=True)
+        host.put(node, "last", extent.last, undo=True)
 
 
 @_button
 def open_results(node: Node) -> None:
     """Opens the folder of the last run."""
     run = str(host.get(node, "run"))
-    launcher.open_path(Path(run) if run else results_folder(node))
+    folder = Path(run) if run else results_folder(node)
+    if not run and not folder.exists():
+        raise NodeError("There are no results yet. Press Submit.")
+    launcher.open_path(folder)
 
 
 @_button
 def open_sheet(node: Node) -> None:
     """Opens the picture of the frames that a character was made from."""
     run = str(host.get(node, "run"))
-    if run:
-        launcher.open_path(Path(run) / "selection.png")
+    sheet = Path(run) / "selection.png"
+    if not run or not sheet.exists():
+        raise NodeError("No frames were chosen yet. Submit the node, and wait until they are.")
+    launcher.open_path(sheet)
 
 
 # What the artist's undo calls a baked node.

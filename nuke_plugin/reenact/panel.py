@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 from reenact import launcher, nodes, protocol, qt
 from reenact.address import server_at
 from reenact.client import Client, home
-from reenact.errors import ServerError
+from reenact.errors import NodeError, ServerError
 from reenact.graph import Curve, Graph, Sheet
 from reenact.protocol import FINISHED, TRAINING, File
 from reenact.runs import CONNECT_SECONDS, unexpected
@@ -86,7 +86,7 @@ class Jobs(qt.QtWidgets.QWidget):  # type: ignore[misc]  # Qt has no types here
         self.table.setEditTriggers(qt.QtWidgets.QAbstractItemView.NoEditTriggers)
         self.table.setSelectionBehavior(qt.QtWidgets.QAbstractItemView.SelectRows)
         self.table.setSelectionMode(qt.QtWidgets.QAbstractItemView.SingleSelection)
-        self.graph, self.sheet = Graph(), Sheet(launcher.open_path)
+        self.graph, self.sheet = Graph(), Sheet(self._open)
         below = qt.QtWidgets.QSplitter(qt.QtCore.Qt.Horizontal)
         below.addWidget(self.graph)
         below.addWidget(self.sheet)
@@ -266,6 +266,14 @@ class Jobs(qt.QtWidgets.QWidget):  # type: ignore[misc]  # Qt has no types here
     def finish(self) -> None:
         """Stops the selected job's training, and keeps a whole result of what it has."""
         self._request("finish")
+
+    def _open(self, path: Path) -> None:
+        """Opens the pictures in the desktop's viewer."""
+        try:
+            launcher.open_path(path)
+        except (NodeError, OSError) as error:
+            self._refused = str(error)
+            self._show_jobs()
 
     def _request(self, command: str) -> None:
         """Has a command carried out on the selected job; with an empty one, it is looked at."""

@@ -227,8 +227,9 @@ class Run(Thread):
             where = error.filename or "A file"
             self._update("failed", f"{where}: {error.strerror or error}.", "retry")
         except Exception as error:
+            traceback.print_exc()  # there may be no log yet
             self._log(traceback.format_exc())
-            self._update("failed", unexpected(error), "log")
+            self._update("failed", unexpected(error), "log" if self.folder else "retry")
 
     # -- from the request to the version
 
@@ -635,10 +636,12 @@ class Run(Thread):
             self._update(state, text)
 
     def _log(self, text: str) -> None:
-        if self.folder:
-            line = f"{text.rstrip()}\n".encode("utf-8", "backslashreplace")
-            with contextlib.suppress(OSError), log_file(self.folder).open("ab") as log:
-                log.write(line)
+        folder, line = self.folder, f"{text.rstrip()}\n"
+        if self._of_view:  # the log that the node shows is its version's
+            folder, line = os.path.dirname(folder), f"{self._of_view}: {line}"
+        if folder:
+            with contextlib.suppress(OSError), log_file(folder).open("ab") as log:
+                log.write(line.encode("utf-8", "backslashreplace"))
 
 
 class _StageClock:

@@ -871,13 +871,21 @@ def test_an_stmap_is_the_cores(session: Session, made: Made, shot: tuple[str, np
         wanted = stmap_to_plate(shot[1][number - FIRST], Window(0, 0, *PLATE))
         np.testing.assert_allclose(picture["red"], wanted[..., 0], atol=1e-4)
         np.testing.assert_allclose(picture["green"], wanted[..., 1], atol=1e-4)
+        # In proxy mode a node's pixels, width and height are the proxy's; keys are not.
+        width, height = PLATE[0] // 2, PLATE[1] // 2
+        proxy = nuke_pixels.expression(drawn, {c: np.zeros((height, width)) for c in RGB})
+        for channel, full in zip(("red", "green"), np.moveaxis(wanted, -1, 0), strict=True):
+            halved = full.reshape(height, 2, width, 2).mean((1, 3))
+            np.testing.assert_allclose(proxy[channel], halved, atol=1e-4)
     other = baked(session, made, shot, "bake_stmap", stabilise=True).input(1)
     assert other.input(0).Class() == "Read"
     session._frame = 1004
-    picture = nuke_pixels.expression(other, {c: np.zeros((CROP, CROP)) for c in RGB})
+    picture = nuke_pixels.expression(other, {c: np.zeros(PLATE[::-1]) for c in RGB})
     wanted = stmap_to_crop(shot[1][3], PLATE, CROP)
-    np.testing.assert_allclose(picture["red"], wanted[..., 0], atol=1e-4)
-    np.testing.assert_allclose(picture["green"], wanted[..., 1], atol=1e-4)
+    rows, columns = min(CROP, PLATE[1]), min(CROP, PLATE[0])  # from the bottom left
+    for i, channel in enumerate(("red", "green")):
+        drawn = picture[channel][-rows:, :columns]
+        np.testing.assert_allclose(drawn, wanted[-rows:, :columns, i], atol=1e-4)
 
 
 def test_what_is_baked_is_text_that_nuke_reads(shot: tuple[str, np.ndarray]) -> None:

@@ -301,3 +301,27 @@ def test_what_is_wrong_with_a_view_is_said_with_its_name(
     until(stereo, node, "failed")
     assert node["state"].value().startswith("View right: There is no file")
     assert not (tmp_path / "reenact").exists() or not list((tmp_path / "reenact").iterdir())
+
+
+def test_the_log_of_a_view_that_failed_is_found(
+    stereo: Session, server: Server, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    plates = tmp_path / "plates"
+    shutil.copytree(Path(given[1]).parents[1] / "left", plates / "left")
+    (plates / "right").mkdir()
+    for path in (plates / "left").iterdir():
+        shape = oiio.ImageBuf(str(path)).get_pixels(oiio.UINT8).shape
+        write_png(plates / "right" / path.name, np.zeros((*shape[:2], 3), np.uint8))
+    node = script(stereo, given, tmp_path, view="all")
+    node.input(0)["file"].setValue((plates / "%V" / "plate.####.png").as_posix())
+    stereo.press(node, "submit")
+    until(stereo, node, "failed")
+    assert node["state"].value().startswith("View right: ")
+    assert node["next"].label() == "Show log"
+    opened: list[Path] = []
+    with patch.object(plugin("launcher"), "open_path", opened.append):
+        stereo.press(node, "next")
+    (log,) = opened
+    assert log.parent == Path(node["run"].value())
+    said = [line for line in log.read_text(encoding="utf-8").splitlines() if "right: " in line]
+    assert any(node["state"].value().removeprefix("View right: ") in line for line in said)

@@ -16,9 +16,9 @@ import zmq
 import zmq.auth
 from command_line import reenact, reenact_here
 from reenact import address, launcher
-from reenact.client import Client, ServerError
+from reenact.client import Client, Pump, ServerError
 from repository import ROOT
-from running_server import Server
+from running_server import Server, wait_for
 
 from core.synthetic import compiled
 from server import start
@@ -384,6 +384,29 @@ def test_a_server_in_another_network_of_this_machine_is_named(folder: Path) -> N
         running.kill()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell their starts")
+def test_a_server_that_ran_before_a_power_cut_is_started_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its server.json is still there: nobody is sent to look for it in another container."""
+    running = Server(folder).start()
+    left = (folder / "server.json").read_bytes()
+    running.kill()
+    (folder / "server.json").write_bytes(left)
+    boot, network = address.machine()["machine"].split(" ")
+    after = {**address.machine(), "machine": f"{boot[::-1]} {network}"}
+    monkeypatch.setattr(address, "machine", lambda: after)
+    with Client("nuke") as client:
+        with pytest.raises(ServerError, match="before this machine was started again") as raised:
+            client.hello()
+        assert raised.value.code == "no_server"  # so a node offers to start it
+        assert "container" not in str(raised.value)
+        monkeypatch.undo()  # the new server is of this boot
+        monkeypatch.setenv("REENACT_HOME", str(folder))
+        launcher.launch(client, start.command("server.cli.main", "serve", "--idle-exit", "20"))
+        client.hello()
+
+
 def test_a_server_that_listens_everywhere_is_reached_by_its_name(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -418,6 +441,39 @@ def test_pipes_in_the_home_are_not_waited_for(folder: Path) -> None:
     os.mkfifo(folder / "keys/remote.key")
     with pytest.raises(ServerError, match="holds no key"):
         address.server_at("127.0.0.1:1")
+
+
+def test_whoever_watches_a_job_is_told_why_nothing_comes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REENACT_SERVER", "127.0.0.1:9")
+    pump, news = Pump("test"), []
+    pump.watch("job")
+    wait_for(lambda: news.extend(pump.drain()) or news, 10, "the reason")
+    pump.close()
+    assert [(one["type"], one["up"]) for one in news] == [("connection", False)]
+    assert "There is no key" in news[0]["message"]
+
+
+def test_a_zmq_that_cannot_encrypt_is_told_from_a_damaged_key(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another tool's in the same Nuke, built without CURVE, or older than its events."""
+
+    def refuse(*_: object) -> bytes:
+        raise zmq.ZMQError(zmq.ENOTSUP)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(zmq, "has", lambda what: what != "curve")
+        patched.setattr(zmq, "curve_public", refuse)
+        with pytest.raises(
+            ServerError, match=r"zmq that this Python finds first, .*, is too old or can't encrypt"
+        ) as raised:
+            Client("nuke", 1.0, ("tcp://127.0.0.1:9", 40 * "x")).hello()
+        assert raised.value.code == "no_pyzmq"
+    monkeypatch.delattr(zmq, "EVENT_HANDSHAKE_FAILED_AUTH")
+    with pytest.raises(ServerError, match="is too old"):
+        Client("nuke", 1.0, ("tcp://127.0.0.1:9", 40 * "x")).hello()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
