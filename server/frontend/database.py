@@ -19,6 +19,7 @@ import logging
 import math
 import shutil
 import sqlite3
+import threading
 import time
 import uuid
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -138,6 +139,7 @@ class Database:
             self._open()
         except sqlite3.DatabaseError as error:
             raise DatabaseUnusableError(_advice(root / "jobs.sqlite", error)) from error
+        self._folding = threading.Thread()
         self.reserve_space()
 
     def _open(self) -> None:
@@ -147,6 +149,7 @@ class Database:
         self.db.execute("PRAGMA journal_mode=WAL")
         # A power cut may cost the last events, but no file; the job then reports them again.
         self.db.execute("PRAGMA synchronous=NORMAL")
+        self.db.execute("PRAGMA wal_autocheckpoint=0")  # see `fold_log`
         (version,) = self.db.execute("PRAGMA user_version").fetchone()
         if not 0 <= version <= SCHEMA:
             raise SchemaMismatchError(
@@ -167,7 +170,25 @@ class Database:
 
     def close(self) -> None:
         """Closes the database."""
+        if self._folding.ident is not None:
+            self._folding.join()
         self.db.close()
+
+    def fold_log(self) -> None:
+        """Has a thread write what the log has into the database, unless one is at it.
+
+        SQLite would do so in the middle of a commit, and wait for the disk: clients with it.
+        """
+        if not self._folding.is_alive():
+            self._folding = threading.Thread(target=self._fold_log, name="fold log", daemon=True)
+            self._folding.start()
+
+    def _fold_log(self) -> None:
+        with (
+            contextlib.suppress(sqlite3.Error),  # the disk is full: the log stays as it is
+            contextlib.closing(sqlite3.connect(self.root / "jobs.sqlite", timeout=0)) as db,
+        ):
+            db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def reserve_space(self) -> None:
         """Sets some space on the disk aside, if there is enough."""

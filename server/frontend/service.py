@@ -191,6 +191,7 @@ class Service:
         if now - self._tidied > TIDY_SECONDS:
             self._tidied = now
             self._database.reserve_space()
+            self._database.fold_log()
             self._transfers.expire(now)
             with contextlib.suppress(OSError):  # the disk is full, or gone for a while
                 home.write_server_file(self._folder, self.endpoint, self._public)  # it was deleted

@@ -1,5 +1,6 @@
 """A worker's jobs in this process, and the store's books."""
 
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -484,3 +485,30 @@ def test_load_track_of_a_solved_job_is_the_workers(tmp_path: Path, given: Path) 
     track = load_track(blobs.file_path(tmp_path, told["hash"]))
     assert track.source == "plate"  # not where the server keeps it
     assert (track.numbers == range(1001, 1001 + FRAMES)).all()
+
+
+def test_no_commit_waits_for_the_disk(tmp_path: Path) -> None:
+    """A thread moves what the log has into the database; the loop's commits never do."""
+    with contextlib.closing(database.Database(tmp_path, 1 << 30)) as store:
+        main, log = tmp_path / "jobs.sqlite", tmp_path / "jobs.sqlite-wal"
+        before = main.stat().st_size, main.stat().st_mtime_ns
+        store.db.execute("CREATE TABLE filler (text)")
+        for _ in range(1500):  # SQLite would checkpoint after 1,000 pages
+            store.db.execute("INSERT INTO filler VALUES (?)", ["x" * 5000])
+        assert (main.stat().st_size, main.stat().st_mtime_ns) == before
+        assert log.stat().st_size > 1000 * 4096
+        store.fold_log()
+        deadline = time.monotonic() + 60
+        while main.stat().st_size < 1500 * 5000:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        store.close()
+        store._open()
+        assert store.db.execute("SELECT count(*) FROM filler").fetchone()[0] == 1500
+        # The log begins anew once it was folded: it does not grow for ever.
+        for _ in range(3):
+            store.fold_log()
+            store._folding.join()
+            for _ in range(300):
+                store.db.execute("INSERT INTO filler VALUES (?)", ["x" * 5000])
+        assert log.stat().st_size < 1000 * 4096
