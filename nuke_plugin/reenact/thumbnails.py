@@ -11,7 +11,8 @@ from reenact.files import write_file
 
 def picture_path(character: PathLike) -> Path:
     """Returns where a character's picture is, if one was made."""
-    return Path(character).with_suffix(".png")
+    path = Path(character)
+    return path.with_name(f"{path.name}.png")  # `anna.png` may be a picture of the artist's
 
 
 def make_picture(character: PathLike) -> str:

@@ -211,7 +211,7 @@ def test_a_scan_becomes_a_character_that_the_next_node_finds(
     until(session, node, "done")
     made = Path(node["character"].value())
     assert made == tmp_path / "reenact/Anna_B__v001/Anna_B__v001.character"
-    picture = made.with_suffix(".png")
+    picture = thumbnails.picture_path(made)
     assert node["thumbnail"].value() == f'<img src="{picture}" width="128">'
     seen = ImageBuf(str(picture)).get_pixels(UINT8)
     np.testing.assert_array_equal(seen, load_character(made).thumbnail)
@@ -227,11 +227,25 @@ def test_a_scan_becomes_a_character_that_the_next_node_finds(
     fetched = Path(driving["character"].value())
     assert fetched.parent == tmp_path / "reenact" / "characters"
     assert fetched.read_bytes() == made.read_bytes()
-    assert fetched.with_suffix(".png").read_bytes() == picture.read_bytes()
-    assert str(fetched.with_suffix(".png")) in driving["thumbnail"].value()
+    assert thumbnails.picture_path(fetched).read_bytes() == picture.read_bytes()
+    assert str(thumbnails.picture_path(fetched)) in driving["thumbnail"].value()
 
 
 # -- what the knobs do ---------------------------------------------------------------------------
+
+
+def test_the_picture_of_a_character_replaces_nobodys(
+    session: Session, given: tuple[Path, str], tmp_path: Path
+) -> None:
+    character, photo = tmp_path / "anna.character", tmp_path / "anna.png"
+    shutil.copyfile(given[0], character)
+    photo.write_bytes(b"a photo")
+    node = under(session, "Reenact")
+    session.picked = str(character)
+    session.press(node, "choose_character")
+    assert "anna.character.png" in node["thumbnail"].value()
+    assert (tmp_path / "anna.character.png").is_file()
+    assert photo.read_bytes() == b"a photo"
 
 
 def test_what_is_not_there_is_not_opened(session: Session, tmp_path: Path) -> None:
