@@ -54,6 +54,7 @@ from core.synthetic.base import base_encoder, base_generator
 
 SELECTION_SIZE = 256  # px at most, of the pictures that are compared for diversity
 HELD_OUT = 12  # frames at most that are not trained on, for measuring the character
+SHARP_HELD_OUT = 6  # of them at most that detail is measured on: each is drawn at full resolution
 # Adam's peak rate. The embedded generator was trained at 5e-2, and learns a person more than twice
 # as fast at 4e-2 as at 2e-3, the rate at which generators of real faces were trained.
 EMBEDDED_RATE, RATE = 4e-2, 2e-3
@@ -406,6 +407,9 @@ def _learn_detail(
         on_sheet: called whenever it was written.
         end_after: as in `train_detail`.
     """
+    others = [count + i for i in evenly_spaced(len(frames) - count, SHARP_HELD_OUT)]
+    chosen = [*range(count), *others]
+    frames, w = frames[chosen], w[chosen]
     architecture = generator.architecture
     channels = architecture.channels[architecture.resolution]
     needed = len(frames) * (3 * size**2 + channels * architecture.resolution**2) * 2

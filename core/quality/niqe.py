@@ -44,7 +44,9 @@ def niqe(rgb: np.ndarray) -> float:
     mean, covariance, window = _photographs()
     height, width = (n // BLOCK * BLOCK for n in rgb.shape[:2])
     # BT.601 luma, rounded to 8 bits like MATLAB's rgb2ycbcr.
-    luma = np.rint(rgb[:height, :width] @ np.array([65.481, 128.553, 24.966]) + 16)
+    red, green, blue = np.moveaxis(rgb[:height, :width], 2, 0)
+    # Not by BLAS, whose last bits, and so the rounding, differ with the layout in memory.
+    luma = np.rint(65.481 * red + 128.553 * green + 24.966 * blue + 16)
     features = []
     for block in (BLOCK, BLOCK // 2):
         features.append(_features(_normalised(luma, window), block))

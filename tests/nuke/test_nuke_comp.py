@@ -409,7 +409,7 @@ def test_a_script_of_node_version_3_renders_as_before_and_so_do_updated_nodes(
         nuke.toNode(name).setSelected(True)
     plugin("nodes").update_selected()
     session.pump(lambda: not work()._deferred, 10, "the update")
-    assert nuke.toNode("Reenact1")["node_version"].value() == 5
+    assert nuke.toNode("Reenact1")["node_version"].value() == 6
     check()
     nuke.scriptSaveAs(str(path), True)
     nuke.scriptOpen(str(path))

@@ -169,7 +169,7 @@ def test_a_worker_killed_in_tuning_gives_the_same_character(
     pattern = film_scan(tmp_path, 18)
     # Nearly all frames are trained on: each that is held out is drawn at every evaluation.
     task = protocol.Personalize(
-        protocol.Clip(), "anna", "nobody", count=16, steps=6, refine=1, batch=2, detail_steps=2
+        protocol.Clip(), "anna", "nobody", count=16, steps=6, refine=1, batch=2, resolution=128
     )
     context = Context(
         Report(machine=True),

@@ -20,7 +20,7 @@ from reenact.client import Client, Pump, ServerError
 from repository import ROOT
 from running_server import Server, wait_for
 
-from core.synthetic import compiled
+from core.base import compiled
 from server import start
 from server.cli import remote
 from server.cli.reporting import Report

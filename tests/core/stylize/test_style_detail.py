@@ -27,7 +27,7 @@ from core.stylize.pixel_programs import run_program
 from core.stylize.style import Style, load_style, mix
 from core.stylize.training import Program, StylizeSettings, sample_codes, stylize
 
-SETTINGS = StylizeSettings(steps=12, samples=8, rate=5e-3, check_every=12, metric="embedded")
+SETTINGS = StylizeSettings(steps=16, samples=8, rate=5e-3, check_every=16, metric="embedded")
 
 
 class Quiet:
@@ -94,7 +94,7 @@ def test_it_draws_what_the_program_makes_of_the_characters_pictures(
 def test_a_break_in_it_changes_nothing(who: Character, made: Style, tmp_path: Path) -> None:
     path = tmp_path / "p.style"
     with pytest.raises(KeyboardInterrupt):
-        stylize(who, Program("posterise"), path, Quiet(stop=7), settings=SETTINGS)
+        stylize(who, Program("posterise"), path, Quiet(stop=5), settings=SETTINGS)
     assert not load_style(path, who).info.complete
     again = stylize(who, Program("posterise"), path, Quiet(), settings=SETTINGS)
     assert again.info.complete
