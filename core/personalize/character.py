@@ -212,15 +212,17 @@ def character_hash(path: str | Path) -> str:
 
 
 def has_detail(path: str | Path) -> bool:
-    """Returns whether a character's file has detail.
+    """Returns whether a character's file has detail, by its header alone.
 
     Raises:
-        NotACharacterError: as `load_character`.
+        OSError, ValueError: as `core.base.container.read_header`.
     """
-    return details.ENTRY in _read(path)[0]
+    return details.ENTRY in container.read_header(path)[0]
 
 
 def _hash(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    if details.ENTRY not in header:
+        return header["sha256"]
     entries = {name: header[name] for name in ("format", "architecture", "info")}
     arrays = {name: tensor.numpy() for name, tensor in _without_detail(tensors).items()}
     return container.digest(entries | {"version": str(PLAIN_VERSION)}, arrays)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.base import cpu
+from core.base.checkpoints import CheckpointNotSavedError
 from core.base.digest import digest
 from core.base.progress import EndAfter, Progress, TrainingProgress, never
 from core.base.sampling import evenly_spaced
@@ -74,6 +76,27 @@ class Examples:
     weights: Tensor  # [N, 1, M, M], how much each place counts
 
 
+def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Makes a file of float16 in the format of numpy, and maps it into memory.
+
+    Raises:
+        core.base.checkpoints.CheckpointNotSavedError: the file system refuses.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mapped = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+        if hasattr(os, "posix_fallocate"):  # else the first write to a full disk kills the process
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise CheckpointNotSavedError(
+            f"{path} could not be written: {error.strerror or error}. Free some space in that "
+            "folder and start again: it goes on from the last checkpoint."
+        ) from error
+    return mapped
+
+
 def keep_pictures(
     pictures: Iterable[Tensor], count: int, size: int, path: Path, order: np.ndarray | None = None
 ) -> np.ndarray:
@@ -90,10 +113,9 @@ def keep_pictures(
         `[count, 3, size, size]` float16.
 
     Raises:
-        OSError: the file system refuses.
+        core.base.checkpoints.CheckpointNotSavedError: the file system refuses.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = np.lib.format.open_memmap(path, "w+", np.float16, (count, 3, size, size))
+    kept = _mapped(path, (count, 3, size, size))
     for i, picture in enumerate(pictures):
         kept[i if order is None else order[i]] = picture.half().cpu().numpy()
     return kept
@@ -124,13 +146,12 @@ def draw_examples(
         weights: `[N, 1, M, M]`, how much each place counts; by default by the pictures' faces.
 
     Raises:
-        OSError: the file system refuses.
+        core.base.checkpoints.CheckpointNotSavedError: the file system refuses.
     """
     device = next(generator.parameters()).device
     a = generator.architecture
     base, channels = a.resolution, a.channels[a.resolution]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    features = np.lib.format.open_memmap(path, "w+", np.float16, (len(w), channels, base, base))
+    features = _mapped(path, (len(w), channels, base, base))
     generated = np.empty((len(w), 3, base, base), np.float16)
     found = []
     for start in range(0, len(w), batch):

@@ -215,6 +215,35 @@ def test_pictures_are_kept_in_a_file(tmp_path: Path) -> None:
     assert np.array_equal(np.load(tmp_path / "a" / "p.npy"), kept)
 
 
+FULL = """
+import sys, torch
+from pathlib import Path
+sys.path[:0] = {paths}
+from core.base.checkpoints import CheckpointNotSavedError
+from core.personalize.detail_training import keep_pictures
+try:
+    keep_pictures(iter(torch.zeros(8, 3, 512, 512)), 8, 512, Path({path!r}))
+except CheckpointNotSavedError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_said_and_kills_nothing(tmp_path: Path) -> None:
+    """A page that has no room on the disk would end the process when it is written."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        code = FULL.format(paths=[str(ROOT)], path=str(tmp_path / "work" / "p.npy"))
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        left = [*(tmp_path / "work").iterdir()]
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    assert done.returncode == 0, done.stderr
+    assert "No space left on device. Free some space" in done.stdout
+    assert left == []
+
+
 @pytest.mark.parametrize("shape", [(128, 128), (256, 128), (100, 200), (128, 2048), (0, 256)])
 def test_impossible_shapes_are_refused(shape: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="detail of"):
