@@ -38,6 +38,7 @@ SKIN_ASPECT = 1.25  # height of the skin texture over its width: below the face 
 MESH_POINTS = 478
 SURFACE_POINTS = 468  # of the mesh; the irises' points are not on the skin
 SHELL_POINTS = SURFACE_POINTS + len(FACE_OVAL)  # with those of the ring around it
+REFERENCE_SIDE = 256  # of `Atlas.reference`, px
 
 _RING = 1.2  # how far the skin reaches beyond the mesh, where it fades: times the outline
 _MARGIN = 0.01  # of the skin texture around the face
@@ -65,6 +66,9 @@ class Atlas:
 
     mean: np.ndarray  # [478, 3] float32, mean mesh of the person's pictures
     triangles: np.ndarray  # [T, 3] int32 of the mesh and, from 468 on, its surrounding ring
+    # Luma of the mean picture in the skin texture's upper square, [256, 256] uint8, by which
+    # `core.face.skin` puts meshes right; None: they stay as the network finds them.
+    reference: np.ndarray | None = None
 
 
 class SurfaceMap(NamedTuple):
@@ -199,6 +203,46 @@ def surface_map(
     )
 
 
+def texture_map(atlas: Atlas, mesh: np.ndarray, size: int) -> np.ndarray:
+    """Computes where in a picture the texels of the face are: the inverse of `surface_map`.
+
+    Args:
+        atlas: the person's.
+        mesh: `[478, 3]` of the picture.
+        size: side of the skin texture's upper square, which the face fills, px.
+
+    Returns:
+        `[size, size, 3]` float32: the place in the picture, in its sides, and in 0..1 how much it
+        faces the camera. Texels of no place have zeros.
+    """
+    pose, _ = head_pose(atlas, mesh)
+    vertices, depth, values, triangles = _shell(atlas, mesh, pose)
+    skin = triangles[: len(atlas.triangles)]
+    out = np.zeros((size, size, 3), np.float32)
+    _fill(
+        values[:, :2] * [size, size * SKIN_ASPECT],
+        depth.astype(np.float64),
+        np.c_[vertices, values[:, 2]].astype(np.float64),
+        skin,
+        np.full((size, size), np.inf),
+        out,
+    )
+    return out
+
+
+def layout(atlas: Atlas) -> np.ndarray:
+    """Where the mesh's points lie in the skin texture's upper square: `[468, 2]` in 0..1."""
+    return _layout(atlas)[:SURFACE_POINTS]
+
+
+def _layout(atlas: Atlas) -> np.ndarray:
+    """`layout`, with the ring's points: `[504, 2]`."""
+    flat = _unwrap(atlas.mean.astype(np.float64))[:SURFACE_POINTS]
+    flat = np.concatenate([flat, _ring(flat)])
+    low, high = flat.min(0) - _MARGIN, flat.max(0) + _MARGIN
+    return (flat - low) / (high - low)
+
+
 def _shell(
     atlas: Atlas, mesh: np.ndarray, pose: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -209,10 +253,7 @@ def _shell(
         `[T, 3]`.
     """
     mean = atlas.mean.astype(np.float64)
-    flat = _unwrap(mean)[:SURFACE_POINTS]
-    flat = np.concatenate([flat, _ring(flat)])
-    low, high = flat.min(0) - _MARGIN, flat.max(0) + _MARGIN
-    layout = (flat - low) / (high - low)  # the face fills the texture's upper square
+    flat = _layout(atlas)  # the face fills the texture's upper square
 
     # The ring keeps its distance from the outline, also where the head is turned.
     turn, sizes, axes = np.linalg.svd(np.linalg.inv(pose))
@@ -223,7 +264,7 @@ def _shell(
     depth = np.concatenate([mesh[:SURFACE_POINTS, 2], np.full(len(ring), mesh[:, 2].max())])
     weight = np.concatenate([_facing(atlas, mesh), np.zeros(len(ring))])
     vertices, depths = [points], [depth]
-    values = [np.c_[layout[:, 0], layout[:, 1] / SKIN_ASPECT, weight]]
+    values = [np.c_[flat[:, 0], flat[:, 1] / SKIN_ASPECT, weight]]
     triangles = [atlas.triangles]
     count = len(points)
     for (hole, followed, centre, half), reach in zip(_PARTS, _PART_REACH, strict=True):

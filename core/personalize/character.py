@@ -28,7 +28,7 @@ from core.personalize import detail as details
 from core.personalize.detail import Detail
 
 FORMAT = "reenact.character"
-VERSION = 4
+VERSION = 5
 PLAIN_VERSION = 3  # of files without detail
 CONSENT = ("who", "when", "scope")
 

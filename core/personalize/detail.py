@@ -23,8 +23,10 @@ from core.base import container
 from core.base.digest import digest
 from core.face.landmarks import detect_averaged
 from core.face.network import aligned_roi, to_picture
+from core.face.skin import stick
 from core.face.surface import (
     MESH_POINTS,
+    REFERENCE_SIDE,
     SHELL_POINTS,
     SKIN_ASPECT,
     Atlas,
@@ -40,6 +42,7 @@ RESOLUTIONS = (256, 512, 1024)  # px, that a character may be drawn at
 HIDDEN = 32  # features of the convolutions
 EXPRESSIONS = 8  # principal components of the anchors that modulate the textures
 _SLOPE = 0.2
+_REFERENCE = "atlas.reference"
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,7 @@ class Detail:
             and self.network.shape == other.network.shape
             and np.array_equal(self.atlas.mean, other.atlas.mean)
             and np.array_equal(self.atlas.triangles, other.atlas.triangles)
+            and _same(self.atlas.reference, other.atlas.reference)
         )
 
     def digest(self) -> str:
@@ -213,6 +217,8 @@ def store(detail: Detail) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     arrays = {f"{PREFIX}network.{name}": compact(tensor).numpy() for name, tensor in state.items()}
     arrays[f"{PREFIX}atlas.mean"] = detail.atlas.mean
     arrays[f"{PREFIX}atlas.triangles"] = detail.atlas.triangles
+    if detail.atlas.reference is not None:
+        arrays[f"{PREFIX}{_REFERENCE}"] = detail.atlas.reference
     return {ENTRY: json.dumps(facts, allow_nan=False)}, arrays
 
 
@@ -247,6 +253,12 @@ def restore(
     ):
         raise ValueError(f"its detail belongs to another generator, of {shape.base} px")
     triangles = own["atlas.triangles"]
+    reference = own.pop(_REFERENCE, None)  # the first files with detail have none
+    if reference is not None and (reference.shape, reference.dtype) != (
+        (REFERENCE_SIDE, REFERENCE_SIDE),
+        np.uint8,
+    ):
+        raise ValueError(f"its detail's {_REFERENCE} is {reference.dtype} {[*reference.shape]}")
     found = {name: array.shape for name, array in own.items()}
     if found != _expected_shapes(shape) | {"atlas.triangles": (len(triangles), 3)}:
         raise ValueError("its detail's tensors are not those that it describes")
@@ -263,7 +275,7 @@ def restore(
             if name.startswith("network.")
         }
     )
-    atlas = Atlas(own["atlas.mean"].astype(np.float32), triangles)
+    atlas = Atlas(own["atlas.mean"].astype(np.float32), triangles, reference)
     info = container.record(DetailInfo, facts["info"])
     return Detail(network.eval().requires_grad_(False), atlas, info)
 
@@ -277,11 +289,12 @@ def _expected_shapes(shape: DetailShape) -> dict[str, tuple[int, ...]]:
 
 
 @torch.no_grad()
-def find_meshes(pictures: Tensor) -> np.ndarray:
+def find_meshes(pictures: Tensor, atlas: Atlas | None = None) -> np.ndarray:
     """Finds the meshes of generated pictures, well enough for textures.
 
     Args:
         pictures: `[B, 3, R, R]` in [-1, 1].
+        atlas: the person's, by whose reference meshes are moved to stick to the skin.
 
     Returns:
         `[B, 478, 3]` float32, in sides of the picture, the origin its top left corner.
@@ -290,7 +303,14 @@ def find_meshes(pictures: Tensor) -> np.ndarray:
     landmarks = detect_averaged(pictures.clamp(-1, 1)).landmarks
     meshes = to_picture(landmarks, aligned_roi(size, len(pictures), device=landmarks.device))
     corner = meshes.new_tensor([0.5, 0.5, 0])  # the mesh has its origin in the first pixel's centre
-    return ((meshes + corner) / size).cpu().numpy()
+    found = ((meshes + corner) / size).cpu().numpy()
+    return found if atlas is None else stick(atlas, found, pictures.float().cpu().numpy())
+
+
+def _same(first: np.ndarray | None, second: np.ndarray | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return np.array_equal(first, second)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,8 @@ from core.base.digest import digest
 from core.base.progress import EndAfter, Progress, TrainingProgress, never
 from core.base.sampling import evenly_spaced
 from core.base.training import Run, cosine, fade_on_plateau, train
-from core.face.surface import Atlas, fit_atlas, surface_map
+from core.face.skin import lay_out, stick
+from core.face.surface import Atlas, surface_map
 from core.generator import Generator
 from core.media.write import to_bytes
 from core.personalize.detail import (
@@ -58,6 +59,7 @@ class DetailSettings:
     rate: float = 2e-3  # Adam's peak, of the convolutions
     texture_rate: float = 1e-2  # of the textures
     gradient: float = 2.0  # weight of the difference of the pictures' gradients
+    strength: float = 1.0  # weight of the difference in how strong fine detail is, place by place
     average: float = 0.99  # decay of the moving average of the weights
     check_every: int = 100  # steps between evaluations on the held-out frames
     patience: int = 2  # evaluations without a gain before the rates fade
@@ -130,6 +132,7 @@ def draw_examples(
     batch: int = 8,
     progress: Progress = lambda done, total: None,
     *,
+    atlas: Atlas | None = None,
     meshes: np.ndarray | None = None,
     weights: Tensor | None = None,
 ) -> Examples:
@@ -142,6 +145,7 @@ def draw_examples(
         path: of a file that takes the features; an older one is replaced.
         batch: pictures drawn at once.
         progress: called with pictures drawn and to be drawn.
+        atlas: the person's, if it is known, that meshes are found with.
         meshes: `[N, 478, 3]` that detail is attached to; by default those of what is drawn.
         weights: `[N, 1, M, M]`, how much each place counts; by default by the pictures' faces.
 
@@ -159,7 +163,7 @@ def draw_examples(
         part = slice(start, start + len(x))
         features[part], generated[part] = x.half().cpu().numpy(), image.half().cpu().numpy()
         if meshes is None:
-            found.append(find_meshes(image))
+            found.append(find_meshes(image, atlas))
         progress(part.stop, len(w))
     if meshes is None:
         meshes = np.concatenate(found)
@@ -168,11 +172,19 @@ def draw_examples(
     return Examples(w.cpu(), pictures, features, generated, meshes, weights)
 
 
+def attached(examples: Examples) -> tuple[Atlas, Examples]:
+    """Lays out the surface of examples, whose meshes the network found, and puts those right."""
+    atlas = lay_out(examples.meshes, examples.generated)
+    meshes = stick(atlas, examples.meshes, examples.generated)
+    return atlas, replace(examples, meshes=meshes)
+
+
 @cpu.training()
 def train_detail(
     generator: Generator,
     examples: Examples,
     held_out: Examples | None,
+    atlas: Atlas,
     settings: DetailSettings | None = None,
     *,
     start: Detail | None = None,
@@ -189,8 +201,9 @@ def train_detail(
         examples: of which it is learnt.
         held_out: of which nothing is learnt: when they gain no more, the rates fade and training
             ends.
+        atlas: of the examples' meshes.
         settings: defaults to `DetailSettings()`.
-        start: detail to start from, such as a style's parent's; its atlas is kept.
+        start: detail to start from, such as a style's parent's.
         source: of the pictures, for the record.
         on_evaluation: called after each evaluation with the moving average so far.
         end_after: ends the training early; see `core.personalize.tuning.fine_tune`.
@@ -209,7 +222,6 @@ def train_detail(
     device = next(generator.parameters()).device
     base, size = examples.generated.shape[-1], examples.pictures.shape[-1]
     shape = DetailShape(base, size, examples.features.shape[1], examples.w.shape[1])
-    atlas = fit_atlas(examples.meshes) if start is None else start.atlas
     network = _network(shape, examples.w, start, settings.seed).to(device)
     average = copy.deepcopy(network)
     textures = [p for name, p in network.named_parameters() if name.endswith((".skin", ".head"))]
@@ -232,10 +244,10 @@ def train_detail(
         entry = {"step": float(run.step), "loss": math.fsum(run.pending) / len(run.pending)}
         run.pending = []
         if held_out is not None:
-            entry["psnr"] = measure(generator, Detail(average, atlas, DetailInfo()), held_out)
+            entry |= measure(generator, Detail(average, atlas, DetailInfo()), held_out, settings)
             fade_on_plateau(
                 run,
-                [e["psnr"] for e in (*run.history[1:], entry)],
+                [-10 * math.log10(e["held_out"]) for e in (*run.history[1:], entry)],
                 _GAIN,
                 settings.patience,
                 _FADE * settings.check_every,
@@ -261,8 +273,8 @@ def train_detail(
             progress(run.step, run.steps, loss=value, seconds_left=seconds_left, **figures)
 
     if held_out is not None:  # at first the network adds nothing
-        plain = measure(generator, Detail(average, atlas, DetailInfo()), held_out)
-        run.history.append({"step": 0.0, "psnr": plain})
+        plain = measure(generator, Detail(average, atlas, DetailInfo()), held_out, settings)
+        run.history.append({"step": 0.0} | plain)
     path, task = None, ""
     if folder is not None:
         path = Path(folder) / CHECKPOINT
@@ -280,17 +292,29 @@ def train_detail(
     return detail()
 
 
-def measure(generator: Generator, detail: Detail, examples: Examples) -> float:
-    """Returns the mean PSNR of examples' faces as they are drawn with detail, dB."""
+def measure(
+    generator: Generator, detail: Detail, examples: Examples, settings: DetailSettings
+) -> dict[str, float]:
+    """Measures detail on examples' faces.
+
+    Returns:
+        `held_out`, the mean of the loss, and `psnr`, the mean PSNR, dB. Where a generator puts a
+        face a pixel beside its place, sharper is worse by PSNR, and better by the loss.
+    """
     device = next(generator.parameters()).device
-    figures = []
+    figures, losses = [], []
     for i in range(len(examples.w)):
         drawn = draw_detailed(
             generator, detail, examples.w[i : i + 1].to(device), examples.meshes[i : i + 1]
         )
         target = torch.from_numpy(examples.pictures[i : i + 1]).float()
-        figures.append(face_psnr(drawn.cpu(), target, examples.weights[i : i + 1]))
-    return math.fsum(map(float, figures)) / len(figures)
+        weights = examples.weights[i : i + 1]
+        figures.append(float(face_psnr(drawn.cpu(), target, weights)))
+        losses.append(float(_difference(drawn.cpu(), target, settings, weights.clamp(max=1))))
+    return {
+        "held_out": math.fsum(losses) / len(losses),
+        "psnr": math.fsum(figures) / len(figures),
+    }
 
 
 def detail_sheet(
@@ -360,7 +384,7 @@ def _loss(
     step: int,
     device: torch.device,
 ) -> Tensor:
-    """The difference of some parts and of their gradients, as it decides one step."""
+    """The difference of some parts, as it decides one step."""
     shape = network.shape
     scale = shape.resolution // shape.base
     side = min(max(_PART // scale, _LEAST_PART), shape.base)
@@ -390,11 +414,43 @@ def _loss(
         maps,
     )
     edge = shape.margin * scale
-    difference = (drawn - cut(examples.pictures, scale))[..., edge:-edge, edge:-edge]
-    across = difference[..., 1:] - difference[..., :-1]
-    down = difference[..., 1:, :] - difference[..., :-1, :]
-    gradient = (across.abs().mean() + down.abs().mean()) / 2
-    return difference.abs().mean() + settings.gradient * gradient
+    drawn, target = (
+        pictures[..., edge:-edge, edge:-edge] for pictures in (drawn, cut(examples.pictures, scale))
+    )
+    return _difference(drawn, target, settings)
+
+
+def _difference(
+    drawn: Tensor, target: Tensor, settings: DetailSettings, weights: Tensor | None = None
+) -> Tensor:
+    """The loss of pictures `[B, 3, h, w]`, of all pixels or by weights `[B, 1, M, M]`.
+
+    Pixels and gradients alone give a blur where detail can't be foretold to the pixel: it is
+    nearest to all that may be there. How strong detail is around a place does not depend on that.
+    """
+    difference = drawn - target
+    strengths = _strength(drawn) - _strength(target)
+    terms = (
+        (1.0, difference),
+        (settings.gradient / 2, difference[..., 1:] - difference[..., :-1]),
+        (settings.gradient / 2, difference[..., 1:, :] - difference[..., :-1, :]),
+        (settings.strength, strengths),
+    )
+    total = drawn.new_zeros(())
+    for factor, values in terms:
+        sizes = values.abs().mean(1, keepdim=True)
+        if weights is not None:
+            weight = F.interpolate(weights, sizes.shape[-2:], mode="bilinear")
+            sizes = sizes * (weight / weight.mean())
+        total = total + factor * sizes.mean()
+    return total
+
+
+def _strength(pictures: Tensor) -> Tensor:
+    """How strong fine detail is around each place, root of its mean square: `[B, 1, h', w']`."""
+    fine = pictures - F.avg_pool2d(pictures, 5, 1, 2, count_include_pad=False)
+    power = F.avg_pool2d(fine.square().sum(1, keepdim=True), 9, 4)
+    return (power + 1e-5).sqrt()  # a root has no gradient at nothing
 
 
 def _corner(weights: np.ndarray, base: int, side: int, rng: np.random.Generator) -> tuple[int, int]:

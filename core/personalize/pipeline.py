@@ -27,6 +27,7 @@ from core.face.alignment import AXES_SIGMA, CENTRE_SIGMA
 from core.face.identity import proxy_recogniser
 from core.face.landmarks import detect_keypoints
 from core.face.perceptual import Metric
+from core.face.surface import Atlas
 from core.generator import Generator, half_precision
 from core.generator.storage import generator_digest
 from core.media.clip import Clip
@@ -45,6 +46,7 @@ from core.personalize.detail import RESOLUTIONS, Detail
 from core.personalize.detail_training import (
     DetailSettings,
     Examples,
+    attached,
     detail_sheet,
     draw_examples,
     keep_pictures,
@@ -427,7 +429,7 @@ def _learn_detail(
 
         pictures = keep_pictures(cut(), len(frames), size, folder / "pictures.npy", order)
 
-        def drawn(name: str, part: slice) -> Examples:
+        def drawn(name: str, part: slice, atlas: Atlas | None = None) -> Examples:
             before = len(frames) + (part.start or 0)
             return draw_examples(
                 generator,
@@ -436,10 +438,11 @@ def _learn_detail(
                 folder / f"features_{name}.npy",
                 batch,
                 lambda done, total: progress(before + done, 2 * len(frames)),
+                atlas=atlas,
             )
 
-        examples = drawn("train", slice(count))
-        held_out = drawn("check", slice(count, None)) if count < len(frames) else None
+        atlas, examples = attached(drawn("train", slice(count)))
+        held_out = drawn("check", slice(count, None), atlas) if count < len(frames) else None
 
     def show(detail: Detail) -> None:
         write_png(sheet, detail_sheet(generator, detail, held_out or examples))
@@ -450,6 +453,7 @@ def _learn_detail(
             generator,
             examples,
             held_out,
+            atlas,
             settings,
             source=scan.clip.shown,
             on_evaluation=show,

@@ -65,6 +65,7 @@ def draw_frames(
             part = codes[start : min(start + batch, frames.stop)]
             # Not steadied over time: of codes near each other a generator draws pictures so alike
             # that meshes tremble by hundredths of a pixel of 512, and an average smears blinks.
-            meshes = find_meshes(torch.stack([*draw_pictures(generator, part, batch)]))
+            plain = torch.stack([*draw_pictures(generator, part, batch)])
+            meshes = find_meshes(plain, own.atlas)
             drawn = draw_detailed(drawing, own, torch.from_numpy(part).to(device), meshes)
             yield from drawn.clamp(-1, 1)

@@ -35,7 +35,7 @@ from core.personalize.character import Character
 from core.personalize.detail import Detail
 
 FORMAT = "reenact.style"
-VERSION = 2
+VERSION = 3
 PLAIN_VERSION = 1  # of files without detail
 
 _SYNTHESIS, _MAPPING = "synthesis.", "mapping."

@@ -68,7 +68,7 @@ def learn_style_detail(
             for part in codes.split(batch):
                 with torch.no_grad():
                     plain = parent.synthesis(part.to(device))
-                meshes.append(find_meshes(plain))
+                meshes.append(find_meshes(plain, detail.atlas))
                 weights.append(face_weights(plain, device=device))
                 drawn = draw_detailed(parent, detail, part.to(device), meshes[-1])
                 yield from run_program(program, drawn.clamp(-1, 1).cpu())
@@ -96,6 +96,7 @@ def learn_style_detail(
             style,
             examples,
             check,
+            detail.atlas,
             DetailSettings(steps=steps, check_every=max(-(-steps // 4), 1)),
             start=detail,
             source=program,

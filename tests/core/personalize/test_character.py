@@ -185,7 +185,8 @@ def some_detail(base: int = 32, resolution: int = 64, features: int = 16) -> Det
         parameter.copy_(torch.randn_like(parameter) / 10)
     rng = np.random.default_rng(1)
     triangles = rng.integers(0, 504, (900, 3)).astype(np.int32)
-    atlas = Atlas(rng.random((478, 3)).astype(np.float32), triangles)
+    reference = rng.integers(0, 256, (256, 256)).astype(np.uint8)
+    atlas = Atlas(rng.random((478, 3)).astype(np.float32), triangles, reference)
     return Detail(network, atlas, DetailInfo("/scans/b.mov", 5, [{"step": 5.0, "psnr": 31.5}]))
 
 
@@ -206,6 +207,9 @@ def test_detail_comes_back_and_the_hash_stays(saved: Path, tmp_path: Path) -> No
     assert after.detail.info == detail.info
     assert np.array_equal(after.detail.atlas.mean, detail.atlas.mean)
     assert np.array_equal(after.detail.atlas.triangles, detail.atlas.triangles)
+    assert after.detail.atlas.reference is not None
+    assert np.array_equal(after.detail.atlas.reference, detail.atlas.reference)  # type: ignore[arg-type]
+    assert after.detail.can_be_mixed(after.detail)
     for name, tensor in detail.network.state_dict().items():
         found = after.detail.network.state_dict()[name]
         torch.testing.assert_close(found, tensor, rtol=1e-3, atol=1e-4)
@@ -214,6 +218,19 @@ def test_detail_comes_back_and_the_hash_stays(saved: Path, tmp_path: Path) -> No
     save_character(path, replace(after, detail=None))
     assert character_hash(path) == plain
     assert not has_detail(path)
+
+
+def test_the_first_files_with_detail_open(saved: Path, tmp_path: Path) -> None:
+    """Version 4 has no picture of the skin: meshes stay as the network finds them."""
+    path, detail = tmp_path / "d.character", some_detail()
+    older = replace(detail, atlas=replace(detail.atlas, reference=None))
+    write_with_detail(saved, path, older)
+    forged(path, {"version": "4"})
+    after = load_character(path).detail
+    assert after is not None
+    assert after.atlas.reference is None
+    assert not after.can_be_mixed(detail)
+    assert after.can_be_mixed(older)
 
 
 @pytest.mark.parametrize("of", ["another size", "another generator"])
@@ -249,6 +266,8 @@ def test_forged_detail_is_refused(saved: Path, tmp_path: Path) -> None:
         triangles = torch.full((900, 3), corner, dtype=torch.int32)
         refused("triangles", {}, atlas__triangles=triangles)
     refused("tensors are not those", {}, extra=torch.zeros(3))
+    refused("atlas.reference is", {}, atlas__reference=torch.zeros(256, 256))
+    refused("atlas.reference is", {}, atlas__reference=torch.zeros(255, 256, dtype=torch.uint8))
 
 
 def test_newer_version_says_so(saved: Path) -> None:

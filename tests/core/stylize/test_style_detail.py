@@ -11,7 +11,7 @@ import torch
 from small_character import small_character
 from torch import Tensor
 
-from core.face.surface import fit_atlas
+from core.face.skin import lay_out
 from core.generator import Generator
 from core.personalize.character import Character, load_character, save_character
 from core.personalize.detail import (
@@ -58,7 +58,8 @@ def who(tmp_path_factory: pytest.TempPathFactory) -> Character:
     for name, parameter in network.eval().requires_grad_(False).named_parameters():
         if name.startswith(("rgb", "d128.skin")):
             parameter.copy_(0.05 * torch.randn_like(parameter))
-    atlas = fit_atlas(find_meshes(plain.generator.synthesis(plain.anchors)))
+    pictures = plain.generator.synthesis(plain.anchors)
+    atlas = lay_out(find_meshes(pictures), pictures.numpy())
     path = tmp_path_factory.mktemp("who") / "who.character"
     save_character(path, replace(plain, detail=Detail(network, atlas, DetailInfo())))
     return load_character(path)
@@ -72,7 +73,7 @@ def made(who: Character, tmp_path_factory: pytest.TempPathFactory) -> Style:
 
 def drawn(generator: Generator, detail: Detail | None, who: Character, codes: Tensor) -> Tensor:
     assert detail is not None
-    meshes = find_meshes(who.generator.synthesis(codes))
+    meshes = find_meshes(who.generator.synthesis(codes), detail.atlas)
     return draw_detailed(generator, detail, codes, meshes).clamp(-1, 1)
 
 
