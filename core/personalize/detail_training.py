@@ -59,7 +59,7 @@ class DetailSettings:
     rate: float = 2e-3  # Adam's peak, of the convolutions
     texture_rate: float = 1e-2  # of the textures
     gradient: float = 2.0  # weight of the difference of the pictures' gradients
-    strength: float = 1.0  # weight of the difference in how strong fine detail is, place by place
+    strength: float = 0.5  # weight of the difference in how strong fine detail is, place by place
     average: float = 0.99  # decay of the moving average of the weights
     check_every: int = 100  # steps between evaluations on the held-out frames
     patience: int = 2  # evaluations without a gain before the rates fade
