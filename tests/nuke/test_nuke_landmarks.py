@@ -404,6 +404,38 @@ def test_a_reenact_node_gives_the_landmarks_of_its_result(session: Session, shot
     assert made["curves"].toScript() == plain
 
 
+def test_of_a_switch_the_face_that_is_shown_is_read(session: Session, shot: Shot) -> None:
+    plain = baked(session, shot, "bake_roto")["curves"].toScript()
+    node = session.module.toNode("ReenactComp1")
+    plate, face = node.input(0), node.input(1)
+    switch = under(session, "Switch", plate, face)  # the plate's frames have no landmarks
+    switch["which"].setValue(1)
+    node.setInput(1, switch)
+    session.press(node, "bake_roto")
+    made = session.module.toNode(node["baked"].value().partition(":")[0])
+    assert made["curves"].toScript() == plain
+
+
+def test_frames_that_a_read_shows_at_other_times_are_refused(session: Session, shot: Shot) -> None:
+    baked(session, shot, "bake_roto")
+    node = session.module.toNode("ReenactComp1")
+    face = node.input(1)
+    for mode, text, moved in (
+        ("start at", "1", True),
+        ("start at", str(FRAMES[0]), False),
+        ("offset", "8", True),
+        ("offset", "0", False),
+        ("expression", "frame+1000", True),
+        ("expression", "", False),
+    ):
+        for knob, value in {"frame_mode": mode, "frame": text}.items():
+            face[knob].setValue(value)
+        session.press(node, "bake_tracker")
+        said = node["baked"].value()
+        assert said.startswith("Read2 shows at other times the frames of its files.") == moved, said
+        assert (": keys from" in said) == (not moved)
+
+
 def test_buttons_say_why_not(session: Session, shot: Shot, tmp_path: Path) -> None:
     node = session.module.createNode("ReenactComp")
     for button in ("bake_tracker", "bake_roto"):

@@ -93,6 +93,10 @@ DOCUMENTED = {
     "TimeOffset": {"reverse_input": f"{_SCAN}/TimeOffset.json"},
     **{kind: {"disable": f"{_SCAN}/{kind}.json"} for kind in ("AppendClip", "Kronos")},
     "Tracker4": dict.fromkeys(("tracks", "reference_frame"), _TRACKER),
+    "VariableSwitch": {  # from Nuke 16 on
+        "variable": "https://learn.foundry.com/nuke/content/reference_guide/merge_nodes/"
+        "variableswitch.html"
+    },
     "VectorBlur2": dict.fromkeys(
         (
             *("uv", "scale", "offset", "blur_type", "grow_bbox"),
