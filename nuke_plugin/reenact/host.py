@@ -83,10 +83,11 @@ class Plate:
 
 @dataclass(frozen=True)
 class Extent:
-    """The frames of a node's output, and the height of its format at full size, px."""
+    """The frames of a node's output, and width and height of its format at full size, px."""
 
     first: int
     last: int
+    width: int
     height: int
 
 
@@ -621,7 +622,9 @@ def connected(node: Node) -> Optional[Extent]:
     above = node.input(0)
     if above is None:
         return None
-    return Extent(above.firstFrame(), above.lastFrame(), above.format().height())
+    with _full_size():
+        size = above.format()
+        return Extent(above.firstFrame(), above.lastFrame(), size.width(), size.height())
 
 
 def is_read(node: Node) -> bool:
@@ -780,6 +783,21 @@ def _filtered(path: Optional[str]) -> str:
     """Returns a path as Nuke opens it, after the filters that the studio has added."""
     call = cast("Callable[[str], Optional[str]]", nuke.filenameFilter)
     return call(path) or path if path else ""
+
+
+@contextlib.contextmanager
+def _full_size() -> Iterator[None]:
+    """Turns proxy mode off in the block: whether it changes a node's format is not documented."""
+    proxy = nuke.root()["proxy"]
+    if not proxy.value():
+        yield
+        return
+    with _own_change(quiet=True):
+        try:
+            proxy.setValue(False)
+            yield
+        finally:
+            proxy.setValue(True)
 
 
 def _is_animated(knob: nuke.Knob) -> bool:

@@ -115,6 +115,11 @@ def read_landmarks(files: Mapping[int, str]) -> Tuple[Landmarks, Tuple[int, int]
     return found, size
 
 
+def scaled(landmarks: Landmarks, by: Tuple[float, float]) -> Landmarks:
+    """Returns landmarks of a plate that is scaled in width and height."""
+    return {n: [(by[0] * x, by[1] * y) for x, y in points] for n, points in landmarks.items()}
+
+
 def _points(text: bytes) -> Optional[List[Point]]:
     """Returns the points that an attribute holds; None where it isn't one of landmarks."""
     try:

@@ -480,6 +480,8 @@ def open_sheet(node: Node) -> None:
     launcher.open_path(sheet)
 
 
+SQUARE = 1e-3  # how far from 1 the aspect of pixels is taken for 1
+
 # What the artist's undo calls a baked node.
 BAKES = {
     "corner_pin": "Bake CornerPin2D",
@@ -516,6 +518,12 @@ def older_frames(node: Node) -> None:
     host.put(node, "baked", plain_text(text))
 
 
+def _size(comp: Node) -> Tuple[int, int]:
+    """Returns width and height of a ReenactComp's plate, px."""
+    extent = connected(comp)
+    return extent.width, extent.height
+
+
 def _plate_and_face(comp: Node) -> Tuple[Node, Node]:
     plate, face = (host.source(comp, index) for index in (0, 1))
     if plate is None or face is None:
@@ -529,13 +537,14 @@ def _bake(node: Node, kind: str) -> str:
     crop = str(host.get(node, "bake_from")) == "the aligned crop"
     frame, inverse = host.frame(), bool(host.get(node, "stabilise"))
     try:
-        quads = tracks.face_quads(track)
+        # The face is scaled to the plate, so what follows it is, too.
+        quads = tracks.face_quads(track).scaled_to(_size(node))
         warp = baking.face_warp(quads, frame, crop, inverse)
     except (OSError, ValueError) as error:
         raise NodeError(f"The latent track can't be read: {error}") from error
     except KeyError:
         raise NodeError(f"There is no face in frame {frame}. Go to another one.") from None
-    if kind == "transform" and quads.pixel_aspect != 1:
+    if kind == "transform" and abs(quads.pixel_aspect - 1) > SQUARE:
         raise NodeError("A Transform is right for square pixels only. Make a CornerPin2D.")
     under: Optional[Node] = plate
     if crop and not inverse and kind != "stmap":
@@ -558,10 +567,12 @@ def _bake_points(node: Node, kind: str) -> str:
     if not landmarks:
         text = "These frames hold no landmarks."
         raise NodeError(f"{text} Submit the face again if an older version rendered them.")
+    plate = _size(node)
+    landmarks = marks.scaled(landmarks, (plate[0] / size[0], plate[1] / size[1]))
     if kind == "tracker":
         points = marks.named_points(str(host.get(node, "bake_points")))
         text = shapes.tracker(landmarks, frames, points)
     else:
-        text = shapes.roto(landmarks, frames, size)
+        text = shapes.roto(landmarks, frames, plate)
     name = host.paste(node, "push $cut_paste_input\n" + text, under, BAKES[kind])
     return f"{name}: keys from {min(landmarks)} to {max(landmarks)}."

@@ -33,6 +33,15 @@ class FaceQuads:
     plate: Tuple[int, int]
     pixel_aspect: float
 
+    def scaled_to(self, plate: Tuple[int, int]) -> "FaceQuads":
+        """Returns where they lie once the plate is scaled to another width and height, px."""
+        x, y = plate[0] / self.plate[0], plate[1] / self.plate[1]
+        corners: Dict[int, Corners] = {}
+        for number, quad in self.corners.items():
+            a, b, c, d = ((x * corner[0], y * corner[1]) for corner in quad)
+            corners[number] = (a, b, c, d)
+        return FaceQuads(corners, self.crop, plate, self.pixel_aspect * y / x)
+
 
 def numbers(path: PathLike) -> List[int]:
     """Returns the frames of a track (`core.solve.latent_track`), increasing.

@@ -490,7 +490,10 @@ def the_input_is_rendered_as_raw_half_at_full_size():
     source = nuke.createNode("CheckerBoard2", inpanel=False)
     node = nuke.createNode("Reenact", inpanel=False)
     node.setInput(0, source)
+    full, said = host.connected(node), {}
     nuke.root()["proxy"].setValue(True)
+    assert host.connected(node) == full
+    said["width in proxy mode"] = [full.width, source.format().width(), source.width()]
     pattern = os.path.join(tempfile.mkdtemp(), "new", "source.%04d.exr").replace("\\", "/")
     host.render(host.inner(node, "Source"), pattern, 1, 2, host.project().views[0])
     assert nuke.root()["proxy"].value()
@@ -500,7 +503,7 @@ def the_input_is_rendered_as_raw_half_at_full_size():
     host.show_files(result, Frames(pattern, 1, 2))
     node["has_result"].setValue(True)
     assert node.width() == source.width(), "not at full size"
-    return {"metadata": {k: str(v) for k, v in result.metadata().items()}}
+    return {**said, "metadata": {k: str(v) for k, v in result.metadata().items()}}
 
 
 @check

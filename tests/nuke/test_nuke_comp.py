@@ -769,6 +769,13 @@ def shot(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, np.ndarray]:
     quads[2] = np.nan
     count = len(quads)
     path = tmp_path_factory.mktemp("track") / "track.latents"
+    plates = {
+        "plate": PLATE,
+        "twice": (2 * PLATE[0], 2 * PLATE[1]),
+        "wide": (2 * PLATE[0], PLATE[1]),
+    }
+    for name, (width, height) in plates.items():
+        write_exr(path.with_name(f"{name}.1001.exr"), np.zeros((height, width, 3), np.float32))
     save_track(
         path,
         LatentTrack(
@@ -802,9 +809,18 @@ def test_places_are_those_of_the_core(shot: tuple[str, np.ndarray]) -> None:
         np.testing.assert_array_equal(corners, wanted[number - FIRST])
 
 
-def baked(session: Session, made: Made, shot: tuple[str, np.ndarray], button: str, **knobs) -> Node:
+def baked(
+    session: Session,
+    made: Made,
+    shot: tuple[str, np.ndarray],
+    button: str,
+    plate: str = "plate",
+    **knobs: object,
+) -> Node:
     """Presses a Bake button in a script of Read, Reenact and ReenactComp; returns the new node."""
-    node = comp(session, made.plate, made.face, **knobs)
+    pattern = str(Path(shot[0]).with_name(f"{plate}.####.exr"))
+    node = comp(session, pattern, made.face, **knobs)
+    node.input(0)["last"].setValue(FIRST)
     reenact = session.module.createNode("Reenact")
     reenact["track"].setValue(shot[0])
     node.setInput(1, reenact)
@@ -886,6 +902,36 @@ def test_an_stmap_is_the_cores(session: Session, made: Made, shot: tuple[str, np
     for i, channel in enumerate(("red", "green")):
         drawn = picture[channel][-rows:, :columns]
         np.testing.assert_allclose(drawn, wanted[-rows:, :columns, i], atol=1e-4)
+
+
+@pytest.mark.parametrize("proxy", [False, True])
+def test_what_is_baked_follows_the_face_in_a_plate_of_another_size(
+    session: Session, made: Made, shot: tuple[str, np.ndarray], proxy: bool
+) -> None:
+    """The node scales the face to its plate."""
+    session.module.root()["proxy"].setValue(proxy)
+    wanted = 2 * corner_pin(shot[1], PLATE[1])
+    node = baked(session, made, shot, "bake_corner_pin", "twice")
+    for k in range(4):
+        np.testing.assert_allclose(points(node, f"to{k + 1}", 1002), wanted[1][k], atol=1e-4)
+    np.testing.assert_allclose(points(node, "from3", 1001), [CROP, CROP])
+    node = baked(session, made, shot, "bake_transform", "twice", bake_from="this frame")
+    np.testing.assert_allclose(points(node, "center", 1001), wanted[1].mean(0), atol=1e-4)
+    drawn = baked(session, made, shot, "bake_stmap", "twice").input(1)
+    session._frame = 1001
+    picture = nuke_pixels.expression(
+        drawn, {c: np.zeros((2 * PLATE[1], 2 * PLATE[0])) for c in RGB}
+    )
+    full = stmap_to_plate(2 * shot[1][0], Window(0, 0, 2 * PLATE[0], 2 * PLATE[1]))
+    np.testing.assert_allclose(picture["red"], full[..., 0], atol=1e-4)
+    np.testing.assert_allclose(picture["green"], full[..., 1], atol=1e-4)
+    node = baked(session, made, shot, "bake_corner_pin", "wide", bake_from="this frame")
+    across = wanted[1] * [1, 0.5]
+    np.testing.assert_allclose(points(node, "from2", 1001), across[1], atol=1e-4)
+    node = session.module.toNode("ReenactComp4")
+    session.press(node, "bake_transform")
+    assert "square pixels only" in node["baked"].value()
+    assert session.module.root()["proxy"].value() is proxy
 
 
 def test_what_is_baked_is_text_that_nuke_reads(shot: tuple[str, np.ndarray]) -> None:

@@ -404,6 +404,28 @@ def test_a_reenact_node_gives_the_landmarks_of_its_result(session: Session, shot
     assert made["curves"].toScript() == plain
 
 
+def test_points_and_shapes_follow_the_face_in_a_plate_of_another_size(
+    session: Session, shot: Shot, tmp_path: Path
+) -> None:
+    """The node scales the face to its plate."""
+    large = str(tmp_path / "large.####.exr")
+    for number in FRAMES:
+        grey = np.full((3 * HEIGHT, 2 * WIDTH, 3), 0.2, np.float32)
+        write_exr(frame_path(large, number), grey, half=False)
+    other = Shot(large, shot.face, shot.quads, shot.truth)
+    found = written(shot)
+    node = baked(session, other, "bake_tracker")
+    tracks = nuke_shapes.read_tracks(node["tracks"].toScript())
+    for name, i in marks.named_points("").items():
+        for n in SHOWN:
+            wanted = np.array(found[n][i]) * [2, 3]
+            np.testing.assert_allclose([tracks[name].x[n], tracks[name].y[n]], wanted, atol=1e-3)
+    roto = baked(session, other, "bake_roto")["curves"].toScript()
+    at = nuke_shapes.read_shapes(roto)["left_eye"].points(FIRST)[:, 1]
+    ring = np.array([found[FIRST][i] for i in marks.OUTLINES["left_eye"]])
+    np.testing.assert_allclose(at, ring * [2, 3], atol=1e-3)
+
+
 def test_of_a_switch_the_face_that_is_shown_is_read(session: Session, shot: Shot) -> None:
     plain = baked(session, shot, "bake_roto")["curves"].toScript()
     node = session.module.toNode("ReenactComp1")

@@ -819,9 +819,11 @@ class Node:
 
     def format(self):
         try:
-            return Format(self._session._picture(self, self._session._frame)["red"].shape)
+            shape = self._session._picture(self, self._session._frame)["red"].shape
         except RuntimeError:  # no such file
-            return Format(FORMAT)
+            shape = FORMAT
+        # Whether it is the proxy's in proxy mode is not documented.
+        return Format([side // (1 + self._session._root["proxy"].value()) for side in shape])
 
     def metadata(self):
         return self._session._metadata(self)
