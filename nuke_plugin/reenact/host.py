@@ -459,6 +459,8 @@ def selected() -> List[Node]:
 def replace(node: Node, gizmo: str, renamed: Dict[str, str], kept: FrozenSet[str]) -> Node:
     """Replaces a node by a new one of a gizmo, with its name, knobs, inner Reads and connections.
 
+    Its properties are opened if those of the old one were.
+
     Args:
         node: the node, which is deleted. Undo restores it.
         gizmo: the new node's class.
@@ -497,10 +499,10 @@ def replace(node: Node, gizmo: str, renamed: Dict[str, str], kept: FrozenSet[str
         if "[value state]" not in label and "[value tile]" not in label:  # the artist's
             made["label"].setValue(label)
         made.setXYpos(node.xpos(), node.ypos())
-        name = node.name()
+        name, opened = node.name(), gui() and node.shown()
         nuke.delete(node)
         made.setName(name)
-        if gui():
+        if opened:
             nuke.show(made)
         return made
 

@@ -800,6 +800,9 @@ class Node:
     def ypos(self):
         return self["ypos"].value()
 
+    def shown(self):
+        return self.name() in self._session.shown
+
     def setXYpos(self, x, y):
         self["xpos"]._value, self["ypos"]._value = x, y
 
