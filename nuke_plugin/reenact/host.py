@@ -619,9 +619,9 @@ def insert(group: Node, above: str, text: str, first: str, last: str) -> None:
 # -- pictures ------------------------------------------------------------------------------------
 
 
-def connected(node: Node) -> Optional[Extent]:
-    """Returns the extent of a node's first input; None if nothing is connected."""
-    above = node.input(0)
+def connected(node: Node, index: int = 0) -> Optional[Extent]:
+    """Returns the extent of an input of a node; None if nothing is connected."""
+    above = node.input(index)
     if above is None:
         return None
     with _full_size():

@@ -5,6 +5,7 @@ text. So names and parameters here stay, and each function is called on the main
 `session.py` does the work, `requests.py` builds what a node asks for.
 """
 
+import contextlib
 import functools
 import re
 from pathlib import Path, PurePath
@@ -50,8 +51,8 @@ from reenact.requests import (
 )
 from reenact.runs import NodeUpdate, Result
 from reenact.session import Session, mark_shown
-from reenact.shots import ShotRequest
-from reenact.upstream import connected, face_read, shot_above, upstream
+from reenact.shots import ShotRequest, read_shot
+from reenact.upstream import Upstream, connected, face_read, shot_above, upstream
 
 # Knobs whose change is rendered live.
 LIVE_KNOBS = {
@@ -524,6 +525,25 @@ def _size(comp: Node) -> Tuple[int, int]:
     return extent.width, extent.height
 
 
+def _crop_size(comp: Node, above: Upstream, quads: tracks.FaceQuads) -> Tuple[int, int]:
+    """Returns width and height of the aligned crop that is to follow a face, px.
+
+    Args:
+        comp: the ReenactComp. Its crop has the size; without one, it is that of the crops that
+            belong to the track.
+        above: the track.
+        quads: the track's.
+    """
+    extent = host.connected(comp, 2)
+    if extent is not None:
+        return extent.width, extent.height
+    side: Optional[int] = None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        character = read_shot(above.track, above.character).character
+        side = tracks.crop_side(above.track, character)
+    return side or quads.crop, side or quads.crop
+
+
 def _plate_and_face(comp: Node) -> Tuple[Node, Node]:
     plate, face = (host.source(comp, index) for index in (0, 1))
     if plate is None or face is None:
@@ -533,21 +553,23 @@ def _plate_and_face(comp: Node) -> Tuple[Node, Node]:
 
 def _bake(node: Node, kind: str) -> str:
     plate, face = _plate_and_face(node)
-    track = upstream(node, [face]).track
-    crop = str(host.get(node, "bake_from")) == "the aligned crop"
+    above = upstream(node, [face])
+    of_crop = str(host.get(node, "bake_from")) == "the aligned crop"
     frame, inverse = host.frame(), bool(host.get(node, "stabilise"))
     try:
         # The face is scaled to the plate, so what follows it is, too.
-        quads = tracks.face_quads(track).scaled_to(_size(node))
+        quads = tracks.face_quads(above.track).scaled_to(_size(node))
+        crop = _crop_size(node, above, quads) if of_crop else None
         warp = baking.face_warp(quads, frame, crop, inverse)
     except (OSError, ValueError) as error:
         raise NodeError(f"The latent track can't be read: {error}") from error
     except KeyError:
         raise NodeError(f"There is no face in frame {frame}. Go to another one.") from None
-    if kind == "transform" and abs(quads.pixel_aspect - 1) > SQUARE:
+    aspect = quads.pixel_aspect * (crop[0] / crop[1] if crop else 1)
+    if kind == "transform" and abs(aspect - 1) > SQUARE:
         raise NodeError("A Transform is right for square pixels only. Make a CornerPin2D.")
     under: Optional[Node] = plate
-    if crop and not inverse and kind != "stmap":
+    if of_crop and not inverse and kind != "stmap":
         under = host.source(node, 2)
     text = "push $cut_paste_input\n" + baking.KINDS[kind](warp)
     name = host.paste(node, text, under, BAKES[kind])

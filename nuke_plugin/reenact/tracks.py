@@ -4,10 +4,13 @@ import array
 import contextlib
 import json
 import math
+import struct
 import sys
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
+from reenact import exr
 from reenact.container import PathLike, open_container
 
 Point = Tuple[float, float]
@@ -23,7 +26,7 @@ class FaceQuads:
 
     Attributes:
         corners: by frame; frames without a face are absent.
-        crop: side of an aligned crop, px.
+        crop: side of an aligned crop without detail, px.
         plate: width and height, px.
         pixel_aspect: width of a plate pixel over its height.
     """
@@ -93,6 +96,24 @@ def face_quads(path: PathLike) -> FaceQuads:
             points: List[Point] = [(quad[2 * k], height - quad[2 * k + 1]) for k in (1, 2, 3, 0)]
             corners[number] = (points[0], points[1], points[2], points[3])
     return FaceQuads(corners, 2 << (layers // 2), (width, height), plate["pixel_aspect"])
+
+
+def crop_side(track: PathLike, character: PathLike) -> Optional[int]:
+    """Returns the side of a track's aligned crops, px.
+
+    That is the side of those beside the track, else of the pictures that the character's detail
+    makes; None if there is neither.
+
+    Raises:
+        OSError, ValueError, KeyError: a file can't be read.
+    """
+    crop = next(Path(track).parent.glob("crops/*.exr"), None)
+    if crop is not None:
+        left, _, right, _ = struct.unpack("<4i", exr.headers(crop)[0]["displayWindow"])
+        return int(right - left + 1)
+    with open_container(character, "thumbnail") as (header, _):
+        detail = json.loads(header["__metadata__"].get("detail", "null"))
+    return None if detail is None else int(detail["shape"]["resolution"])
 
 
 @contextlib.contextmanager
