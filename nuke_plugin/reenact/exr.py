@@ -2,7 +2,7 @@
 
 import io
 import struct
-from typing import BinaryIO, Dict, List
+from typing import BinaryIO, Dict, List, Tuple
 
 from reenact.container import PathLike
 
@@ -46,6 +46,19 @@ def views(path: PathLike) -> List[str]:
         parts[0].get("multiView", b"")
     )
     return [view.decode("utf-8", "replace") for view in dict.fromkeys(named)]
+
+
+def size(part: Attributes) -> Tuple[int, int]:
+    """Returns width and height of a part's display window, px.
+
+    Raises:
+        ValueError: it has none.
+    """
+    window = part.get("displayWindow", b"")
+    if len(window) != 16:
+        raise ValueError("The EXR has no display window.")
+    left, top, right, bottom = struct.unpack("<4i", window)
+    return right - left + 1, bottom - top + 1
 
 
 def _header(file: BinaryIO, path: PathLike) -> Attributes:

@@ -6,7 +6,6 @@ Convention:
     the plate: continuous (the centre of the first pixel is 0.5), origin bottom left.
 """
 
-import struct
 from typing import Dict, List, Mapping, Optional, Tuple
 
 from reenact import exr
@@ -107,8 +106,7 @@ def read_landmarks(files: Mapping[int, str]) -> Tuple[Landmarks, Tuple[int, int]
             header = exr.headers(path)[0]
         except FileNotFoundError:
             continue
-        left, top, right, bottom = struct.unpack("<4i", header.get("displayWindow", bytes(16)))
-        size = (right - left + 1, bottom - top + 1)
+        size = exr.size(header)
         points = _points(header.get(ATTRIBUTE, b""))
         if points is not None:
             found[number] = points

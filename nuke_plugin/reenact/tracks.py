@@ -4,7 +4,6 @@ import array
 import contextlib
 import json
 import math
-import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,8 +108,7 @@ def crop_side(track: PathLike, character: PathLike) -> Optional[int]:
     """
     crop = next(Path(track).parent.glob("crops/*.exr"), None)
     if crop is not None:
-        left, _, right, _ = struct.unpack("<4i", exr.headers(crop)[0]["displayWindow"])
-        return int(right - left + 1)
+        return exr.size(exr.headers(crop)[0])[0]
     with open_container(character, "thumbnail") as (header, _):
         detail = json.loads(header["__metadata__"].get("detail", "null"))
     return None if detail is None else int(detail["shape"]["resolution"])

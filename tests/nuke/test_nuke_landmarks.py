@@ -196,6 +196,9 @@ def test_files_that_are_no_frames_are_refused(tmp_path: Path) -> None:
     write_exr(path, np.zeros((8, 9, 3), np.float32), attributes={marks.ATTRIBUTE: "1 2 3"})
     assert marks.read_landmarks({1: str(path)}) == ({}, (9, 8))
     content = path.read_bytes()
+    path.write_bytes(content.replace(b"displayWindow\0", b"displayWindox\0"))
+    with pytest.raises(ValueError, match="no display window"):
+        marks.read_landmarks({1: str(path)})
     for length in (6, 20, 60, 300):
         path.write_bytes(content[:length])
         with pytest.raises(ValueError, match="damaged"):
