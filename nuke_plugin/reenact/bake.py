@@ -7,7 +7,7 @@ in the plate, keyed frame by frame; the other is constant. Coordinates are those
 
 import math
 from dataclasses import dataclass
-from typing import Callable, Dict, Mapping, Sequence, Tuple
+from typing import Callable, Dict, Mapping, Optional, Sequence, Tuple
 
 from reenact.tracks import Corners, FaceQuads, Point
 
@@ -33,23 +33,23 @@ class Warp:
     plate: Tuple[int, int]
 
 
-def face_warp(quads: FaceQuads, frame: int, crop: bool, inverse: bool) -> Warp:
+def face_warp(quads: FaceQuads, frame: int, crop: Optional[Tuple[int, int]], inverse: bool) -> Warp:
     """Returns the warp of the aligned crop to the face of each frame, or of a plate's frame.
 
     Args:
         quads: where the faces are.
-        frame: the frame of the plate that is warped, where `crop` is False.
-        crop: whether the aligned crop is warped.
+        frame: the frame of the plate that is warped, where `crop` is None.
+        crop: width and height of the aligned crop that is warped, px.
         inverse: warps the other warp.
 
     Raises:
         KeyError: there is no face in that frame.
     """
-    side = float(quads.crop)
-    square: Corners = ((0.0, 0.0), (side, 0.0), (side, side), (0.0, side))
-    still = square if crop else quads.corners[frame]
-    size = (quads.crop, quads.crop) if crop and not inverse else quads.plate
-    return Warp(quads.corners, still, inverse, size, quads.plate)
+    if crop is None:
+        return Warp(quads.corners, quads.corners[frame], inverse, quads.plate, quads.plate)
+    width, height = map(float, crop)
+    still: Corners = ((0.0, 0.0), (width, 0.0), (width, height), (0.0, height))
+    return Warp(quads.corners, still, inverse, quads.plate if inverse else crop, quads.plate)
 
 
 def corner_pin(warp: Warp) -> str:

@@ -36,6 +36,7 @@ _INSIDE = {
 
 # Nodes that show other frames than those that come in; TimeOffset and TimeClip may.
 _RETIMING = ("AppendClip", "FrameHold", "Kronos", "Retime", "TimeWarp")
+_BY_VARIABLE = "VariableSwitch"  # shows one of its inputs, from Nuke 16 on
 
 # Knobs that hold no value of a node's own.
 _NO_VALUES = (nuke.Script_Knob, nuke.Text_Knob, nuke.Tab_Knob, nuke.Link_Knob)
@@ -82,10 +83,11 @@ class Plate:
 
 @dataclass(frozen=True)
 class Extent:
-    """The frames of a node's output, and the height of its format at full size, px."""
+    """The frames of a node's output, and width and height of its format at full size, px."""
 
     first: int
     last: int
+    width: int
     height: int
 
 
@@ -390,15 +392,27 @@ def source(node: Node, index: int) -> Optional[Node]:
     return found
 
 
-def above(node: Node) -> List[Node]:
+def above(node: Node, shown: bool = False, passes: bool = False) -> List[Node]:
     """Returns what a node is connected to in the order of the inputs: B of a Merge, then A.
 
     Above the Input of a Group is what the Group is connected to there.
+
+    Args:
+        node: the node.
+        shown: leaves out what its picture is not made of: inputs of a Switch that it does not show
+            on the current frame, and all but the first one of a disabled node.
+        passes: whether it hands on its first input as it is, like a disabled node.
     """
     if node.Class() == "Input":
         sources = [node.parent().input(int(node["number"].value()))]
     else:
         sources = [node.input(i) for i in range(node.inputs())]
+    disable = node.knob("disable")
+    if shown and (passes or (disable is not None and disable.value())):
+        sources = sources[:1]
+    elif shown and node.Class() == "Switch":
+        which = min(max(int(node["which"].value()), 0), len(sources) - 1)
+        sources = sources[which : which + 1]
     return [source for source in sources if source is not None]
 
 
@@ -407,14 +421,26 @@ def is_passage(node: Node) -> bool:
     return node.Class() in ("Dot", "Input", "Output") or bool(inside(node))
 
 
-def changes_time(node: Node) -> bool:
-    """Returns whether a node shows other frames than those that come in, as a TimeOffset does."""
+def hurdle(node: Node) -> str:
+    """Returns why frames of what is above a node are not, or not always, the same ones below it.
+
+    Returns:
+        What the node does, as in "changes the time of what comes from"; empty if neither.
+    """
     kind = node.Class()
-    if kind not in (*_RETIMING, "TimeOffset", "TimeClip") or node["disable"].value():
-        return False
+    if kind == "Read" and _is_shifted(node):
+        return "shows at other times the frames of"
+    if kind not in (*_RETIMING, "TimeOffset", "TimeClip", _BY_VARIABLE) or node["disable"].value():
+        return ""
+    if kind == _BY_VARIABLE:
+        several = len(above(node)) > 1
+        return "shows only for some of the script's variables what comes from" if several else ""
+    moves = True
     if kind == "TimeOffset":
-        return bool(node["time_offset"].value() or node["reverse_input"].value())
-    return kind != "TimeClip" or bool(node["frame"].value() or node["reverse"].value())
+        moves = bool(node["time_offset"].value() or node["reverse_input"].value())
+    elif kind == "TimeClip":
+        moves = bool(node["frame"].value() or node["reverse"].value())
+    return "changes the time of what comes from" if moves else ""
 
 
 def inside(group: Node) -> List[Node]:
@@ -432,6 +458,8 @@ def selected() -> List[Node]:
 
 def replace(node: Node, gizmo: str, renamed: Dict[str, str], kept: FrozenSet[str]) -> Node:
     """Replaces a node by a new one of a gizmo, with its name, knobs, inner Reads and connections.
+
+    Its properties are opened if those of the old one were.
 
     Args:
         node: the node, which is deleted. Undo restores it.
@@ -471,10 +499,10 @@ def replace(node: Node, gizmo: str, renamed: Dict[str, str], kept: FrozenSet[str
         if "[value state]" not in label and "[value tile]" not in label:  # the artist's
             made["label"].setValue(label)
         made.setXYpos(node.xpos(), node.ypos())
-        name = node.name()
+        name, opened = node.name(), gui() and node.shown()
         nuke.delete(node)
         made.setName(name)
-        if gui():
+        if opened:
             nuke.show(made)
         return made
 
@@ -591,12 +619,14 @@ def insert(group: Node, above: str, text: str, first: str, last: str) -> None:
 # -- pictures ------------------------------------------------------------------------------------
 
 
-def connected(node: Node) -> Optional[Extent]:
-    """Returns the extent of a node's first input; None if nothing is connected."""
-    above = node.input(0)
+def connected(node: Node, index: int = 0) -> Optional[Extent]:
+    """Returns the extent of an input of a node; None if nothing is connected."""
+    above = node.input(index)
     if above is None:
         return None
-    return Extent(above.firstFrame(), above.lastFrame(), above.format().height())
+    with _full_size():
+        size = above.format()
+        return Extent(above.firstFrame(), above.lastFrame(), size.width(), size.height())
 
 
 def is_read(node: Node) -> bool:
@@ -608,8 +638,8 @@ def plate(above: Optional[Node]) -> Optional[Plate]:
     """Returns a node as a plate, if it is a Read whose files can be used as they are."""
     if above is None or not is_read(above) or above["disable"].value():
         return None
-    if above["frame_mode"].value() != "expression" or above["frame"].value():
-        return None  # shifted in time
+    if _is_shifted(above):
+        return None
     knob = cast("nuke.Enumeration_Knob", above["colorspace"])
     space = str(knob.value())
     if space == "default":  # the menu's first line says which: "default (sRGB)"
@@ -741,10 +771,35 @@ def show_files(read: Node, frames: Frames, undo: bool = False, quiet: bool = Fal
 # -- helpers -------------------------------------------------------------------------------------
 
 
+def _is_shifted(read: Node) -> bool:
+    """Returns whether a Read shows its files on other frames than those in their names."""
+    same = {
+        "expression": ("", "frame"),
+        "offset": ("", "0"),
+        "start at": (str(read["first"].value()),),
+    }
+    return str(read["frame"].value()).strip() not in same.get(str(read["frame_mode"].value()), ())
+
+
 def _filtered(path: Optional[str]) -> str:
     """Returns a path as Nuke opens it, after the filters that the studio has added."""
     call = cast("Callable[[str], Optional[str]]", nuke.filenameFilter)
     return call(path) or path if path else ""
+
+
+@contextlib.contextmanager
+def _full_size() -> Iterator[None]:
+    """Turns proxy mode off in the block: whether it changes a node's format is not documented."""
+    proxy = nuke.root()["proxy"]
+    if not proxy.value():
+        yield
+        return
+    with _own_change(quiet=True):
+        try:
+            proxy.setValue(False)
+            yield
+        finally:
+            proxy.setValue(True)
 
 
 def _is_animated(knob: nuke.Knob) -> bool:

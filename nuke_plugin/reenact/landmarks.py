@@ -6,11 +6,9 @@ Convention:
     the plate: continuous (the centre of the first pixel is 0.5), origin bottom left.
 """
 
-import io
-import struct
-from typing import BinaryIO, Dict, List, Mapping, Optional, Tuple
+from typing import Dict, List, Mapping, Optional, Tuple
 
-from reenact.container import PathLike
+from reenact import exr
 from reenact.tracks import Point
 
 Landmarks = Dict[int, List[Point]]  # by frame; frames without a face are absent
@@ -81,9 +79,6 @@ OUTLINES: Dict[str, Tuple[int, ...]] = {
     "right_eye": (33, 7, 163, 145, 154, 155, 133, 173, 157, 159, 161, 246),
 }
 
-_MAGIC = b"\x76\x2f\x31\x01"
-_LONGEST = 1 << 20  # bytes of an attribute; a larger one is a damaged file
-
 
 def named_points(choice: str) -> Dict[str, int]:
     """Returns the points of a set by name; those of all sets for any other choice."""
@@ -108,15 +103,19 @@ def read_landmarks(files: Mapping[int, str]) -> Tuple[Landmarks, Tuple[int, int]
     size = (0, 0)
     for number, path in sorted(files.items()):
         try:
-            header = _header(path)
+            header = exr.headers(path)[0]
         except FileNotFoundError:
             continue
-        left, top, right, bottom = struct.unpack("<4i", header.get("displayWindow", bytes(16)))
-        size = (right - left + 1, bottom - top + 1)
+        size = exr.size(header)
         points = _points(header.get(ATTRIBUTE, b""))
         if points is not None:
             found[number] = points
     return found, size
+
+
+def scaled(landmarks: Landmarks, by: Tuple[float, float]) -> Landmarks:
+    """Returns landmarks of a plate that is scaled in width and height."""
+    return {n: [(by[0] * x, by[1] * y) for x, y in points] for n, points in landmarks.items()}
 
 
 def _points(text: bytes) -> Optional[List[Point]]:
@@ -128,40 +127,3 @@ def _points(text: bytes) -> Optional[List[Point]]:
     if len(numbers) != 2 * COUNT:
         return None
     return list(zip(numbers[::2], numbers[1::2]))
-
-
-def _header(path: PathLike) -> Dict[str, bytes]:
-    """Returns the attributes of an EXR, by name; of several parts, those of the first one.
-
-    Raises:
-        OSError, ValueError: as `read_landmarks`.
-    """
-    with open(path, "rb") as file:
-        if file.read(4) != _MAGIC:
-            raise ValueError(f"{path} is no EXR.")
-        file.seek(4, io.SEEK_CUR)  # version and flags
-        attributes: Dict[str, bytes] = {}
-        while True:
-            name = _text(file, path)
-            if not name:
-                return attributes
-            _text(file, path)  # its type
-            (size,) = struct.unpack("<i", _exactly(file, 4, path))
-            attributes[name] = _exactly(file, size, path)
-
-
-def _text(file: BinaryIO, path: PathLike) -> str:
-    """Reads a text that ends with a zero byte."""
-    letters = bytearray()
-    while not letters.endswith(b"\0"):
-        letters += _exactly(file, 1, path)
-        if len(letters) > 256:
-            raise ValueError(f"{path} is damaged.")
-    return letters[:-1].decode("latin-1")
-
-
-def _exactly(file: BinaryIO, size: int, path: PathLike) -> bytes:
-    content = file.read(size) if 0 <= size <= _LONGEST else b""
-    if len(content) != size:
-        raise ValueError(f"{path} is damaged.")
-    return content

@@ -5,6 +5,7 @@ text. So names and parameters here stay, and each function is called on the main
 `session.py` does the work, `requests.py` builds what a node asks for.
 """
 
+import contextlib
 import functools
 import re
 from pathlib import Path, PurePath
@@ -50,8 +51,8 @@ from reenact.requests import (
 )
 from reenact.runs import NodeUpdate, Result
 from reenact.session import Session, mark_shown
-from reenact.shots import ShotRequest
-from reenact.upstream import connected, face_read, shot_above, upstream
+from reenact.shots import ShotRequest, read_shot
+from reenact.upstream import Upstream, connected, face_read, shot_above, upstream
 
 # Knobs whose change is rendered live.
 LIVE_KNOBS = {
@@ -480,6 +481,8 @@ def open_sheet(node: Node) -> None:
     launcher.open_path(sheet)
 
 
+SQUARE = 1e-3  # how far from 1 the aspect of pixels is taken for 1
+
 # What the artist's undo calls a baked node.
 BAKES = {
     "corner_pin": "Bake CornerPin2D",
@@ -516,6 +519,31 @@ def older_frames(node: Node) -> None:
     host.put(node, "baked", plain_text(text))
 
 
+def _size(comp: Node) -> Tuple[int, int]:
+    """Returns width and height of a ReenactComp's plate, px."""
+    extent = connected(comp)
+    return extent.width, extent.height
+
+
+def _crop_size(comp: Node, above: Upstream, quads: tracks.FaceQuads) -> Tuple[int, int]:
+    """Returns width and height of the aligned crop that is to follow a face, px.
+
+    Args:
+        comp: the ReenactComp. Its crop has the size; without one, it is that of the crops that
+            belong to the track.
+        above: the track.
+        quads: the track's.
+    """
+    extent = host.connected(comp, 2)
+    if extent is not None:
+        return extent.width, extent.height
+    side: Optional[int] = None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        character = read_shot(above.track, above.character).character
+        side = tracks.crop_side(above.track, character)
+    return side or quads.crop, side or quads.crop
+
+
 def _plate_and_face(comp: Node) -> Tuple[Node, Node]:
     plate, face = (host.source(comp, index) for index in (0, 1))
     if plate is None or face is None:
@@ -525,20 +553,23 @@ def _plate_and_face(comp: Node) -> Tuple[Node, Node]:
 
 def _bake(node: Node, kind: str) -> str:
     plate, face = _plate_and_face(node)
-    track = upstream(node, [face]).track
-    crop = str(host.get(node, "bake_from")) == "the aligned crop"
+    above = upstream(node, [face])
+    of_crop = str(host.get(node, "bake_from")) == "the aligned crop"
     frame, inverse = host.frame(), bool(host.get(node, "stabilise"))
     try:
-        quads = tracks.face_quads(track)
+        # The face is scaled to the plate, so what follows it is, too.
+        quads = tracks.face_quads(above.track).scaled_to(_size(node))
+        crop = _crop_size(node, above, quads) if of_crop else None
         warp = baking.face_warp(quads, frame, crop, inverse)
     except (OSError, ValueError) as error:
         raise NodeError(f"The latent track can't be read: {error}") from error
     except KeyError:
         raise NodeError(f"There is no face in frame {frame}. Go to another one.") from None
-    if kind == "transform" and quads.pixel_aspect != 1:
+    aspect = quads.pixel_aspect * (crop[0] / crop[1] if crop else 1)
+    if kind == "transform" and abs(aspect - 1) > SQUARE:
         raise NodeError("A Transform is right for square pixels only. Make a CornerPin2D.")
     under: Optional[Node] = plate
-    if crop and not inverse and kind != "stmap":
+    if of_crop and not inverse and kind != "stmap":
         under = host.source(node, 2)
     text = "push $cut_paste_input\n" + baking.KINDS[kind](warp)
     name = host.paste(node, text, under, BAKES[kind])
@@ -558,10 +589,12 @@ def _bake_points(node: Node, kind: str) -> str:
     if not landmarks:
         text = "These frames hold no landmarks."
         raise NodeError(f"{text} Submit the face again if an older version rendered them.")
+    plate = _size(node)
+    landmarks = marks.scaled(landmarks, (plate[0] / size[0], plate[1] / size[1]))
     if kind == "tracker":
         points = marks.named_points(str(host.get(node, "bake_points")))
         text = shapes.tracker(landmarks, frames, points)
     else:
-        text = shapes.roto(landmarks, frames, size)
+        text = shapes.roto(landmarks, frames, plate)
     name = host.paste(node, "push $cut_paste_input\n" + text, under, BAKES[kind])
     return f"{name}: keys from {min(landmarks)} to {max(landmarks)}."

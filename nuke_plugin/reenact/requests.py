@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple, TypeVar
 
-from reenact import host, ocio, protocol, repairs
+from reenact import exr, host, ocio, protocol, repairs
 from reenact.chosen import results_folder
 from reenact.errors import NodeError
 from reenact.files import frame_file
@@ -223,7 +223,13 @@ def _source(
         space = _plate_space(plate.space, project.config, working, how == "files")
         if inside and (space or how == "files"):
             files = host.read_files(plate.node, inside, view)
-            if how == "files" or Path(files[0]).suffix.lower() in (*STILLS, *MOVIES):
+            if _is_second(view, files):
+                if how == "files":
+                    raise NodeError(
+                        f"{files[0]} holds several views, and only Nuke finds {view} in it. Set "
+                        '"frames from" to auto or to render.'
+                    )
+            elif how == "files" or Path(files[0]).suffix.lower() in (*STILLS, *MOVIES):
                 return Source(files, inside, space, config, files[0], **more)
     rendered = folder / "sources" / f"{name}_{node_id(node)[:8]}"
     _check_apart(node, rendered, view)
@@ -235,6 +241,18 @@ def _source(
         raise NodeError(f"The input could not be rendered: {error}") from error
     files = [frame_file(pattern, number) for number in numbers]
     return Source(files, numbers, working, config, host.name(node), **more)
+
+
+def _is_second(view: str, files: List[str]) -> bool:
+    """Returns whether a view lies behind another one in EXRs that hold several: readers that know
+    no views, as the server's, find the first one there."""
+    existing = next((file for file in files if os.path.isfile(file)), "")
+    if not existing.lower().endswith(".exr"):
+        return False
+    try:
+        return view in exr.views(existing)[1:]
+    except (OSError, ValueError):  # the server says what is wrong with it
+        return False
 
 
 def _check_apart(node: Node, folder: Path, view: str) -> None:

@@ -6,8 +6,10 @@ import json
 import math
 import sys
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
+from reenact import exr
 from reenact.container import PathLike, open_container
 
 Point = Tuple[float, float]
@@ -23,7 +25,7 @@ class FaceQuads:
 
     Attributes:
         corners: by frame; frames without a face are absent.
-        crop: side of an aligned crop, px.
+        crop: side of an aligned crop without detail, px.
         plate: width and height, px.
         pixel_aspect: width of a plate pixel over its height.
     """
@@ -32,6 +34,15 @@ class FaceQuads:
     crop: int
     plate: Tuple[int, int]
     pixel_aspect: float
+
+    def scaled_to(self, plate: Tuple[int, int]) -> "FaceQuads":
+        """Returns where they lie once the plate is scaled to another width and height, px."""
+        x, y = plate[0] / self.plate[0], plate[1] / self.plate[1]
+        corners: Dict[int, Corners] = {}
+        for number, quad in self.corners.items():
+            a, b, c, d = ((x * corner[0], y * corner[1]) for corner in quad)
+            corners[number] = (a, b, c, d)
+        return FaceQuads(corners, self.crop, plate, self.pixel_aspect * y / x)
 
 
 def numbers(path: PathLike) -> List[int]:
@@ -84,6 +95,23 @@ def face_quads(path: PathLike) -> FaceQuads:
             points: List[Point] = [(quad[2 * k], height - quad[2 * k + 1]) for k in (1, 2, 3, 0)]
             corners[number] = (points[0], points[1], points[2], points[3])
     return FaceQuads(corners, 2 << (layers // 2), (width, height), plate["pixel_aspect"])
+
+
+def crop_side(track: PathLike, character: PathLike) -> Optional[int]:
+    """Returns the side of a track's aligned crops, px.
+
+    That is the side of those beside the track, else of the pictures that the character's detail
+    makes; None if there is neither.
+
+    Raises:
+        OSError, ValueError, KeyError: a file can't be read.
+    """
+    crop = next(Path(track).parent.glob("crops/*.exr"), None)
+    if crop is not None:
+        return exr.size(exr.headers(crop)[0])[0]
+    with open_container(character, "thumbnail") as (header, _):
+        detail = json.loads(header["__metadata__"].get("detail", "null"))
+    return None if detail is None else int(detail["shape"]["resolution"])
 
 
 @contextlib.contextmanager

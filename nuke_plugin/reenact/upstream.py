@@ -32,37 +32,37 @@ def upstream(node: Node, inputs: Optional[List[Node]] = None) -> Upstream:
 
     A node hands on the track of the version that it shows, in its knob `track`. The search goes
     through every other node, out of Groups and into them, and through nodes of ours that are
-    disabled or whose version is `upstream`; of several inputs, it follows the first one to its end
-    before the next.
+    disabled or whose version is `upstream`. It takes the way of the picture: of a Switch the input
+    that is shown, of a disabled node the first one. Where several inputs make the picture, it
+    follows the first one to its end before the next.
 
     Args:
         node: where the search begins.
         inputs: the inputs to search; None for all of the node's.
 
     Raises:
-        NodeError: there is no such node, it has no track yet, or its frames come in at other times:
-            keys and results below would be of other frames.
+        NodeError: there is no such node, it has no track yet, its frames come in at other times
+            (keys and results below would be of other frames), or the script's variables choose it.
     """
     first = host.above(node) if inputs is None else inputs
     pending: List[Tuple[Node, Optional[Node]]] = [(one, None) for one in first]
     seen: List[Node] = []  # clones have the same name
     passed = ""  # a Reenact that could have a track
     while pending:
-        candidate, retimed = pending.pop(0)
+        candidate, hurdle = pending.pop(0)
         if candidate in seen:
             continue
         seen.append(candidate)
-        if host.changes_time(candidate):
-            retimed = candidate
+        hurdle = candidate if host.hurdle(candidate) else hurdle
         name, kind = host.name(candidate), kind_of(candidate)
         show_chosen(candidate)
         passes = kind.has_track and shown_version(candidate) == UPSTREAM
         if passes and kind is REENACT:
             passed = name
         if not kind.has_track or passes or host.get(candidate, "disable"):
-            pending = [(one, retimed) for one in _feeding(candidate)] + pending
+            pending = [(one, hurdle) for one in _feeding(candidate, passes)] + pending
             continue
-        _check_time(retimed, name)
+        _check_way(hurdle, name)
         track, character = (str(host.get(candidate, knob)) for knob in ("track", "character"))
         if not track:
             raise NodeError(f"{name} has no latent track yet. Submit it first, or disable it.")
@@ -72,22 +72,26 @@ def upstream(node: Node, inputs: Optional[List[Node]] = None) -> Upstream:
     raise NodeError("There is no Reenact node above. Connect one: this node works on its track.")
 
 
-def _check_time(retimed: Optional[Node], name: str) -> None:
-    """Refuses what comes in at other times.
+def _check_way(hurdle: Optional[Node], name: str) -> None:
+    """Refuses what comes in through a hurdle.
 
     Raises:
-        NodeError: a node shows other frames than those of the node `name` above it.
+        NodeError: frames of the node `name` above it are not, or not always, the same ones below.
     """
-    if retimed is not None:
-        raise NodeError(
-            f"{host.name(retimed)} changes the time of what comes from {name}. Connect this node "
-            f"above {host.name(retimed)}."
-        )
+    if hurdle is not None:
+        where = host.name(hurdle)
+        raise NodeError(f"{where} {host.hurdle(hurdle)} {name}. Connect this node above {where}.")
 
 
-def _feeding(node: Node) -> List[Node]:
-    """Returns what a node takes its picture from: of a Group first what is in it."""
-    return (host.inside(node) if kind_of(node) is FOREIGN else []) + host.above(node)
+def _feeding(node: Node, passes: bool = False) -> List[Node]:
+    """Returns what a node takes its picture from: of a Group first what is in it.
+
+    Args:
+        node: the node.
+        passes: as for `host.above`.
+    """
+    inside = host.inside(node) if kind_of(node) is FOREIGN else []
+    return inside + host.above(node, shown=True, passes=passes)
 
 
 def origin(node: Node, index: int) -> Optional[Node]:
@@ -109,19 +113,24 @@ def face_read(node: Node) -> Node:
         node: what is connected as the face.
 
     Raises:
-        NodeError: there is neither, or its frames come in at other times.
+        NodeError: there is neither, its frames come in at other times, or the script's variables
+            choose it.
     """
     found: Optional[Node] = node
-    retimed: Optional[Node] = None
+    hurdle: Optional[Node] = None
     while found is not None and not kind_of(found).has_track:
         if host.is_read(found):
-            _check_time(retimed, host.name(found))
+            name, why = host.name(found), host.hurdle(found)
+            _check_way(hurdle, name)
+            if why:
+                text = f"{name} {why} its files. Set its frame mode to expression, without any."
+                raise NodeError(text)
             return found
-        retimed = found if host.changes_time(found) else retimed
+        hurdle = found if host.hurdle(found) else hurdle
         found = next(iter(_feeding(found)), None)
     if found is None:
         raise NodeError("There is no Reenact node and no Read above. Connect one to face.")
-    _check_time(retimed, host.name(found))
+    _check_way(hurdle, host.name(found))
     return host.inner(upstream(node, [found]).node, "Result")
 
 

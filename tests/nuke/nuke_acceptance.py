@@ -292,6 +292,25 @@ def the_search_goes_out_of_groups_and_into_them():
 
 
 @check
+def of_a_switch_the_input_is_worked_on_that_is_seen():
+    from reenact import upstream
+
+    said = {}
+    shots, grey = [made("Reenact"), made("Reenact")], [made("Constant"), made("Constant")]
+    for number in (0, 1):
+        shots[number]["track"].setValue(f"/{number}.latents")
+        grey[number]["color"].fromScript(str(0.25 + 0.5 * number))
+    seen, switch = made("Switch", *grey), made("Switch", *shots)
+    for which in (0, 1, 7, -1):
+        for node in (seen, switch):
+            node["which"].setValue(which)
+        shown = int(seen.sample("red", 1.5, 1.5) > 0.5)
+        assert upstream.upstream(switch, [switch]).node == shots[shown], which
+        said[which] = shown
+    return said
+
+
+@check
 def a_baked_node_is_one_step_of_undo():
     from reenact import host
 
@@ -471,7 +490,10 @@ def the_input_is_rendered_as_raw_half_at_full_size():
     source = nuke.createNode("CheckerBoard2", inpanel=False)
     node = nuke.createNode("Reenact", inpanel=False)
     node.setInput(0, source)
+    full, said = host.connected(node), {}
     nuke.root()["proxy"].setValue(True)
+    assert host.connected(node) == full
+    said["width in proxy mode"] = [full.width, source.format().width(), source.width()]
     pattern = os.path.join(tempfile.mkdtemp(), "new", "source.%04d.exr").replace("\\", "/")
     host.render(host.inner(node, "Source"), pattern, 1, 2, host.project().views[0])
     assert nuke.root()["proxy"].value()
@@ -481,7 +503,7 @@ def the_input_is_rendered_as_raw_half_at_full_size():
     host.show_files(result, Frames(pattern, 1, 2))
     node["has_result"].setValue(True)
     assert node.width() == source.width(), "not at full size"
-    return {"metadata": {k: str(v) for k, v in result.metadata().items()}}
+    return {**said, "metadata": {k: str(v) for k, v in result.metadata().items()}}
 
 
 @check

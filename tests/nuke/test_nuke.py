@@ -330,6 +330,9 @@ def test_the_files_of_a_plain_read_are_sent_as_they_are(
     settings = request_of(node).settings
     height = session.look(node.input(0), FIRST)["red"].shape[0]
     assert (settings["neutral"], settings["at"]) == (f"{FIRST + 1}:4", [50, height - 30])
+    session.module.root()["proxy"].setValue(True)  # knobs are in pixels of full size
+    assert request_of(node).settings["at"] == [50, height - 30]
+    session.module.root()["proxy"].setValue(False)
     node.input(0)["raw"].setValue(True)
     assert request_of(node).source.space == "lin_rec709"  # the working space
 

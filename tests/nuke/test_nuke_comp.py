@@ -1,6 +1,8 @@
 """Tests ReenactComp's text, drawn by the stand-in for Nuke, against the core and closed forms."""
 
-from dataclasses import dataclass, replace
+import json
+import shutil
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -15,18 +17,23 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nuke_session import STUDIO_DEFAULTS, plugin, read_node, under, whole, work
 from nuke_standin import Node, Picture, Session
-from reenact import bake, tracks
+from reenact import bake, protocol, tracks
 from reenact.files import Frames
+from reenact.runs import Source
 from repository import ROOT
 from scipy.ndimage import binary_erosion
+from small_character import small_character
 
 from core.face.alignment import from_square, warp
 from core.face.keypoints import FACE_OVAL, INNER_LIPS, LEFT_EYE, OUTER_LIPS, RIGHT_EYE
 from core.face.stmap import corner_pin, stmap_to_crop, stmap_to_plate
+from core.face.surface import Atlas
 from core.media.clip import Clip, Window
 from core.media.numbering import frame_path
 from core.media.read import open_clip, read_frame
 from core.media.write import write_exr
+from core.personalize.character import save_character
+from core.personalize.detail import Detail, DetailInfo, DetailNetwork, DetailShape
 from core.render import colour_match, grain, layers
 from core.render.colour_match import Match
 from core.render.frames import SYNTHETIC
@@ -656,7 +663,7 @@ def test_a_studios_defaults_change_no_picture(
         for channel, pixels in before.items():
             np.testing.assert_array_equal(after[channel], pixels)
     quads = tracks.face_quads(shot[0])
-    text = bake.corner_pin(bake.face_warp(quads, FIRST, True, False))
+    text = bake.corner_pin(bake.face_warp(quads, FIRST, (CROP, CROP), False))
     (pin,) = nk_script.parse(text)
     assert [pin.knob(f"enable{corner}") for corner in range(1, 5)] == ["true"] * 4
 
@@ -769,6 +776,13 @@ def shot(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, np.ndarray]:
     quads[2] = np.nan
     count = len(quads)
     path = tmp_path_factory.mktemp("track") / "track.latents"
+    plates = {
+        "plate": PLATE,
+        "twice": (2 * PLATE[0], 2 * PLATE[1]),
+        "wide": (2 * PLATE[0], PLATE[1]),
+    }
+    for name, (width, height) in plates.items():
+        write_exr(path.with_name(f"{name}.1001.exr"), np.zeros((height, width, 3), np.float32))
     save_track(
         path,
         LatentTrack(
@@ -802,9 +816,18 @@ def test_places_are_those_of_the_core(shot: tuple[str, np.ndarray]) -> None:
         np.testing.assert_array_equal(corners, wanted[number - FIRST])
 
 
-def baked(session: Session, made: Made, shot: tuple[str, np.ndarray], button: str, **knobs) -> Node:
+def baked(
+    session: Session,
+    made: Made,
+    shot: tuple[str, np.ndarray],
+    button: str,
+    plate: str = "plate",
+    **knobs: object,
+) -> Node:
     """Presses a Bake button in a script of Read, Reenact and ReenactComp; returns the new node."""
-    node = comp(session, made.plate, made.face, **knobs)
+    pattern = str(Path(shot[0]).with_name(f"{plate}.####.exr"))
+    node = comp(session, pattern, made.face, **knobs)
+    node.input(0)["last"].setValue(FIRST)
     reenact = session.module.createNode("Reenact")
     reenact["track"].setValue(shot[0])
     node.setInput(1, reenact)
@@ -888,11 +911,96 @@ def test_an_stmap_is_the_cores(session: Session, made: Made, shot: tuple[str, np
         np.testing.assert_allclose(drawn, wanted[-rows:, :columns, i], atol=1e-4)
 
 
+@pytest.mark.parametrize("proxy", [False, True])
+def test_what_is_baked_follows_the_face_in_a_plate_of_another_size(
+    session: Session, made: Made, shot: tuple[str, np.ndarray], proxy: bool
+) -> None:
+    """The node scales the face to its plate."""
+    session.module.root()["proxy"].setValue(proxy)
+    wanted = 2 * corner_pin(shot[1], PLATE[1])
+    node = baked(session, made, shot, "bake_corner_pin", "twice")
+    for k in range(4):
+        np.testing.assert_allclose(points(node, f"to{k + 1}", 1002), wanted[1][k], atol=1e-4)
+    np.testing.assert_allclose(points(node, "from3", 1001), [CROP, CROP])
+    node = baked(session, made, shot, "bake_transform", "twice", bake_from="this frame")
+    np.testing.assert_allclose(points(node, "center", 1001), wanted[1].mean(0), atol=1e-4)
+    drawn = baked(session, made, shot, "bake_stmap", "twice").input(1)
+    session._frame = 1001
+    picture = nuke_pixels.expression(
+        drawn, {c: np.zeros((2 * PLATE[1], 2 * PLATE[0])) for c in RGB}
+    )
+    full = stmap_to_plate(2 * shot[1][0], Window(0, 0, 2 * PLATE[0], 2 * PLATE[1]))
+    np.testing.assert_allclose(picture["red"], full[..., 0], atol=1e-4)
+    np.testing.assert_allclose(picture["green"], full[..., 1], atol=1e-4)
+    node = baked(session, made, shot, "bake_corner_pin", "wide", bake_from="this frame")
+    across = wanted[1] * [1, 0.5]
+    np.testing.assert_allclose(points(node, "from2", 1001), across[1], atol=1e-4)
+    node = session.module.toNode("ReenactComp4")
+    session.press(node, "bake_transform")
+    assert "square pixels only" in node["baked"].value()
+    assert session.module.root()["proxy"].value() is proxy
+
+
+def test_what_is_baked_takes_crops_in_the_size_that_they_have(
+    session: Session, made: Made, shot: tuple[str, np.ndarray], tmp_path: Path
+) -> None:
+    """A character with detail draws larger pictures than its generator; crops may be enlarged."""
+    who, version = small_character(), tmp_path / "Reenact1_v001"
+    sizes = who.generator.architecture
+    shape = DetailShape(sizes.resolution, 4 * CROP, sizes.channels[sizes.resolution])
+    network = DetailNetwork(shape).eval().requires_grad_(False)
+    atlas = Atlas(np.ones((478, 3), np.float32), np.zeros((900, 3), np.int32))
+    save_character(tmp_path / "plain.character", who)
+    sharp = replace(who, detail=Detail(network, atlas, DetailInfo()))
+    save_character(tmp_path / "sharp.character", sharp)
+    (version / "crops").mkdir(parents=True)
+    shutil.copyfile(shot[0], version / "track.latents")
+    corners = corner_pin(shot[1], PLATE[1])
+
+    def square(button: str = "bake_corner_pin", crop: Node | None = None, **knobs) -> Node:
+        node = comp(session, str(Path(shot[0]).with_name("plate.####.exr")), made.face, **knobs)
+        reenact = session.module.createNode("Reenact")
+        reenact["track"].setValue((version / "track.latents").as_posix())
+        node.setInput(1, reenact)
+        node.setInput(2, crop)
+        session.press(node, button)
+        assert ": keys from" in node["baked"].value(), node["baked"].value()
+        return session.module.toNode(node["baked"].value().partition(":")[0])
+
+    for name, side in (("plain", CROP), ("sharp", 4 * CROP)):
+        content = {
+            "character": str(tmp_path / f"{name}.character"),
+            "plate": asdict(protocol.Clip()),
+            "source": asdict(Source([], [])),
+            "first": FIRST,
+            "last": LAST,
+        }
+        (version / "run.json").write_text(json.dumps(content))
+        np.testing.assert_allclose(points(square(), "from3", FIRST), [side, side])
+    image = np.zeros((96, 96, 3), np.float32)
+    write_exr(version / "crops" / "Reenact1_v001_crop.1001.exr", image)
+    np.testing.assert_allclose(points(square(), "from3", FIRST), [96, 96])
+    for name, shape in (("large", (200, 200, 3)), ("wide", (100, 200, 3))):
+        write_exr(tmp_path / f"{name}.1001.exr", np.zeros(shape, np.float32))
+    large, wide = (read(session, str(tmp_path / f"{n}.1001.exr")) for n in ("large", "wide"))
+    baked = square(crop=large)
+    assert baked.input(0) is large
+    np.testing.assert_allclose(points(baked, "from3", FIRST), [200, 200])
+    moved = square("bake_transform", large)
+    (scale,) = points(moved, "scale", FIRST)
+    assert scale == pytest.approx(np.linalg.norm(corners[0][1] - corners[0][0]) / 200, abs=1e-4)
+    np.testing.assert_allclose(points(square(crop=wide), "from3", FIRST), [200, 100])
+    node = session.module.toNode("ReenactComp1")
+    node.setInput(2, wide)
+    session.press(node, "bake_transform")
+    assert "square pixels only" in node["baked"].value()
+
+
 def test_what_is_baked_is_text_that_nuke_reads(shot: tuple[str, np.ndarray]) -> None:
     quads = tracks.face_quads(shot[0])
-    for crop in (True, False):
+    for crop in ((CROP, CROP), None):
         for kind, make in bake.KINDS.items():
-            text = make(bake.face_warp(quads, 1002, crop, not crop))
+            text = make(bake.face_warp(quads, 1002, crop, crop is None))
             for node in nk_script.parse(f"push 0\n{text}"):
                 own = {"to1", "to2", "to4", "from1", "from2", "from4"} if kind == "stmap" else set()
                 for name, _ in node.knobs:

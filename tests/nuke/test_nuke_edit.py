@@ -153,6 +153,54 @@ def test_a_track_is_found_through_whatever_lies_between(session: Session) -> Non
     assert found(below) == "/1.latents"
 
 
+def test_the_track_is_that_of_the_picture_that_is_shown(session: Session) -> None:
+    plate = under(session, "Read")
+    first, second, third = (under(session, "Reenact", plate) for _ in range(3))
+    for node, track in ((first, "/1.latents"), (second, "/2.latents"), (third, "/3.latents")):
+        node["track"].setValue(track)
+    upstream = plugin("upstream").upstream
+    switch = under(session, "Switch", first, second)
+    edit = under(session, "ReenactEdit", under(session, "Dot", switch))
+    for which, shown in ((0, first), (1, second), (7, second), (-1, first)):
+        switch["which"].setValue(which)
+        assert upstream(edit).node is shown
+    switch["which"].setValue(1)
+    switch["disable"].setValue(True)
+    assert upstream(edit).node is first
+    merge = under(session, "Merge2", plate, second)
+    below = under(session, "ReenactStyle", merge)
+    assert upstream(below).node is second
+    merge["disable"].setValue(True)  # shows the plate alone
+    with pytest.raises(NodeError, match="no Reenact node above"):
+        upstream(below)
+    passing = under(session, "ReenactEdit", first, under(session, "Merge2", plate, third))
+    passing["shown_version"].setValue("upstream")
+    assert upstream(under(session, "NoOp", passing)).node is first
+    passing.setInput(0, plate)  # what is over its plate is not shown
+    with pytest.raises(NodeError, match="no Reenact node above"):
+        upstream(under(session, "NoOp", passing))
+
+
+def test_a_shot_that_variables_choose_is_refused(session: Session) -> None:
+    plate = under(session, "Read")
+    shots_of = [under(session, "Reenact", plate) for _ in range(2)]
+    for node in shots_of:
+        node["track"].setValue(f"/{node.name()}.latents")
+    switch = under(session, "VariableSwitch", *shots_of)
+    edit = under(session, "ReenactEdit", under(session, "Dot", switch))
+    session.press(edit, "preview")
+    sentence = (
+        "VariableSwitch1 shows only for some of the script's variables what comes from Reenact1."
+    )
+    assert edit["state"].value() == f"{sentence} Connect this node above VariableSwitch1."
+    comp = under(session, "ReenactComp", plate, switch)
+    for button in ("bake_tracker", "bake_corner_pin"):
+        session.press(comp, button)
+        assert comp["baked"].value().startswith(sentence)
+    switch["disable"].setValue(True)
+    assert plugin("upstream").upstream(edit).node is shots_of[0]
+
+
 @pytest.mark.parametrize(
     ("kind", "knobs"),
     [

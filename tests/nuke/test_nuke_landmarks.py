@@ -196,6 +196,9 @@ def test_files_that_are_no_frames_are_refused(tmp_path: Path) -> None:
     write_exr(path, np.zeros((8, 9, 3), np.float32), attributes={marks.ATTRIBUTE: "1 2 3"})
     assert marks.read_landmarks({1: str(path)}) == ({}, (9, 8))
     content = path.read_bytes()
+    path.write_bytes(content.replace(b"displayWindow\0", b"displayWindox\0"))
+    with pytest.raises(ValueError, match="no display window"):
+        marks.read_landmarks({1: str(path)})
     for length in (6, 20, 60, 300):
         path.write_bytes(content[:length])
         with pytest.raises(ValueError, match="damaged"):
@@ -402,6 +405,60 @@ def test_a_reenact_node_gives_the_landmarks_of_its_result(session: Session, shot
     session.press(node, "bake_roto")
     made = session.module.toNode(node["baked"].value().partition(":")[0])
     assert made["curves"].toScript() == plain
+
+
+def test_points_and_shapes_follow_the_face_in_a_plate_of_another_size(
+    session: Session, shot: Shot, tmp_path: Path
+) -> None:
+    """The node scales the face to its plate."""
+    large = str(tmp_path / "large.####.exr")
+    for number in FRAMES:
+        grey = np.full((3 * HEIGHT, 2 * WIDTH, 3), 0.2, np.float32)
+        write_exr(frame_path(large, number), grey, half=False)
+    other = Shot(large, shot.face, shot.quads, shot.truth)
+    found = written(shot)
+    node = baked(session, other, "bake_tracker")
+    tracks = nuke_shapes.read_tracks(node["tracks"].toScript())
+    for name, i in marks.named_points("").items():
+        for n in SHOWN:
+            wanted = np.array(found[n][i]) * [2, 3]
+            np.testing.assert_allclose([tracks[name].x[n], tracks[name].y[n]], wanted, atol=1e-3)
+    roto = baked(session, other, "bake_roto")["curves"].toScript()
+    at = nuke_shapes.read_shapes(roto)["left_eye"].points(FIRST)[:, 1]
+    ring = np.array([found[FIRST][i] for i in marks.OUTLINES["left_eye"]])
+    np.testing.assert_allclose(at, ring * [2, 3], atol=1e-3)
+
+
+def test_of_a_switch_the_face_that_is_shown_is_read(session: Session, shot: Shot) -> None:
+    plain = baked(session, shot, "bake_roto")["curves"].toScript()
+    node = session.module.toNode("ReenactComp1")
+    plate, face = node.input(0), node.input(1)
+    switch = under(session, "Switch", plate, face)  # the plate's frames have no landmarks
+    switch["which"].setValue(1)
+    node.setInput(1, switch)
+    session.press(node, "bake_roto")
+    made = session.module.toNode(node["baked"].value().partition(":")[0])
+    assert made["curves"].toScript() == plain
+
+
+def test_frames_that_a_read_shows_at_other_times_are_refused(session: Session, shot: Shot) -> None:
+    baked(session, shot, "bake_roto")
+    node = session.module.toNode("ReenactComp1")
+    face = node.input(1)
+    for mode, text, moved in (
+        ("start at", "1", True),
+        ("start at", str(FRAMES[0]), False),
+        ("offset", "8", True),
+        ("offset", "0", False),
+        ("expression", "frame+1000", True),
+        ("expression", "", False),
+    ):
+        for knob, value in {"frame_mode": mode, "frame": text}.items():
+            face[knob].setValue(value)
+        session.press(node, "bake_tracker")
+        said = node["baked"].value()
+        assert said.startswith("Read2 shows at other times the frames of its files.") == moved, said
+        assert (": keys from" in said) == (not moved)
 
 
 def test_buttons_say_why_not(session: Session, shot: Shot, tmp_path: Path) -> None:

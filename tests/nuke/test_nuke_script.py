@@ -739,6 +739,7 @@ def test_nodes_of_the_version_before_are_updated_and_render_the_same(
     files = [node.node("Result")["file"].value() for node in old[:2]]
     for node in old:
         node["selected"]._value = True
+    nuke.show(old[1])
     plugin("nodes").update_selected()
     assert nuke.toNode("Reenact1") is old[0]  # not inside a callback of the node
     session.pump(lambda: nuke.toNode("ReenactComp1") is not old[2], 10, "the update")
@@ -753,6 +754,7 @@ def test_nodes_of_the_version_before_are_updated_and_render_the_same(
     assert all("Update ReenactComp" in node["state"].value() for node in new[:2])
     assert new[1].input(0) is new[0]
     assert new[2].input(1) in new
+    assert session.shown == ["ReenactEdit1"] * 2  # no panels but those that were open
     for _ in old:
         nuke.undo()
     assert [nuke.toNode(name).knob("node_version") for name in kept] == [None] * 3

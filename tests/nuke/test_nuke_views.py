@@ -130,6 +130,46 @@ def test_each_view_of_an_input_is_rendered_into_files_of_its_own(
     assert write["views"].value() == "left"
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_of_an_exr_with_both_views_each_job_gets_its_own(
+    stereo: Session, given: tuple[Path, str], tmp_path: Path, parts: int
+) -> None:
+    """Nuke writes all views of a Write into one EXR; readers without views find the first one."""
+    path = str(tmp_path / f"stereo.{FIRST}.exr")
+    grey = [np.full((90, 160, 3), value, np.float32) for value in (0.25, 0.75)]
+    specs = [oiio.ImageSpec(160, 90, 6 // parts, oiio.HALF) for _ in range(parts)]
+    if parts == 1:
+        specs[0].channelnames = (*"RGB", "right.R", "right.G", "right.B")
+        specs[0].attribute("multiView", "string[2]", VIEWS)
+        specs[0].attribute("manifest", "n" * (1 << 21))  # as long as a Cryptomatte's
+        grey = [np.dstack(grey)]
+    else:
+        for spec, view in zip(specs, VIEWS, strict=True):
+            spec.attribute("view", view)
+            spec.attribute("oiio:subimagename", f"rgb.{view}")
+    output = oiio.ImageOutput.create(path)
+    assert output.open(path, tuple(specs))
+    for part, pixels in enumerate(grey):
+        assert part == 0 or output.open(path, specs[part], "AppendSubimage")
+        assert output.write_image(pixels)
+    output.close()
+    plate = str(tmp_path / "stereo.####.exr")
+    node = script(stereo, (given[0], plate), tmp_path, last=FIRST, view="all")
+    node.input(0)["raw"].setValue(True)
+    sent = {view: request.source.paths[0] for view, request in request_of(node).views.items()}
+    assert sent["left"] == path
+    for view, value in zip(VIEWS, (0.25, 0.75), strict=True):
+        assert oiio.ImageBuf(sent[view]).get_pixels()[..., :3] == pytest.approx(value, abs=1e-3)
+    for view, said in (("right", "holds several views"), ("left", "")):
+        node["view"].setValue(view)
+        node["source"].setValue("files")
+        if said:
+            stereo.press(node, "submit")
+            assert said in node["state"].value()
+        else:
+            assert request_of(node).source.paths == [path]
+
+
 def test_both_views_are_one_version_and_each_is_seen_in_its_own(
     stereo: Session, shot: tuple[Node, Path]
 ) -> None:

@@ -10,7 +10,8 @@ catches it. Every change of a knob is noted as a modification of the script. Lab
 Tcl, text in their knobs too. Layers exist once a script declares them or a Read has read them, and
 no node is made that names another one of ours. Clones share their knobs, the name too.
 
-While a script renders, events are processed. A File knob's value has `%04d` for `####`. Nuke's
+Of an EXR with several views, a Read shows the one that is drawn. While a script renders, events are
+processed. A File knob's value has `%04d` for `####`. Nuke's
 documentation does not settle whether a script keeps the items that a menu was given (`keeps_items`)
 and whether knobChanged is called for changes by a program (`calls_for_programs`): tests do both.
 
@@ -92,6 +93,10 @@ DOCUMENTED = {
     "TimeOffset": {"reverse_input": f"{_SCAN}/TimeOffset.json"},
     **{kind: {"disable": f"{_SCAN}/{kind}.json"} for kind in ("AppendClip", "Kronos")},
     "Tracker4": dict.fromkeys(("tracks", "reference_frame"), _TRACKER),
+    "VariableSwitch": {  # from Nuke 16 on
+        "variable": "https://learn.foundry.com/nuke/content/reference_guide/merge_nodes/"
+        "variableswitch.html"
+    },
     "VectorBlur2": dict.fromkeys(
         (
             *("uv", "scale", "offset", "blur_type", "grow_bbox"),
@@ -795,6 +800,9 @@ class Node:
     def ypos(self):
         return self["ypos"].value()
 
+    def shown(self):
+        return self.name() in self._session.shown
+
     def setXYpos(self, x, y):
         self["xpos"]._value, self["ypos"]._value = x, y
 
@@ -814,9 +822,11 @@ class Node:
 
     def format(self):
         try:
-            return Format(self._session._picture(self, self._session._frame)["red"].shape)
+            shape = self._session._picture(self, self._session._frame)["red"].shape
         except RuntimeError:  # no such file
-            return Format(FORMAT)
+            shape = FORMAT
+        # Whether it is the proxy's in proxy mode is not documented.
+        return Format([side // (1 + self._session._root["proxy"].value()) for side in shape])
 
     def metadata(self):
         return self._session._metadata(self)
@@ -1618,7 +1628,7 @@ class Session:
             if path and node["on_error"].value() == "black":
                 return self._black(node)
             raise RuntimeError(f"{node.fullName()}: {path}: No such file or directory")
-        buffer = oiio.ImageBuf(path)
+        buffer = self._part(path)
         spec, full = buffer.spec(), buffer.roi_full
         pixels = np.zeros((full.height, full.width, spec.nchannels), np.float32)
         inside = buffer.roi
@@ -1630,7 +1640,8 @@ class Session:
             pixels[..., :3] = np.where(low <= 0.04045, low / 12.92, ((low + 0.055) / 1.055) ** 2.4)
         short = {"R": "red", "G": "green", "B": "blue", "A": "alpha"}
         channels = {}
-        for i, name in enumerate(spec.channelnames):
+        names = [name.removeprefix(f"{self._view}.") for name in spec.channelnames]
+        for i, name in enumerate(names):  # those of the view come after the first view's
             layer, _, channel = name.rpartition(".")
             plain = short.get(channel, channel)
             channels[f"{layer}.{plain}" if layer else plain] = pixels[..., i]
@@ -1638,6 +1649,14 @@ class Session:
             own = " ".join(name for name in channels if name.startswith(f"{layer}."))
             self.layers.setdefault(layer, f"{layer} {own}")
         return channels
+
+    def _part(self, path: str) -> oiio.ImageBuf:
+        """Returns what an EXR of several views holds of the one that is drawn, else all of it."""
+        for part in range(oiio.ImageBuf(path).nsubimages):
+            buffer = oiio.ImageBuf(path, part, 0)
+            if buffer.spec().getattribute("view") == self._view:
+                return buffer
+        return oiio.ImageBuf(path)
 
     def _black(self, node: Node) -> Picture:
         """Returns an empty picture of the size of a Read's frames."""
