@@ -10,9 +10,9 @@ import pickle
 import socket
 import struct
 import sys
-import time
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_mutations import run
+from checkpoint_readers import READERS, SECONDS, read_all
 from checkpoint_writers import (
     CHANNELS,
     WIDTH,
@@ -51,9 +52,6 @@ from core.stylize import style
 from server.cli.models import app
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
-
-SECONDS = 2.0  # of processor time that a reader may take to say what is wrong
-READERS = (load_any, load_encoder, load_directions)
 
 
 def nested(levels: int = 60) -> object:
@@ -233,28 +231,6 @@ def small_state() -> dict[str, Tensor]:
     state: dict[str, Tensor] = torch.load(folder, weights_only=True)["g_ema"]
     folder.unlink()
     return {name: value for name, value in state.items() if not name.startswith("style.")}
-
-
-def read_all(path: Path) -> None:
-    """Reads a file by every reader; raises the last refusal if all of them refuse it.
-
-    Raises:
-        AssertionError: one of them took more than `SECONDS` of processor time.
-    """
-    refused = None
-    for reader in READERS:
-        began = time.process_time()
-        try:
-            reader(path)
-        except ReenactError as error:
-            refused = error
-        else:
-            return
-        finally:
-            took = time.process_time() - began
-            assert took < SECONDS, f"{reader.__name__} took {took:.1f} s"
-    assert refused is not None
-    raise refused
 
 
 def limited_reading(path: Path) -> str:
@@ -537,7 +513,7 @@ def test_pipes_devices_and_sockets_are_not_waited_for(tmp_path: Path) -> None:
         readers = (
             *READERS,
             load_generator,
-            lambda path: container.read(path, "x", 1, NotDirectionsError, "file"),
+            partial(container.read, format="x", version=1, wrong=NotDirectionsError, kind="file"),
         )
         for path in (pipe, unix, Path("/dev/zero"), tmp_path):
             for reader in readers:
