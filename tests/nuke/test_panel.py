@@ -26,7 +26,7 @@ from server.frontend import home
 
 pytestmark = pytest.mark.timeout(600)
 
-STEPS = 40
+STEPS = 24
 
 
 @pytest.fixture
