@@ -28,7 +28,7 @@ Above the rows: by how much the mesh trembles that detail is attached to, while 
 from one anchor to another (root mean square of second differences, px of 512). And for synthetic
 people how far dots on the skin drift from their mean skin coordinates while the head turns by up to
 30 degrees (median / 95 %, px of 512 in the picture): by points that stick to the skin, which is the
-surface map's own error, and by the network's mesh, which glides over it.
+surface map's own error, by the network's mesh, which glides over it, and by that put right.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ from skin_dots import dotted, drift
 
 from core.face import perceptual
 from core.face.aligned_clip import align_clip, cut_out
+from core.face.skin import lay_out, stick
 from core.face.surface import SURFACE_POINTS, fit_atlas
 from core.generator import Generator
 from core.media.read import open_clip
@@ -189,8 +190,14 @@ def find_trembling(character: str) -> Stage:
     loaded = load_character(character)
     shares = torch.arange(SLOW // 4)[:, None] / SLOW
     codes = torch.lerp(loaded.anchors[:1], loaded.anchors[1:2], shares)[:, None]
-    codes = codes.repeat(1, loaded.generator.architecture.num_ws, 1)
-    meshes = find_meshes(torch.stack([*draw_pictures(loaded.generator, codes.numpy())]))
+    anchors = loaded.anchors[:, None]
+    layers = loaded.generator.architecture.num_ws
+    drawn, faces = (
+        torch.stack([*draw_pictures(loaded.generator, w.repeat(1, layers, 1).numpy())])
+        for w in (codes, anchors)
+    )
+    atlas = lay_out(find_meshes(faces), faces.numpy())
+    meshes = find_meshes(drawn, atlas)
     second = np.diff(meshes[:, :SURFACE_POINTS, :2] * 512, 2, axis=0)
     return {"trembling": float(np.sqrt(np.square(second).sum(-1).mean()))}
 
@@ -198,14 +205,20 @@ def find_trembling(character: str) -> Stage:
 def find_drift(seed: int) -> Stage:
     """Of dots on the skin of a synthetic person, by region."""
     moves = [{"yaw": yaw, "pitch": pitch} for yaw, pitch in TURNS]
-    found = find_meshes(aligned(acted(seed, *moves), 256))
+    pictures = aligned(acted(seed, *moves), 256)
+    found = find_meshes(pictures)
     dots = dotted(seed, found[0], *moves)
+    stuck = stick(lay_out(found, pictures.numpy()), found, pictures.numpy())
     return {
         name: {
             region: [float(np.quantile(errors, share)) for share in (0.5, 0.95)]
             for region, errors in drift(fit_atlas(meshes), meshes, dots).items()
         }
-        for name, meshes in (("surface map", dots.meshes), ("with the network", found))
+        for name, meshes in (
+            ("surface map", dots.meshes),
+            ("by the network", found),
+            ("sticking to the skin", stuck),
+        )
     }
 
 
