@@ -28,7 +28,7 @@ from core.face.surface import (
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # BT.601
 _NODES = 16  # along a side of the grid on which flow is found
-_ROUNDS = 4  # of registering pictures to their mean
+_ROUNDS = 3  # of registering pictures to their mean
 # In sides of the texture: how soft pictures are made, from coarse to fine.
 _SOFTNESS = (0.02, 0.006)
 _STEPS = 4  # of Gauss-Newton, at each
@@ -119,7 +119,7 @@ def _own_levels(atlas: Atlas) -> list[_Level]:
 def _levels(atlas: Atlas, reference: np.ndarray) -> list[_Level]:
     """What does not depend on the picture that is registered."""
     weight = texture_map(atlas, atlas.mean, REFERENCE_SIDE)[..., 2]
-    contrast, hats = _contrast(reference), _hats()
+    contrast, hats = _contrast(reference), _hats().astype(np.float64)
     stiffness = np.kron(np.eye(2), _stiffness())
     levels = []
     for softness in _SOFTNESS:
@@ -148,7 +148,7 @@ def _find_flow(levels: Sequence[_Level], picture: _Unrolled) -> np.ndarray:
             resisting = nodes.reshape(2, -1) @ stiffness
             step = level.inverse @ (pull.reshape(2, -1) + resisting).ravel()
             nodes -= step.reshape(nodes.shape)
-            flow = np.stack([hats @ part @ hats.T for part in nodes], -1).astype(np.float32)
+            flow = cv2.merge([hats @ part @ hats.T for part in nodes.astype(np.float32)])
     return flow
 
 
@@ -183,7 +183,7 @@ def _grid() -> np.ndarray:
 def _hats() -> np.ndarray:
     """How much each of a line's nodes gives to each texel, linearly: `[S, nodes]`."""
     at = (np.arange(REFERENCE_SIDE) + 0.5) / REFERENCE_SIDE * (_NODES - 1)
-    return np.maximum(1 - np.abs(at[:, None] - np.arange(_NODES)), 0)
+    return np.maximum(1 - np.abs(at[:, None] - np.arange(_NODES)), 0).astype(np.float32)
 
 
 @lru_cache(maxsize=1)

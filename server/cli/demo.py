@@ -42,7 +42,7 @@ class Options:
     size: Annotated[int, typer.Option(min=64, max=1024, help="Plate height in px")] = 512
     steps: Annotated[int, typer.Option(min=1, help="Tuning steps")] = 60
     refine: Annotated[int, typer.Option(min=0, help="Steps on each anchor")] = 0
-    detail_steps: Annotated[int, typer.Option(min=1, help="Steps in which detail is learnt")] = 250
+    detail_steps: Annotated[int, typer.Option(min=1, help="Steps in which detail is learnt")] = 200
     style_steps: Annotated[
         int, typer.Option(min=0, help="Training steps of each style; 0: no styles")
     ] = 20
