@@ -247,7 +247,7 @@ def train_detail(
             entry |= measure(generator, Detail(average, atlas, DetailInfo()), held_out, settings)
             fade_on_plateau(
                 run,
-                [-10 * math.log10(e["held_out"]) for e in (*run.history[1:], entry)],
+                [-10 * math.log10(max(e["held_out"], 1e-9)) for e in (*run.history[1:], entry)],
                 _GAIN,
                 settings.patience,
                 _FADE * settings.check_every,
