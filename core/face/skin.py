@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from scipy.ndimage import distance_transform_edt
 
 from core.face.surface import (
     REFERENCE_SIDE,
@@ -35,6 +36,7 @@ _STEPS = 4  # of Gauss-Newton, at each
 _AROUND = 0.047  # in sides of the texture, where contrast is measured relative to
 _FAINT = 4.0  # of 255: fainter contrast is not amplified, for it is noise
 _STIFF, _HOLD = 0.3, 0.03  # how much flow resists being uneven, and being at all
+_LARGEST = 0.06  # in sides of the texture: flow that is believed
 
 
 class _Unrolled(NamedTuple):
@@ -89,8 +91,10 @@ def stick(atlas: Atlas, meshes: np.ndarray, pictures: np.ndarray) -> np.ndarray:
     points = (layout(atlas) * REFERENCE_SIDE - 0.5).astype(np.float32)
     for mesh, picture in zip(moved, pictures, strict=True):
         unrolled = _unroll(atlas, mesh, picture)
-        there = points + _at(_find_flow(_own_levels(atlas), unrolled), points)
-        mesh[:SURFACE_POINTS, :2] += _at(unrolled.places, there) - _at(unrolled.places, points)
+        flow = _at(_find_flow(_own_levels(atlas), unrolled), points)
+        there = points + flow.clip(-_LARGEST * REFERENCE_SIDE, _LARGEST * REFERENCE_SIDE)
+        places = unrolled.places[_nearest(atlas)]
+        mesh[:SURFACE_POINTS, :2] += _at(places, there) - _at(places, points)
     return moved
 
 
@@ -172,6 +176,14 @@ def _sampled(image: np.ndarray, at: np.ndarray) -> np.ndarray:
 def _at(image: np.ndarray, points: np.ndarray) -> np.ndarray:
     """An image `[S, S, 2]` at points `[K, 2]`: `[K, 2]`."""
     return _sampled(image, points[None])[0]
+
+
+@lru_cache(maxsize=8)
+def _nearest(atlas: Atlas) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of each texel's nearest one with a place: beyond the ring there is none."""
+    empty = ~texture_map(atlas, atlas.mean, REFERENCE_SIDE)[..., :2].any(-1)
+    rows, columns = distance_transform_edt(empty, return_distances=False, return_indices=True)
+    return rows, columns
 
 
 @lru_cache(maxsize=1)

@@ -88,6 +88,16 @@ def test_depths_and_irises_stay(atlas: Atlas, meshes: np.ndarray, pictures: np.n
     np.testing.assert_array_equal(one[0], moved[2])
 
 
+def test_no_point_moves_beyond_the_ring_around_the_face(
+    atlas: Atlas, meshes: np.ndarray, pictures: np.ndarray
+) -> None:
+    """Beyond it no texel has a place."""
+    assert atlas.reference is not None
+    for shift in (-60, -30, 30, 60):
+        elsewhere = replace(atlas, reference=np.roll(atlas.reference, shift, 1))
+        assert px(stick(elsewhere, meshes, pictures) - meshes).max() < 60, shift
+
+
 def test_nothing_moves_without_a_reference(
     atlas: Atlas, meshes: np.ndarray, pictures: np.ndarray
 ) -> None:
