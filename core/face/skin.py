@@ -36,6 +36,7 @@ _STEPS = 4  # of Gauss-Newton, at each
 _AROUND = 0.047  # in sides of the texture, where contrast is measured relative to
 _FAINT = 4.0  # of 255: fainter contrast is not amplified, for it is noise
 _STIFF, _HOLD = 0.3, 0.03  # how much flow resists being uneven, and being at all
+_UNLIKE = 0.3  # difference of contrast from which it pulls hardly more: something else is there
 _LARGEST = 0.06  # in sides of the texture: flow that is believed
 
 
@@ -147,7 +148,8 @@ def _find_flow(levels: Sequence[_Level], picture: _Unrolled) -> np.ndarray:
     for level in levels:
         source = _blurred(contrast, level.softness)
         for _ in range(_STEPS):
-            missing = (_sampled(source, grid + flow) - level.target) * picture.weight
+            missing = _sampled(source, grid + flow) - level.target
+            missing *= picture.weight / np.sqrt(1 + (missing / _UNLIKE) ** 2)
             pull = np.stack([hats.T @ (slope * missing) @ hats for slope in level.slopes])
             resisting = nodes.reshape(2, -1) @ stiffness
             step = level.inverse @ (pull.reshape(2, -1) + resisting).ravel()

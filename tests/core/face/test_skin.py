@@ -79,6 +79,17 @@ def test_noise_and_light_hardly_move_it(
     assert np.median(darker) < 0.3
 
 
+def test_no_point_jumps_while_a_head_turns(atlas: Atlas) -> None:
+    """Where a picture shows what the reference does not, as beside the face, flow has no hold."""
+    turning = aligned(acted(3, *({"yaw": float(yaw)} for yaw in np.arange(-24, -12, 1.5))), SIZE)
+    found = find_meshes(turning)
+    moved = stick(atlas, found, turning.numpy())
+    network, stuck = (px(np.diff(meshes, 2, axis=0)) for meshes in (found, moved))
+    assert network.max() < 4
+    assert stuck.max() < 8
+    assert np.median(stuck) < 1.2 * np.median(network)
+
+
 def test_depths_and_irises_stay(atlas: Atlas, meshes: np.ndarray, pictures: np.ndarray) -> None:
     moved = stick(atlas, meshes, pictures)
     np.testing.assert_array_equal(moved[..., 2], meshes[..., 2])
