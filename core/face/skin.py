@@ -76,7 +76,8 @@ def lay_out(meshes: np.ndarray, pictures: np.ndarray) -> Atlas:
 def stick(atlas: Atlas, meshes: np.ndarray, pictures: np.ndarray) -> np.ndarray:
     """Moves meshes so that their points lie on the same skin in every picture.
 
-    Flow depends smoothly on a picture, so what trembled little still does.
+    On slow paths points tremble hardly more than the network's. Where a picture shows what the
+    mean picture lacks, such as an ear, some still move by pixels from frame to frame.
 
     Args:
         atlas: of `lay_out`; by one without a reference nothing is moved.
@@ -89,7 +90,7 @@ def stick(atlas: Atlas, meshes: np.ndarray, pictures: np.ndarray) -> np.ndarray:
     moved = np.array(meshes, np.float32)
     if atlas.reference is None:
         return moved
-    points = (layout(atlas) * REFERENCE_SIDE - 0.5).astype(np.float32)
+    points = (layout(atlas)[:SURFACE_POINTS] * REFERENCE_SIDE - 0.5).astype(np.float32)
     for mesh, picture in zip(moved, pictures, strict=True):
         unrolled = _unroll(atlas, mesh, picture)
         flow = _at(_find_flow(_own_levels(atlas), unrolled), points)
@@ -115,7 +116,7 @@ def _mean(unrolled: Sequence[_Unrolled], flows: Sequence[np.ndarray]) -> np.ndar
     return sum(w * m for w, m in zip(weights, moved, strict=True)) / sum(weights)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)  # each has 7 MB, and outlives its character
 def _own_levels(atlas: Atlas) -> list[_Level]:
     assert atlas.reference is not None
     return _levels(atlas, atlas.reference)
@@ -180,7 +181,7 @@ def _at(image: np.ndarray, points: np.ndarray) -> np.ndarray:
     return _sampled(image, points[None])[0]
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)
 def _nearest(atlas: Atlas) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns of each texel's nearest one with a place: beyond the ring there is none."""
     empty = ~texture_map(atlas, atlas.mean, REFERENCE_SIDE)[..., :2].any(-1)

@@ -231,12 +231,14 @@ def texture_map(atlas: Atlas, mesh: np.ndarray, size: int) -> np.ndarray:
 
 
 def layout(atlas: Atlas) -> np.ndarray:
-    """Where the mesh's points lie in the skin texture's upper square: `[468, 2]` in 0..1."""
-    return _layout(atlas)[:SURFACE_POINTS]
+    """Returns where the points of mesh and ring lie in the skin texture's upper square.
 
+    Args:
+        atlas: the person's.
 
-def _layout(atlas: Atlas) -> np.ndarray:
-    """`layout`, with the ring's points: `[504, 2]`."""
+    Returns:
+        `[504, 2]` in 0..1; the face fills the square.
+    """
     flat = _unwrap(atlas.mean.astype(np.float64))[:SURFACE_POINTS]
     flat = np.concatenate([flat, _ring(flat)])
     low, high = flat.min(0) - _MARGIN, flat.max(0) + _MARGIN
@@ -253,7 +255,7 @@ def _shell(
         `[T, 3]`.
     """
     mean = atlas.mean.astype(np.float64)
-    flat = _layout(atlas)  # the face fills the texture's upper square
+    flat = layout(atlas)
 
     # The ring keeps its distance from the outline, also where the head is turned.
     turn, sizes, axes = np.linalg.svd(np.linalg.inv(pose))

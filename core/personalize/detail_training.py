@@ -173,7 +173,14 @@ def draw_examples(
 
 
 def attached(examples: Examples) -> tuple[Atlas, Examples]:
-    """Lays out the surface of examples, whose meshes the network found, and puts those right."""
+    """Lays out a person's surface by examples of the scan, and puts their meshes right by it.
+
+    Args:
+        examples: with the meshes that the network found.
+
+    Returns:
+        The atlas, and the examples with meshes that stick to the skin.
+    """
     atlas = lay_out(examples.meshes, examples.generated)
     meshes = stick(atlas, examples.meshes, examples.generated)
     return atlas, replace(examples, meshes=meshes)
@@ -306,11 +313,11 @@ def measure(
     for i in range(len(examples.w)):
         drawn = draw_detailed(
             generator, detail, examples.w[i : i + 1].to(device), examples.meshes[i : i + 1]
-        )
+        ).cpu()
         target = torch.from_numpy(examples.pictures[i : i + 1]).float()
         weights = examples.weights[i : i + 1]
-        figures.append(float(face_psnr(drawn.cpu(), target, weights)))
-        losses.append(float(_difference(drawn.cpu(), target, settings, weights.clamp(max=1))))
+        figures.append(float(face_psnr(drawn, target, weights)))
+        losses.append(float(_difference(drawn, target, settings, weights.clamp(max=1))))
     return {
         "held_out": math.fsum(losses) / len(losses),
         "psnr": math.fsum(figures) / len(figures),

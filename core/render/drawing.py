@@ -64,7 +64,7 @@ def draw_frames(
         for start in range(frames.start, frames.stop, batch):
             part = codes[start : min(start + batch, frames.stop)]
             # Not steadied over time: of codes near each other a generator draws pictures so alike
-            # that meshes tremble by hundredths of a pixel of 512, and an average smears blinks.
+            # that meshes tremble by a tenth of a pixel of 512, and an average smears blinks.
             plain = torch.stack([*draw_pictures(generator, part, batch)])
             meshes = find_meshes(plain, own.atlas)
             drawn = draw_detailed(drawing, own, torch.from_numpy(part).to(device), meshes)
