@@ -28,6 +28,7 @@ from core.base.checkpoints import load_checkpoint, save_checkpoint
 from core.base.digest import digest
 from core.base.errors import ReenactError
 from core.base.progress import Progress
+from core.base.revision import revision
 from core.face.aligned_clip import cut_out
 from core.face.alignment import warp
 from core.face.identity import Recogniser
@@ -57,7 +58,6 @@ EXPRESSION_PROXY = "proxy: mouth, mouth corners, lids and brows of the landmarks
 _MAX_SIDE = 512  # px of driving pictures
 _SHUT = 0.12  # eye opening, in widths of the eye, below which the gaze is hidden
 _EXPRESSION = ("jaw", "smile", "skew", "open_r", "open_l", "brow")
-_VERSION = 2  # of the checkpoints
 
 Arrays = dict[str, np.ndarray]
 Pair = tuple[Tensor | None, Tensor | None]  # aligned pictures [3, R, R] of driving face and result
@@ -144,7 +144,7 @@ def measure_shot(
     networks = [recogniser.name, face_model and face_model.name]
     inputs = (track.smooth, track.quads, track.landmarks, frames)
     drawn_with = character.detail and character.detail.digest()
-    store = _Store(work, digest(_VERSION, character.hash, drawn_with, *inputs, clips, networks))
+    store = _Store(work, digest(revision(), character.hash, drawn_with, *inputs, clips, networks))
 
     scan = store.load("scan")
     if scan is None:

@@ -27,7 +27,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import reenact
 from reenact import protocol
 from reenact.protocol import FINISHED, ProtocolError
 
@@ -747,12 +746,8 @@ class WriteQueue:
 
 
 def job_key(kind: str, task: protocol.Task, path_state: str) -> str:
-    """Returns what distinguishes jobs: the task, its files, and what computes its result.
-
-    Another release, or another version of the kind, does a task anew.
-    """
-    version = registry.KINDS[kind].version
-    return f"{protocol.task_key(kind, task)} {path_state} {reenact.__version__} {version}"
+    """Returns what distinguishes jobs: the task, its files, and what computes its result."""
+    return f"{protocol.task_key(kind, task)} {path_state} {registry.code()}"
 
 
 def _job(row: sqlite3.Row) -> Job:

@@ -99,8 +99,6 @@ class Kind:
         name: on the wire.
         task: its dataclass in `reenact.protocol`.
         lane: the worker that does it, one of `server.jobs.registry.LANES`.
-        version: part of a job's key: raised when the same task gives another result, so that
-            results from before are not given out for it.
         results: files by their names on the wire; with #### where there is one for each frame.
         run: does a task, and returns the facts about its result as plain values. Safe to run again
             with the same outputs: what an earlier run finished is kept.
@@ -111,7 +109,6 @@ class Kind:
     name: str
     task: type[Any]
     lane: str
-    version: int
     results: Mapping[str, str]
     run: Callable[[Any, Context], dict[str, Any]]
     check: Callable[[Any], None] = no_check

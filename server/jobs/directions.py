@@ -47,7 +47,6 @@ KIND = Kind(
     name="fit_directions",
     task=protocol.FitDirections,
     lane="long",
-    version=1,
     results={"directions": "result.directions", "sheet.png": "sheet.png"},
     run=run,
 )

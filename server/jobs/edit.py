@@ -97,7 +97,6 @@ KIND = Kind(
     name="edit",
     task=protocol.Edit,
     lane="live",
-    version=1,
     results={"track.latents": "track.latents"},
     run=run,
 )

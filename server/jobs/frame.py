@@ -70,7 +70,6 @@ KIND = Kind(
     name="frame",
     task=protocol.Frame,
     lane="live",
-    version=1,
     results={"frame": "out.####.exr"},
     run=run,
     check=check_layer_names,

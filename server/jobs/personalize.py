@@ -76,7 +76,6 @@ KIND = Kind(
     name="personalize",
     task=protocol.Personalize,
     lane="long",
-    version=1,
     results={
         "character": "result.character",
         "selection.png": "result_selection.png",

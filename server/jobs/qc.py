@@ -124,7 +124,6 @@ KIND = Kind(
     name="qc",
     task=protocol.Qc,
     lane="long",
-    version=1,
     results={name: name for name in FILES},
     run=run,
     check=check,

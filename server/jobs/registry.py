@@ -9,10 +9,13 @@ import importlib
 import os
 import pkgutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import reenact
 from reenact import protocol
 
+from core.base.revision import revision
 from server import jobs
 from server.jobs.common import BadOptionError, Context, Kind
 
@@ -43,6 +46,12 @@ KINDS: Mapping[str, Kind] = find_kinds()
 def kind_of(task: Any) -> Kind:
     """Returns the kind of a task."""
     return next(kind for kind in KINDS.values() if kind.task is type(task))
+
+
+def code() -> str:
+    """Returns a text that differs where other code computes the results of jobs."""
+    packages = (revision(Path(folder)) for folder in jobs.__path__)
+    return " ".join((reenact.__version__, revision(), *packages))
 
 
 def check_task(task: Any) -> None:

@@ -226,7 +226,6 @@ KIND = Kind(
     name="render",
     task=protocol.Render,
     lane="long",
-    version=1,
     results={"frame": "out.####.exr", "preview.mp4": "preview.mp4", "sheet.png": "sheet.png"},
     run=run,
     check=check,

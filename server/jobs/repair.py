@@ -60,7 +60,6 @@ KIND = Kind(
     name="repair",
     task=protocol.Repair,
     lane="long",
-    version=1,
     results={"track.latents": "track.latents"},
     run=run,
     removed=lambda outputs: work_folder(outputs["track.latents"]),

@@ -137,7 +137,6 @@ KIND = Kind(
     name="solve",
     task=protocol.Solve,
     lane="long",
-    version=1,
     results={"track.latents": "track.latents"},
     run=run,
     check=check,

@@ -103,7 +103,6 @@ KIND = Kind(
     name="stylize",
     task=protocol.Stylize,
     lane="long",
-    version=1,
     results={"style": "result.style", "preview.png": "result_preview.png"},
     run=run,
     check=check,

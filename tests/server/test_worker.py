@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import queue
+import shutil
 import signal
 import sqlite3
 import sys
@@ -23,6 +24,7 @@ from reenact import protocol
 from reenact.protocol import ProtocolError
 from running_server import FRAMES, inputs, wait_for
 
+from core.base import revision as revisions
 from core.media.contact_sheet import LABEL_HEIGHT
 from core.solve import preview
 from core.solve.latent_track import load_track
@@ -113,7 +115,7 @@ def run(task: Greet, context: Context) -> dict[str, int]:
     return {"letters": len(text)}
 
 
-KIND = Kind("greet", Greet, "live", 1, {"greeting.txt": "greeting.txt"}, run, check)
+KIND = Kind("greet", Greet, "live", {"greeting.txt": "greeting.txt"}, run, check)
 '''
 
 
@@ -184,23 +186,26 @@ def made_store(root: Path, budget: int = 1 << 30) -> database.Database:
     return database.Database(root, budget)
 
 
-def test_another_version_of_the_program_does_a_job_anew(
-    tmp_path: Path, given: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("changed", ["core", "server/jobs"])
+def test_changed_code_does_a_job_anew(
+    tmp_path: Path, given: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
     task, books = stored(tmp_path, given), made_store(tmp_path, 10**9)
     job = books.submit("solve", task, "me")
     assert books.submit("solve", task, "me") == books.find_job("solve", task) == job
-    newer = dataclasses.replace(registry.KINDS["solve"], version=10**6)
-    jobs = {job}
-    for name, value in (
-        (f"{database.__name__}.reenact.__version__", "of tomorrow"),
-        (f"{registry.__name__}.KINDS", {**registry.KINDS, "solve": newer}),
-    ):
-        with monkeypatch.context() as changed:
-            changed.setattr(name, value)
-            assert books.find_job("solve", task) is None
-            jobs.add(books.submit("solve", task, "me"))
-    assert len(jobs) == 3
+    root, copy = Path(__file__).parents[2], tmp_path / "copy"
+    shutil.copytree(root / changed, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "__init__.py").write_text("# another comment\n")
+    code = {root / changed: copy}
+
+    with monkeypatch.context() as edited:
+        edited.setattr(
+            registry,
+            "revision",
+            lambda folder=revisions.CORE: revisions.revision(code.get(folder, folder)),
+        )
+        assert books.find_job("solve", task) is None
+        assert books.submit("solve", task, "me") != job
     assert books.submit("solve", task, "me") == job
 
 
