@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core.base.adam import ParameterAdam
 from core.base.checkpoints import damaged, load_checkpoint, save_checkpoint
 from core.base.errors import ReenactError
 
@@ -35,7 +36,7 @@ class Run:
     """Everything that changes while a network is trained."""
 
     network: nn.Module
-    optimiser: torch.optim.Optimizer  # of those of the network's parameters that are trained
+    optimiser: torch.optim.Optimizer | ParameterAdam  # of the parameters that are trained
     steps: int  # at which it ends; an evaluation may lower it
     average: nn.Module | None = None  # copy of the network that becomes its moving average
     decay: float = 0.998  # of the moving average
@@ -176,7 +177,7 @@ def _restore(run: Run, path: str | Path, task: str) -> None:
         run.optimiser.load_state_dict(state["optimiser"])
         run.step, run.steps, run.fading = state["step"], state["steps"], state["fading"]
         run.pending, run.history = state["pending"], state["history"]
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise damaged(path) from error
 
 

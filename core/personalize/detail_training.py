@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.base import cpu
+from core.base.adam import ParameterAdam
 from core.base.checkpoints import CheckpointNotSavedError
 from core.base.digest import digest
 from core.base.progress import EndAfter, Progress, TrainingProgress, never
@@ -235,7 +236,7 @@ def train_detail(
     others = [p for name, p in network.named_parameters() if not name.endswith((".skin", ".head"))]
     run = Run(
         network,
-        torch.optim.Adam([{"params": others}, {"params": textures}], betas=(0.9, 0.99), fused=True),
+        ParameterAdam([others, textures], (0.9, 0.99), fused=True),
         settings.steps,
         average,
         settings.average,

@@ -19,6 +19,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from core.base import cpu
+from core.base.adam import ParameterAdam
 from core.base.digest import digest
 from core.base.progress import EndAfter, TrainingProgress, never
 from core.base.sampling import evenly_spaced
@@ -292,7 +293,7 @@ def fine_tune(
     tuned.synthesis.requires_grad_(True)
     run = Run(
         tuned.synthesis,
-        torch.optim.Adam(tuned.synthesis.parameters(), betas=settings.betas),
+        ParameterAdam([[*tuned.synthesis.parameters()]], settings.betas),
         settings.steps,
         average.synthesis,
         settings.average,
